@@ -1,0 +1,54 @@
+# Everything runs in .venv; `make` alone lists the commands.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+bin := .venv/bin
+demo := .capflow/demo
+
+# So that an empty environment is enough.
+export PATH := $(if $(PATH),$(PATH),/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin)
+export HOME := $(if $(HOME),$(HOME),$(shell getent passwd "$$(id -u)" | cut -d: -f6))
+export LANG := $(if $(LANG),$(LANG),C.UTF-8)
+# Nothing is fetched from a model hub, no cache lands outside the checkout, and vLLM needs neither a compiler nor
+# much memory. Dynamo off: else the first answer with probabilities waits 20 s while a one-line kernel is compiled.
+run := HF_HUB_OFFLINE=1 TORCHDYNAMO_DISABLE=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 \
+  XDG_CACHE_HOME=$(CURDIR)/.capflow/cache XDG_CONFIG_HOME=$(CURDIR)/.capflow/config
+
+.PHONY: help demo test check bench clean setup
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+demo: setup $(demo)/plan.jsonl $(demo)/model/config.json ## caption 35 pictures and 3 videos with a tiny model, on this machine
+	@$(run) CAPFLOW_MODEL=$(abspath $(demo)/model) CAPFLOW_HOME=.capflow \
+	  CAPFLOW_MAX_MODEL_LEN=16384 CAPFLOW_MAX_ANSWER_TOKENS=64 \
+	  $(bin)/capflow-produce $(demo)/plan.jsonl --output $(demo)/captions
+	@$(run) $(bin)/python deploy/demo/show.py $(demo)/captions
+
+test: setup ## every test that needs no GPU
+	@$(run) $(bin)/python -m pytest
+
+check: setup ## lint, formatting, types, architecture
+	@$(bin)/ruff check
+	@$(bin)/ruff format --check
+	@$(bin)/mypy
+	@$(run) $(bin)/python -m pytest -q tests/unit/test_architecture.py
+
+bench: setup ## measure the fleet against the bare engine
+	@$(run) $(bin)/python -m tests.benchmarks
+
+clean: ## remove the environment, the demo's files and all caches
+	rm -rf .venv .capflow build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+setup:
+	@deploy/setup-venv.sh
+
+$(demo)/plan.jsonl: $(filter-out %/tiny_checkpoint.py %/show.py,$(wildcard deploy/demo/*.py)) | setup
+	@$(run) $(bin)/python deploy/demo/pictures.py $(@D)
+
+$(demo)/model/config.json: deploy/demo/tiny_checkpoint.py $(wildcard capflow_tasks/domains/*.yaml) | setup
+	@$(run) $(bin)/python deploy/demo/tiny_checkpoint.py $(@D)
