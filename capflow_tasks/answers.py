@@ -1,0 +1,67 @@
+"""Reads a model's answer. What cannot be read is a BadAnswer, never a default.
+
+Judges form, not content: whether a text is cut off or repeats itself is not decided here.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections import Counter
+from typing import Any
+
+from capflow_tasks.domains import Agent
+from capflow_tasks.errors import BadAnswer
+
+_GRADES = (1, 2, 3)
+
+
+def parse_scores(text: str, agent: Agent) -> dict[str, int]:
+    """A judge's grades by dimension, `overall` last; BadAnswer unless the text is JSON by `scores_schema`."""
+    names = [*agent.dimensions, "overall"]
+    scores = _json_object(text)
+    missing = [name for name in names if name not in scores]
+    unknown = [name for name in scores if name not in names]
+    if missing or unknown:
+        faults = [f"no {name!r}" for name in missing] + [f"unknown {_short(name)}" for name in unknown]
+        raise BadAnswer(f"the scores are not the ones asked for: {', '.join(faults)}")
+    for name in names:
+        # `type`, because True is an int and 3.0 equals 3.
+        if type(scores[name]) is not int or scores[name] not in _GRADES:
+            raise BadAnswer(f"the score {name!r} is {_short(scores[name])}, not 1, 2 or 3")
+    return {name: scores[name] for name in names}
+
+
+def check_text(text: str) -> str:
+    """The text without blanks around it; BadAnswer if it holds nothing that a reader could see."""
+    if not any(map(_is_visible, text)):
+        raise BadAnswer(f"the answer holds no text: {_short(text)}")
+    return text.strip()
+
+
+def _is_visible(char: str) -> bool:
+    """Not a control, format, unassigned or separator character, nor the mark of broken UTF-8."""
+    return unicodedata.category(char)[0] not in "CZ" and char != "\N{REPLACEMENT CHARACTER}"
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        answer = json.loads(text, object_pairs_hook=_without_repeats)
+    # RecursionError: a model caught in a loop can nest brackets without end.
+    except (ValueError, RecursionError) as error:
+        raise BadAnswer(f"the scores are not JSON ({error}): {_short(text)}") from None
+    if not isinstance(answer, dict):
+        raise BadAnswer(f"the scores are not a JSON object: {_short(text)}")
+    return answer
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    repeated = [name for name, times in Counter(name for name, _ in pairs).items() if times > 1]
+    if repeated:
+        raise BadAnswer(f"the score {_short(repeated[0])} is given twice")
+    return dict(pairs)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
