@@ -1,0 +1,289 @@
+"""The one way to read a picture, and what pictures and videos share: budgets, sizes, tokens and keys.
+
+Knows nothing of prompts or the engine; videos are decoded in `video.py`. Safe to call from many threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
+from qwen_vl_utils.vision_process import FRAME_FACTOR, MAX_RATIO, smart_nframes, smart_resize
+
+from capflow_tasks.errors import MediaCorrupt, MediaTooLarge, MediaUnsupported, SampleError, SettingsError
+from capflow_tasks.media_paths import check_file, file_errors, unrecognised
+from capflow_tasks.records import MediaRef, Modality
+
+#: Side of the square of pixels that becomes one token of Qwen2.5-VL: patch 14, merged 2 by 2.
+QWEN2_5_VL_FACTOR = 28
+_TOKEN = QWEN2_5_VL_FACTOR**2
+#: Frames that share their tokens.
+_PAIR: int = FRAME_FACTOR
+#: Fields of the budget that refuse media but never change a pixel.
+_LIMITS = ("max_file_bytes", "max_source_pixels", "timeout_seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class MediaBudget:
+    """How much of a picture or video the model gets; the defaults suit Qwen2.5-VL with 32 k of context."""
+
+    #: Pixels per side of one token: 28 for Qwen2.5-VL, 32 for Qwen3-VL.
+    factor: int = QWEN2_5_VL_FACTOR
+    #: Pixels per picture, after resizing, at least (256 tokens, so that small print is enlarged).
+    min_pixels: int = 256 * _TOKEN
+    #: Pixels per picture, after resizing, at most (1,280 tokens).
+    max_pixels: int = 1280 * _TOKEN
+    #: Frames to take per second of video.
+    video_fps: float = 2.0
+    #: Frames per video, at least (as far as it has them).
+    video_min_frames: int = 4
+    #: Frames per video, at most.
+    video_max_frames: int = 256
+    #: Pixels per frame, after resizing, at least.
+    video_frame_min_pixels: int = 128 * _TOKEN
+    #: Pixels per frame, after resizing, at most.
+    video_frame_max_pixels: int = 768 * _TOKEN
+    #: Pixels per video, two frames counted as one, at most: never exceeded, fewer frames are taken instead.
+    video_total_pixels: int = 20480 * _TOKEN
+    #: Bytes per file, at most.
+    max_file_bytes: int = 16 * 2**30
+    #: Pixels per picture or frame as stored, at most; for pictures Pillow stops at 178,956,970 anyway.
+    max_source_pixels: int = 150_000_000
+    #: Seconds to read and decode one video, at most.
+    timeout_seconds: float = 300.0
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not value > 0:
+                raise SettingsError(f"{name} must be above zero, not {value}.")
+        if self.min_pixels > self.max_pixels:
+            raise SettingsError("min_pixels must not be above max_pixels.")
+        if self.video_frame_min_pixels > self.video_frame_max_pixels:
+            raise SettingsError("video_frame_min_pixels must not be above video_frame_max_pixels.")
+        if self.frame_limit < _PAIR:
+            raise SettingsError(
+                "video_total_pixels and video_max_frames must allow two frames of least size."
+            )
+
+    @property
+    def frame_limit(self) -> int:
+        """Frames per video, at most, with the total in mind."""
+        affordable = self.video_total_pixels * _PAIR // self.frame_pixels_floor
+        return min(self.video_max_frames, affordable) // _PAIR * _PAIR
+
+    @property
+    def frame_pixels_floor(self) -> int:
+        """Pixels a frame may always have: room to round, or the processor enlarges it past the total."""
+        return self.video_frame_min_pixels * 5 // 4
+
+
+def fit(width: int, height: int, min_pixels: int, max_pixels: int, factor: int) -> tuple[int, int]:
+    """Return the (width, height) the model gets: qwen-vl-utils', but no side is 0 and no ratio is refused."""
+    try:
+        fitted = smart_resize(height, width, factor, min_pixels, max_pixels)
+    except ValueError as error:
+        raise MediaUnsupported(
+            f"{width} x {height} pixels is too long and thin: one side is over {MAX_RATIO} times the other."
+        ) from error
+    short, long = (max(factor, side) for side in sorted(fitted))
+    # rounding a thin picture can leave the pixels or the ratio allowed, and the processor would size it anew
+    long = max(long, -(-min_pixels // (short * factor)) * factor)
+    long = min(long, MAX_RATIO * short, max(short, max_pixels // (short * factor) * factor))
+    return (long, short) if width > height else (short, long)
+
+
+def fit_image(width: int, height: int, budget: MediaBudget) -> tuple[int, int]:
+    """Return the (width, height) in pixels of a picture after resizing."""
+    return fit(width, height, budget.min_pixels, budget.max_pixels, budget.factor)
+
+
+def image_tokens(width: int, height: int, budget: MediaBudget) -> int:
+    """Return the tokens that a picture of this size, upright, costs."""
+    fitted_width, fitted_height = fit_image(width, height, budget)
+    return fitted_width * fitted_height // budget.factor**2
+
+
+def fit_frame(width: int, height: int, frame_count: int, budget: MediaBudget) -> tuple[int, int]:
+    """Return the (width, height) in pixels of each of a video's frames after resizing."""
+    share = budget.video_total_pixels * _PAIR // frame_count
+    most = max(min(budget.video_frame_max_pixels, share), budget.frame_pixels_floor)
+    return fit(width, height, budget.video_frame_min_pixels, most, budget.factor)
+
+
+def count_frames(total_num_frames: int, source_fps: float, budget: MediaBudget) -> int:
+    """Return how many frames of a video the model gets: even, and two for a single frame."""
+    if total_num_frames < _PAIR:
+        return _PAIR
+    wanted = {
+        # asked for more per second than there are, qwen-vl-utils takes them all and logs a warning
+        "fps": min(budget.video_fps, source_fps),
+        "min_frames": min(budget.video_min_frames, budget.frame_limit),
+        "max_frames": budget.frame_limit,
+    }
+    return int(smart_nframes(wanted, total_num_frames, source_fps))
+
+
+def video_tokens(width: int, height: int, frame_count: int, budget: MediaBudget) -> int:
+    """Return the tokens that `frame_count` frames (see `count_frames`) of this size, upright, cost."""
+    fitted_width, fitted_height = fit_frame(width, height, frame_count, budget)
+    return -(-frame_count // _PAIR) * fitted_width * fitted_height // budget.factor**2
+
+
+def media_key(path: str, budget: MediaBudget) -> str:
+    """Return a digest that is equal only for the same file, unchanged, read with the same budget."""
+    found = check_file(path, budget.max_file_bytes)
+    shape = {name: value for name, value in asdict(budget).items() if name not in _LIMITS}
+    identity = [str(Path(path).resolve()), found.st_size, found.st_mtime_ns, shape]
+    return hashlib.sha256(json.dumps(identity).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def check_source_size(path: str, width: int, height: int, budget: MediaBudget) -> None:
+    """Refuse a picture or frame by the size in its header, before any pixel is decoded."""
+    if width * height > budget.max_source_pixels:
+        limit = f"the limit is {budget.max_source_pixels:,} pixels"
+        raise MediaTooLarge(f"{path} is {width} x {height} = {width * height:,} pixels; {limit}.")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Video:
+    """What the model gets of a video."""
+
+    #: RGB, (frames, height, width, 3); the number of frames is even.
+    frames: NDArray[np.uint8]
+    #: Seconds since the first frame of the file, per frame: when it is first shown, true to the container.
+    timestamps: tuple[float, ...]
+    #: Frames in the file.
+    total_num_frames: int
+    #: From the first frame's start to the last one's end.
+    duration_seconds: float
+
+    @property
+    def fps(self) -> float:
+        """Frames per second as sampled: each frame stands for 1 / fps seconds."""
+        return len(self.frames) / self.duration_seconds
+
+    @property
+    def source_fps(self) -> float:
+        """Frames per second in the file, on average."""
+        return self.total_num_frames / self.duration_seconds
+
+    @property
+    def frames_indices(self) -> tuple[int, ...]:
+        """The number in the file of the frame at each even time, as if the rate were constant."""
+        count = len(self.frames)
+        return tuple(number * self.total_num_frames // count for number in range(count))
+
+    def for_vllm(self) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+        """Return the item for vLLM's `multi_modal_data["video"]`.
+
+        Its `fps` is the file's: Qwen2.5-VL's second_per_grid_ts is 2 * total_num_frames / (frames * fps),
+        which is 2 * duration / frames, and Qwen3-VL writes frames_indices / fps into the prompt.
+        """
+        return self.frames, {
+            "fps": self.source_fps,
+            "frames_indices": list(self.frames_indices),
+            "total_num_frames": self.total_num_frames,
+            "duration": self.duration_seconds,
+            "video_backend": "pyav",
+            "do_sample_frames": False,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """One picture or video as vLLM takes it."""
+
+    #: An item for `multi_modal_data`.
+    value: Any
+    #: Bytes of decoded pixels.
+    nbytes: int
+    #: Tokens that it costs in the prompt.
+    tokens: int
+
+
+def load_media(ref: MediaRef, budget: MediaBudget) -> Media:
+    """Return the picture or video, decoded and sized."""
+    if ref.kind is Modality.IMAGE:
+        image = load_image(ref.path, budget)
+        return Media(image, 3 * image.width * image.height, image_tokens(*image.size, budget))
+    from capflow_tasks.video import load_video  # it takes its budget from here
+
+    video = load_video(ref.path, budget)
+    count, height, width, _ = video.frames.shape
+    return Media(video.for_vllm(), video.frames.nbytes, video_tokens(width, height, count, budget))
+
+
+#: What Pillow may try; PostScript and the like, which start other programs, are left out.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "TIFF", "BMP", "DIB", "PPM", "JPEG2000")
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def load_image(path: str, budget: MediaBudget) -> Image.Image:
+    """Return the picture (of an animation the first frame) as RGB, upright, on white, sized to the budget."""
+    check_file(path, budget.max_file_bytes)
+    # Pillow tells of odd metadata and of sizes that are checked here; filterwarnings adds this only once
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    with file_errors(path):
+        try:
+            with Image.open(path, formats=_FORMATS) as image:
+                return _prepare(image, path, budget)
+        except UnidentifiedImageError as error:
+            raise unrecognised(path, "picture") from error
+        except Image.DecompressionBombError as error:
+            raise MediaTooLarge(f"{path} has more pixels than Pillow decodes: {error}") from error
+        except (SampleError, OSError, MemoryError):
+            raise
+        except Exception as error:  # Pillow's readers raise anything on a malformed file
+            raise MediaCorrupt(f"{path} is damaged: {type(error).__name__}: {error}.") from error
+
+
+def _prepare(image: Image.Image, path: str, budget: MediaBudget) -> Image.Image:
+    check_source_size(path, image.width, image.height, budget)
+    size = fit_image(image.width, image.height, budget)
+    # a JPEG decodes straight to a half, a quarter or an eighth; twice the aim is kept for the resampling
+    image.draft(None, (2 * size[0], 2 * size[1]))
+    image.load()
+    resized = _to_rgb(image).resize(size, Image.Resampling.BICUBIC)
+    turn = _UPRIGHT.get(_orientation(image))
+    return resized if turn is None else resized.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # broken metadata is no reason to lose a good picture
+        return 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return _from_deep(image)
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_deep(image: Image.Image) -> Image.Image:
+    """Return one deep channel as RGB; scans of 10 or 12 bits come in 16, so the values tell the depth."""
+    values = np.nan_to_num(np.asarray(image).astype(np.float32), posinf=0.0, neginf=0.0)
+    low, high = min(float(values.min()), 0.0), float(values.max())
+    if image.mode != "F" and low == 0.0:
+        high = float(2 ** max(8, int(high).bit_length()) - 1)
+    scaled = (values - low) * (255.0 / max(high - low, 1e-12))
+    return Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8)).convert("RGB")

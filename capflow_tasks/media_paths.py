@@ -1,0 +1,125 @@
+"""Where a sample's media lies, and what the file is before it is decoded. Imports no codec and no torch."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from capflow_tasks.errors import (
+    BadEntry,
+    MediaCorrupt,
+    MediaMissing,
+    MediaOutsideRoot,
+    MediaTooLarge,
+    MediaUnreadable,
+    MediaUnsupported,
+    SampleError,
+)
+
+_URL = re.compile(r"^([a-z][a-z0-9+.-]*://|data:)", re.IGNORECASE)
+_ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
+
+
+def resolve_media(root: str, relative: str) -> str:
+    """Return the absolute real path of an existing file inside `root`; links are followed first."""
+    if not isinstance(relative, str) or not relative.strip() or "\0" in relative:
+        raise BadEntry(f"A media path must be a non-empty string without NUL, not {relative!r:.80}.")
+    if _URL.match(relative):
+        raise MediaUnsupported(f"Remote media is off: copy {relative:.200} below the root and give its path.")
+    try:
+        real_root = Path(root or "/").resolve()
+        path = (real_root / relative).resolve()
+    except RuntimeError as error:  # Python 3.11 and 3.12 say so of links that lead to each other
+        raise MediaMissing(f"{relative:.500} is a link that leads back to itself.") from error
+    except UnicodeEncodeError as error:
+        raise BadEntry(f"The media path {relative!r:.200} names no file: {error.reason}.") from error
+    if not path.is_relative_to(real_root):
+        raise MediaOutsideRoot(f"The media path {relative!r:.200} leads to {path}, outside {real_root}.")
+    with file_errors(str(path)):
+        path.stat()
+    return str(path)
+
+
+@contextmanager
+def file_errors(path: str) -> Iterator[None]:
+    """Turn what the operating system says about the file into the sample's reason."""
+    try:
+        yield
+    except MemoryError as error:
+        raise MediaTooLarge(f"{path} needs more memory than there is.") from error
+    except OSError as error:
+        if error.errno is None:  # Pillow's own: the file's bytes, not the disk
+            raise MediaCorrupt(f"{path} is damaged or cut short: {error}.") from error
+        if error.errno in _ABSENT:
+            raise MediaMissing(f"{path} does not exist.") from error
+        if error.errno == errno.ENOMEM:
+            raise MediaTooLarge(f"{path} needs more memory than there is.") from error
+        raise MediaUnreadable(f"{path} could not be read: {error.strerror}.") from error
+
+
+def check_file(path: str, max_bytes: int) -> os.stat_result:
+    """Refuse what need not be opened: no file, not a plain file, empty, or over the limit of bytes."""
+    with file_errors(path):
+        found = Path(path).stat()
+    if not stat.S_ISREG(found.st_mode):
+        what = "a folder" if stat.S_ISDIR(found.st_mode) else "not a plain file"
+        raise MediaUnsupported(f"{path} is {what}.")
+    if found.st_size == 0:
+        raise MediaCorrupt(f"{path} is empty: zero bytes.")
+    if found.st_size > max_bytes:
+        raise MediaTooLarge(f"{path} has {found.st_size:,} bytes; the limit is {max_bytes:,}.")
+    return found
+
+
+#: (offset, bytes there, what the file is); what ends in "picture" or "video" can be decoded here.
+_SIGNATURES = (
+    (0, b"\xff\xd8\xff", "a JPEG picture"),
+    (0, b"\x89PNG\r\n\x1a\n", "a PNG picture"),
+    (0, b"GIF8", "a GIF picture"),
+    (8, b"WEBP", "a WebP picture"),
+    (0, b"II*\0", "a TIFF picture"),
+    (0, b"MM\0*", "a TIFF picture"),
+    (4, b"ftypavif", "an AVIF picture"),
+    (4, b"ftyphei", "a HEIF image"),
+    (4, b"ftypmif1", "a HEIF image"),
+    (4, b"ftypM4A", "an M4A sound file"),
+    (4, b"ftyp", "an MP4 or MOV video"),
+    (0, b"\x1a\x45\xdf\xa3", "a Matroska or WebM video"),
+    (8, b"AVI ", "an AVI video"),
+    (0, b"FLV\x01", "an FLV video"),
+    (0, b"\0\0\x01\xba", "an MPEG video"),
+    (8, b"WAVE", "a WAV sound file"),
+    (0, b"ID3", "an MP3 sound file"),
+    (0, b"fLaC", "a FLAC sound file"),
+    (0, b"%PDF", "a PDF document"),
+    (0, b"PK\x03\x04", "a ZIP archive"),
+    (0, b"\x1f\x8b", "a gzip archive"),
+    (0, b"version https://git-lfs", "a Git LFS pointer instead of the file"),
+)
+_CONTROL_BYTES = frozenset(range(32)) - frozenset(b"\t\n\f\r\x1b")
+
+
+def _describe(head: bytes) -> str:
+    """Return what a file's first bytes show it to be."""
+    for offset, magic, name in _SIGNATURES:
+        if head.startswith(magic, offset):
+            return name
+    if not head.strip(b"\0"):
+        return "nothing but zero bytes"
+    if head.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
+        return "an HTML page"
+    return "unknown data" if _CONTROL_BYTES.intersection(head) else "text"
+
+
+def unrecognised(path: str, wanted: str) -> SampleError:
+    """Return the reason why a decoder knew nothing of the file; `wanted` is "picture" or "video"."""
+    with file_errors(path), Path(path).open("rb") as file:
+        found = _describe(file.read(4096))
+    if found.endswith(wanted):
+        return MediaCorrupt(f"{path} begins as {found}, but is damaged or cut short.")
+    return MediaUnsupported(f"{path} holds {found}, not a {wanted} that can be decoded here.")
