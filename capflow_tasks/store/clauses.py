@@ -1,0 +1,62 @@
+"""Pieces of statements that more than one of the store's modules needs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Select, func, select
+
+from capflow_tasks.records import Result, Stage
+from capflow_tasks.state import STAGE_ORDER, BatchState, SampleState
+from capflow_tasks.store.rows import Tally
+from capflow_tasks.store.tables import AgentResult
+
+_RESULT_COLUMNS = [getattr(AgentResult, field.name) for field in fields(Result)]
+
+
+def in_seconds(seconds: float) -> ColumnElement[Any]:
+    return func.now() + timedelta(seconds=seconds)
+
+
+def stages_of(words: Iterable[str]) -> tuple[Stage, ...]:
+    return tuple(Stage(word) for word in words)
+
+
+def opened() -> dict[str, Any]:
+    return {
+        "state": BatchState.READY,
+        "tries": 0,
+        "lease_owner": None,
+        "lease_until": func.now(),
+        "finished_at": None,
+    }
+
+
+def earliest_stages(rows: Iterable[Any]) -> dict[int, Stage]:
+    """The first stage to repeat, by batch, from rows of (batch id, stage that failed)."""
+    earliest: dict[int, Stage] = {}
+    for batch_id, stage in rows:
+        earliest[batch_id] = min(earliest.get(batch_id, stage), stage, key=STAGE_ORDER.__getitem__)
+    return earliest
+
+
+def results_of(connection: Connection, sample_ids: Sequence[int]) -> defaultdict[int, tuple[Result, ...]]:
+    """Everything said about these samples, by stage and then by agent."""
+    statement = select(AgentResult.sample_id, *_RESULT_COLUMNS).where(AgentResult.sample_id.in_(sample_ids))
+    found: defaultdict[int, tuple[Result, ...]] = defaultdict(tuple)
+    rows = connection.execute(statement).all()
+    for sample_id, *values in sorted(rows, key=lambda row: (STAGE_ORDER[row.stage], row.agent)):
+        found[sample_id] += (Result(*values),)
+    return found
+
+
+def tally_of(connection: Connection, counts: Select[*tuple[Any, ...]]) -> Tally:
+    """Rows of (sample state, count) as one Tally."""
+    by_state = dict(connection.execute(counts).tuples().all())
+    return Tally(
+        *(by_state.get(state, 0) for state in (SampleState.DONE, SampleState.FAILED, SampleState.HELD))
+    )

@@ -1,0 +1,85 @@
+"""Reaching PostgreSQL: one connection pool that survives restarts, and the migrations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import OperationalError
+
+from capflow_tasks.embedded import running_services
+from capflow_tasks.errors import ServiceError
+from capflow_tasks.settings import Settings
+
+PACKAGE = Path(__file__).parent.parent
+
+
+def connect(url: str, pool_size: int = 5) -> Engine:
+    """A pool that notices a restarted server before it hands out a dead connection."""
+    return create_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=pool_size,
+        pool_pre_ping=True,
+        pool_recycle=1800,
+        connect_args={"connect_timeout": 10, "application_name": "capflow"},
+    )
+
+
+def database_url(settings: Settings) -> str:
+    """The database set, else the embedded one that runs under this home. Raises ServiceError."""
+    embedded = running_services(settings.home)
+    url = settings.database_url or (embedded.database_url if embedded else None)
+    if url is None:
+        raise ServiceError(
+            "no database: set CAPFLOW_DATABASE_URL, or start capflow-produce, which embeds one "
+            f"under {settings.home}"
+        )
+    return url
+
+
+def shown(url: str) -> str:
+    """The URL without its password."""
+    return make_url(url).set(drivername="postgresql").render_as_string(hide_password=True)
+
+
+def upgrade(engine: Engine) -> str:
+    """Bring the schema to its newest version and name it; does nothing when it is there already.
+
+    Raises ServiceError when the server cannot be reached.
+    """
+    try:
+        with engine.begin() as connection:
+            # Two processes that start together migrate one after the other.
+            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7321405)")
+            config = alembic_config(connection)
+            command.upgrade(config, "head")
+            return ScriptDirectory.from_config(config).get_current_head() or ""
+    except OperationalError as error:
+        raise unreachable(engine, error) from error
+
+
+def unreachable(engine: Engine, error: OperationalError) -> ServiceError:
+    reason = str(error.orig).strip().splitlines()[0]
+    return ServiceError(
+        f"the database {shown(str(engine.url))} cannot be reached: {reason}; "
+        "start it, or correct CAPFLOW_DATABASE_URL"
+    )
+
+
+def alembic_config(connection: object) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(_migrations()))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    return config
+
+
+def _migrations() -> Path:
+    """Inside the package when installed from a wheel, beside it in a checkout."""
+    packaged = PACKAGE / "migrations"
+    return packaged if packaged.is_dir() else PACKAGE.parent / "migrations"

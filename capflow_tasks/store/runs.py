@@ -1,0 +1,219 @@
+"""What a producer writes: runs, their shards, new batches, and batches to be sent (again).
+
+Transitions are compare-and-set: each UPDATE names the state it leaves, RETURNING tells who won.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import ColumnElement, Engine, and_, func, insert, select, text, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+
+from capflow_tasks.errors import BadEntry
+from capflow_tasks.records import Shard, Stage
+from capflow_tasks.state import BatchState, SampleState, stage_after
+from capflow_tasks.store.clauses import earliest_stages, in_seconds, opened, stages_of
+from capflow_tasks.store.rows import NewBatch, ReadyBatch, ShardRow
+from capflow_tasks.store.tables import Batch, Run, Sample
+from capflow_tasks.store.tables import Shard as ShardTable
+
+# One statement for thousands of samples: arrays travel faster than rows.
+_INSERT_SAMPLES = text("""
+    INSERT INTO samples (shard_id, batch_id, idx, entry, domain, state,
+                         error_stage, error_kind, error_text, attempts, failed_at)
+    SELECT :shard_id, batch_id, idx, entry::json, domain,
+           CASE WHEN error_kind IS NULL THEN 'pending' ELSE 'failed' END,
+           error_stage, error_kind, error_text, (error_kind IS NOT NULL)::int,
+           CASE WHEN error_kind IS NOT NULL THEN now() END
+    FROM unnest(CAST(:batch_ids AS bigint[]), CAST(:idxs AS bigint[]), CAST(:entries AS text[]),
+                CAST(:domains AS text[]), CAST(:error_stages AS text[]),
+                CAST(:error_kinds AS text[]), CAST(:error_texts AS text[]))
+      AS new(batch_id, idx, entry, domain, error_stage, error_kind, error_text)
+""")
+
+
+class RunStore:
+    """The database as a producer speaks to it. Thread-safe."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def open_run(
+        self, name: str, plan: str, output: str, stages: Sequence[Stage], min_confidence: float = 0
+    ) -> int:
+        """The run of this name, made when it is new; what is asked of it may change."""
+        asked = {
+            "plan": plan,
+            "output": output,
+            "stages": [stage.value for stage in stages],
+            "min_confidence": min_confidence,
+        }
+        statement = upsert(Run).values(name=name, **asked)
+        statement = statement.on_conflict_do_update(index_elements=[Run.name], set_=asked)
+        with self.engine.begin() as connection:
+            return connection.execute(statement.returning(Run.id)).scalar_one()
+
+    def add_shards(self, run_id: int, shards: Sequence[Shard]) -> list[ShardRow]:
+        """The rows of these plan lines, new or known, in the order given."""
+        rows = [_shard_values(run_id, shard) for shard in shards]
+        keys = [row["key"] for row in rows]
+        table = ShardTable
+        known = select(table.key, table.id, table.expanded_to).where(
+            table.run_id == run_id, table.key.in_(keys)
+        )
+        with self.engine.begin() as connection:
+            connection.execute(upsert(table).on_conflict_do_nothing(), rows)
+            found = {row.key: row for row in connection.execute(known)}
+        return [
+            ShardRow(found[key].id, found[key].expanded_to, shard)
+            for key, shard in zip(keys, shards, strict=True)
+        ]
+
+    def expand(self, shard_id: int, cursor: int, batches: Sequence[NewBatch]) -> list[int] | None:
+        """Insert the shard's next batches; their ids, or None when another producer moved the cursor."""
+        moves = (
+            update(ShardTable)
+            .where(ShardTable.id == shard_id, ShardTable.expanded_to == cursor)
+            .values(expanded_to=batches[-1].end_idx)
+            .returning(ShardTable.id)
+        )
+        inserts = insert(Batch).returning(Batch.id, sort_by_parameter_order=True)
+        with self.engine.begin() as connection:
+            if connection.execute(moves).first() is None:
+                return None
+            values = [_batch_values(shard_id, batch) for batch in batches]
+            ids = list(connection.execute(inserts, values).scalars())
+            connection.execute(_INSERT_SAMPLES, _sample_arrays(shard_id, batches, ids))
+        return ids
+
+    @contextmanager
+    def publishing(
+        self, limit: int, queue_seconds: float, run_id: int | None = None
+    ) -> Iterator[list[ReadyBatch]]:
+        """Ready batches, in order. They are queued once the block has published them.
+
+        A process that dies inside the block leaves them ready; what it sent is then a duplicate,
+        which a claim makes harmless.
+        """
+        due = select(Batch.id).where(Batch.state == BatchState.READY, Batch.lease_until <= func.now())
+        if run_id is not None:
+            due = due.where(Batch.shard_id == ShardTable.id, ShardTable.run_id == run_id)
+        due = due.order_by(Batch.lease_until, Batch.id).limit(limit).correlate(None)
+        takes = (
+            update(Batch)
+            .where(Batch.id.in_(due.with_for_update(of=Batch, skip_locked=True)))
+            .where(Batch.shard_id == ShardTable.id, ShardTable.run_id == Run.id)
+            .values(state=BatchState.QUEUED, lease_owner=None, lease_until=in_seconds(queue_seconds))
+            .returning(Batch.id, Batch.next_stage, Run.stages, ShardTable.assign_rank)
+        )
+        with self.engine.begin() as connection:
+            rows = sorted(connection.execute(takes).all(), key=lambda row: row.id)
+            yield [ReadyBatch(row.id, row.next_stage, stages_of(row.stages), row.assign_rank) for row in rows]
+
+    def requeue_stale(self, run_id: int | None = None) -> int:
+        """Make ready what was queued or leased for longer than it may be; how many those were."""
+        return self._requeue(and_(Batch.state != BatchState.READY, Batch.lease_until < func.now()), run_id)
+
+    def requeue_queued(self, run_id: int | None = None) -> int:
+        """Make ready what is queued, for when the broker has lost its messages; how many those were."""
+        return self._requeue(Batch.state == BatchState.QUEUED, run_id)
+
+    def _requeue(self, condition: ColumnElement[bool], run_id: int | None) -> int:
+        statement = (
+            update(Batch)
+            .where(Batch.state != BatchState.DONE, condition)
+            .values(state=BatchState.READY, lease_owner=None, lease_until=func.now())
+        )
+        if run_id is not None:
+            statement = statement.where(Batch.shard_id == ShardTable.id, ShardTable.run_id == run_id)
+        with self.engine.begin() as connection:
+            return connection.execute(statement).rowcount
+
+    def continue_run(self, run_id: int, stages: Sequence[Stage], min_confidence: float) -> int:
+        """Open again what an earlier, narrower run of the plan left; how many batches that were.
+
+        That is: finished batches with stages still to do, and held samples that are now sure enough.
+        """
+        of_run = and_(Batch.shard_id == ShardTable.id, ShardTable.run_id == run_id)
+        further = (
+            update(Batch)
+            .where(of_run, Batch.state == BatchState.DONE, Batch.next_stage.in_(stages))
+            .values(**opened())
+            .returning(Batch.id)
+        )
+        held = (
+            update(Sample)
+            .where(Sample.batch_id == Batch.id, of_run, Sample.state == SampleState.HELD)
+            .where(Sample.confidence >= min_confidence)
+            .values(state=SampleState.PENDING)
+            .returning(Sample.batch_id)
+        )
+        with self.engine.begin() as connection:
+            broader = set(connection.execute(further).scalars())
+            again = update(Sample).where(Sample.batch_id.in_(broader), Sample.state == SampleState.DONE)
+            connection.execute(again.values(state=SampleState.PENDING))
+            freed = set(connection.execute(held).scalars()) - broader
+            after_route = stage_after(Stage.ROUTE, stages)
+            connection.execute(
+                update(Batch).where(Batch.id.in_(freed)).values(next_stage=after_route, **opened())
+            )
+        return len(broader | freed)
+
+    def retry_failed(self, run_id: int, kinds: Sequence[str] = (), domains: Sequence[str] = ()) -> int:
+        """Open failed samples again, all or those of some kinds and domains; how many those were."""
+        chosen = [Sample.state == SampleState.FAILED, Sample.error_kind != BadEntry.kind]
+        chosen += [Sample.error_kind.in_(kinds)] if kinds else []
+        chosen += [Sample.domain.in_(domains)] if domains else []
+        with self.engine.begin() as connection:
+            reopened = connection.execute(
+                update(Sample)
+                .where(*chosen, Sample.shard_id == ShardTable.id, ShardTable.run_id == run_id)
+                .values(state=SampleState.PENDING, attempts=0)
+                .returning(Sample.batch_id, Sample.error_stage)
+            ).all()
+            for batch_id, stage in earliest_stages(reopened).items():
+                values = opened() | {"next_stage": stage}
+                connection.execute(update(Batch).where(Batch.id == batch_id).values(**values))
+        return len(reopened)
+
+
+def _shard_values(run_id: int, shard: Shard) -> dict[str, Any]:
+    values = asdict(shard)
+    values.pop("line_number")
+    line = values.pop("line")
+    key = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return {"run_id": run_id, "key": key, "line": line, "expanded_to": shard.start_idx, **values}
+
+
+def _batch_values(shard_id: int, batch: NewBatch) -> dict[str, Any]:
+    is_over = batch.first_stage is None
+    return {
+        "shard_id": shard_id,
+        "start_idx": batch.start_idx,
+        "end_idx": batch.end_idx,
+        "state": BatchState.DONE if is_over else BatchState.READY,
+        "next_stage": batch.first_stage,
+        "failed_count": batch.failed_count if is_over else 0,
+        "finished_at": func.now() if is_over else None,
+    }
+
+
+def _sample_arrays(shard_id: int, batches: Sequence[NewBatch], ids: Sequence[int]) -> dict[str, Any]:
+    rows = [(batch_id, new) for batch, batch_id in zip(batches, ids, strict=True) for new in batch.samples]
+    failures = [new.failure for _, new in rows]
+    return {
+        "shard_id": shard_id,
+        "batch_ids": [batch_id for batch_id, _ in rows],
+        "idxs": [new.idx for _, new in rows],
+        "entries": [json.dumps(new.entry, ensure_ascii=False) for _, new in rows],
+        "domains": [new.domain for _, new in rows],
+        "error_stages": [failure and failure.stage for failure in failures],
+        "error_kinds": [failure and failure.kind for failure in failures],
+        "error_texts": [failure and failure.message for failure in failures],
+    }

@@ -1,0 +1,168 @@
+"""What anybody may ask of the database. Reads only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Row, func, select
+
+from capflow_tasks.records import Failure, FinishedSample, Stage
+from capflow_tasks.state import BatchState, SampleState
+from capflow_tasks.store.clauses import results_of, tally_of
+from capflow_tasks.store.rows import Tally
+from capflow_tasks.store.tables import AgentResult, Batch, Sample, Shard
+
+#: Samples read at a time when a shard is exported.
+PAGE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class DomainCounts:
+    """One row of the closing table."""
+
+    #: None for samples that failed before they had a domain.
+    domain: str | None
+    tally: Tally
+    #: Samples with a result of each stage.
+    by_stage: dict[Stage, int]
+
+
+@dataclass(frozen=True, slots=True)
+class FailedSample:
+    dataset: str
+    idx: int
+    failure: Failure
+    attempts: int
+    #: Worker that saw it fail; None when the producer did.
+    worker: str | None
+
+
+class Views:
+    """Questions about runs. Thread-safe."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def open_batches(self, run_id: int) -> list[int]:
+        """Batches that have been inserted and have not come to their end."""
+        statement = _of_run(select(Batch.id), run_id).where(Batch.state != BatchState.DONE)
+        with self.engine.connect() as connection:
+            return list(connection.execute(statement).scalars())
+
+    def finished_among(self, batch_ids: Iterable[int]) -> dict[int, Tally]:
+        """How those of these batches ended that have come to their end."""
+        statement = select(Batch.id, Batch.done_count, Batch.failed_count, Batch.held_count).where(
+            Batch.id.in_(list(batch_ids)), Batch.state == BatchState.DONE
+        )
+        with self.engine.connect() as connection:
+            return {batch_id: Tally(*counts) for batch_id, *counts in connection.execute(statement)}
+
+    def running_now(self, run_id: int) -> int:
+        """Batches that a worker holds at this moment."""
+        statement = _of_run(select(func.count(Batch.id)), run_id).where(Batch.state == BatchState.RUNNING)
+        with self.engine.connect() as connection:
+            return int(connection.execute(statement).scalar_one())
+
+    def tally(self, run_id: int) -> Tally:
+        """How the run's samples ended so far."""
+        statement = (
+            select(Sample.state, func.count())
+            .join(Shard, Shard.id == Sample.shard_id)
+            .where(Shard.run_id == run_id)
+            .group_by(Sample.state)
+        )
+        with self.engine.connect() as connection:
+            return tally_of(connection, statement)
+
+    def domain_counts(self, run_id: int) -> list[DomainCounts]:
+        """The run by domain, in alphabetical order, samples without a domain last."""
+        of_run = select(Shard.id).where(Shard.run_id == run_id)
+        states = (
+            select(Sample.domain, Sample.state, func.count())
+            .where(Sample.shard_id.in_(of_run))
+            .group_by(Sample.domain, Sample.state)
+        )
+        stages = (
+            select(Sample.domain, AgentResult.stage, func.count(AgentResult.sample_id.distinct()))
+            .join(Sample, Sample.id == AgentResult.sample_id)
+            .where(Sample.shard_id.in_(of_run))
+            .group_by(Sample.domain, AgentResult.stage)
+        )
+        with self.engine.connect() as connection:
+            by_state = {(domain, state): count for domain, state, count in connection.execute(states)}
+            by_stage = {(domain, stage): count for domain, stage, count in connection.execute(stages)}
+        domains = sorted({domain for domain, _ in by_state}, key=lambda domain: (domain is None, domain))
+        return [_domain_counts(domain, by_state, by_stage) for domain in domains]
+
+    def failures(self, run_id: int, limit: int | None = None) -> list[FailedSample]:
+        """Failed samples by shard and index."""
+        statement = (
+            select(Shard.dataset, Sample)
+            .join(Shard, Shard.id == Sample.shard_id)
+            .where(Shard.run_id == run_id, Sample.state == SampleState.FAILED)
+            .order_by(Sample.shard_id, Sample.idx)
+            .limit(limit)
+        )
+        with self.engine.connect() as connection:
+            return [
+                FailedSample(row.dataset, row.idx, _failure(row), row.attempts, row.failed_by)
+                for row in connection.execute(statement)
+            ]
+
+    def finished_samples(self, shard_id: int, state: SampleState) -> Iterator[FinishedSample]:
+        """The shard's samples that ended so, in index order, read a page at a time."""
+        last = -1
+        while page := self._page(shard_id, state, last):
+            yield from page
+            last = page[-1].index
+
+    def _page(self, shard_id: int, state: SampleState, last: int) -> list[FinishedSample]:
+        statement = (
+            select(Sample.__table__)
+            .where(Sample.shard_id == shard_id, Sample.idx > last, Sample.state == state)
+            .order_by(Sample.idx)
+            .limit(PAGE)
+        )
+        with self.engine.connect() as connection:
+            rows = connection.execute(statement).all()
+            return _finished(connection, rows)
+
+
+def _of_run(statement: Any, run_id: int) -> Any:
+    return statement.join(Shard, Shard.id == Batch.shard_id).where(Shard.run_id == run_id)
+
+
+def _finished(connection: Connection, rows: Sequence[Row[*tuple[Any, ...]]]) -> list[FinishedSample]:
+    results = results_of(connection, [row.id for row in rows])
+    return [
+        FinishedSample(
+            index=row.idx,
+            entry=row.entry,
+            domain=row.domain,
+            confidence=row.confidence,
+            results=results[row.id],
+            failure=_failure(row) if row.state == SampleState.FAILED else None,
+            attempts=row.attempts,
+        )
+        for row in rows
+    ]
+
+
+def _failure(row: Row[*tuple[Any, ...]]) -> Failure:
+    return Failure(row.error_stage, row.error_kind, row.error_text or "", row.is_retryable)
+
+
+def _domain_counts(
+    domain: str | None,
+    by_state: dict[tuple[str | None, SampleState], int],
+    by_stage: dict[tuple[str | None, Stage], int],
+) -> DomainCounts:
+    tally = Tally(
+        *(
+            by_state.get((domain, state), 0)
+            for state in (SampleState.DONE, SampleState.FAILED, SampleState.HELD)
+        )
+    )
+    return DomainCounts(domain, tally, {stage: by_stage.get((domain, stage), 0) for stage in Stage})
