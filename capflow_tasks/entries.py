@@ -1,0 +1,109 @@
+"""What one annotation entry says: its media and its task. Opens no file and knows no dataset."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+from capflow_tasks.errors import BadEntry, WorkflowError
+from capflow_tasks.records import JsonObject, Modality
+
+#: The keys that name media, in the order they are looked at.
+MEDIA_KEYS = {Modality.IMAGE: ("image", "images"), Modality.VIDEO: ("video", "videos")}
+
+_TYPE_NAMES = {
+    dict: "an object",
+    list: "a list",
+    str: "a string",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    type(None): "null",
+}
+
+#: Refuses what has no JSON; leaves bytes that are not UTF-8 to be found by encoding its text.
+_STRICT = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
+#: A NUL as `json.dumps` writes it; an escaped backslash before `u0000` is only text.
+_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+
+
+def type_name(value: Any) -> str:
+    """The JSON type of a value, in words."""
+    return _TYPE_NAMES.get(type(value), type(value).__name__)
+
+
+def shown(value: Any) -> str:
+    """A value as a message can show it: short, on one line, printable whatever it holds."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    text = text if len(text) <= 80 else f"{text[:77]}..."
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def unstorable(entry: JsonObject) -> str | None:
+    """Why PostgreSQL could not keep the object as JSON, naming the key; None when it can."""
+    if _unstorable(entry) is None:
+        return None
+    for key, value in entry.items():
+        if (reason := _unstorable({key: value})) is not None:
+            return f"{shown(key)} {reason}"
+    return "the entry is nested too deeply; flatten it"
+
+
+def _unstorable(entry: JsonObject) -> str | None:
+    try:
+        text = _STRICT.encode(entry)
+        text.encode()
+    except UnicodeEncodeError:
+        return "holds bytes that are not UTF-8, or half of a surrogate pair; save the text as UTF-8"
+    except ValueError:
+        return "holds NaN or an infinite number; write null or a finite number"
+    except RecursionError:
+        return "is nested too deeply; flatten it"
+    # The plain search first: the pattern takes four times as long as all the rest.
+    has_nul = "\\u0000" in text and _NUL.search(text) is not None
+    return "holds a NUL character (\\u0000); remove it" if has_nul else None
+
+
+def media_of(entry: JsonObject, modality: Modality) -> tuple[tuple[Modality, str], ...]:
+    """The pictures and videos of a sample as (kind, path as written).
+
+    The entry's own keys decide the kind. One that names both gives both, the shard's modality first.
+    A key that is null, "" or [] counts as absent; a path under two keys counts once.
+    """
+    kinds = sorted(Modality, key=lambda kind: kind is not modality)
+    keys = [(kind, key) for kind in kinds for key in MEDIA_KEYS[kind]]
+    media = [(kind, path) for kind, key in keys for path in _paths(entry, key)]
+    if not media:
+        looked_for = ", ".join(f'"{key}"' for _, key in keys)
+        raise BadEntry(f"the entry names no media; looked for {looked_for}, each a path or a list of paths")
+    return tuple(dict.fromkeys(media))
+
+
+def _paths(entry: JsonObject, key: str) -> list[str]:
+    value = entry.get(key)
+    if value is None:
+        return []
+    if not isinstance(value, str | list):
+        raise BadEntry(f'"{key}" is {type_name(value)}; write a path or a list of paths')
+    paths = [value] if isinstance(value, str) else value
+    for position, path in enumerate(paths):
+        if not isinstance(path, str):
+            raise BadEntry(f'"{key}" holds {type_name(path)} at position {position}; write a path')
+        if isinstance(value, list) and not path.strip():
+            raise BadEntry(f'"{key}" holds an empty path at position {position}; remove it')
+    return [path for path in paths if path.strip()]
+
+
+def task_of(entry: JsonObject, known_tasks: Callable[[str], str]) -> str | None:
+    """The canonical name of the entry's own task; None when it names none."""
+    task = entry.get("task")
+    if task is None or task == "":
+        return None
+    if not isinstance(task, str):
+        raise BadEntry(f'"task" is {type_name(task)}; write a domain\'s name, or leave the key out')
+    try:
+        return known_tasks(task)
+    except WorkflowError as error:
+        raise BadEntry(f'"task": {error}') from error

@@ -1,0 +1,58 @@
+"""Keeps the leases of the batches that really run. Stops keeping them when the process stops."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event, Lock, Thread
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from capflow_tasks.store.batches import BatchStore
+
+log = logging.getLogger(__name__)
+
+
+class Heartbeat:
+    """A thread that extends the leases of what is inside `beating_for`, three times per lease."""
+
+    def __init__(self, store: BatchStore, owner: str, lease_seconds: float) -> None:
+        self._store = store
+        self._owner = owner
+        self._lease_seconds = lease_seconds
+        self._batch_ids: set[int] = set()
+        self._lock = Lock()
+        self._stopping = Event()
+        self._thread = Thread(target=self._beat_until_stopped, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    @contextmanager
+    def beating_for(self, batch_id: int) -> Iterator[None]:
+        with self._lock:
+            self._batch_ids.add(batch_id)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._batch_ids.discard(batch_id)
+
+    def _beat_until_stopped(self) -> None:
+        while not self._stopping.wait(self._lease_seconds / 3):
+            with self._lock:
+                batch_ids = sorted(self._batch_ids)
+            if batch_ids:
+                self._beat(batch_ids)
+
+    def _beat(self, batch_ids: list[int]) -> None:
+        try:
+            self._store.extend(self._owner, batch_ids, self._lease_seconds)
+        except SQLAlchemyError as error:
+            # The next beat may reach the database again; a lease that ends meanwhile is fenced off.
+            log.warning("leases not extended: %s", error)

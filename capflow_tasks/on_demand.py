@@ -1,0 +1,62 @@
+"""vLLM and transformers under the names that code for NeMo Curator uses, imported when first called.
+
+They cost seconds and hundreds of megabytes; a module may hold these names, and a test may patch them there,
+without paying that.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.util import find_spec
+from typing import Any
+
+
+def is_installed(library: str) -> bool:
+    """Tell without importing it; what a test has put into `sys.modules` counts."""
+    if library in sys.modules:
+        return sys.modules[library] is not None
+    return find_spec(library) is not None
+
+
+VLLM_AVAILABLE = is_installed("vllm")
+
+
+class LLM:
+    """vLLM's `LLM`."""
+
+    def __new__(cls, **arguments: Any) -> Any:
+        # vLLM reads its environment when it is imported.
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        from vllm import LLM as Engine
+
+        return Engine(**arguments)
+
+
+class SamplingParams:
+    """vLLM's `SamplingParams`."""
+
+    def __new__(cls, **arguments: Any) -> Any:
+        from vllm import SamplingParams as Parameters
+
+        return Parameters(**arguments)
+
+
+class AutoProcessor:
+    """transformers' `AutoProcessor`."""
+
+    @staticmethod
+    def from_pretrained(source: str, **arguments: Any) -> Any:
+        from transformers import AutoProcessor as Processor
+
+        return Processor.from_pretrained(source, **arguments)
+
+
+class AutoTokenizer:
+    """transformers' `AutoTokenizer`."""
+
+    @staticmethod
+    def from_pretrained(source: str, **arguments: Any) -> Any:
+        from transformers import AutoTokenizer as Tokenizer
+
+        return Tokenizer.from_pretrained(source, **arguments)

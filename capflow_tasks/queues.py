@@ -1,0 +1,52 @@
+"""Celery's routing: which queue a message goes to, and what goes first.
+
+The rest of a chain goes back to the worker that has the samples' prefix in its cache (its direct
+queue), ahead of new work. On Redis priority 0 is the highest; it is the last stage's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from celery.utils.nodenames import worker_direct
+from celery.worker import state as worker_state
+
+from capflow_tasks.records import Stage
+
+#: Later stages first, so that few samples are open at a time and their prefixes stay cached.
+PRIORITIES = {Stage.ROUTE: 9, Stage.PERCEIVE: 6, Stage.REASON: 4, Stage.SUMMARIZE: 2, Stage.SCORE: 0}
+PRIORITY_STEPS = sorted(PRIORITIES.values())
+
+_STAGES_BY_TASK = {f"capflow.{stage}": stage for stage in Stage}
+
+
+def task_name(stage: Stage) -> str:
+    return f"capflow.{stage}"
+
+
+class StageRouter:
+    """Celery's `task_routes`: asked for every message, in the process that publishes it."""
+
+    def __init__(self, queue_by_stage: Mapping[Stage, str]) -> None:
+        self._queue_by_stage = queue_by_stage
+        self._node: str | None = None
+        self._served: frozenset[str] = frozenset()
+
+    def become_worker(self, node: str, served: frozenset[str]) -> None:
+        """From now on keep at this node what belongs to the queues it serves."""
+        self._node, self._served = node, served
+
+    def __call__(self, name: str, *_: Any, **__: Any) -> dict[str, Any] | None:
+        stage = _STAGES_BY_TASK.get(name)
+        if stage is None:
+            return None
+        queue = self._queue_by_stage[stage]
+        if self._node and queue in self._served and not is_stopping():
+            return {"queue": worker_direct(self._node), "priority": PRIORITIES[stage]}
+        return {"queue": queue, "priority": PRIORITIES[stage]}
+
+
+def is_stopping() -> bool:
+    """Whether this worker has been told to stop; nothing may be sent to its own queue any more."""
+    return worker_state.should_stop is not None or worker_state.should_terminate is not None

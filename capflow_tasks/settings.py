@@ -1,0 +1,112 @@
+"""All settings, from environment variables named CAPFLOW_*. Read at the edges, handed down as values."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from capflow_tasks.errors import SettingsError
+from capflow_tasks.records import Stage
+
+
+def _none_when_blank(value: Any) -> Any:
+    return None if isinstance(value, str) and not value.strip() else value
+
+
+def _psycopg_dialect(url: str | None) -> str | None:
+    """Let `postgres://` and `postgresql://` mean the one driver that is installed."""
+    if url is None:
+        return None
+    scheme, separator, rest = url.partition("://")
+    if scheme not in ("postgres", "postgresql", "postgresql+psycopg") or not separator:
+        raise ValueError("expected postgresql://user:password@host:5432/database")
+    return f"postgresql+psycopg://{rest}"
+
+
+OptionalText = Annotated[str | None, BeforeValidator(_none_when_blank)]
+DatabaseUrl = Annotated[str | None, BeforeValidator(_none_when_blank), AfterValidator(_psycopg_dialect)]
+
+
+class Settings(BaseSettings):
+    """Each field is the environment variable CAPFLOW_<FIELD>; mappings are given as JSON."""
+
+    model_config = SettingsConfigDict(env_prefix="CAPFLOW_", extra="ignore", frozen=True)
+
+    home: Path = Field(Path(".capflow"), description="folder of the embedded services and their logs")
+    database_url: DatabaseUrl = Field(None, description="PostgreSQL 15 or newer; embedded when unset")
+    broker_url: OptionalText = Field(None, description="Redis; embedded, with a worker, when unset")
+    domains: Path | None = Field(None, description="folder of domain files that override or add to the nine")
+
+    model: str = Field("Qwen/Qwen2.5-VL-7B-Instruct", description="model folder or hub name")
+    queue_models: dict[str, str] = Field({}, description="another model for a queue, by queue name")
+    stage_queues: dict[Stage, str] = Field({}, description="another queue than gpu for a stage")
+    engine: str = Field("vllm", description="vllm, or module:factory of another engine")
+    max_model_len: int | None = Field(None, ge=256, description="longest prompt and answer, tokens")
+    max_num_seqs: int | None = Field(None, ge=1, description="requests in one engine step")
+    tensor_parallel_size: int = Field(1, ge=1, description="GPUs per model")
+    gpu_memory_utilization: float | None = Field(None, gt=0, le=1, description="share of the GPU's memory")
+    dtype: OptionalText = Field(None, description="weights' number format, as vLLM names it")
+    quantization: OptionalText = Field(None, description="as vLLM names it, for example fp8")
+    engine_args: dict[str, Any] = Field({}, description="any further argument of vLLM's AsyncEngineArgs")
+    max_answer_tokens: int | None = Field(None, ge=1, description="cap on every free-text answer, tokens")
+    request_timeout_seconds: float = Field(600, gt=0, description="deadline of one model call, seconds")
+
+    min_pixels: int = Field(256 * 28 * 28, ge=28 * 28, description="smallest picture sent, pixels")
+    max_pixels: int = Field(1280 * 28 * 28, ge=28 * 28, description="largest picture sent, pixels")
+    video_fps: float = Field(2.0, gt=0, description="frames taken per second of video")
+    video_max_frames: int = Field(64, ge=2, description="most frames taken of one video")
+    video_total_pixels: int = Field(8192 * 28 * 28, ge=28 * 28, description="all frames of one video, pixels")
+    max_media_mib: int = Field(4096, ge=1, description="largest media file, MiB")
+    max_images: int = Field(4, ge=1, description="most pictures of one sample")
+    media_cache_mib: int = Field(1024, ge=0, description="decoded media kept for a sample's next call, MiB")
+    media_threads: int = Field(4, ge=1, description="media files decoded at a time")
+    media_timeout_seconds: float = Field(120, gt=0, description="deadline of reading one file, seconds")
+
+    concurrency: int = Field(8, ge=1, description="batches that one worker runs at a time")
+    lease_seconds: float = Field(
+        60, gt=0, description="a batch whose worker is silent this long is sent again"
+    )
+    handoff_seconds: float = Field(
+        120, gt=0, description="a batch waiting this long between stages is sent again"
+    )
+    queue_seconds: float = Field(
+        3600, gt=0, description="a batch waiting this long in the queue is sent again"
+    )
+    drain_seconds: float = Field(60, ge=0, description="how long a stopping worker finishes what it has")
+    database_seconds: float = Field(
+        600, gt=0, description="how long a finished stage waits for the database, seconds"
+    )
+    max_tries: int = Field(3, ge=1, description="dead engines or workers after which a batch is split")
+    max_attempts: int = Field(3, ge=1, description="tries of a sample whose failure may pass")
+    retry_seconds: float = Field(
+        5, ge=0, description="wait before the second try, doubled for each further one"
+    )
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+
+    def queue_of(self, stage: Stage) -> str:
+        return self.stage_queues.get(stage, "gpu")
+
+    @property
+    def queues(self) -> tuple[str, ...]:
+        """The queues that stages are sent to, `gpu` first."""
+        return tuple(dict.fromkeys(["gpu", *(self.queue_of(stage) for stage in Stage)]))
+
+
+@cache
+def read_settings() -> Settings:
+    """Raises SettingsError with one line per variable that cannot be used."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise SettingsError("\n".join(_explain(problem) for problem in error.errors())) from None
+    except Exception as error:  # pydantic-settings: a mapping that is no JSON
+        raise SettingsError(f"{error}; mappings are given as JSON objects") from None
+
+
+def _explain(problem: Any) -> str:
+    name = "CAPFLOW_" + str(problem["loc"][0]).upper()
+    return f"{name}={problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}"

@@ -1,0 +1,149 @@
+"""What a stage does with a batch: claim it, ask the engine, write what came of it.
+
+The five Celery tasks are doorbells around `StageRunner.run`, which a test can call as well.
+Knows nothing of Celery, nor of what kind of engine answers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from time import monotonic
+from typing import ParamSpec, TypeVar
+
+from sqlalchemy.exc import OperationalError
+from tenacity import (
+    Retrying,
+    before_sleep_log,
+    retry_if_exception_type,
+    stop_after_delay,
+    wait_random_exponential,
+)
+
+from capflow_tasks.conversation import Conversation
+from capflow_tasks.domains import Catalogue
+from capflow_tasks.engine import Engine
+from capflow_tasks.errors import EngineDead, Quarantined
+from capflow_tasks.heartbeat import Heartbeat
+from capflow_tasks.records import JsonObject, Stage
+from capflow_tasks.store.batches import BatchStore, NotClaimed
+from capflow_tasks.store.rows import Claim, Outcome, PendingSample, RetryPolicy
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long things may take, seconds, and how often they are tried."""
+
+    lease_seconds: float
+    #: Between the end of one stage and the start of the next.
+    handoff_seconds: float
+    #: How long a finished stage waits for the database to come back.
+    database_seconds: float
+    retry: RetryPolicy
+    #: Tries of one batch that may end in a dead engine or worker before it is split.
+    max_tries: int
+
+
+class StageRunner:
+    """Runs stages of batches; one per worker, used by all its threads."""
+
+    def __init__(
+        self,
+        store: BatchStore,
+        catalogue: Catalogue,
+        engines: Mapping[Stage, Engine],
+        heartbeat: Heartbeat,
+        owner: str,
+        patience: Patience,
+    ) -> None:
+        self._store = store
+        self._catalogue = catalogue
+        self._engines = engines
+        self._heartbeat = heartbeat
+        self._owner = owner
+        self._patience = patience
+
+    def run(self, batch_id: int, stage: Stage) -> JsonObject | NotClaimed:
+        """Run one stage of one batch and return its summary, or why that is not this caller's to do.
+
+        Raises EngineDead when the engine died; the batch has been given back by then.
+        """
+        claim = self._patiently(self._store.claim, batch_id, stage, self._owner, self._patience.lease_seconds)
+        if isinstance(claim, NotClaimed):
+            return claim
+        with self._heartbeat.beating_for(batch_id):
+            return self._run(claim)
+
+    def _run(self, claim: Claim) -> JsonObject | NotClaimed:
+        started = monotonic()
+        samples = self._patiently(self._store.pending_samples, claim.batch_id)
+        if claim.tries > self._patience.max_tries and len(samples) > 1:
+            log.warning("batch %s: tried %s times in vain, split", claim.batch_id, claim.tries - 1)
+            self._store.split(claim)
+            return NotClaimed.TAKEN
+        try:
+            outcomes = self._outcomes(claim, samples)
+        except BaseException as error:
+            self._give_back(claim, error)
+            raise
+        is_written = self._patiently(
+            self._store.finish_stage, claim, outcomes, self._patience.handoff_seconds, self._patience.retry
+        )
+        if not is_written:
+            log.warning("batch %s: the lease of %s went to another worker", claim.batch_id, claim.stage)
+            return NotClaimed.TAKEN
+        return _summary(claim, outcomes, monotonic() - started)
+
+    def _outcomes(self, claim: Claim, samples: Sequence[PendingSample]) -> list[Outcome]:
+        engine = self._engines[claim.stage]
+        conversations = [Conversation(claim, sample, self._catalogue, engine.model) for sample in samples]
+        if claim.tries > self._patience.max_tries:
+            for conversation in conversations:
+                conversation.fail(Quarantined(f"it ended its engine or worker in {claim.tries - 1} tries"))
+        while calls := [(each, agent) for each in conversations for agent in each.due_agents()]:
+            answers = engine.generate([each.request(agent) for each, agent in calls])
+            for (each, agent), answer in zip(calls, answers, strict=True):
+                each.take(agent, answer)
+        return [each.outcome() for each in conversations]
+
+    def _give_back(self, claim: Claim, error: BaseException) -> None:
+        level = logging.WARNING if isinstance(error, EngineDead) else logging.ERROR
+        log.log(level, "batch %s: %s failed, given back", claim.batch_id, claim.stage, exc_info=error)
+        wait = self._patience.retry.first_wait_seconds * 2 ** (claim.tries - 1)
+        self._patiently(self._store.release, claim, wait)
+
+    def _patiently(self, call: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:
+        """Call the store, again and again while the database is away, for as long as set."""
+        retrying = Retrying(
+            retry=retry_if_exception_type(OperationalError),
+            stop=stop_after_delay(self._patience.database_seconds),
+            wait=wait_random_exponential(0.2, max=5),
+            before_sleep=before_sleep_log(log, logging.WARNING),
+            reraise=True,
+        )
+        return retrying(call, *arguments, **options)
+
+
+def _summary(claim: Claim, outcomes: Sequence[Outcome], seconds: float) -> JsonObject:
+    """What Flower and the log show of a finished stage; tokens are totals over the batch."""
+    results = [result for outcome in outcomes for result in outcome.results]
+    domains = Counter(outcome.route.domain for outcome in outcomes if outcome.route)
+    failures = Counter(outcome.failure.kind for outcome in outcomes if outcome.failure)
+    return {
+        "dataset": claim.dataset,
+        "samples": f"{claim.start_idx}-{claim.end_idx - 1}",
+        "done": len(outcomes) - failures.total(),
+        "failed": dict(failures),
+        "domains": dict(domains),
+        "prompt_tokens": sum(result.prompt_tokens for result in results),
+        "cached_tokens": sum(result.cached_tokens for result in results),
+        "completion_tokens": sum(result.completion_tokens for result in results),
+        "seconds": round(seconds, 3),
+    }

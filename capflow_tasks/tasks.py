@@ -1,0 +1,52 @@
+"""The five doorbells. What a stage does is in `stages`."""
+
+from __future__ import annotations
+
+from celery.exceptions import Ignore
+
+from capflow_tasks.celery import app
+from capflow_tasks.errors import EXIT_SERVICE, CapflowError, ServiceError
+from capflow_tasks.records import JsonObject, Stage
+from capflow_tasks.store.batches import NotClaimed
+from capflow_tasks.worker import runner, stop_worker
+
+
+@app.task(name="capflow.route")
+def route(batch_id: int) -> JsonObject:
+    return _ring(batch_id, Stage.ROUTE)
+
+
+@app.task(name="capflow.perceive")
+def perceive(batch_id: int) -> JsonObject:
+    return _ring(batch_id, Stage.PERCEIVE)
+
+
+@app.task(name="capflow.reason")
+def reason(batch_id: int) -> JsonObject:
+    return _ring(batch_id, Stage.REASON)
+
+
+@app.task(name="capflow.summarize")
+def summarize(batch_id: int) -> JsonObject:
+    return _ring(batch_id, Stage.SUMMARIZE)
+
+
+@app.task(name="capflow.score")
+def score(batch_id: int) -> JsonObject:
+    return _ring(batch_id, Stage.SCORE)
+
+
+def _ring(batch_id: int, stage: Stage) -> JsonObject:
+    """Run the stage; its chain goes on unless another one has the batch."""
+    try:
+        made = runner().run(batch_id, stage)
+    except ServiceError:
+        # Without database or engine every further message would fail too: leave them to other workers.
+        stop_worker(EXIT_SERVICE)
+        raise
+    except BaseException as error:
+        # A MemoryError or SystemExit would keep the pool's slot for good.
+        raise CapflowError(f"batch {batch_id}: {stage} failed: {error!r}") from error
+    if made is NotClaimed.TAKEN:
+        raise Ignore
+    return {"batch": batch_id, "passed": True} if made is NotClaimed.PASSED else {"batch": batch_id, **made}

@@ -1,0 +1,103 @@
+"""Cuts a video into windows of frames and reads one after the other: one window is decoded at a time.
+
+Knows nothing of prompts or the engine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from capflow_tasks.media import MediaBudget, Video, count_frames
+from capflow_tasks.media_paths import check_file
+from capflow_tasks.video import _SCAN_BYTES, _collect, _measure, _opened, _Player
+
+#: Frames of the file per window.
+WINDOW_FRAMES = 256
+#: A remainder of fewer frames joins the window before it.
+REMAINDER_FRAMES = 128
+#: A video of fewer frames has no window.
+WINDOW_MIN_FRAMES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class WindowFrameInfo:
+    """Where a window lies, in frames of the file."""
+
+    start: int
+    #: The last frame that belongs to it.
+    end: int
+
+    @property
+    def frame_count(self) -> int:
+        return self.end - self.start + 1
+
+
+@dataclass(frozen=True, slots=True)
+class VideoWindow:
+    """One decoded window."""
+
+    info: WindowFrameInfo
+    #: Its timestamps are the file's, everything else is the window's own.
+    video: Video
+
+
+def compute_windows(
+    total_frames: int, window_size: int = WINDOW_FRAMES, remainder_threshold: int = REMAINDER_FRAMES
+) -> list[WindowFrameInfo]:
+    """Return the windows of a video of `total_frames` frames."""
+    if window_size < 1:
+        raise ValueError(f"A window must have at least one frame, not {window_size}.")
+    if total_frames < WINDOW_MIN_FRAMES:
+        return []
+    starts = list(range(0, total_frames, window_size))
+    if len(starts) > 1 and total_frames - starts[-1] < min(remainder_threshold, window_size):
+        del starts[-1]
+    ends = [*(start - 1 for start in starts[1:]), total_frames - 1]
+    return [WindowFrameInfo(start, end) for start, end in zip(starts, ends, strict=True)]
+
+
+def load_windows(
+    path: str,
+    budget: MediaBudget,
+    window_size: int = WINDOW_FRAMES,
+    remainder_threshold: int = REMAINDER_FRAMES,
+) -> Iterator[VideoWindow]:
+    """Yield the windows in order; each is sampled and sized by the whole `budget`."""
+    is_small = check_file(path, budget.max_file_bytes).st_size <= _SCAN_BYTES
+    deadline = time.monotonic() + budget.timeout_seconds
+    with _opened(path, budget, deadline) as source:
+        length = _measure(source, is_small)
+    with _opened(path, budget, deadline) as source:
+        player = _Player(source, length)
+        for info in compute_windows(length.frame_count, window_size, remainder_threshold):
+            count = count_frames(info.frame_count, length.fps, budget)
+            step = info.frame_count / length.fps / count
+            times = [info.start / length.fps + number * step for number in range(count)]
+            frames, timestamps = _collect(player, times, budget)
+            yield VideoWindow(info, Video(frames, tuple(timestamps), info.frame_count, step * count))
+
+
+def normalise(
+    frames: NDArray[np.uint8], mean: Sequence[float], deviation: Sequence[float]
+) -> NDArray[np.float32]:
+    """Return frames (T, H, W, RGB) of 0 to 255 as the vision encoder takes them: (T, RGB, H, W), normalised."""
+    scale = np.float32(1 / 255) / np.asarray(deviation, np.float32)
+    shift = np.asarray(mean, np.float32) / np.asarray(deviation, np.float32)
+    return np.ascontiguousarray((frames * scale - shift).transpose(0, 3, 1, 2))
+
+
+def describe_frames(count: int, fps: float) -> dict[str, object]:
+    """Return what vLLM must know of `count` frames that were taken `fps` times a second."""
+    return {
+        "fps": fps,
+        "frames_indices": list(range(count)),
+        "total_num_frames": count,
+        "duration": count / fps,
+        "video_backend": "pyav",
+        "do_sample_frames": False,
+    }

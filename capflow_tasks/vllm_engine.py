@@ -1,0 +1,290 @@
+"""vLLM's AsyncLLM on an event loop of its own thread: many callers, one continuous batch."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import re
+from collections.abc import Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from math import exp
+from threading import Lock, Thread
+from time import monotonic
+from typing import Any
+
+# vLLM reads its environment when it is imported.
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+from transformers import AutoProcessor
+from vllm import SamplingParams
+from vllm import exceptions as vllm_exceptions
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from capflow_tasks.engine import Answer
+from capflow_tasks.errors import (
+    EngineDead,
+    PromptTooLong,
+    RequestFailed,
+    RequestRefused,
+    RequestTimeout,
+    SampleError,
+    ServiceError,
+)
+from capflow_tasks.media import Media, MediaBudget, load_media, media_key
+from capflow_tasks.media_cache import MediaCache
+from capflow_tasks.records import Completion, MediaRef, Request
+from capflow_tasks.settings import Settings
+
+log = logging.getLogger(__name__)
+
+#: One letter per domain; vLLM allows 20 log-probabilities unless told otherwise.
+MAX_CHOICES = 26
+
+#: How vLLM refuses a request: a ValueError up to 0.27, a class of its own since.
+_REFUSALS = (ValueError, TypeError, getattr(vllm_exceptions, "VLLMClientError", ValueError))
+_TOO_LONG = re.compile(r"maximum (context|model) length|longer than the maximum")
+
+
+class VllmEngine:
+    """One model in this process. `generate` may be called from any number of threads."""
+
+    def __init__(
+        self,
+        model: str,
+        engine_args: Mapping[str, Any],
+        media: MediaCache[Media],
+        budget: MediaBudget,
+        timeout_seconds: float,
+        max_answer_tokens: int | None = None,
+    ) -> None:
+        self.model = model
+        self._engine_args = engine_args
+        self._media = media
+        self._budget = budget
+        self._timeout_seconds = timeout_seconds
+        self._max_answer_tokens = max_answer_tokens
+        self._loop = asyncio.new_event_loop()
+        self._thread = Thread(target=self._loop.run_forever, name="engine", daemon=True)
+        self._request_ids = itertools.count()
+        self._llm: AsyncLLM | None = None
+        self._rebuilding = Lock()
+
+    def start(self) -> None:
+        self._thread.start()
+        try:
+            self._processor = AutoProcessor.from_pretrained(self.model)
+            self._llm = self._run(self._load())
+        except Exception as error:
+            self.stop()
+            log.debug("loading %s failed", self.model, exc_info=True)
+            raise ServiceError(_load_failure(self.model, error)) from error
+
+    def stop(self) -> None:
+        if not self._thread.is_alive():
+            return
+        # On its own loop and before that ends, or AsyncLLM's finalizer complains.
+        self._run(self._unload())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    def generate(self, requests: Sequence[Request]) -> list[Answer]:
+        llm = self._living()
+        answers: list[Answer] = self._run(self._answer_all(llm, requests))
+        return answers
+
+    def _living(self) -> AsyncLLM:
+        """The engine, rebuilt first if it has died; whoever comes meanwhile waits. Raises ServiceError."""
+        with self._rebuilding:
+            if self._llm is None or self._llm.errored:
+                log.warning("the engine of %s died and is rebuilt", self.model)
+                self._run(self._unload())
+                try:
+                    self._llm = self._run(self._load())
+                except Exception as error:
+                    raise ServiceError(_load_failure(self.model, error)) from error
+            return self._llm
+
+    def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    async def _load(self) -> AsyncLLM:
+        return AsyncLLM.from_engine_args(AsyncEngineArgs(model=self.model, **self._engine_args))
+
+    async def _unload(self) -> None:
+        if self._llm is not None:
+            self._llm.shutdown()
+            # Its finalizer shuts down once more; here that is harmless, at interpreter exit it is not.
+            self._llm = None
+
+    async def _answer_all(self, llm: AsyncLLM, requests: Sequence[Request]) -> list[Answer]:
+        answers = await asyncio.gather(
+            *(self._answer(llm, request) for request in requests), return_exceptions=True
+        )
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, SampleError):
+                raise answer
+        return answers  # type: ignore[return-value]
+
+    async def _answer(self, llm: AsyncLLM, request: Request) -> Completion:
+        started = monotonic()
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                prompt = await self._prompt(request)
+                output = await self._complete(llm, prompt, self._sampling_params(request))
+        except TimeoutError as error:
+            raise RequestTimeout(f"no answer within {self._timeout_seconds:g} s") from error
+        except EngineDeadError as error:
+            raise EngineDead from error
+        except SampleError:
+            raise
+        except _REFUSALS as error:
+            kind = PromptTooLong if _TOO_LONG.search(str(error)) else RequestRefused
+            raise kind(str(error)) from error
+        except Exception as error:
+            # One request must not end the batch that it came with.
+            log.warning("a request failed", exc_info=True)
+            raise RequestFailed(f"the engine failed on this request: {error.__cause__ or error!r}") from error
+        return _completion(output, request, monotonic() - started)
+
+    async def _complete(self, llm: AsyncLLM, prompt: Any, sampling: SamplingParams) -> Any:
+        # Leaving the generator early, as at the deadline, aborts the request in the engine.
+        outputs = llm.generate(prompt, sampling, f"capflow-{next(self._request_ids)}")
+        return [output async for output in outputs][-1]
+
+    async def _prompt(self, request: Request) -> dict[str, Any]:
+        """System line, media, instruction: the calls of one sample share all but the instruction."""
+        parts = [{"type": ref.kind.value} for ref in request.media]
+        messages = [
+            {"role": "system", "content": [{"type": "text", "text": request.system}]},
+            {"role": "user", "content": [*parts, {"type": "text", "text": request.instruction}]},
+        ]
+        text = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        if not request.media:
+            return {"prompt": text}
+        data: dict[str, list[Any]] = {}
+        uuids: dict[str, list[str]] = {}
+        for ref in request.media:
+            key, media = await self._load_media(ref)
+            data.setdefault(ref.kind.value, []).append(media.value)
+            uuids.setdefault(ref.kind.value, []).append(key)
+        return {"prompt": text, "multi_modal_data": data, "multi_modal_uuids": uuids}
+
+    def _sampling_params(self, request: Request) -> SamplingParams:
+        sampling, constraint = request.sampling, _constraint(request)
+        # A constrained answer that is cut off is none.
+        cap = self._max_answer_tokens if constraint is None else None
+        return SamplingParams(
+            max_tokens=min(sampling.max_tokens, cap or sampling.max_tokens),
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            repetition_penalty=sampling.repetition_penalty,
+            logprobs=len(request.choices) or None,
+            structured_outputs=constraint,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    async def _load_media(self, ref: MediaRef) -> tuple[str, Media]:
+        key = media_key(ref.path, self._budget)
+        load = partial(load_media, ref, self._budget)
+        # Shielded: a caller that runs out of time must not cancel the load for the others.
+        return key, await asyncio.shield(asyncio.wrap_future(self._media.load(key, load)))
+
+
+def build(settings: Settings, model: str) -> VllmEngine:
+    """The engine that `CAPFLOW_ENGINE=vllm` names."""
+    if current_platform.is_cpu():
+        # The engine core would spend 20 s to compile one line when it is first asked for probabilities.
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    threads = ThreadPoolExecutor(settings.media_threads, thread_name_prefix="media")
+    cache: MediaCache[Media] = MediaCache(
+        threads, settings.media_cache_mib * 2**20, size_of=lambda media: media.nbytes
+    )
+    return VllmEngine(
+        model,
+        _engine_args(settings),
+        cache,
+        _budget(settings),
+        settings.request_timeout_seconds,
+        settings.max_answer_tokens,
+    )
+
+
+def _engine_args(settings: Settings) -> dict[str, Any]:
+    chosen = {
+        "max_model_len": settings.max_model_len,
+        "max_num_seqs": settings.max_num_seqs,
+        "gpu_memory_utilization": settings.gpu_memory_utilization,
+        "dtype": settings.dtype,
+        "quantization": settings.quantization,
+    }
+    return {
+        "tensor_parallel_size": settings.tensor_parallel_size,
+        "limit_mm_per_prompt": {"image": settings.max_images, "video": 1},
+        # Without this a model may fill a JSON answer with blanks until it is cut off.
+        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
+        "max_logprobs": MAX_CHOICES,
+        "enable_prefix_caching": True,
+        "disable_log_stats": True,
+        # There is nothing to compile for on a CPU, only time to lose.
+        "enforce_eager": current_platform.is_cpu(),
+        **{name: value for name, value in chosen.items() if value is not None},
+        **settings.engine_args,
+    }
+
+
+def _budget(settings: Settings) -> MediaBudget:
+    return MediaBudget(
+        min_pixels=settings.min_pixels,
+        max_pixels=settings.max_pixels,
+        video_fps=settings.video_fps,
+        video_max_frames=settings.video_max_frames,
+        video_total_pixels=settings.video_total_pixels,
+        max_file_bytes=settings.max_media_mib * 2**20,
+        timeout_seconds=settings.media_timeout_seconds,
+    )
+
+
+def _constraint(request: Request) -> StructuredOutputsParams | None:
+    if request.choices:
+        return StructuredOutputsParams(choice=list(request.choices))
+    if request.schema is not None:
+        return StructuredOutputsParams(json=dict(request.schema))
+    return None
+
+
+def _completion(output: Any, request: Request, seconds: float) -> Completion:
+    answer = output.outputs[0]
+    return Completion(
+        text=answer.text,
+        prompt_tokens=len(output.prompt_token_ids),
+        cached_tokens=output.num_cached_tokens or 0,
+        completion_tokens=len(answer.token_ids),
+        finish_reason=answer.finish_reason or "",
+        seconds=seconds,
+        probabilities=_probabilities(answer.logprobs, request.choices),
+    )
+
+
+def _probabilities(logprobs: Any, choices: Sequence[str]) -> dict[str, float]:
+    """Probability per choice, from the log-probabilities of the first token, summing to 1."""
+    if not choices:
+        return {}
+    found = {entry.decoded_token.strip(): exp(entry.logprob) for entry in logprobs[0].values()}
+    allowed = {choice: found.get(choice, 0.0) for choice in choices}
+    total = sum(allowed.values())
+    return {choice: value / total for choice, value in allowed.items()}
+
+
+def _load_failure(model: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()
+    return (
+        f"the model {model!r} cannot be loaded: {reason[0] if reason else type(error).__name__}; "
+        "set CAPFLOW_MODEL to a model folder, or to a hub name that this machine can reach"
+    )

@@ -1,0 +1,106 @@
+"""What makes a Celery worker Capflow's: engines loaded before the first task, stopped after the last.
+
+A bootstep starts and stops; what it starts works without Celery.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import uuid
+from typing import Any
+
+from celery import Celery, bootsteps
+from celery.worker import components
+from celery.worker import state as worker_state
+
+from capflow_tasks.domains import load_catalogue
+from capflow_tasks.engine import Engine, build_engine
+from capflow_tasks.errors import WORKER_ERROR_MARK, CapflowError, ServiceError
+from capflow_tasks.heartbeat import Heartbeat
+from capflow_tasks.records import Stage
+from capflow_tasks.settings import Settings, read_settings
+from capflow_tasks.stages import Patience, StageRunner
+from capflow_tasks.store.batches import BatchStore
+from capflow_tasks.store.database import connect, database_url, upgrade
+from capflow_tasks.store.rows import RetryPolicy
+
+log = logging.getLogger(__name__)
+
+_runner: StageRunner | None = None
+
+
+def runner() -> StageRunner:
+    """This process's stage runner. Raises ServiceError outside of a started worker."""
+    if _runner is None:
+        raise ServiceError("stages run in a worker only: celery -A capflow_tasks worker -Q gpu")
+    return _runner
+
+
+def install(app: Celery) -> None:
+    app.steps["worker"].add(EngineStep)
+    # The order of bootsteps is random but for what is required: tasks must find the engine up.
+    components.Pool.requires = (*components.Pool.requires, EngineStep)  # type: ignore[misc]
+
+
+class EngineStep(bootsteps.StartStopStep):
+    """Loads the engines of the queues this worker consumes, and stops them after the last task."""
+
+    def __init__(self, worker: Any, **options: Any) -> None:
+        super().__init__(worker, **options)
+        self._engines: list[Engine] = []
+        self._heartbeat: Heartbeat | None = None
+
+    def start(self, worker: Any) -> None:
+        try:
+            self._start(worker)
+        except CapflowError as error:
+            print(f"{WORKER_ERROR_MARK}{error}", file=sys.stderr, flush=True)
+            raise SystemExit(error.exit_code) from error
+
+    def stop(self, worker: Any) -> None:
+        for engine in self._engines:
+            engine.stop()
+        if self._heartbeat:
+            self._heartbeat.stop()
+
+    def _start(self, worker: Any) -> None:
+        global _runner
+        settings = read_settings()
+        queues = frozenset(worker.app.amqp.queues.consume_from) & set(settings.queues)
+        store = BatchStore(_database(settings))
+        catalogue = load_catalogue(settings.domains)
+        engines = {queue: build_engine(settings, queue) for queue in sorted(queues)}
+        for engine in engines.values():
+            engine.start()
+            self._engines.append(engine)
+        # A restarted node is another owner: what it held before it died is not its own.
+        owner = f"{worker.hostname}/{uuid.uuid4().hex[:8]}"
+        self._heartbeat = Heartbeat(store, owner, settings.lease_seconds)
+        self._heartbeat.start()
+        by_stage = {
+            stage: engines[settings.queue_of(stage)] for stage in Stage if settings.queue_of(stage) in engines
+        }
+        _runner = StageRunner(store, catalogue, by_stage, self._heartbeat, owner, _patience(settings))
+        worker.app.conf.task_routes[0].become_worker(worker.hostname, queues)
+
+
+def stop_worker(exit_code: int) -> None:
+    """Have this worker finish what it runs, take nothing more, and exit for its supervisor to restart."""
+    worker_state.should_stop = exit_code  # type: ignore[assignment]
+
+
+def _database(settings: Settings) -> Any:
+    database = connect(database_url(settings), pool_size=settings.concurrency + 2)
+    upgrade(database)
+    return database
+
+
+def _patience(settings: Settings) -> Patience:
+    return Patience(
+        lease_seconds=settings.lease_seconds,
+        handoff_seconds=settings.handoff_seconds,
+        database_seconds=settings.database_seconds,
+        retry=RetryPolicy(settings.max_attempts, settings.retry_seconds),
+        max_tries=settings.max_tries,
+    )
