@@ -1,0 +1,1 @@
+"""The producer: turns split plans into chains, follows them, and writes the caption files."""

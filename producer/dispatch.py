@@ -1,0 +1,170 @@
+"""The producer's loop: keep a window of batches in flight until every sample has come to its end.
+
+What was done before is skipped, what was lost is sent again; all of that is read from the database,
+so the loop may be killed at any instant and started again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from threading import Event
+from time import monotonic
+
+from capflow_tasks.errors import PlanError
+from capflow_tasks.store.rows import NewBatch, ShardRow, Tally
+from capflow_tasks.store.runs import RunStore
+from capflow_tasks.store.views import Views
+from producer.broker import Broker
+from producer.expansion import Expansion
+
+log = logging.getLogger(__name__)
+
+#: Batches inserted in one transaction, at most.
+_CHUNK = 64
+#: Batches published in one transaction, at most.
+_PUBLISH_CHUNK = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How much is in flight, and how often things are looked at."""
+
+    #: Batches in flight, at most.
+    window: int
+    #: A batch that waits in its queue for longer is sent again, seconds.
+    queue_seconds: float
+    #: Between two looks at what has finished, seconds.
+    poll_seconds: float = 0.2
+    #: Between two looks for what was lost, seconds.
+    reconcile_seconds: float = 2.0
+
+
+class Dispatcher:
+    """Sends the shards of one run and watches them end."""
+
+    def __init__(
+        self,
+        run_id: int,
+        shards: Sequence[ShardRow],
+        expansion: Expansion,
+        runs: RunStore,
+        views: Views,
+        broker: Broker,
+        pace: Pace,
+    ) -> None:
+        self._run_id = run_id
+        self._expansion = expansion
+        self._runs = runs
+        self._views = views
+        self._broker = broker
+        self._pace = pace
+        self._chunks = self._expand(shards)
+        self._is_expanded = all(row.expanded_to >= row.shard.end_idx for row in shards)
+        self._in_flight: set[int] = set()
+        self._was_empty = False
+        self._reconciled_at = 0.0
+        #: Annotation files that broke off, one message each; the other shards went on.
+        self.problems: list[str] = []
+
+    def run(self, on_progress: Callable[[Tally, int], None], stopping: Event) -> bool:
+        """Send and watch until all is done; False when told to stop before that.
+
+        `on_progress` gets how samples have ended so far, and how many batches run now.
+        """
+        self._in_flight.update(self._views.open_batches(self._run_id))
+        tally = self._views.tally(self._run_id)
+        while not stopping.is_set():
+            self._fill_window()
+            self._reconcile()
+            self._publish()
+            tally += self._collect()
+            on_progress(tally, self._views.running_now(self._run_id))
+            if self.is_over():
+                return True
+            stopping.wait(self._pace.poll_seconds)
+        return False
+
+    def is_over(self) -> bool:
+        """Whether every sample of the run has come to its end."""
+        if self._in_flight or not self._is_expanded:
+            return False
+        # A batch that was split, or that another producer inserted, is not among ours.
+        self._in_flight.update(self._views.open_batches(self._run_id))
+        return not self._in_flight
+
+    def _fill_window(self) -> None:
+        while not self._is_expanded and len(self._in_flight) < self._pace.window:
+            ids = next(self._chunks, None)
+            if ids is None:
+                self._is_expanded = True
+                return
+            self._in_flight.update(ids)
+
+    def _expand(self, shards: Sequence[ShardRow]) -> Iterator[list[int]]:
+        """Insert the shards a chunk at a time; yields the ids of each chunk's batches."""
+        for row in shards:
+            try:
+                yield from self._expand_shard(row)
+            except PlanError as error:
+                self.problems.append(str(error))
+                log.error("%s", error)
+
+    def _expand_shard(self, row: ShardRow) -> Iterator[list[int]]:
+        cursor = row.expanded_to
+        if cursor >= row.shard.end_idx:
+            return
+        batches = self._expansion.batches(row.shard, cursor)
+        for chunk in _chunks(batches, min(_CHUNK, self._pace.window)):
+            ids = self._runs.expand(row.id, cursor, chunk)
+            if ids is None:
+                log.info("%s: another producer expands it", row.shard.dataset)
+                return
+            cursor = chunk[-1].end_idx
+            yield ids
+
+    def _publish(self) -> None:
+        while True:
+            with self._runs.publishing(_PUBLISH_CHUNK, self._pace.queue_seconds, self._run_id) as ready:
+                for batch in ready:
+                    self._broker.publish(batch)
+            if len(ready) < _PUBLISH_CHUNK:
+                return
+
+    def _reconcile(self) -> None:
+        """Make ready what no worker has any more and what the broker has lost."""
+        if monotonic() - self._reconciled_at < self._pace.reconcile_seconds:
+            return
+        self._reconciled_at = monotonic()
+        lost = self._runs.requeue_stale(self._run_id)
+        is_empty = bool(self._in_flight) and self._broker.is_empty()
+        if is_empty and self._was_empty:
+            # Twice in a row: what is queued has no message that could start it.
+            lost += self._runs.requeue_queued(self._run_id)
+        self._was_empty = is_empty
+        if lost:
+            log.warning("%s batches were lost and are sent again", lost)
+
+    def _collect(self) -> Tally:
+        """How the batches ended that have ended since the last look."""
+        finished = self._views.finished_among(self._in_flight)
+        self._in_flight -= finished.keys()
+        return sum(finished.values(), Tally())
+
+
+def _chunks(batches: Iterator[NewBatch], size: int) -> Iterator[list[NewBatch]]:
+    """Lists of up to `size`; an error comes after the batches that came before it."""
+    chunk: list[NewBatch] = []
+    try:
+        for batch in batches:
+            chunk.append(batch)
+            if len(chunk) == size:
+                yield chunk
+                chunk = []
+    except PlanError:
+        if chunk:
+            yield chunk
+        raise
+    if chunk:
+        yield chunk

@@ -1,0 +1,138 @@
+"""The embedded fleet: PostgreSQL, Redis and one worker for a producer that was given none."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from time import monotonic
+
+from capflow_tasks.embedded import (
+    Services,
+    announce,
+    die_with_parent,
+    embedded_postgres,
+    embedded_redis,
+    open_log,
+    sole_use,
+)
+from capflow_tasks.errors import EXIT_SERVICE, EXIT_USAGE, WORKER_ERROR_MARK, ServiceError, SettingsError
+from capflow_tasks.settings import Settings
+
+log = logging.getLogger(__name__)
+
+#: A worker that ends sooner than this did not get to work.
+_TOO_SOON_SECONDS = 120
+_MAX_FRUITLESS_STARTS = 3
+
+
+class EmbeddedWorker:
+    """A worker process, started again when it ends unasked."""
+
+    def __init__(self, settings: Settings, environment: Mapping[str, str]) -> None:
+        self._settings = settings
+        self._environment = environment
+        self._fruitless_starts = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started_at = 0.0
+
+    def start(self) -> None:
+        queues = ",".join(self._settings.queues)
+        command = [sys.executable, "-m", "celery", "-A", "capflow_tasks", "worker", "-Q", queues]
+        with open_log(self._settings.home, "worker") as output:
+            self._log_start = output.tell()
+            self._process = subprocess.Popen(
+                [*command, "-n", f"embedded-{os.getpid()}@%h", "-l", self._settings.log_level],
+                env={**os.environ, **self._environment},
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+                preexec_fn=die_with_parent,
+                # Ctrl-C is the producer's to hear; it tells the worker.
+                start_new_session=True,
+            )
+        self._started_at = monotonic()
+
+    def check(self) -> None:
+        """Start the worker again if it has ended. Raises ServiceError when that is no use."""
+        if self._process is None or self._process.poll() is None:
+            return
+        code = self._process.returncode
+        if code in (EXIT_USAGE, EXIT_SERVICE) and (reason := self._reason()):
+            raise ServiceError(reason)
+        is_fruitless = monotonic() - self._started_at < _TOO_SOON_SECONDS
+        self._fruitless_starts = self._fruitless_starts + 1 if is_fruitless else 0
+        if self._fruitless_starts >= _MAX_FRUITLESS_STARTS:
+            raise ServiceError(
+                f"the worker ended {self._fruitless_starts} times in a row; see {self.log_path}"
+            )
+        log.warning("the worker ended with code %s and is started again; see %s", code, self.log_path)
+        self.start()
+
+    def stop(self, deadline_seconds: float) -> None:
+        """Let the worker finish what it runs; end it at the deadline."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(deadline_seconds)
+        except subprocess.TimeoutExpired:
+            log.warning("the worker did not end within %g s and is killed; nothing is lost", deadline_seconds)
+        finally:
+            self._process.kill()
+            self._process.wait()
+
+    @property
+    def log_path(self) -> Path:
+        return self._settings.home / "logs" / "worker.log"
+
+    def _reason(self) -> str | None:
+        """The sentence with which this start of the worker gave up, None if it wrote none."""
+        with self.log_path.open(encoding="utf-8", errors="replace") as lines:
+            lines.seek(self._log_start)
+            reasons = [
+                line.removeprefix(WORKER_ERROR_MARK) for line in lines if line.startswith(WORKER_ERROR_MARK)
+            ]
+        return reasons[-1].strip() if reasons else None
+
+
+@contextmanager
+def services(settings: Settings) -> Iterator[Services]:
+    """The servers that settings name; embedded ones for those they do not."""
+    database_url, broker_url = settings.database_url, settings.broker_url
+    if database_url and broker_url:
+        yield Services(database_url, broker_url)
+        return
+    if broker_url:
+        raise SettingsError(
+            "CAPFLOW_BROKER_URL is set and CAPFLOW_DATABASE_URL is not: the broker's workers could not reach "
+            "an embedded database; set both, or neither"
+        )
+    with ExitStack() as stack:
+        stack.enter_context(sole_use(settings.home))
+        database_url = database_url or stack.enter_context(embedded_postgres(settings.home))
+        found = Services(database_url, stack.enter_context(embedded_redis(settings.home)))
+        stack.enter_context(announce(settings.home, found))
+        yield found
+
+
+@contextmanager
+def embedded_worker(settings: Settings, reached: Services) -> Iterator[EmbeddedWorker | None]:
+    """A worker for an embedded broker; None where others start the workers."""
+    if settings.broker_url is not None:
+        yield None
+        return
+    environment = {
+        "CAPFLOW_DATABASE_URL": reached.database_url,
+        "CAPFLOW_BROKER_URL": reached.broker_url,
+    }
+    worker = EmbeddedWorker(settings, environment)
+    worker.start()
+    try:
+        yield worker
+    finally:
+        worker.stop(settings.drain_seconds)

@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from capflow_tasks.errors import ServiceError
+from capflow_tasks.records import Failure, FinishedSample, JsonObject, Result, Stage
+from producer.captions import caption_record, failed_record, write_lines
+
+ENTRY: JsonObject = {
+    "id": 0,
+    "image": "a.jpg",
+    "conversations": [
+        {"from": "system", "value": "S"},
+        {"from": "human", "value": "<image>\n Q"},
+        {"from": "gpt", "value": "old", "weight": 1},
+    ],
+    "width": 1024,
+}
+GRADES = {"factual_accuracy": 3, "professionalism": 2, "overall": 3}
+
+
+def result(stage: Stage, agent: str, text: str, data: JsonObject | None = None) -> Result:
+    return Result(stage, agent, text, data, "m", f"digest of {agent}", 1, 0, 1, "stop", 0.5, "w")
+
+
+RESULTS = (
+    result(Stage.ROUTE, "router", "A", {"Natural": 0.9}),
+    result(Stage.PERCEIVE, "natural", "A cat."),
+    result(Stage.REASON, "general_reasoning", "It sleeps."),
+    result(Stage.SUMMARIZE, "general_summary", "A cat sleeps."),
+    result(Stage.SCORE, "judge", "{...}", GRADES),
+)
+
+
+def sample(
+    entry: JsonObject = ENTRY, results: tuple[Result, ...] = RESULTS, **changes: Any
+) -> FinishedSample:
+    fields: dict[str, Any] = {
+        "domain": "Natural",
+        "confidence": 0.9,
+        "failure": None,
+        "attempts": 1,
+        **changes,
+    }
+    return FinishedSample(index=7, entry=entry, results=results, **fields)
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_record_holds_the_entry_and_all_that_was_found_out() -> None:
+    record = caption_record(sample(), "Qwen")
+
+    assert record == {
+        **ENTRY,
+        "task": "Natural",
+        "confidence": 0.9,
+        "caption": "A cat sleeps.",
+        "reports": {"natural": "A cat.", "general_reasoning": "It sleeps."},
+        "scores": {"factual_accuracy": 3, "professionalism": 2},
+        "overall": 3,
+        "model": "Qwen",
+        "workflow": "digest of general_summary",
+        "conversations": [
+            *ENTRY["conversations"][:2],
+            {"from": "gpt", "value": "A cat sleeps.", "weight": 1},
+        ],
+    }
+    assert list(record)[:5] == ["id", "image", "conversations", "width", "task"]
+
+
+def test_the_model_is_the_one_that_wrote_the_caption_unless_it_is_named() -> None:
+    assert caption_record(sample())["model"] == "m"
+    assert caption_record(sample(), "Qwen")["model"] == "Qwen"
+    assert "model" not in caption_record(sample(results=()))
+
+
+def test_the_entry_itself_is_left_as_it_was() -> None:
+    before = json.dumps(ENTRY)
+
+    caption_record(sample(), "Qwen")
+
+    assert json.dumps(ENTRY) == before
+
+
+def test_the_domain_takes_the_place_of_the_entrys_task() -> None:
+    record = caption_record(sample({"task": "natural", "image": "a.jpg"}, confidence=None), "Qwen")
+
+    assert list(record)[:2] == ["task", "image"]
+    assert (record["task"], record["confidence"]) == ("Natural", None)
+
+
+@pytest.mark.parametrize(
+    ("entry", "question"),
+    [
+        ({"image": "a.jpg"}, "<image>\nDescribe this image in detail."),
+        ({"video": "a.mp4", "conversations": []}, "<video>\nDescribe this video in detail."),
+        ({"images": ["a", "b"], "conversations": "?"}, "<image>\n<image>\nDescribe these images in detail."),
+        ({}, "<image>\nDescribe this image in detail."),
+    ],
+)
+def test_an_entry_without_conversation_gets_a_question_and_the_caption(
+    entry: JsonObject, question: str
+) -> None:
+    assert caption_record(sample(entry), "Qwen")["conversations"] == [
+        {"from": "human", "value": question},
+        {"from": "gpt", "value": "A cat sleeps."},
+    ]
+
+
+def test_a_conversation_that_ends_with_a_question_gets_the_caption_as_its_answer() -> None:
+    turns = ENTRY["conversations"][:2]
+
+    assert caption_record(sample({"image": "a", "conversations": turns}), "Qwen")["conversations"] == [
+        *turns,
+        {"from": "gpt", "value": "A cat sleeps."},
+    ]
+
+
+def test_a_conversation_without_a_question_gets_one_before_the_answer() -> None:
+    turns = ENTRY["conversations"][:1]
+
+    record = caption_record(sample({"image": "a", "conversations": turns}), "Qwen")
+
+    assert [turn["from"] for turn in record["conversations"]] == ["system", "human", "gpt"]
+
+
+def test_stages_that_have_not_run_leave_their_keys_out() -> None:
+    assert caption_record(sample(results=RESULTS[:1]), "Qwen") == {
+        **ENTRY,
+        "task": "Natural",
+        "confidence": 0.9,
+        "model": "Qwen",
+    }
+    assert caption_record(sample(results=(), domain=None), "Qwen") == {**ENTRY, "model": "Qwen"}
+
+
+def test_scores_can_be_added_to_a_caption_that_was_there_before() -> None:
+    record = caption_record(sample({**ENTRY, "caption": "old"}, results=RESULTS[-1:]), "Qwen")
+
+    assert (record["caption"], record["overall"]) == ("old", 3)
+    assert record["conversations"] == ENTRY["conversations"]
+
+
+def test_two_agents_of_one_name_both_keep_their_report() -> None:
+    results = (result(Stage.PERCEIVE, "video", "Seen."), result(Stage.REASON, "video", "Meant."))
+
+    assert caption_record(sample(results=results), "Qwen")["reports"] == {
+        "video": "Seen.",
+        "reason_video": "Meant.",
+    }
+
+
+def test_a_failed_record_holds_the_entry_and_the_reason() -> None:
+    failure = Failure(Stage.PERCEIVE, "media_missing", "a.jpg does not exist.", False)
+
+    assert failed_record(sample(failure=failure, attempts=2)) == {
+        **ENTRY,
+        "error": {
+            "stage": "perceive",
+            "kind": "media_missing",
+            "message": "a.jpg does not exist.",
+            "attempts": 2,
+            "retryable": False,
+        },
+    }
+
+
+def test_lines_are_written_whole_in_order_and_readable_by_people(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "captions.jsonl"
+
+    assert write_lines(path, iter([{"b": 1, "a": "日本\n"}, {}])) == 2
+
+    assert path.read_bytes() == '{"b": 1, "a": "日本\\n"}\n{}\n'.encode()
+    assert names_in(path.parent) == ["captions.jsonl"]
+
+
+def test_writing_again_replaces_the_file_with_the_permissions_of_any_new_file(tmp_path: Path) -> None:
+    path, plain = tmp_path / "captions.jsonl", tmp_path / "plain"
+    plain.touch()
+    write_lines(path, [{"a": 1}])
+
+    write_lines(path, [{"a": 2}])
+
+    assert path.read_text() == '{"a": 2}\n'
+    assert path.stat().st_mode == plain.stat().st_mode
+
+
+def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "captions.jsonl"
+    write_lines(path, [{"a": 1}])
+
+    def records() -> Iterator[JsonObject]:
+        yield {"a": 2}
+        raise RuntimeError("lost")
+
+    with pytest.raises(RuntimeError, match="lost"):
+        write_lines(path, records())
+
+    assert path.read_text() == '{"a": 1}\n'
+    assert names_in(tmp_path) == ["captions.jsonl"]
+
+
+def test_without_records_the_file_is_removed_or_left_empty(tmp_path: Path) -> None:
+    path = tmp_path / "captions.jsonl"
+    write_lines(path, [{"a": 1}])
+
+    assert write_lines(path, []) == 0
+    assert names_in(tmp_path) == []
+
+    assert write_lines(path, [], keep_empty=True) == 0
+    assert path.read_bytes() == b""
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(ServiceError) as refused:
+        write_lines(tmp_path / "file" / "captions.jsonl", [{"a": 1}])
+
+    assert str(refused.value).startswith(f"{tmp_path / 'file' / 'captions.jsonl'}: cannot be written: ")
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+
+    with pytest.raises(
+        ServiceError, match=r"captions\.jsonl: cannot be written: No space left on device; free"
+    ):
+        write_lines(tmp_path / "captions.jsonl", [{"a": 1}])
+
+    assert names_in(tmp_path) == []
