@@ -1,0 +1,204 @@
+"""Builds a Qwen2.5-VL checkpoint of 1 million random weights, for the demo and the tests.
+
+All but the weights is as in the real one: architecture, special tokens, chat template, processors. So vLLM
+serves it by the same code, on a CPU, in seconds; what it writes is noise. The same sources give the same
+files.
+
+    python deploy/demo/tiny_checkpoint.py FOLDER
+"""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import (
+    GenerationConfig,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2Tokenizer,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+)
+from transformers.utils import logging
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+VOCABULARY_SIZE = 2000
+CONTEXT_TOKENS = 32768
+#: One media token stands for a square of 28 x 28 pixels.
+TOKEN_PIXELS = 28 * 28
+
+SPECIAL_TOKENS = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+]
+
+#: How Qwen cuts text before it merges bytes: words with their leading space, digits one by one.
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if loop.first and message.role != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "{% endif %}"
+    "<|im_start|>{{ message.role }}\n"
+    "{% if message.content is string %}{{ message.content }}{% else %}"
+    "{% for part in message.content %}"
+    "{% if part.type == 'image' or 'image' in part or 'image_url' in part %}"
+    "<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif part.type == 'video' or 'video' in part or 'video_url' in part %}"
+    "<|vision_start|><|video_pad|><|vision_end|>"
+    "{% elif 'text' in part %}{{ part.text }}"
+    "{% endif %}"
+    "{% endfor %}"
+    "{% endif %}"
+    "<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def read_corpus() -> Iterator[str]:
+    """The text that the vocabulary is learned from: the project's prompts."""
+    for path in sorted(REPOSITORY.glob("capflow_tasks/domains/*.yaml")):
+        yield path.read_text("utf-8")
+
+
+def train_tokenizer() -> Qwen2Tokenizer:
+    """A byte-level BPE: any text can be written, and a single letter or digit is always a single token."""
+    learner = Tokenizer(models.BPE())
+    learner.normalizer = normalizers.NFC()
+    learner.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    learner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY_SIZE - len(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    learner.train_from_iterator(read_corpus(), trainer)
+    learned = json.loads(learner.to_str())["model"]
+    tokenizer = Qwen2Tokenizer(
+        vocab=learned["vocab"],
+        merges=[tuple(merge) for merge in learned["merges"]],
+        eos_token="<|im_end|>",
+        additional_special_tokens=SPECIAL_TOKENS,
+        model_max_length=CONTEXT_TOKENS,
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def make_config(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
+    token_id = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": CONTEXT_TOKENS,
+        # the three sections (time, height, width) sum to half of the head size, 32
+        "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 1e6},
+        "bos_token_id": token_id["<|endoftext|>"],
+        "eos_token_id": token_id["<|im_end|>"],
+        "pad_token_id": token_id["<|endoftext|>"],
+        "tie_word_embeddings": False,
+        "dtype": "bfloat16",
+    }
+    vision = {
+        "depth": 2,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_heads": 2,
+        "window_size": 112,
+        "fullatt_block_indexes": [1],
+        "out_hidden_size": text["hidden_size"],
+        "dtype": "bfloat16",
+    }
+    return Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=token_id["<|image_pad|>"],
+        video_token_id=token_id["<|video_pad|>"],
+        vision_start_token_id=token_id["<|vision_start|>"],
+        vision_end_token_id=token_id["<|vision_end|>"],
+        # tied ones would make random weights repeat what they just said
+        tie_word_embeddings=False,
+        dtype="bfloat16",
+    )
+
+
+def silence_blanks(model: Qwen2_5_VLForConditionalGeneration, tokenizer: Qwen2Tokenizer) -> None:
+    """Never prefer a token without visible text, so that every caption has some."""
+    texts = [tokenizer.decode([token]) for token in range(len(tokenizer))]
+    blank = [token for token, text in enumerate(texts) if not text.strip(" \n\t\ufffd")]
+    with torch.no_grad():
+        model.lm_head.weight[blank] = 0
+
+
+def save_checkpoint(folder: Path) -> int:
+    """Write the checkpoint to `folder` and return its number of weights."""
+    tokenizer = train_tokenizer()
+    config = make_config(tokenizer)
+    torch.manual_seed(0)
+    model = Qwen2_5_VLForConditionalGeneration(config).to(torch.bfloat16)
+    silence_blanks(model, tokenizer)
+    model.generation_config = GenerationConfig(
+        bos_token_id=config.text_config.bos_token_id,
+        eos_token_id=[config.text_config.eos_token_id, config.text_config.bos_token_id],
+        pad_token_id=config.text_config.pad_token_id,
+    )
+    model.save_pretrained(folder)
+    Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(
+            size={"shortest_edge": 4 * TOKEN_PIXELS, "longest_edge": 1280 * TOKEN_PIXELS}
+        ),
+        video_processor=Qwen2VLVideoProcessor(
+            size={"shortest_edge": 4 * TOKEN_PIXELS, "longest_edge": 768 * TOKEN_PIXELS},
+            cap_pixels_per_frame=False,
+        ),
+        tokenizer=tokenizer,
+        chat_template=CHAT_TEMPLATE,
+    ).save_pretrained(folder)
+    return sum(weight.numel() for weight in model.parameters())
+
+
+def build_checkpoint(folder: Path) -> None:
+    """Write the checkpoint aside and put it in place whole."""
+    aside = folder.with_name(f"{folder.name}.{os.getpid()}")
+    aside.mkdir(parents=True)
+    weights = save_checkpoint(aside)
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
+    print(f"{folder}: Qwen2.5-VL, {weights:,} random weights")
+
+
+if __name__ == "__main__":
+    logging.disable_progress_bar()
+    build_checkpoint(Path(sys.argv[1]).absolute())
