@@ -58,6 +58,8 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "worker_direct": True,
         "worker_enable_remote_control": True,
         "worker_send_task_events": True,
+        # How long a worker that was told to stop goes on with what it has; read by its drain step.
+        "capflow_drain_seconds": settings.drain_seconds,
         "worker_redirect_stdouts": False,
         "worker_hijack_root_logger": False,
         "task_acks_late": True,

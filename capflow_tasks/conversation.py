@@ -15,6 +15,15 @@ from capflow_tasks.records import Completion, Failure, JsonObject, MediaRef, Req
 from capflow_tasks.store.rows import Claim, Outcome, PendingSample, Route
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request to the engine, and whose answer it will be."""
+
+    conversation: Conversation
+    agent: Agent
+    request: Request
+
+
 @dataclass(slots=True)
 class Conversation:
     """Asks the agents of one stage about one sample, each as soon as those it sees have answered."""
@@ -38,16 +47,20 @@ class Conversation:
         except SampleError as error:
             self.fail(error)
 
-    def due_agents(self) -> list[Agent]:
-        """Those who have not spoken yet and have heard all that they are to hear."""
+    def calls(self) -> list[Call]:
+        """What to ask now: agents who have not spoken yet and have heard all that they are to hear."""
         if self._failure:
             return []
         waiting = [agent for agent in self._agents() if agent.name not in self._heard()]
         names = {agent.name for agent in waiting}
-        return [agent for agent in waiting if names.isdisjoint(agent.sees)]
+        due = [agent for agent in waiting if names.isdisjoint(agent.sees)]
+        try:
+            return [Call(self, agent, self._request(agent)) for agent in due]
+        except SampleError as error:
+            self.fail(error)
+            return []
 
-    def request(self, agent: Agent) -> Request:
-        """What this agent is asked: system line, media, instruction. Raises BadEntry."""
+    def _request(self, agent: Agent) -> Request:
         choices: tuple[str, ...] = ()
         schema: JsonObject | None = None
         if self._domain is None:

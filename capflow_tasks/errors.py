@@ -36,6 +36,8 @@ EXIT_OK = 0
 EXIT_SAMPLES_FAILED = 1
 EXIT_USAGE = 2
 EXIT_SERVICE = 3
+#: A worker asks its supervisor to start it again.
+EXIT_RESTART = 75
 EXIT_INTERRUPTED = 130
 
 #: Begins the one sentence in which a worker says why it cannot start.

@@ -33,6 +33,13 @@ class Heartbeat:
         self._stopping.set()
         self._thread.join()
 
+    def resign(self) -> None:
+        """Give back all that this owner still has; for a worker's end."""
+        try:
+            self._store.resign(self._owner)
+        except SQLAlchemyError as error:
+            log.warning("leases not given back, they will run out: %s", error)
+
     @contextmanager
     def beating_for(self, batch_id: int) -> Iterator[None]:
         with self._lock:
@@ -47,12 +54,11 @@ class Heartbeat:
         while not self._stopping.wait(self._lease_seconds / 3):
             with self._lock:
                 batch_ids = sorted(self._batch_ids)
-            if batch_ids:
-                self._beat(batch_ids)
+            self._beat(batch_ids)
 
     def _beat(self, batch_ids: list[int]) -> None:
         try:
-            self._store.extend(self._owner, batch_ids, self._lease_seconds)
+            self._store.beat(self._owner, batch_ids, self._lease_seconds)
         except SQLAlchemyError as error:
             # The next beat may reach the database again; a lease that ends meanwhile is fenced off.
             log.warning("leases not extended: %s", error)

@@ -68,10 +68,7 @@ class Settings(BaseSettings):
 
     concurrency: int = Field(8, ge=1, description="batches that one worker runs at a time")
     lease_seconds: float = Field(
-        60, gt=0, description="a batch whose worker is silent this long is sent again"
-    )
-    handoff_seconds: float = Field(
-        120, gt=0, description="a batch waiting this long between stages is sent again"
+        45, gt=0, description="a batch whose worker is silent this long is sent again"
     )
     queue_seconds: float = Field(
         3600, gt=0, description="a batch waiting this long in the queue is sent again"
@@ -80,6 +77,7 @@ class Settings(BaseSettings):
     database_seconds: float = Field(
         600, gt=0, description="how long a finished stage waits for the database, seconds"
     )
+    max_rss_mib: int | None = Field(None, ge=1, description="memory at which a worker drains and ends, MiB")
     max_tries: int = Field(3, ge=1, description="dead engines or workers after which a batch is split")
     max_attempts: int = Field(3, ge=1, description="tries of a sample whose failure may pass")
     retry_seconds: float = Field(

@@ -26,8 +26,10 @@ from capflow_tasks.conversation import Conversation
 from capflow_tasks.domains import Catalogue
 from capflow_tasks.engine import Engine
 from capflow_tasks.errors import EngineDead, Quarantined
+from capflow_tasks.gate import Gate
 from capflow_tasks.heartbeat import Heartbeat
 from capflow_tasks.records import JsonObject, Stage
+from capflow_tasks.state import stage_after
 from capflow_tasks.store.batches import BatchStore, NotClaimed
 from capflow_tasks.store.rows import Claim, Outcome, PendingSample, RetryPolicy
 
@@ -42,8 +44,8 @@ class Patience:
     """How long things may take, seconds, and how often they are tried."""
 
     lease_seconds: float
-    #: Between the end of one stage and the start of the next.
-    handoff_seconds: float
+    #: How long a message may wait in a shared queue.
+    queue_seconds: float
     #: How long a finished stage waits for the database to come back.
     database_seconds: float
     retry: RetryPolicy
@@ -69,6 +71,7 @@ class StageRunner:
         self._heartbeat = heartbeat
         self._owner = owner
         self._patience = patience
+        self._gate = Gate()
 
     def run(self, batch_id: int, stage: Stage) -> JsonObject | NotClaimed:
         """Run one stage of one batch and return its summary, or why that is not this caller's to do.
@@ -93,8 +96,14 @@ class StageRunner:
         except BaseException as error:
             self._give_back(claim, error)
             raise
+        stays = stage_after(claim.stage, claim.stages) in self._engines
         is_written = self._patiently(
-            self._store.finish_stage, claim, outcomes, self._patience.handoff_seconds, self._patience.retry
+            self._store.finish_stage,
+            claim,
+            outcomes,
+            self._patience.lease_seconds if stays else self._patience.queue_seconds,
+            self._patience.retry,
+            stays=stays,
         )
         if not is_written:
             log.warning("batch %s: the lease of %s went to another worker", claim.batch_id, claim.stage)
@@ -107,10 +116,12 @@ class StageRunner:
         if claim.tries > self._patience.max_tries:
             for conversation in conversations:
                 conversation.fail(Quarantined(f"it ended its engine or worker in {claim.tries - 1} tries"))
-        while calls := [(each, agent) for each in conversations for agent in each.due_agents()]:
-            answers = engine.generate([each.request(agent) for each, agent in calls])
-            for (each, agent), answer in zip(calls, answers, strict=True):
-                each.take(agent, answer)
+        # A batch whose last try ended in a dead engine or worker may be the cause: it runs alone.
+        with self._gate.together() if claim.tries == 1 else self._gate.alone():
+            while calls := [call for each in conversations for call in each.calls()]:
+                answers = engine.generate([call.request for call in calls])
+                for call, answer in zip(calls, answers, strict=True):
+                    call.conversation.take(call.agent, answer)
         return [each.outcome() for each in conversations]
 
     def _give_back(self, claim: Claim, error: BaseException) -> None:

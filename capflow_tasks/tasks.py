@@ -8,7 +8,7 @@ from capflow_tasks.celery import app
 from capflow_tasks.errors import EXIT_SERVICE, CapflowError, ServiceError
 from capflow_tasks.records import JsonObject, Stage
 from capflow_tasks.store.batches import NotClaimed
-from capflow_tasks.worker import runner, stop_worker
+from capflow_tasks.worker import end_when_too_big, runner, stop_worker
 
 
 @app.task(name="capflow.route")
@@ -47,6 +47,7 @@ def _ring(batch_id: int, stage: Stage) -> JsonObject:
     except BaseException as error:
         # A MemoryError or SystemExit would keep the pool's slot for good.
         raise CapflowError(f"batch {batch_id}: {stage} failed: {error!r}") from error
+    end_when_too_big()
     if made is NotClaimed.TAKEN:
         raise Ignore
     return {"batch": batch_id, "passed": True} if made is NotClaimed.PASSED else {"batch": batch_id, **made}

@@ -10,7 +10,6 @@ import re
 from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from math import exp
 from threading import Lock, Thread
 from time import monotonic
 from typing import Any
@@ -23,7 +22,6 @@ from vllm import SamplingParams
 from vllm import exceptions as vllm_exceptions
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
-from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -41,6 +39,7 @@ from capflow_tasks.media import Media, MediaBudget, load_media, media_key
 from capflow_tasks.media_cache import MediaCache
 from capflow_tasks.records import Completion, MediaRef, Request
 from capflow_tasks.settings import Settings
+from capflow_tasks.vllm_requests import completion_of, sampling_params
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +74,10 @@ class VllmEngine:
         self._request_ids = itertools.count()
         self._llm: AsyncLLM | None = None
         self._rebuilding = Lock()
+        #: When any request was answered last, monotonic seconds.
+        self._answered_at = 0.0
+        #: An engine that has given no answer for too long; it is replaced.
+        self._hung: AsyncLLM | None = None
 
     def start(self) -> None:
         self._thread.start()
@@ -102,7 +105,7 @@ class VllmEngine:
     def _living(self) -> AsyncLLM:
         """The engine, rebuilt first if it has died; whoever comes meanwhile waits. Raises ServiceError."""
         with self._rebuilding:
-            if self._llm is None or self._llm.errored:
+            if self._llm is None or self._llm.errored or self._llm is self._hung:
                 log.warning("the engine of %s died and is rebuilt", self.model)
                 self._run(self._unload())
                 try:
@@ -137,8 +140,12 @@ class VllmEngine:
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 prompt = await self._prompt(request)
-                output = await self._complete(llm, prompt, self._sampling_params(request))
+                output = await self._complete(llm, prompt, sampling_params(request, self._max_answer_tokens))
         except TimeoutError as error:
+            if started > self._answered_at:
+                # Not one answer to anybody in all that time: the engine hangs.
+                self._hung = llm
+                raise EngineDead("the engine hangs") from error
             raise RequestTimeout(f"no answer within {self._timeout_seconds:g} s") from error
         except EngineDeadError as error:
             raise EngineDead from error
@@ -151,7 +158,8 @@ class VllmEngine:
             # One request must not end the batch that it came with.
             log.warning("a request failed", exc_info=True)
             raise RequestFailed(f"the engine failed on this request: {error.__cause__ or error!r}") from error
-        return _completion(output, request, monotonic() - started)
+        self._answered_at = monotonic()
+        return completion_of(output, request, self._answered_at - started)
 
     async def _complete(self, llm: AsyncLLM, prompt: Any, sampling: SamplingParams) -> Any:
         # Leaving the generator early, as at the deadline, aborts the request in the engine.
@@ -175,20 +183,6 @@ class VllmEngine:
             data.setdefault(ref.kind.value, []).append(media.value)
             uuids.setdefault(ref.kind.value, []).append(key)
         return {"prompt": text, "multi_modal_data": data, "multi_modal_uuids": uuids}
-
-    def _sampling_params(self, request: Request) -> SamplingParams:
-        sampling, constraint = request.sampling, _constraint(request)
-        # A constrained answer that is cut off is none.
-        cap = self._max_answer_tokens if constraint is None else None
-        return SamplingParams(
-            max_tokens=min(sampling.max_tokens, cap or sampling.max_tokens),
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            repetition_penalty=sampling.repetition_penalty,
-            logprobs=len(request.choices) or None,
-            structured_outputs=constraint,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
 
     async def _load_media(self, ref: MediaRef) -> tuple[str, Media]:
         key = media_key(ref.path, self._budget)
@@ -249,37 +243,6 @@ def _budget(settings: Settings) -> MediaBudget:
         max_file_bytes=settings.max_media_mib * 2**20,
         timeout_seconds=settings.media_timeout_seconds,
     )
-
-
-def _constraint(request: Request) -> StructuredOutputsParams | None:
-    if request.choices:
-        return StructuredOutputsParams(choice=list(request.choices))
-    if request.schema is not None:
-        return StructuredOutputsParams(json=dict(request.schema))
-    return None
-
-
-def _completion(output: Any, request: Request, seconds: float) -> Completion:
-    answer = output.outputs[0]
-    return Completion(
-        text=answer.text,
-        prompt_tokens=len(output.prompt_token_ids),
-        cached_tokens=output.num_cached_tokens or 0,
-        completion_tokens=len(answer.token_ids),
-        finish_reason=answer.finish_reason or "",
-        seconds=seconds,
-        probabilities=_probabilities(answer.logprobs, request.choices),
-    )
-
-
-def _probabilities(logprobs: Any, choices: Sequence[str]) -> dict[str, float]:
-    """Probability per choice, from the log-probabilities of the first token, summing to 1."""
-    if not choices:
-        return {}
-    found = {entry.decoded_token.strip(): exp(entry.logprob) for entry in logprobs[0].values()}
-    allowed = {choice: found.get(choice, 0.0) for choice in choices}
-    total = sum(allowed.values())
-    return {choice: value / total for choice, value in allowed.items()}
 
 
 def _load_failure(model: str, error: Exception) -> str:

@@ -10,13 +10,15 @@ import sys
 import uuid
 from typing import Any
 
+import psutil
 from celery import Celery, bootsteps
 from celery.worker import components
 from celery.worker import state as worker_state
 
 from capflow_tasks.domains import load_catalogue
+from capflow_tasks.drain import DrainStep
 from capflow_tasks.engine import Engine, build_engine
-from capflow_tasks.errors import WORKER_ERROR_MARK, CapflowError, ServiceError
+from capflow_tasks.errors import EXIT_RESTART, WORKER_ERROR_MARK, CapflowError, ServiceError
 from capflow_tasks.heartbeat import Heartbeat
 from capflow_tasks.records import Stage
 from capflow_tasks.settings import Settings, read_settings
@@ -39,6 +41,7 @@ def runner() -> StageRunner:
 
 def install(app: Celery) -> None:
     app.steps["worker"].add(EngineStep)
+    app.steps["consumer"].add(DrainStep)
     # The order of bootsteps is random but for what is required: tasks must find the engine up.
     components.Pool.requires = (*components.Pool.requires, EngineStep)  # type: ignore[misc]
 
@@ -63,6 +66,7 @@ class EngineStep(bootsteps.StartStopStep):
             engine.stop()
         if self._heartbeat:
             self._heartbeat.stop()
+            self._heartbeat.resign()
 
     def _start(self, worker: Any) -> None:
         global _runner
@@ -76,6 +80,7 @@ class EngineStep(bootsteps.StartStopStep):
             self._engines.append(engine)
         # A restarted node is another owner: what it held before it died is not its own.
         owner = f"{worker.hostname}/{uuid.uuid4().hex[:8]}"
+        store.enlist(owner, worker.hostname, sorted(queues))
         self._heartbeat = Heartbeat(store, owner, settings.lease_seconds)
         self._heartbeat.start()
         by_stage = {
@@ -90,6 +95,14 @@ def stop_worker(exit_code: int) -> None:
     worker_state.should_stop = exit_code  # type: ignore[assignment]
 
 
+def end_when_too_big() -> None:
+    """Ask to be started again when this process holds more memory than it may."""
+    limit = read_settings().max_rss_mib
+    if limit is not None and (used := psutil.Process().memory_info().rss // 2**20) > limit:
+        log.warning("this worker uses %s MiB, more than %s MiB, and ends to be started again", used, limit)
+        stop_worker(EXIT_RESTART)
+
+
 def _database(settings: Settings) -> Any:
     database = connect(database_url(settings), pool_size=settings.concurrency + 2)
     upgrade(database)
@@ -99,7 +112,7 @@ def _database(settings: Settings) -> Any:
 def _patience(settings: Settings) -> Patience:
     return Patience(
         lease_seconds=settings.lease_seconds,
-        handoff_seconds=settings.handoff_seconds,
+        queue_seconds=settings.queue_seconds,
         database_seconds=settings.database_seconds,
         retry=RetryPolicy(settings.max_attempts, settings.retry_seconds),
         max_tries=settings.max_tries,

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Collection, Iterator
+from functools import partial
 from typing import Any
+from uuid import uuid4
 
-from celery import Celery, chain
+from celery import Celery, Signature, chain
+from celery.utils.nodenames import worker_direct
 from kombu.exceptions import OperationalError
+from kombu.utils.json import loads
 from redis.exceptions import RedisError
 
 from capflow_tasks.errors import ServiceError
 from capflow_tasks.queues import task_name
+from capflow_tasks.records import Stage
 from capflow_tasks.state import stages_from
 from capflow_tasks.store.rows import ReadyBatch
+from capflow_tasks.store.runs import RunStore
+
+log = logging.getLogger(__name__)
+
+#: Batches published in one transaction, at most.
+_PUBLISH_CHUNK = 256
 
 
 class Broker:
@@ -33,20 +46,49 @@ class Broker:
 
     def publish(self, batch: ReadyBatch) -> None:
         """Send what is left of the batch's chain. The messages carry the batch's id only."""
-        tasks = [
-            self._app.signature(task_name(stage), kwargs={"batch_id": batch.id}, immutable=True)
-            for stage in stages_from(batch.next_stage, batch.stages)
-        ]
-        chain(*tasks, app=self._app).apply_async()
+        chain(*map(partial(self._task, batch.id), stages_from(batch.next_stage, batch.stages))).apply_async()
 
-    def is_empty(self) -> bool:
-        """Whether the broker holds no message at all, neither waiting nor delivered and unfinished."""
+    def _task(self, batch_id: int, stage: Stage) -> Signature[Any]:
+        # The task's id tells the batch, to people in Flower and to `batch_ids`.
+        return self._app.signature(
+            task_name(stage),
+            kwargs={"batch_id": batch_id},
+            immutable=True,
+            task_id=f"{batch_id}.{stage}.{uuid4().hex[:12]}",
+        )
+
+    def batch_ids(self) -> set[int] | None:
+        """Batches that have a message in the broker, waiting or delivered; None while it is away."""
         with self._app.connection_for_read() as connection:
-            channel: Any = connection.default_channel
             try:
-                if channel.client.hlen(channel.unacked_key):
-                    return False
-                return not any(channel.client.scan_iter(count=1000, _type="LIST"))
-            except RedisError:
-                # Away: what it holds is not known.
-                return False
+                channel: Any = connection.default_channel
+                waiting = [
+                    message for key in _lists(channel) for message in channel.client.lrange(key, 0, -1)
+                ]
+                delivered = [loads(entry)[0] for entry in channel.client.hvals(channel.unacked_key)]
+            except (RedisError, OperationalError):
+                return None
+        messages = [*map(loads, waiting), *delivered]
+        ids = (message["headers"].get("id", "").partition(".")[0] for message in messages)
+        return {int(batch_id) for batch_id in ids if batch_id.isdecimal()}
+
+    def drop_queues_of(self, nodes: Collection[str]) -> None:
+        """Remove the own queues of dead workers; what they held is sent again to the living."""
+        for node in nodes:
+            log.warning("worker %s is gone; its queue is removed", node)
+            with self._app.connection_for_write() as connection:
+                worker_direct(node)(connection.default_channel).purge()
+
+
+def publish_ready(runs: RunStore, broker: Broker, queue_seconds: float, run_id: int | None = None) -> None:
+    """Publish every batch that is ready, of one run or of all."""
+    while True:
+        with runs.publishing(_PUBLISH_CHUNK, queue_seconds, run_id) as ready:
+            for batch in ready:
+                broker.publish(batch)
+        if len(ready) < _PUBLISH_CHUNK:
+            return
+
+
+def _lists(channel: Any) -> Iterator[bytes]:
+    return channel.client.scan_iter(count=1000, _type="LIST")  # type: ignore[no-any-return]

@@ -1,15 +1,15 @@
-"""The command capflow-produce: parses, calls, prints."""
+"""The commands capflow-produce and capflow-retry: parse, call, print."""
 
 from __future__ import annotations
 
 import json
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from rich.console import Console
@@ -17,56 +17,81 @@ from rich.console import Console
 from capflow_tasks.console import EXIT_CODES, Command, settings_help
 from capflow_tasks.settings import read_settings
 
-EPILOG = f"""\b
+if TYPE_CHECKING:
+    from producer.summary import Summary
+
+PRODUCE_EPILOG = f"""\b
 Examples:
   capflow-produce plan.jsonl
   CAPFLOW_MODEL=/models/Qwen2.5-VL-7B-Instruct capflow-produce plan.jsonl --output captions
   capflow-produce plan.jsonl --dry-run
+  capflow-produce --reconcile
 
 {EXIT_CODES}
 
 {settings_help()}"""
 
+RETRY_EPILOG = f"""\b
+Examples:
+  capflow-retry plan.jsonl
+  capflow-retry plan.jsonl --kind media_missing --kind media_corrupt --domain Natural
 
-@click.command(cls=Command, epilog=EPILOG)
-@click.argument("plan", type=click.Path(path_type=Path))
-@click.option(
-    "--output",
-    envvar="CAPFLOW_OUTPUT",
-    default="Output/Caption",
-    type=click.Path(path_type=Path, file_okay=False),
-    callback=lambda context, option, path: path.absolute(),
-    help="Folder of the caption files.",
-    show_envvar=True,
-    show_default=True,
+{EXIT_CODES}"""
+
+#: What produce and retry have in common.
+_ORDER_OPTIONS = (
+    click.option(
+        "--output",
+        envvar="CAPFLOW_OUTPUT",
+        default="Output/Caption",
+        type=click.Path(path_type=Path, file_okay=False),
+        callback=lambda context, option, path: path.absolute(),
+        help="Folder of the caption files.",
+        show_envvar=True,
+        show_default=True,
+    ),
+    click.option(
+        "--batch-size",
+        envvar="CAPFLOW_BATCH_SIZE",
+        default=8,
+        type=click.IntRange(1, 1024),
+        help="Samples that one chain carries.",
+        show_envvar=True,
+        show_default=True,
+    ),
+    click.option(
+        "--window",
+        envvar="CAPFLOW_WINDOW",
+        default=256,
+        type=click.IntRange(1),
+        help="Batches in flight, over all workers.",
+        show_envvar=True,
+        show_default=True,
+    ),
+    click.option(
+        "--run",
+        envvar="CAPFLOW_RUN",
+        help="Name of the run; the same name goes on with it.  [default: from the plan's path]",
+        show_envvar=True,
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object."),
 )
-@click.option(
-    "--batch-size",
-    envvar="CAPFLOW_BATCH_SIZE",
-    default=8,
-    type=click.IntRange(1, 1024),
-    help="Samples that one chain carries.",
-    show_envvar=True,
-    show_default=True,
-)
-@click.option(
-    "--window",
-    envvar="CAPFLOW_WINDOW",
-    default=256,
-    type=click.IntRange(1),
-    help="Batches in flight, over all workers.",
-    show_envvar=True,
-    show_default=True,
-)
-@click.option(
-    "--run",
-    envvar="CAPFLOW_RUN",
-    help="Name of the run; the same name goes on with it.  [default: from the plan's path]",
-    show_envvar=True,
-)
+
+
+def order_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(_ORDER_OPTIONS):
+        command = option(command)
+    return command
+
+
+@click.command(cls=Command, epilog=PRODUCE_EPILOG)
+@click.argument("plan", type=click.Path(path_type=Path), required=False)
+@order_options
 @click.option("--dry-run", is_flag=True, help="Check the plan, count its samples, send nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
-def produce(plan: Path, as_json: bool, dry_run: bool, **options: Any) -> None:
+@click.option(
+    "--reconcile", is_flag=True, help="Without PLAN: send again what runs have lost, until stopped."
+)
+def produce(plan: Path | None, as_json: bool, dry_run: bool, reconcile: bool, **options: Any) -> None:
     """Caption every sample of the split plan PLAN and write the caption files.
 
     Run again, it goes on where it stopped. Without CAPFLOW_DATABASE_URL and CAPFLOW_BROKER_URL it
@@ -74,8 +99,14 @@ def produce(plan: Path, as_json: bool, dry_run: bool, **options: Any) -> None:
     The first Ctrl-C lets the worker finish what it runs; the second stops at once.
     """
     # Only now: `--help` need not wait for SQLAlchemy and Celery.
-    from producer.production import Order, Production
+    from producer.production import Order, Production, reconcile_until_stopped
 
+    if reconcile == (plan is not None):
+        raise click.UsageError("name a PLAN, or --reconcile alone")
+    if plan is None:
+        with stop_on_signals() as stopping:
+            reconcile_until_stopped(read_settings(), stopping)
+        return
     production = Production(Order(plan, **options), read_settings())
     if dry_run:
         checked = production.plan
@@ -83,14 +114,36 @@ def produce(plan: Path, as_json: bool, dry_run: bool, **options: Any) -> None:
         return
     with stop_on_signals() as stopping:
         summary = production.run(stopping)
+    tell(summary, as_json)
+
+
+@click.command(cls=Command, epilog=RETRY_EPILOG)
+@click.argument("plan", type=click.Path(path_type=Path))
+@click.option("--kind", "kinds", multiple=True, help="Only failures of this kind, as in the failed files.")
+@click.option("--domain", "domains", multiple=True, help="Only samples of this domain.")
+@order_options
+def retry(
+    plan: Path, as_json: bool, kinds: tuple[str, ...], domains: tuple[str, ...], **options: Any
+) -> None:
+    """Caption again what failed in the run of PLAN, and nothing else; then write the caption files."""
+    from producer.production import Order, Production, Retry
+
+    production = Production(Order(plan, **options), read_settings())
+    with stop_on_signals() as stopping:
+        summary = production.run(stopping, Retry(kinds, domains))
+    tell(summary, as_json)
+
+
+def tell(summary: Summary, as_json: bool) -> NoReturn:
+    """Print how the run ended, and end with its exit code."""
     if as_json:
         click.echo(json.dumps(summary.as_json(), ensure_ascii=False))
     else:
         summary.show(Console())
     for problem in summary.problems:
-        click.echo(f"capflow-produce: error: {problem}", err=True)
+        click.echo(f"error: {problem}", err=True)
     if not summary.is_complete:
-        click.echo("capflow-produce: stopped; the same command goes on from here", err=True)
+        click.echo("stopped; the same command goes on from here", err=True)
     sys.exit(summary.exit_code)
 
 
@@ -103,7 +156,7 @@ def stop_on_signals() -> Iterator[Event]:
         if stopping.is_set():
             raise KeyboardInterrupt
         stopping.set()
-        click.echo("\ncapflow-produce: finishing what runs; once more to stop at once", err=True)
+        click.echo("\nfinishing what runs; once more to stop at once", err=True)
 
     earlier = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Event
-from time import monotonic
 
 from capflow_tasks.errors import PlanError
 from capflow_tasks.store.rows import NewBatch, ShardRow, Tally
 from capflow_tasks.store.runs import RunStore
 from capflow_tasks.store.views import Views
-from producer.broker import Broker
+from producer.broker import Broker, publish_ready
 from producer.expansion import Expansion
+from producer.reconcile import Reconciler
 
 log = logging.getLogger(__name__)
 
 #: Batches inserted in one transaction, at most.
 _CHUNK = 64
-#: Batches published in one transaction, at most.
-_PUBLISH_CHUNK = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +35,6 @@ class Pace:
     queue_seconds: float
     #: Between two looks at what has finished, seconds.
     poll_seconds: float = 0.2
-    #: Between two looks for what was lost, seconds.
-    reconcile_seconds: float = 2.0
 
 
 class Dispatcher:
@@ -52,6 +48,7 @@ class Dispatcher:
         runs: RunStore,
         views: Views,
         broker: Broker,
+        reconciler: Reconciler,
         pace: Pace,
     ) -> None:
         self._run_id = run_id
@@ -59,12 +56,11 @@ class Dispatcher:
         self._runs = runs
         self._views = views
         self._broker = broker
+        self._reconciler = reconciler
         self._pace = pace
         self._chunks = self._expand(shards)
         self._is_expanded = all(row.expanded_to >= row.shard.end_idx for row in shards)
         self._in_flight: set[int] = set()
-        self._was_empty = False
-        self._reconciled_at = 0.0
         #: Annotation files that broke off, one message each; the other shards went on.
         self.problems: list[str] = []
 
@@ -77,8 +73,8 @@ class Dispatcher:
         tally = self._views.tally(self._run_id)
         while not stopping.is_set():
             self._fill_window()
-            self._reconcile()
-            self._publish()
+            self._reconciler.look()
+            publish_ready(self._runs, self._broker, self._pace.queue_seconds, self._run_id)
             tally += self._collect()
             on_progress(tally, self._views.running_now(self._run_id))
             if self.is_over():
@@ -119,32 +115,11 @@ class Dispatcher:
         for chunk in _chunks(batches, min(_CHUNK, self._pace.window)):
             ids = self._runs.expand(row.id, cursor, chunk)
             if ids is None:
-                log.info("%s: another producer expands it", row.shard.dataset)
+                # Another producer runs the same plan: go on behind what it has inserted.
+                yield from self._expand_shard(replace(row, expanded_to=self._runs.cursor(row.id)))
                 return
             cursor = chunk[-1].end_idx
             yield ids
-
-    def _publish(self) -> None:
-        while True:
-            with self._runs.publishing(_PUBLISH_CHUNK, self._pace.queue_seconds, self._run_id) as ready:
-                for batch in ready:
-                    self._broker.publish(batch)
-            if len(ready) < _PUBLISH_CHUNK:
-                return
-
-    def _reconcile(self) -> None:
-        """Make ready what no worker has any more and what the broker has lost."""
-        if monotonic() - self._reconciled_at < self._pace.reconcile_seconds:
-            return
-        self._reconciled_at = monotonic()
-        lost = self._runs.requeue_stale(self._run_id)
-        is_empty = bool(self._in_flight) and self._broker.is_empty()
-        if is_empty and self._was_empty:
-            # Twice in a row: what is queued has no message that could start it.
-            lost += self._runs.requeue_queued(self._run_id)
-        self._was_empty = is_empty
-        if lost:
-            log.warning("%s batches were lost and are sent again", lost)
 
     def _collect(self) -> Tally:
         """How the batches ended that have ended since the last look."""

@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 _TOO_SOON_SECONDS = 120
 _MAX_FRUITLESS_STARTS = 3
 
+#: On top of the worker's own deadline, for its engine to end.
+_STOP_GRACE_SECONDS = 20
+
 
 class EmbeddedWorker:
     """A worker process, started again when it ends unasked."""
@@ -58,10 +61,12 @@ class EmbeddedWorker:
         self._started_at = monotonic()
 
     def check(self) -> None:
-        """Start the worker again if it has ended. Raises ServiceError when that is no use."""
-        if self._process is None or self._process.poll() is None:
+        """Start the worker, also when it has ended unasked. Raises ServiceError when that is no use."""
+        code = self._process.poll() if self._process else None
+        if self._process is None:
+            self.start()
+        if code is None:
             return
-        code = self._process.returncode
         if code in (EXIT_USAGE, EXIT_SERVICE) and (reason := self._reason()):
             raise ServiceError(reason)
         is_fruitless = monotonic() - self._started_at < _TOO_SOON_SECONDS
@@ -122,7 +127,7 @@ def services(settings: Settings) -> Iterator[Services]:
 
 @contextmanager
 def embedded_worker(settings: Settings, reached: Services) -> Iterator[EmbeddedWorker | None]:
-    """A worker for an embedded broker; None where others start the workers."""
+    """A worker for an embedded broker, started at its first check; None where others start the workers."""
     if settings.broker_url is not None:
         yield None
         return
@@ -131,8 +136,7 @@ def embedded_worker(settings: Settings, reached: Services) -> Iterator[EmbeddedW
         "CAPFLOW_BROKER_URL": reached.broker_url,
     }
     worker = EmbeddedWorker(settings, environment)
-    worker.start()
     try:
         yield worker
     finally:
-        worker.stop(settings.drain_seconds)
+        worker.stop(settings.drain_seconds + _STOP_GRACE_SECONDS)

@@ -4,30 +4,42 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Event
 from time import monotonic
+from typing import TypeVar
+
+from kombu.exceptions import OperationalError as BrokerAway
+from sqlalchemy import Engine
+from sqlalchemy.exc import OperationalError as DatabaseAway
 
 from capflow_tasks.application import make_app
 from capflow_tasks.domains import Catalogue, load_catalogue
-from capflow_tasks.embedded import Services
+from capflow_tasks.errors import ServiceError, SettingsError
 from capflow_tasks.records import Modality, Stage
 from capflow_tasks.settings import Settings
 from capflow_tasks.store.database import connect, upgrade
 from capflow_tasks.store.rows import ShardRow, Tally
 from capflow_tasks.store.runs import RunStore
 from capflow_tasks.store.views import Views
-from producer.broker import Broker
+from producer.broker import Broker, publish_ready
 from producer.dispatch import Dispatcher, Pace
 from producer.expansion import Expansion
 from producer.export import export
 from producer.fleet import embedded_worker, services
 from producer.plan import Plan, read_plan
 from producer.progress import progress
+from producer.reconcile import LOOK_SECONDS, Reconciler
 from producer.summary import SHOWN_FAILURES, Summary
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_OUTAGE_WAIT_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +63,14 @@ class Order:
         return self.run or f"{self.plan.stem}-{digest[:8]}"
 
 
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Which failed samples are tried again; nothing named means all."""
+
+    kinds: tuple[str, ...] = ()
+    domains: tuple[str, ...] = ()
+
+
 class Production:
     """One order, checked and ready to run. Raises PlanError or WorkflowError before anything starts."""
 
@@ -60,50 +80,95 @@ class Production:
         self._catalogue = load_catalogue(settings.domains)
         self.plan = _checked_plan(order.plan, self._catalogue)
 
-    def run(self, stopping: Event) -> Summary:
-        """Caption what is not captioned yet, then export; what is missing when told to stop is not exported.
+    def run(self, stopping: Event, retry: Retry | None = None) -> Summary:
+        """Caption what is not captioned yet, then export; nothing is exported when told to stop before.
 
-        Raises ServiceError when database, broker or model cannot be had.
+        Raises ServiceError when database, broker or model cannot be had at the start; later it waits.
         """
         started = monotonic()
         with services(self._settings) as reached:
             engine = connect(reached.database_url)
             upgrade(engine)
-            runs, views = RunStore(engine), Views(engine)
-            run_id, shards = self._open(runs)
             broker = Broker(make_app(self._settings, reached.broker_url))
             broker.check()
-            pace = Pace(self._order.window, self._settings.queue_seconds)
-            expansion = Expansion(self._catalogue, self._order.batch_size, tuple(Stage))
-            dispatcher = Dispatcher(run_id, shards, expansion, runs, views, broker, pace)
-            is_complete = self._dispatch(dispatcher, reached, stopping)
-            return Summary(
-                run=self._order.run_name,
-                is_complete=is_complete,
-                domains=views.domain_counts(run_id),
-                failures=views.failures(run_id, SHOWN_FAILURES),
-                problems=dispatcher.problems,
-                files=export(views, shards, self._order.output) if is_complete else [],
-                seconds=monotonic() - started,
-            )
+            if retry is not None:
+                self._reopen(engine, retry)
+            with embedded_worker(self._settings, reached) as worker, progress(self.plan.sample_count) as bar:
 
-    def _open(self, runs: RunStore) -> tuple[int, list[ShardRow]]:
-        order = self._order
+                def look(tally: Tally, running: int) -> None:
+                    if worker is not None and tally.total < self.plan.sample_count:
+                        worker.check()
+                    bar.show(tally, running)
+
+                dispatch = partial(self._dispatch, engine, broker, look, stopping)
+                is_complete, problems = through_outages(dispatch, stopping)
+            summarize = partial(self._summarize, engine, is_complete, problems, started)
+            return through_outages(summarize, stopping)
+
+    def _open(self, engine: Engine) -> tuple[int, list[ShardRow]]:
+        order, runs = self._order, RunStore(engine)
         run_id = runs.open_run(order.run_name, str(order.plan.resolve()), str(order.output), tuple(Stage))
         return run_id, runs.add_shards(run_id, self.plan.shards)
 
-    def _dispatch(self, dispatcher: Dispatcher, reached: Services, stopping: Event) -> bool:
-        """Run the dispatcher beside the worker it needs; no worker is started when nothing is left to do."""
-        if dispatcher.is_over():
-            return True
-        with embedded_worker(self._settings, reached) as worker, progress(self.plan.sample_count) as bar:
+    def _reopen(self, engine: Engine, retry: Retry) -> None:
+        run_id, _ = self._open(engine)
+        domains = [self._catalogue.resolve(domain).name for domain in retry.domains]
+        count = RunStore(engine).retry_failed(run_id, retry.kinds, domains)
+        log.warning("%s failed samples are tried again", count)
 
-            def look(tally: Tally, running: int) -> None:
-                if worker is not None:
-                    worker.check()
-                bar.show(tally, running)
+    def _dispatch(
+        self, engine: Engine, broker: Broker, look: Callable[[Tally, int], None], stopping: Event
+    ) -> tuple[bool, list[str]]:
+        """Whether all samples came to their end, and which annotation files broke off."""
+        run_id, shards = self._open(engine)
+        runs, views = RunStore(engine), Views(engine)
+        expansion = Expansion(self._catalogue, self._order.batch_size, tuple(Stage))
+        reconciler = Reconciler(runs, broker, self._settings.lease_seconds, run_id)
+        pace = Pace(self._order.window, self._settings.queue_seconds)
+        dispatcher = Dispatcher(run_id, shards, expansion, runs, views, broker, reconciler, pace)
+        return dispatcher.run(look, stopping), dispatcher.problems
 
-            return dispatcher.run(look, stopping)
+    def _summarize(self, engine: Engine, is_complete: bool, problems: list[str], started: float) -> Summary:
+        run_id, shards = self._open(engine)
+        views = Views(engine)
+        return Summary(
+            run=self._order.run_name,
+            is_complete=is_complete,
+            domains=views.domain_counts(run_id),
+            failures=views.failures(run_id, SHOWN_FAILURES),
+            problems=problems,
+            files=export(views, shards, self._order.output) if is_complete else [],
+            seconds=monotonic() - started,
+        )
+
+
+def reconcile_until_stopped(settings: Settings, stopping: Event) -> None:
+    """Send again what is lost, of all runs, for a fleet whose producers have gone. Raises ServiceError."""
+    if not (settings.database_url and settings.broker_url):
+        raise SettingsError("--reconcile needs a fleet: set CAPFLOW_DATABASE_URL and CAPFLOW_BROKER_URL")
+    engine = connect(settings.database_url)
+    upgrade(engine)
+    runs, broker = RunStore(engine), Broker(make_app(settings, settings.broker_url))
+    broker.check()
+    reconciler = Reconciler(runs, broker, settings.lease_seconds)
+
+    def look() -> None:
+        reconciler.look()
+        publish_ready(runs, broker, settings.queue_seconds)
+
+    while not stopping.wait(LOOK_SECONDS):
+        through_outages(look, stopping)
+
+
+def through_outages(call: Callable[[], T], stopping: Event) -> T:
+    """Call again for as long as the database or the broker is away; what is called may be killed anywhere."""
+    while True:
+        try:
+            return call()
+        except (DatabaseAway, BrokerAway) as error:
+            log.warning("waiting for the database and the broker: %s", str(error).partition("\n")[0])
+            if stopping.wait(_OUTAGE_WAIT_SECONDS):
+                raise ServiceError("stopped while the database or the broker was away") from error
 
 
 def _checked_plan(path: Path, catalogue: Catalogue) -> Plan:

@@ -54,7 +54,7 @@ class _Lines:
 
     def _pace(self, tally: Tally, now: float) -> str:
         if self._began is None:
-            return _WAITING
+            return _WAITING if tally.total < self._total else "nothing left to do"
         began_at, done_before = self._began
         rate = (tally.total - done_before) / max(now - began_at, 1e-9)
         return f"{rate:.1f} samples/s, ETA {_eta(self._total - tally.total, rate)}"

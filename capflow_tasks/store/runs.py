@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, and_, func, insert, select, text, update
+from sqlalchemy import ColumnElement, Engine, and_, delete, func, insert, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from capflow_tasks.errors import BadEntry
@@ -20,7 +21,7 @@ from capflow_tasks.records import Shard, Stage
 from capflow_tasks.state import BatchState, SampleState, stage_after
 from capflow_tasks.store.clauses import earliest_stages, in_seconds, opened, stages_of
 from capflow_tasks.store.rows import NewBatch, ReadyBatch, ShardRow
-from capflow_tasks.store.tables import Batch, Run, Sample
+from capflow_tasks.store.tables import Batch, Run, Sample, Worker
 from capflow_tasks.store.tables import Shard as ShardTable
 
 # One statement for thousands of samples: arrays travel faster than rows.
@@ -92,6 +93,13 @@ class RunStore:
             connection.execute(_INSERT_SAMPLES, _sample_arrays(shard_id, batches, ids))
         return ids
 
+    def cursor(self, shard_id: int) -> int:
+        """The index up to which the shard's samples have been inserted."""
+        with self.engine.connect() as connection:
+            return connection.execute(
+                select(ShardTable.expanded_to).where(ShardTable.id == shard_id)
+            ).scalar_one()
+
     @contextmanager
     def publishing(
         self, limit: int, queue_seconds: float, run_id: int | None = None
@@ -120,9 +128,24 @@ class RunStore:
         """Make ready what was queued or leased for longer than it may be; how many those were."""
         return self._requeue(and_(Batch.state != BatchState.READY, Batch.lease_until < func.now()), run_id)
 
-    def requeue_queued(self, run_id: int | None = None) -> int:
-        """Make ready what is queued, for when the broker has lost its messages; how many those were."""
-        return self._requeue(Batch.state == BatchState.QUEUED, run_id)
+    def requeue_lost(self, batch_ids: Collection[int]) -> int:
+        """Make ready those of these batches that are queued: their messages are gone."""
+        return self._requeue(and_(Batch.state == BatchState.QUEUED, Batch.id.in_(batch_ids)), None)
+
+    def queued(self, run_id: int | None = None) -> set[int]:
+        """Batches that a message in the broker is to start."""
+        statement = select(Batch.id).where(Batch.state == BatchState.QUEUED)
+        if run_id is not None:
+            statement = statement.where(Batch.shard_id == ShardTable.id, ShardTable.run_id == run_id)
+        with self.engine.connect() as connection:
+            return set(connection.execute(statement).scalars())
+
+    def bury_workers(self, silent_seconds: float) -> set[str]:
+        """Strike off the workers that have been silent for so long; the nodes that have no worker now."""
+        silent = Worker.seen_at < func.now() - timedelta(seconds=silent_seconds)
+        with self.engine.begin() as connection:
+            buried = set(connection.execute(delete(Worker).where(silent).returning(Worker.node)).scalars())
+            return buried - set(connection.execute(select(Worker.node)).scalars())
 
     def _requeue(self, condition: ColumnElement[bool], run_id: int | None) -> int:
         statement = (

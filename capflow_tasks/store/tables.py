@@ -1,4 +1,4 @@
-"""The five tables. What may stand in them is said here; what is done with them, in `store`."""
+"""The six tables. What may stand in them is said here; what is done with them, in `store`."""
 
 from __future__ import annotations
 
@@ -135,6 +135,8 @@ class Batch(Table):
         CheckConstraint("end_idx > start_idx", name="not_empty"),
         # Keeps looking for ready and stale batches as quick at 10 million batches as at ten.
         Index("ix_batches_open", "lease_until", postgresql_where="state <> 'done'"),
+        # A heartbeat finds what its worker holds; NULL for all that nobody holds.
+        Index("ix_batches_owner", "lease_owner", postgresql_where="lease_owner IS NOT NULL"),
     )
 
 
@@ -170,6 +172,20 @@ class Sample(Table):
         # A failure without a reason is a mystery.
         CheckConstraint("state <> 'failed' OR error_kind IS NOT NULL", name="failed_has_kind"),
     )
+
+
+class Worker(Table):
+    """A worker process that has been seen; one that is not seen any more has died."""
+
+    __tablename__ = "workers"
+
+    #: Node name and a part that is new at every start: what batches name as their lease's owner.
+    owner: Mapped[str] = mapped_column(primary_key=True)
+    #: Celery's node name, as in `celery@host`.
+    node: Mapped[str]
+    queues: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    started_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class AgentResult(Table):

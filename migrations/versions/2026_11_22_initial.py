@@ -1,4 +1,4 @@
-"""Runs, shards, batches, samples and results."""
+"""Runs, shards, batches, samples, results and workers."""
 
 from __future__ import annotations
 
@@ -26,6 +26,19 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_runs")),
         sa.UniqueConstraint("name", name=op.f("uq_runs_name")),
+    )
+    op.create_table(
+        "workers",
+        sa.Column("owner", sa.Text(), nullable=False),
+        sa.Column("node", sa.Text(), nullable=False),
+        sa.Column("queues", postgresql.ARRAY(sa.Text()), nullable=False),
+        sa.Column(
+            "started_at", postgresql.TIMESTAMP(timezone=True), server_default=sa.text("now()"), nullable=False
+        ),
+        sa.Column(
+            "seen_at", postgresql.TIMESTAMP(timezone=True), server_default=sa.text("now()"), nullable=False
+        ),
+        sa.PrimaryKeyConstraint("owner", name=op.f("pk_workers")),
     )
     op.create_table(
         "shards",
@@ -112,6 +125,13 @@ def upgrade() -> None:
     )
     op.create_index(
         "ix_batches_open", "batches", ["lease_until"], unique=False, postgresql_where="state <> 'done'"
+    )
+    op.create_index(
+        "ix_batches_owner",
+        "batches",
+        ["lease_owner"],
+        unique=False,
+        postgresql_where="lease_owner IS NOT NULL",
     )
     op.create_table(
         "samples",
@@ -221,7 +241,9 @@ def downgrade() -> None:
     op.drop_index("ix_samples_failed", table_name="samples", postgresql_where="state = 'failed'")
     op.drop_index(op.f("ix_samples_batch_id"), table_name="samples")
     op.drop_table("samples")
+    op.drop_index("ix_batches_owner", table_name="batches", postgresql_where="lease_owner IS NOT NULL")
     op.drop_index("ix_batches_open", table_name="batches", postgresql_where="state <> 'done'")
     op.drop_table("batches")
     op.drop_table("shards")
+    op.drop_table("workers")
     op.drop_table("runs")

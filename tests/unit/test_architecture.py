@@ -20,6 +20,7 @@ MAY_IMPORT_HEAVY_LIBRARIES = {
     "capflow_tasks/media.py",
     "capflow_tasks/qwen_vl.py",
     "capflow_tasks/vllm_engine.py",
+    "capflow_tasks/vllm_requests.py",
 }
 
 
