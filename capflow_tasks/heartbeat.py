@@ -9,7 +9,7 @@ from threading import Event, Lock, Thread
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from capflow_tasks.store.batches import BatchStore
+from capflow_tasks.store.workers import WorkerStore
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 class Heartbeat:
     """A thread that extends the leases of what is inside `beating_for`, three times per lease."""
 
-    def __init__(self, store: BatchStore, owner: str, lease_seconds: float) -> None:
+    def __init__(self, store: WorkerStore, owner: str, lease_seconds: float) -> None:
         self._store = store
         self._owner = owner
         self._lease_seconds = lease_seconds

@@ -26,6 +26,7 @@ from capflow_tasks.stages import Patience, StageRunner
 from capflow_tasks.store.batches import BatchStore
 from capflow_tasks.store.database import connect, database_url, upgrade
 from capflow_tasks.store.rows import RetryPolicy
+from capflow_tasks.store.workers import WorkerStore
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,8 @@ class EngineStep(bootsteps.StartStopStep):
         global _runner
         settings = read_settings()
         queues = frozenset(worker.app.amqp.queues.consume_from) & set(settings.queues)
-        store = BatchStore(_database(settings))
+        database = _database(settings)
+        workers = WorkerStore(database)
         catalogue = load_catalogue(settings.domains)
         engines = {queue: build_engine(settings, queue) for queue in sorted(queues)}
         for engine in engines.values():
@@ -80,13 +82,15 @@ class EngineStep(bootsteps.StartStopStep):
             self._engines.append(engine)
         # A restarted node is another owner: what it held before it died is not its own.
         owner = f"{worker.hostname}/{uuid.uuid4().hex[:8]}"
-        store.enlist(owner, worker.hostname, sorted(queues))
-        self._heartbeat = Heartbeat(store, owner, settings.lease_seconds)
+        workers.enlist(owner, worker.hostname, sorted(queues))
+        self._heartbeat = Heartbeat(workers, owner, settings.lease_seconds)
         self._heartbeat.start()
         by_stage = {
             stage: engines[settings.queue_of(stage)] for stage in Stage if settings.queue_of(stage) in engines
         }
-        _runner = StageRunner(store, catalogue, by_stage, self._heartbeat, owner, _patience(settings))
+        _runner = StageRunner(
+            BatchStore(database), catalogue, by_stage, self._heartbeat, owner, _patience(settings)
+        )
         worker.app.conf.task_routes[0].become_worker(worker.hostname, queues)
 
 

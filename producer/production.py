@@ -25,6 +25,7 @@ from capflow_tasks.store.database import connect, upgrade
 from capflow_tasks.store.rows import ShardRow, Tally
 from capflow_tasks.store.runs import RunStore
 from capflow_tasks.store.views import Views
+from capflow_tasks.store.workers import WorkerStore
 from producer.broker import Broker, publish_ready
 from producer.dispatch import Dispatcher, Pace
 from producer.expansion import Expansion
@@ -123,7 +124,7 @@ class Production:
         run_id, shards = self._open(engine)
         runs, views = RunStore(engine), Views(engine)
         expansion = Expansion(self._catalogue, self._order.batch_size, tuple(Stage))
-        reconciler = Reconciler(runs, broker, self._settings.lease_seconds, run_id)
+        reconciler = Reconciler(runs, WorkerStore(engine), broker, self._settings.lease_seconds, run_id)
         pace = Pace(self._order.window, self._settings.queue_seconds)
         dispatcher = Dispatcher(run_id, shards, expansion, runs, views, broker, reconciler, pace)
         return dispatcher.run(look, stopping), dispatcher.problems
@@ -150,7 +151,7 @@ def reconcile_until_stopped(settings: Settings, stopping: Event) -> None:
     upgrade(engine)
     runs, broker = RunStore(engine), Broker(make_app(settings, settings.broker_url))
     broker.check()
-    reconciler = Reconciler(runs, broker, settings.lease_seconds)
+    reconciler = Reconciler(runs, WorkerStore(engine), broker, settings.lease_seconds)
 
     def look() -> None:
         reconciler.look()

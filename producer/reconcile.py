@@ -10,6 +10,7 @@ import logging
 from time import monotonic
 
 from capflow_tasks.store.runs import RunStore
+from capflow_tasks.store.workers import WorkerStore
 from producer.broker import Broker
 
 log = logging.getLogger(__name__)
@@ -22,9 +23,15 @@ class Reconciler:
     """Looks after one run, or after all of them; any number of reconcilers may look at once."""
 
     def __init__(
-        self, runs: RunStore, broker: Broker, lease_seconds: float, run_id: int | None = None
+        self,
+        runs: RunStore,
+        workers: WorkerStore,
+        broker: Broker,
+        lease_seconds: float,
+        run_id: int | None = None,
     ) -> None:
         self._runs = runs
+        self._workers = workers
         self._broker = broker
         self._silent_seconds = 2 * lease_seconds
         self._run_id = run_id
@@ -36,7 +43,7 @@ class Reconciler:
         if monotonic() - self._looked_at < LOOK_SECONDS:
             return 0
         self._looked_at = monotonic()
-        self._broker.drop_queues_of(self._runs.bury_workers(self._silent_seconds))
+        self._broker.drop_queues_of(self._workers.bury(self._silent_seconds))
         lost = self._runs.requeue_stale(self._run_id) + self._requeue_missing()
         if lost:
             log.warning("%s batches were lost and are sent again", lost)

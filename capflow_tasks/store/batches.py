@@ -1,4 +1,4 @@
-"""What a worker writes: the claim of a batch's next stage, its heartbeat, and what came of it.
+"""What a worker writes: the claim of a batch's next stage, and what came of it.
 
 Transitions are compare-and-set: each UPDATE names the state it leaves, RETURNING tells who won.
 """
@@ -17,7 +17,6 @@ from sqlalchemy import (
     Row,
     and_,
     bindparam,
-    delete,
     func,
     insert,
     or_,
@@ -30,7 +29,7 @@ from capflow_tasks.records import Stage
 from capflow_tasks.state import STAGE_ORDER, BatchState, SampleState, stage_after
 from capflow_tasks.store.clauses import earliest_stages, in_seconds, opened, results_of, stages_of, tally_of
 from capflow_tasks.store.rows import Claim, Outcome, PendingSample, RetryPolicy
-from capflow_tasks.store.tables import AgentResult, Batch, Run, Sample, Table, Worker
+from capflow_tasks.store.tables import AgentResult, Batch, Run, Sample, Table
 from capflow_tasks.store.tables import Shard as ShardTable
 
 
@@ -95,37 +94,6 @@ class BatchStore:
             rows = connection.execute(statement).all()
             results = results_of(connection, [row.id for row in rows])
         return [PendingSample(row.id, row.idx, row.entry, row.domain, results[row.id]) for row in rows]
-
-    def enlist(self, owner: str, node: str, queues: Sequence[str]) -> None:
-        """Let it be known that this worker is there."""
-        with self.engine.begin() as connection:
-            connection.execute(insert(Worker).values(owner=owner, node=node, queues=list(queues)))
-
-    def beat(self, owner: str, batch_ids: Sequence[int], lease_seconds: float) -> None:
-        """The heartbeat: what this owner really runs, or has in its own queue, stays its own."""
-        is_kept = or_(
-            and_(Batch.state == BatchState.RUNNING, Batch.id.in_(batch_ids)),
-            Batch.state == BatchState.QUEUED,
-        )
-        extends = (
-            update(Batch)
-            .where(Batch.lease_owner == owner, is_kept)
-            .values(lease_until=in_seconds(lease_seconds))
-        )
-        with self.engine.begin() as connection:
-            connection.execute(update(Worker).where(Worker.owner == owner).values(seen_at=func.now()))
-            connection.execute(extends)
-
-    def resign(self, owner: str) -> None:
-        """Give back, at a worker's end, what waits in its own queue or was not finished in time."""
-        gives_back = (
-            update(Batch)
-            .where(Batch.lease_owner == owner, Batch.state.in_([BatchState.QUEUED, BatchState.RUNNING]))
-            .values(state=BatchState.READY, lease_owner=None, lease_until=func.now())
-        )
-        with self.engine.begin() as connection:
-            connection.execute(gives_back)
-            connection.execute(delete(Worker).where(Worker.owner == owner))
 
     def release(self, claim: Claim, wait_seconds: float = 0, *, counts_as_try: bool = True) -> None:
         """Give the stage back, to be sent again after a wait."""

@@ -10,10 +10,9 @@ import json
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, and_, delete, func, insert, select, text, update
+from sqlalchemy import ColumnElement, Engine, and_, func, insert, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from capflow_tasks.errors import BadEntry
@@ -21,7 +20,7 @@ from capflow_tasks.records import Shard, Stage
 from capflow_tasks.state import BatchState, SampleState, stage_after
 from capflow_tasks.store.clauses import earliest_stages, in_seconds, opened, stages_of
 from capflow_tasks.store.rows import NewBatch, ReadyBatch, ShardRow
-from capflow_tasks.store.tables import Batch, Run, Sample, Worker
+from capflow_tasks.store.tables import Batch, Run, Sample
 from capflow_tasks.store.tables import Shard as ShardTable
 
 # One statement for thousands of samples: arrays travel faster than rows.
@@ -139,13 +138,6 @@ class RunStore:
             statement = statement.where(Batch.shard_id == ShardTable.id, ShardTable.run_id == run_id)
         with self.engine.connect() as connection:
             return set(connection.execute(statement).scalars())
-
-    def bury_workers(self, silent_seconds: float) -> set[str]:
-        """Strike off the workers that have been silent for so long; the nodes that have no worker now."""
-        silent = Worker.seen_at < func.now() - timedelta(seconds=silent_seconds)
-        with self.engine.begin() as connection:
-            buried = set(connection.execute(delete(Worker).where(silent).returning(Worker.node)).scalars())
-            return buried - set(connection.execute(select(Worker.node)).scalars())
 
     def _requeue(self, condition: ColumnElement[bool], run_id: int | None) -> int:
         statement = (
