@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 
 
 class ModelInterface(ABC):
-    """A model whose weights lie in a folder and that is loaded on demand; how it is asked is its own affair."""
+    """A model whose weights lie in a folder, loaded on demand; how it is asked is its own affair."""
 
     @property
     @abstractmethod

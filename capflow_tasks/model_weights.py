@@ -42,7 +42,7 @@ def download_model_from_hf(
     filename: str | None = None,
     revision: str | None = None,
 ) -> None:
-    """Bring a whole checkpoint, or one file of it, to `local_dir`; what is already there is not fetched again."""
+    """Bring a checkpoint, or one file of it, to `local_dir`; what is already there is not fetched again."""
     from huggingface_hub import hf_hub_download, snapshot_download
 
     if filename is None:

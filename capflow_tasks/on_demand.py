@@ -22,24 +22,32 @@ def is_installed(library: str) -> bool:
 VLLM_AVAILABLE = is_installed("vllm")
 
 
+def missing_vllm(model: str) -> ImportError:
+    """Return what to raise where vLLM is needed and is not there."""
+    return ImportError(
+        f"vllm is required for {model} model but is not installed. Please install vllm: pip install vllm, "
+        "or with this package: pip install 'capflow[gpu]', without a GPU pip install 'capflow[cpu]'."
+    )
+
+
 class LLM:
     """vLLM's `LLM`."""
 
     def __new__(cls, **arguments: Any) -> Any:
         # vLLM reads its environment when it is imported.
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        from vllm import LLM as Engine
+        import vllm
 
-        return Engine(**arguments)
+        return vllm.LLM(**arguments)
 
 
 class SamplingParams:
     """vLLM's `SamplingParams`."""
 
     def __new__(cls, **arguments: Any) -> Any:
-        from vllm import SamplingParams as Parameters
+        import vllm
 
-        return Parameters(**arguments)
+        return vllm.SamplingParams(**arguments)
 
 
 class AutoProcessor:
@@ -47,9 +55,9 @@ class AutoProcessor:
 
     @staticmethod
     def from_pretrained(source: str, **arguments: Any) -> Any:
-        from transformers import AutoProcessor as Processor
+        import transformers
 
-        return Processor.from_pretrained(source, **arguments)
+        return transformers.AutoProcessor.from_pretrained(source, **arguments)
 
 
 class AutoTokenizer:
@@ -57,6 +65,6 @@ class AutoTokenizer:
 
     @staticmethod
     def from_pretrained(source: str, **arguments: Any) -> Any:
-        from transformers import AutoTokenizer as Tokenizer
+        import transformers
 
-        return Tokenizer.from_pretrained(source, **arguments)
+        return transformers.AutoTokenizer.from_pretrained(source, **arguments)

@@ -6,11 +6,8 @@ Knows nothing of prompts or the engine.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
 
 from capflow_tasks.media import MediaBudget, Video, count_frames
 from capflow_tasks.media_paths import check_file
@@ -80,24 +77,3 @@ def load_windows(
             times = [info.start / length.fps + number * step for number in range(count)]
             frames, timestamps = _collect(player, times, budget)
             yield VideoWindow(info, Video(frames, tuple(timestamps), info.frame_count, step * count))
-
-
-def normalise(
-    frames: NDArray[np.uint8], mean: Sequence[float], deviation: Sequence[float]
-) -> NDArray[np.float32]:
-    """Return frames (T, H, W, RGB) of 0 to 255 as the vision encoder takes them: (T, RGB, H, W), normalised."""
-    scale = np.float32(1 / 255) / np.asarray(deviation, np.float32)
-    shift = np.asarray(mean, np.float32) / np.asarray(deviation, np.float32)
-    return np.ascontiguousarray((frames * scale - shift).transpose(0, 3, 1, 2))
-
-
-def describe_frames(count: int, fps: float) -> dict[str, object]:
-    """Return what vLLM must know of `count` frames that were taken `fps` times a second."""
-    return {
-        "fps": fps,
-        "frames_indices": list(range(count)),
-        "total_num_frames": count,
-        "duration": count / fps,
-        "video_backend": "pyav",
-        "do_sample_frames": False,
-    }

@@ -1,4 +1,4 @@
-"""Who is there and what they hold: workers are enlisted, beat, resign, and are buried when they fall silent."""
+"""Who is there and what they hold: workers enlist, beat and resign; one that falls silent is buried."""
 
 from __future__ import annotations
 
@@ -55,8 +55,3 @@ class WorkerStore:
         with self.engine.begin() as connection:
             buried = set(connection.execute(delete(Worker).where(silent).returning(Worker.node)).scalars())
             return buried - set(connection.execute(select(Worker.node)).scalars())
-
-    def count(self) -> int:
-        """Workers that have not been found silent."""
-        with self.engine.connect() as connection:
-            return connection.execute(select(func.count()).select_from(Worker)).scalar_one()
