@@ -35,8 +35,8 @@ class Engine(Protocol):
         """
 
 
-def build_engine(settings: Settings, queue: str) -> Engine:
-    """The engine that serves this queue, not started yet. Raises SettingsError."""
+def build_engine(settings: Settings, model: str) -> Engine:
+    """The engine of this model, not started yet. Raises SettingsError."""
     path = "capflow_tasks.vllm_engine:build" if settings.engine == "vllm" else settings.engine
     module, _, factory = path.partition(":")
     try:
@@ -46,5 +46,5 @@ def build_engine(settings: Settings, queue: str) -> Engine:
             f"CAPFLOW_ENGINE={settings.engine!r}: {error}; expected vllm, or module:factory, "
             "and for vllm: pip install 'capflow[gpu]' or 'capflow[cpu]'"
         ) from error
-    engine: Engine = build(settings, settings.queue_models.get(queue, settings.model))
+    engine: Engine = build(settings, model)
     return engine

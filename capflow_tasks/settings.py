@@ -88,6 +88,9 @@ class Settings(BaseSettings):
     def queue_of(self, stage: Stage) -> str:
         return self.stage_queues.get(stage, "gpu")
 
+    def model_of(self, queue: str) -> str:
+        return self.queue_models.get(queue, self.model)
+
     @property
     def queues(self) -> tuple[str, ...]:
         """The queues that stages are sent to, `gpu` first."""

@@ -11,29 +11,22 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import av
 import numpy as np
 from av import Packet, VideoFrame, VideoStream
-from av.container import InputContainer
 from numpy.typing import NDArray
 
-from capflow_tasks.errors import MediaCorrupt, MediaUnreadable, MediaUnsupported
-from capflow_tasks.media import MediaBudget, Video, check_source_size, count_frames, fit_frame
-from capflow_tasks.media_paths import check_file, file_errors, unrecognised
+from capflow_tasks.errors import MediaCorrupt, MediaUnsupported
+from capflow_tasks.media import MediaBudget, Video, count_frames, fit_frame
+from capflow_tasks.media_paths import check_file
+from capflow_tasks.video_source import VideoSource, open_video
 
-#: Containers that FFmpeg may try; playlists and image sequences, which open other files, are left out.
-_FORMATS = "mov,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif"
-#: Containers that know where their keyframes are, and how long they should be.
-_INDEXED = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"})
 #: Files up to this many bytes are measured whole, larger ones by their end.
 _SCAN_BYTES = 64 * 2**20
 #: Seconds that a jump lands before its aim, so that reordered frames are complete there.
 _RUN_UP_SECONDS = 1.0
-#: Threads per decoder: many videos are decoded side by side.
-_THREADS = 2
 #: Share of frames that may be damaged; those are never shown, the frame before stands in.
 _DAMAGED_SHARE = 0.05
 #: (height, width, RGB) or (frames, height, width, RGB).
@@ -44,82 +37,23 @@ _Matrix = tuple[int, int, int, int]
 
 def load_video(path: str, budget: MediaBudget) -> Video:
     """Return evenly spaced frames of the whole video, each as a viewer sees it at that time."""
-    is_small = check_file(path, budget.max_file_bytes).st_size <= _SCAN_BYTES
-    deadline = time.monotonic() + budget.timeout_seconds
-    with _opened(path, budget, deadline) as source:
-        length = _measure(source, is_small)
-    count = count_frames(length.frame_count, length.fps, budget)
-    times = [number * length.seconds / count for number in range(count)]
-    with _opened(path, budget, deadline) as source:
-        frames, timestamps = _collect(_Player(source, length), times, budget)
+    with playing(path, budget) as player:
+        length = player.length
+        count = count_frames(length.frame_count, length.fps, budget)
+        times = [number * length.seconds / count for number in range(count)]
+        frames, timestamps = player.collect(times, budget)
     return Video(frames, tuple(timestamps), length.frame_count, length.seconds)
 
 
-@dataclass(frozen=True, slots=True)
-class _Source:
-    path: str
-    container: InputContainer
-    stream: VideoStream
-    #: When to give up, on the monotonic clock.
-    deadline: float
-
-    @property
-    def is_indexed(self) -> bool:
-        return self.container.format.name in _INDEXED
-
-    @property
-    def has_times(self) -> bool:
-        """Whether frames have times of their own; AVI has none, and what FFmpeg guesses is out of order."""
-        return self.container.format.name != "avi"
-
-    @property
-    def rate(self) -> float:
-        return float(self.stream.average_rate or self.stream.guessed_rate or 25)
-
-    def check_time(self) -> None:
-        if time.monotonic() > self.deadline:
-            raise MediaUnreadable(f"{self.path} was not decoded within its time limit.")
-
-
 @contextmanager
-def _opened(path: str, budget: MediaBudget, deadline: float) -> Iterator[_Source]:
-    """Yield the file's video; it is read through Python's file, so that the disk's errors stay apart."""
-    options = {"format_whitelist": _FORMATS, "protocol_whitelist": ""}
-    is_known = False
-    with file_errors(path):
-        try:
-            with (
-                Path(path).open("rb") as file,
-                av.open(file, "r", None, None, options, buffer_size=2**18) as container,
-            ):
-                is_known = True
-                yield _Source(path, container, _video_stream(container, path, budget), deadline)
-        except av.error.MemoryError:
-            raise
-        except (av.error.DecoderNotFoundError, av.error.PatchWelcomeError) as error:
-            raise MediaUnsupported(f"{path} cannot be decoded here: {error.strerror}.") from error
-        except av.error.FFmpegError as error:
-            if is_known:
-                raise MediaCorrupt(f"{path} is damaged or cut short: {error.strerror}.") from error
-            raise unrecognised(path, "video") from error
-
-
-def _video_stream(container: InputContainer, path: str, budget: MediaBudget) -> VideoStream:
-    cover = av.stream.Disposition.attached_pic
-    stream = next((stream for stream in container.streams.video if not stream.disposition & cover), None)
-    if stream is None:
-        others = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
-        raise MediaUnsupported(f"{path} holds no video, only {others}.")
-    codec = stream.codec_context
-    if codec is None:
-        raise MediaUnsupported(f"{path} holds video in a codec that has no decoder here.")
-    if not (codec.width and codec.height):
-        raise MediaCorrupt(f"{path} is damaged: its {codec.name} video has no size.")
-    check_source_size(path, codec.width, codec.height, budget)
-    codec.options = {"max_pixels": str(budget.max_source_pixels)}
-    codec.thread_type = "AUTO"
-    codec.thread_count = _THREADS
-    return stream
+def playing(path: str, budget: MediaBudget) -> Iterator[Player]:
+    """Yield the file's player, its length measured; the budget's deadline is for all that is done with it."""
+    is_small = check_file(path, budget.max_file_bytes).st_size <= _SCAN_BYTES
+    deadline = time.monotonic() + budget.timeout_seconds
+    with open_video(path, budget, deadline) as source:
+        length = _measure(source, is_small)
+    with open_video(path, budget, deadline) as source:
+        yield Player(source, length)
 
 
 @dataclass(slots=True)
@@ -143,7 +77,7 @@ class _Length:
         return self.frame_count / self.seconds
 
 
-def _measure(source: _Source, is_small: bool) -> _Length:
+def _measure(source: VideoSource, is_small: bool) -> _Length:
     """Return the video's true length, and refuse a file that ends long before the end it claims."""
     container, stream, length = source.container, source.stream, _Length()
     claimed = container.duration / av.time_base if container.duration and source.is_indexed else 0.0
@@ -166,7 +100,7 @@ def _measure(source: _Source, is_small: bool) -> _Length:
     return length
 
 
-def _scan(source: _Source) -> _Length:
+def _scan(source: VideoSource) -> _Length:
     length, last = _Length(), float("-inf")
     for packet in source.container.demux():
         source.check_time()
@@ -188,12 +122,12 @@ def _scan(source: _Source) -> _Length:
     return length
 
 
-class _Player:
+class Player:
     """Plays a video forwards, with jumps."""
 
-    def __init__(self, source: _Source, length: _Length) -> None:
+    def __init__(self, source: VideoSource, length: _Length) -> None:
         self.stream = source.stream
-        self._source, self._length = source, length
+        self._source, self.length = source, length
         self._can_jump = source.is_indexed
         self._good = self._damaged = 0
         self._shown: tuple[float, VideoFrame] | None = None
@@ -202,7 +136,25 @@ class _Player:
         self._coming = self._play()
         self._next = next(self._coming, None)
 
-    def show(self, times: list[float]) -> Iterator[tuple[float, VideoFrame]]:
+    def collect(self, times: list[float], budget: MediaBudget) -> tuple[_Pixels, list[float]]:
+        """Return, per time, the pixels of the frame that is shown and when it began."""
+        moments = self._show(times)
+        began, shown = next(moments)
+        # asked once: each asking ties the frame into a cycle that only the garbage collector can free
+        matrix = _display_matrix(shown)
+        width = max(1, round(shown.width * (self.stream.sample_aspect_ratio or 1)))
+        upright = (width, shown.height) if matrix[0] else (shown.height, width)
+        width, height = fit_frame(*upright, len(times), budget)
+        frames = np.empty((len(times), height, width, 3), np.uint8)
+        frames[0] = _pixels(shown, width, height, matrix)
+        timestamps = [began]
+        for number, (began, frame) in enumerate(moments, 1):
+            frames[number] = frames[number - 1] if frame is shown else _pixels(frame, width, height, matrix)
+            timestamps.append(began)
+            shown = frame
+        return frames, timestamps
+
+    def _show(self, times: list[float]) -> Iterator[tuple[float, VideoFrame]]:
         """Yield (its start in seconds, the frame) that is on the screen at each of the ascending times."""
         for seconds in times:
             if self._is_keyframe_ahead(seconds):
@@ -233,11 +185,11 @@ class _Player:
             first = packet.dts if first is None else first
             for frame in self._decode(packet, has_begun=at is not None):
                 if self._source.has_times and frame.time is not None:
-                    at = max(0.0, frame.time - self._length.start_seconds)
+                    at = max(0.0, frame.time - self.length.start_seconds)
                 elif at is None:
-                    at = max(0.0, float((first or 0) * packet.time_base) - self._length.start_seconds)
+                    at = max(0.0, float((first or 0) * packet.time_base) - self.length.start_seconds)
                 else:
-                    at += 1 / self._length.fps
+                    at += 1 / self.length.fps
                 self._good += 1
                 yield at, frame
 
@@ -260,26 +212,7 @@ class _Player:
         return found >= 0 and entries[found].timestamp > self._stamp(self._next[0] + _RUN_UP_SECONDS)
 
     def _stamp(self, seconds: float) -> int:
-        return int((self._length.start_seconds + seconds) / float(self.stream.time_base or 1))
-
-
-def _collect(player: _Player, times: list[float], budget: MediaBudget) -> tuple[_Pixels, list[float]]:
-    """Return, per time, the pixels of the frame that is shown and when it began."""
-    moments = player.show(times)
-    began, shown = next(moments)
-    # asked once: each asking ties the frame into a cycle that only the garbage collector can free
-    matrix = _display_matrix(shown)
-    width = max(1, round(shown.width * (player.stream.sample_aspect_ratio or 1)))
-    upright = (width, shown.height) if matrix[0] else (shown.height, width)
-    width, height = fit_frame(*upright, len(times), budget)
-    frames = np.empty((len(times), height, width, 3), np.uint8)
-    frames[0] = _pixels(shown, width, height, matrix)
-    timestamps = [began]
-    for number, (began, frame) in enumerate(moments, 1):
-        frames[number] = frames[number - 1] if frame is shown else _pixels(frame, width, height, matrix)
-        timestamps.append(began)
-        shown = frame
-    return frames, timestamps
+        return int((self.length.start_seconds + seconds) / float(self.stream.time_base or 1))
 
 
 def _display_matrix(frame: VideoFrame) -> _Matrix:

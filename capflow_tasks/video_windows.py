@@ -5,13 +5,11 @@ Knows nothing of prompts or the engine.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from capflow_tasks.media import MediaBudget, Video, count_frames
-from capflow_tasks.media_paths import check_file
-from capflow_tasks.video import _SCAN_BYTES, _collect, _measure, _opened, _Player
+from capflow_tasks.video import playing
 
 #: Frames of the file per window.
 WINDOW_FRAMES = 256
@@ -65,15 +63,11 @@ def load_windows(
     remainder_threshold: int = REMAINDER_FRAMES,
 ) -> Iterator[VideoWindow]:
     """Yield the windows in order; each is sampled and sized by the whole `budget`."""
-    is_small = check_file(path, budget.max_file_bytes).st_size <= _SCAN_BYTES
-    deadline = time.monotonic() + budget.timeout_seconds
-    with _opened(path, budget, deadline) as source:
-        length = _measure(source, is_small)
-    with _opened(path, budget, deadline) as source:
-        player = _Player(source, length)
+    with playing(path, budget) as player:
+        length = player.length
         for info in compute_windows(length.frame_count, window_size, remainder_threshold):
             count = count_frames(info.frame_count, length.fps, budget)
             step = info.frame_count / length.fps / count
             times = [info.start / length.fps + number * step for number in range(count)]
-            frames, timestamps = _collect(player, times, budget)
+            frames, timestamps = player.collect(times, budget)
             yield VideoWindow(info, Video(frames, tuple(timestamps), info.frame_count, step * count))

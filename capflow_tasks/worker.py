@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 import uuid
+from collections.abc import Collection
 from typing import Any
 
 import psutil
@@ -72,26 +73,34 @@ class EngineStep(bootsteps.StartStopStep):
     def _start(self, worker: Any) -> None:
         global _runner
         settings = read_settings()
-        queues = frozenset(worker.app.amqp.queues.consume_from) & set(settings.queues)
         database = _database(settings)
-        workers = WorkerStore(database)
         catalogue = load_catalogue(settings.domains)
-        engines = {queue: build_engine(settings, queue) for queue in sorted(queues)}
-        for engine in engines.values():
-            engine.start()
-            self._engines.append(engine)
+        queues = frozenset(worker.app.amqp.queues.consume_from) & set(settings.queues)
+        engines = self._start_engines(settings, queues)
         # A restarted node is another owner: what it held before it died is not its own.
         owner = f"{worker.hostname}/{uuid.uuid4().hex[:8]}"
+        workers = WorkerStore(database)
         workers.enlist(owner, worker.hostname, sorted(queues))
         self._heartbeat = Heartbeat(workers, owner, settings.lease_seconds)
         self._heartbeat.start()
-        by_stage = {
-            stage: engines[settings.queue_of(stage)] for stage in Stage if settings.queue_of(stage) in engines
-        }
         _runner = StageRunner(
-            BatchStore(database), catalogue, by_stage, self._heartbeat, owner, _patience(settings)
+            BatchStore(database), catalogue, engines, self._heartbeat, owner, _patience(settings)
         )
         worker.app.conf.task_routes[0].become_worker(worker.hostname, queues)
+
+    def _start_engines(self, settings: Settings, queues: Collection[str]) -> dict[Stage, Engine]:
+        """The engine of every stage that these queues carry; queues with the same model share one."""
+        by_model: dict[str, Engine] = {}
+        for model in sorted({settings.model_of(queue) for queue in queues}):
+            engine = by_model[model] = build_engine(settings, model)
+            engine.start()
+            self._engines.append(engine)
+        queue_by_stage = {stage: settings.queue_of(stage) for stage in Stage}
+        return {
+            stage: by_model[settings.model_of(queue)]
+            for stage, queue in queue_by_stage.items()
+            if queue in queues
+        }
 
 
 def stop_worker(exit_code: int) -> None:

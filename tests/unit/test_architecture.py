@@ -18,7 +18,7 @@ LINE_LIMIT = 300
 HEAVY_LIBRARIES = {"torch", "torchvision", "vllm", "transformers", "qwen_vl_utils", "cv2"}
 MAY_IMPORT_HEAVY_LIBRARIES = {
     "capflow_tasks/media.py",
-    "capflow_tasks/qwen_vl.py",
+    "capflow_tasks/on_demand.py",
     "capflow_tasks/vllm_engine.py",
     "capflow_tasks/vllm_requests.py",
 }

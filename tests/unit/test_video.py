@@ -16,6 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from capflow_tasks import video as video_module
+from capflow_tasks import video_source
 from capflow_tasks.errors import (
     MediaCorrupt,
     MediaMissing,
@@ -330,7 +331,7 @@ def test_jumping_to_keyframes_gives_the_frames_that_playing_gives(
 ) -> None:
     path = make_clip(tmp_path / name, count=1200, rate=2, size=(32, 32), keyframe_every=60)
     decoded: list[int] = []
-    decode = video_module._Player._decode
+    decode = video_module.Player._decode
 
     def spy(self: Any, *arguments: Any, **options: Any) -> list[av.VideoFrame]:
         frames = decode(self, *arguments, **options)
@@ -339,12 +340,12 @@ def test_jumping_to_keyframes_gives_the_frames_that_playing_gives(
 
     budget = dataclasses.replace(BUDGET, video_max_frames=12)
     with monkeypatch.context() as patch:
-        patch.setattr(video_module._Player, "_decode", spy)
-        patch.setattr(video_module, "_INDEXED", frozenset())
+        patch.setattr(video_module.Player, "_decode", spy)
+        patch.setattr(video_source, "_INDEXED", frozenset())
         played = load_video(path, budget)
     assert sum(decoded) > 1000
     decoded.clear()
-    monkeypatch.setattr(video_module._Player, "_decode", spy)
+    monkeypatch.setattr(video_module.Player, "_decode", spy)
     if is_measured_by_its_end:
         monkeypatch.setattr(video_module, "_SCAN_BYTES", 0)
     jumped = load_video(path, budget)

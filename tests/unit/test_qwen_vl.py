@@ -1,0 +1,282 @@
+"""What code written against NeMo Curator's QwenVL relies on, and the two examples of its manual."""
+
+from __future__ import annotations
+
+import logging
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock, patch
+
+import numpy as np
+import pytest
+
+from capflow_tasks import qwen_vl
+from capflow_tasks.model_interface import ModelInterface
+from capflow_tasks.qwen_vl import _QWEN2_5_VL_MODEL_ID, _QWEN_VARIANTS_INFO, QwenVL
+
+VIDEO_PROMPT = "<|vision_start|><|video_pad|><|vision_end|>"
+
+
+def said(*texts: str) -> list[Mock]:
+    """Return vLLM's outputs with these texts."""
+    return [Mock(outputs=[Mock(text=text)]) for text in texts]
+
+
+class ScriptedLLM:
+    """Stands for vLLM's LLM: repeats the prompt; keeps how it was made and what it was asked."""
+
+    made: ScriptedLLM
+
+    def __init__(self, **arguments: Any) -> None:
+        self.arguments = arguments
+        self.calls: list[list[dict[str, Any]]] = []
+        ScriptedLLM.made = self
+
+    def generate(self, prompts: list[dict[str, Any]], *, sampling_params: Any, use_tqdm: bool) -> list[Mock]:
+        assert not use_tqdm
+        assert sampling_params.arguments["top_p"] == 0.001
+        self.calls.append(prompts)
+        return said(*(f"seen: {prompt['prompt']}" for prompt in prompts))
+
+
+class ScriptedSamplingParams:
+    def __init__(self, **arguments: Any) -> None:
+        self.arguments = arguments
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> type[ScriptedLLM]:
+    monkeypatch.setattr(qwen_vl, "VLLM_AVAILABLE", True)
+    monkeypatch.setattr(qwen_vl, "LLM", ScriptedLLM)
+    monkeypatch.setattr(qwen_vl, "SamplingParams", ScriptedSamplingParams)
+    return ScriptedLLM
+
+
+def make_model(**arguments: Any) -> QwenVL:
+    return QwenVL(**{"model_dir": "models", "model_variant": "qwen", "caption_batch_size": 4, **arguments})
+
+
+def mocked_model(**arguments: Any) -> QwenVL:
+    """Return a model that was never set up, with mocks in place of what `setup` makes, as their tests do."""
+    model = make_model(stage2_prompt_text="Stage 2 prompt: ", **arguments)
+    model.model = Mock()
+    model.sampling_params = Mock()
+    return model
+
+
+@pytest.mark.usefixtures("engine")
+def test_the_basic_example_of_the_manual_runs_as_written(tmp_path: Path) -> None:
+    formatted_prompt, video_tensor = f"{VIDEO_PROMPT}What happens?", np.zeros((4, 3, 28, 28), np.float32)
+    with patch("capflow_tasks.qwen_vl.download_model_from_hf") as download:
+        QwenVL.download_weights_on_node(str(tmp_path))
+    model = QwenVL(
+        model_dir=str(tmp_path),
+        model_variant="qwen",
+        caption_batch_size=8,
+        fp8=True,
+        max_output_tokens=512,
+    )
+    model.setup()
+    video_inputs = [
+        {"prompt": formatted_prompt, "multi_modal_data": {"video": video_tensor}},
+    ]
+    captions = model.generate(video_inputs)
+    assert captions[0] == f"seen: {formatted_prompt}"
+    download.assert_called_once_with(
+        model_id="Qwen/Qwen2.5-VL-7B-Instruct",
+        local_dir=tmp_path / "Qwen" / "Qwen2.5-VL-7B-Instruct",
+        revision="cc59489",
+    )
+
+
+def test_the_two_stage_example_of_the_manual_runs_as_written(engine: type[ScriptedLLM]) -> None:
+    video_inputs = [
+        {"prompt": f"About {number}: user_prompt.", "multi_modal_data": {"video": f"video {number}"}}
+        for number in range(6)
+    ]
+    model = QwenVL(
+        model_dir="/path/to/models",
+        model_variant="qwen",
+        caption_batch_size=8,
+        stage2_prompt_text="Based on this initial description, provide a detailed caption: ",
+    )
+    model.setup()
+    captions = model.generate(
+        video_inputs,
+        generate_stage2_caption=True,
+        batch_size=4,
+    )
+    assert [len(call) for call in engine.made.calls] == [4, 4, 2, 2]
+    assert captions == [
+        f"seen: About {number}: Based on this initial description, provide a detailed caption: "
+        f"seen: About {number}: user_prompt.."
+        for number in range(6)
+    ]
+
+
+def test_every_argument_is_kept_and_the_defaults_are_theirs() -> None:
+    model = QwenVL("/models", "qwen", 4)
+    assert isinstance(model, ModelInterface)
+    assert (model.model_dir, model.model_variant, model.caption_batch_size) == ("/models", "qwen", 4)
+    assert (model.fp8, model.max_output_tokens, model.model_does_preprocess) == (True, 512, False)
+    assert (model.disable_mmcache, model.stage2_prompt, model.verbose) == (False, None, False)
+    assert model.weight_file == str(Path("/models") / _QWEN_VARIANTS_INFO["qwen"])
+    assert make_model(stage2_prompt_text="Again: ").stage2_prompt == "Again: "
+
+
+@pytest.mark.parametrize(
+    ("variant", "model_id"),
+    [
+        ("qwen", "Qwen/Qwen2.5-VL-7B-Instruct"),
+        ("qwen2.5", "Qwen/Qwen2.5-VL-7B-Instruct"),
+        ("qwen3", "Qwen/Qwen3-VL-8B-Instruct"),
+    ],
+)
+def test_a_variant_names_one_checkpoint(variant: str, model_id: str) -> None:
+    model = make_model(model_variant=variant)
+    assert model.model_id_names == [_QWEN_VARIANTS_INFO[variant]] == [model_id]
+    assert model.weight_file == str(Path("models") / model_id)
+
+
+def test_an_unknown_variant_is_a_key_error() -> None:
+    with pytest.raises(KeyError, match="llama"):
+        make_model(model_variant="llama")
+
+
+@pytest.mark.parametrize("is_fp8", [True, False])
+@pytest.mark.parametrize("is_preprocessing", [True, False])
+def test_setup_asks_vllm_for_what_the_manual_says(is_fp8: bool, is_preprocessing: bool) -> None:
+    model = make_model(
+        fp8=is_fp8,
+        model_does_preprocess=is_preprocessing,
+        disable_mmcache=is_preprocessing,
+        max_output_tokens=77,
+    )
+    with (
+        patch("capflow_tasks.qwen_vl.VLLM_AVAILABLE", True),
+        patch("capflow_tasks.qwen_vl.LLM") as llm,
+        patch("capflow_tasks.qwen_vl.SamplingParams") as sampling,
+        patch("capflow_tasks.qwen_vl.logger") as logger,
+    ):
+        model.setup()
+    llm.assert_called_once_with(
+        model=model.weight_file,
+        limit_mm_per_prompt={"image": 0, "video": 1},
+        quantization="fp8" if is_fp8 else None,
+        max_model_len=32768,
+        gpu_memory_utilization=0.85,
+        mm_processor_kwargs={
+            "do_resize": is_preprocessing,
+            "do_rescale": is_preprocessing,
+            "do_normalize": is_preprocessing,
+        },
+        mm_processor_cache_gb=0 if is_preprocessing else 4,
+        max_num_batched_tokens=32768,
+    )
+    sampling.assert_called_once_with(
+        temperature=0.1, top_p=0.001, repetition_penalty=1.05, max_tokens=77, stop_token_ids=[]
+    )
+    assert model.model is llm.return_value
+    assert model.sampling_params is sampling.return_value
+    logger.info.assert_called_once_with(
+        "CUDA graph enabled for sequences smaller than 16k tokens; "
+        "adjust accordingly for even longer sequences"
+    )
+
+
+def test_further_arguments_go_to_vllm_and_win(engine: type[ScriptedLLM]) -> None:
+    make_model(max_model_len=2048, dtype="float32").setup()
+    arguments = engine.made.arguments
+    assert (arguments["max_model_len"], arguments["dtype"]) == (2048, "float32")
+    assert arguments["max_num_batched_tokens"] == 32768
+
+
+def test_without_vllm_setup_says_what_to_install() -> None:
+    with (
+        patch("capflow_tasks.qwen_vl.VLLM_AVAILABLE", False),
+        pytest.raises(ImportError, match="vllm is required for QwenVL model but is not installed") as raised,
+    ):
+        make_model().setup()
+    assert "capflow[gpu]" in str(raised.value)
+
+
+def test_the_module_imports_where_vllm_is_not_installed_and_loads_nothing_heavy() -> None:
+    script = (
+        "import sys; sys.modules['vllm'] = None\n"
+        "from capflow_tasks import prompt_formatter, qwen_lm, qwen_vl\n"
+        "print(qwen_vl.VLLM_AVAILABLE, qwen_lm.VLLM_AVAILABLE)\n"
+        "print(*sys.modules.keys() & {'torch', 'transformers', 'qwen_vl_utils', 'cv2'})\n"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert answer.stdout.split() == ["False", "False"]
+
+
+def test_batches_go_to_vllm_one_by_one_and_captions_keep_their_order() -> None:
+    model = mocked_model()
+    videos = [{"prompt": f"{number}", "multi_modal_data": {"video": "video"}} for number in range(4)]
+    model.model.generate.side_effect = [said("a", "b"), said("c", "d")]
+    with patch("capflow_tasks.qwen_vl.grouping.split_by_chunk_size") as split:
+        split.return_value = [videos[:2], videos[2:]]
+        assert model.generate(videos, generate_stage2_caption=False, batch_size=2) == ["a", "b", "c", "d"]
+    split.assert_called_once_with(videos, 2)
+    first, second = model.model.generate.call_args_list
+    assert first.args == (videos[:2],)
+    assert second.args == (videos[2:],)
+    assert first.kwargs == {"sampling_params": model.sampling_params, "use_tqdm": False}
+
+
+def test_stage_two_is_one_substitution_as_their_tests_see_it() -> None:
+    model = mocked_model()
+    videos = [{"prompt": "Initial prompt", "multi_modal_data": {"video": "video1"}}]
+    model.model.generate.side_effect = [said("Stage 1 caption"), said("Stage 2 final caption")]
+    with patch("capflow_tasks.qwen_vl.re.sub", return_value="Updated prompt") as substitute:
+        assert model.generate(videos, generate_stage2_caption=True) == ["Stage 2 final caption"]
+    substitute.assert_called_once_with(
+        model.pattern, r"\1Stage 2 prompt: Stage 1 caption\3", "Initial prompt", flags=re.DOTALL
+    )
+    assert model.model.generate.call_args.args[0][0]["prompt"] == "Updated prompt"
+
+
+def test_an_error_of_the_engine_is_logged_and_raised() -> None:
+    model = mocked_model()
+    model.model.generate.side_effect = RuntimeError("Test error")
+    with (
+        patch("capflow_tasks.qwen_vl.logger") as logger,
+        pytest.raises(RuntimeError, match="Test error"),
+    ):
+        model.generate([{"prompt": "Test prompt", "multi_modal_data": {"video": "video1"}}])
+    logger.error.assert_called_once_with("Error generating caption for batch: Test error")
+
+
+def test_no_videos_give_no_captions_without_asking() -> None:
+    model = mocked_model()
+    assert model.generate([]) == []
+    model.model.generate.assert_not_called()
+    assert make_model().generate([]) == []
+
+
+@pytest.mark.usefixtures("engine")
+def test_verbose_logs_the_first_captions(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    model = make_model(verbose=True)
+    model.setup()
+    model.generate([{"prompt": "What?"}])
+    assert "Stage 1 caption: seen: What?" in caplog.messages
+
+
+def test_the_download_takes_names_and_revision_from_where_tests_patch_them(tmp_path: Path) -> None:
+    with (
+        patch("capflow_tasks.qwen_vl._QWEN2_5_VL_MODEL_ID", "someone/else"),
+        patch("capflow_tasks.qwen_vl._QWEN2_5_VL_MODEL_REVISION", "1234567"),
+        patch("capflow_tasks.qwen_vl.download_model_from_hf") as download,
+    ):
+        QwenVL.download_weights_on_node(str(tmp_path))
+    folder = tmp_path / "someone" / "else"
+    download.assert_called_once_with(model_id="someone/else", local_dir=folder, revision="1234567")
+    assert folder.is_dir()
+    assert _QWEN2_5_VL_MODEL_ID == "Qwen/Qwen2.5-VL-7B-Instruct"
