@@ -13,7 +13,7 @@ from capflow_tasks.settings import Settings
 
 EXIT_CODES = """\b
 Exit codes: 0 all is done; 1 some samples failed; 2 the input must be mended;
-3 a service cannot be reached; 130 interrupted."""
+3 a service cannot be reached; 4 some samples are held back; 130 interrupted."""
 
 
 class Command(click.Command):

@@ -36,6 +36,7 @@ EXIT_OK = 0
 EXIT_SAMPLES_FAILED = 1
 EXIT_USAGE = 2
 EXIT_SERVICE = 3
+EXIT_SAMPLES_HELD = 4
 #: A worker asks its supervisor to start it again.
 EXIT_RESTART = 75
 EXIT_INTERRUPTED = 130

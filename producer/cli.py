@@ -15,6 +15,7 @@ import click
 from rich.console import Console
 
 from capflow_tasks.console import EXIT_CODES, Command, settings_help
+from capflow_tasks.records import Stage
 from capflow_tasks.settings import read_settings
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ Examples:
   capflow-produce plan.jsonl
   CAPFLOW_MODEL=/models/Qwen2.5-VL-7B-Instruct capflow-produce plan.jsonl --output captions
   capflow-produce plan.jsonl --dry-run
+  capflow-produce plan.jsonl --stages route --min-confidence 0.6
   capflow-produce --reconcile
 
 {EXIT_CODES}
@@ -37,6 +39,17 @@ Examples:
   capflow-retry plan.jsonl --kind media_missing --kind media_corrupt --domain Natural
 
 {EXIT_CODES}"""
+
+
+def parse_stages(value: str) -> tuple[Stage, ...]:
+    """The stages of a comma-separated list, in the order in which they run."""
+    words = {word.strip() for word in value.split(",") if word.strip()}
+    if unknown := words - set(Stage):
+        raise click.BadParameter(f"{', '.join(sorted(unknown))}; choose from {', '.join(Stage)}")
+    if not words:
+        raise click.BadParameter(f"name at least one of {', '.join(Stage)}")
+    return tuple(stage for stage in Stage if stage in words)
+
 
 #: What produce and retry have in common.
 _ORDER_OPTIONS = (
@@ -74,8 +87,30 @@ _ORDER_OPTIONS = (
         help="Name of the run; the same name goes on with it.  [default: from the plan's path]",
         show_envvar=True,
     ),
+    click.option(
+        "--stages",
+        envvar="CAPFLOW_STAGES",
+        default=",".join(Stage),
+        callback=lambda context, option, value: parse_stages(value),
+        help="Stages to run; a later run with more of them goes on from here.",
+        show_envvar=True,
+        show_default=True,
+    ),
+    click.option(
+        "--min-confidence",
+        envvar="CAPFLOW_MIN_CONFIDENCE",
+        default=0.0,
+        type=click.FloatRange(0, 1),
+        help="Hold back samples routed with a lower probability, in *.held.jsonl, until a run asks for less.",
+        show_envvar=True,
+        show_default=True,
+    ),
     click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object."),
 )
+
+
+#: Characters per line where stdout is no terminal.
+_PLAIN_WIDTH = 120
 
 
 def order_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -139,7 +174,7 @@ def tell(summary: Summary, as_json: bool) -> NoReturn:
     if as_json:
         click.echo(json.dumps(summary.as_json(), ensure_ascii=False))
     else:
-        summary.show(Console())
+        summary.show(Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH))
     for problem in summary.problems:
         click.echo(f"error: {problem}", err=True)
     if not summary.is_complete:

@@ -20,18 +20,26 @@ class ExportedFile:
     samples: int
 
 
+#: Which samples go to which part of a shard's files, and as what.
+_PARTS = (
+    (SampleState.DONE, "", caption_record),
+    (SampleState.FAILED, "failed", failed_record),
+    (SampleState.HELD, "held", caption_record),
+)
+
+
 def export(views: Views, shards: Sequence[ShardRow], folder: Path) -> list[ExportedFile]:
-    """Write `<folder>/Rank*_node*_*.jsonl` and, for what failed, `*.failed.jsonl`."""
+    """Write `<folder>/Rank*_node*_*.jsonl`, and `*.failed.jsonl` and `*.held.jsonl` where there are such."""
     return [file for row in shards for file in _export_shard(views, row, folder)]
 
 
 def _export_shard(views: Views, row: ShardRow, folder: Path) -> list[ExportedFile]:
-    done = views.finished_samples(row.id, SampleState.DONE)
-    failed = views.finished_samples(row.id, SampleState.FAILED)
-    captions = folder / output_name(row.shard)
-    reasons = folder / output_name(row.shard, "failed")
-    written = [
-        ExportedFile(captions, write_lines(captions, map(caption_record, done), keep_empty=True)),
-        ExportedFile(reasons, write_lines(reasons, map(failed_record, failed))),
-    ]
-    return [file for file in written if file.samples or file.path == captions]
+    files = []
+    for state, part, record in _PARTS:
+        path = folder / output_name(row.shard, part)
+        samples = map(record, views.finished_samples(row.id, state))
+        # A shard has its file of captions even when that is empty.
+        is_main = not part
+        if (count := write_lines(path, samples, keep_empty=is_main)) or is_main:
+            files.append(ExportedFile(path, count))
+    return files

@@ -18,7 +18,7 @@ from sqlalchemy.exc import OperationalError as DatabaseAway
 
 from capflow_tasks.application import make_app
 from capflow_tasks.domains import Catalogue, load_catalogue
-from capflow_tasks.errors import ServiceError, SettingsError
+from capflow_tasks.errors import ServiceError, SettingsError, UserError
 from capflow_tasks.records import Modality, Stage
 from capflow_tasks.settings import Settings
 from capflow_tasks.store.database import connect, upgrade
@@ -56,6 +56,10 @@ class Order:
     batch_size: int
     #: Batches in flight.
     window: int
+    #: Stages to run, in order.
+    stages: tuple[Stage, ...] = tuple(Stage)
+    #: Samples routed with less are held back.
+    min_confidence: float = 0.0
 
     @property
     def run_name(self) -> str:
@@ -92,6 +96,7 @@ class Production:
             upgrade(engine)
             broker = Broker(make_app(self._settings, reached.broker_url))
             broker.check()
+            self._continue(engine)
             if retry is not None:
                 self._reopen(engine, retry)
             with embedded_worker(self._settings, reached) as worker, progress(self.plan.sample_count) as bar:
@@ -108,8 +113,21 @@ class Production:
 
     def _open(self, engine: Engine) -> tuple[int, list[ShardRow]]:
         order, runs = self._order, RunStore(engine)
-        run_id = runs.open_run(order.run_name, str(order.plan.resolve()), str(order.output), tuple(Stage))
+        run_id = runs.open_run(
+            order.run_name, str(order.plan.resolve()), str(order.output), order.stages, order.min_confidence
+        )
         return run_id, runs.add_shards(run_id, self.plan.shards)
+
+    def _continue(self, engine: Engine) -> None:
+        """Open what an earlier run with fewer stages or a higher bar left. Raises UserError."""
+        run_id, _ = self._open(engine)
+        under_way = Views(engine).stages_under_way(run_id) - set(self._order.stages)
+        if under_way:
+            raise UserError(
+                f"run {self._order.run_name} has batches that wait for {', '.join(sorted(under_way))}: "
+                "finish it with its earlier --stages first, or give this one a --run of its own"
+            )
+        RunStore(engine).continue_run(run_id, self._order.stages, self._order.min_confidence)
 
     def _reopen(self, engine: Engine, retry: Retry) -> None:
         run_id, _ = self._open(engine)
@@ -123,7 +141,7 @@ class Production:
         """Whether all samples came to their end, and which annotation files broke off."""
         run_id, shards = self._open(engine)
         runs, views = RunStore(engine), Views(engine)
-        expansion = Expansion(self._catalogue, self._order.batch_size, tuple(Stage))
+        expansion = Expansion(self._catalogue, self._order.batch_size, self._order.stages)
         reconciler = Reconciler(runs, WorkerStore(engine), broker, self._settings.lease_seconds, run_id)
         pace = Pace(self._order.window, self._settings.queue_seconds)
         dispatcher = Dispatcher(run_id, shards, expansion, runs, views, broker, reconciler, pace)
@@ -136,6 +154,7 @@ class Production:
             run=self._order.run_name,
             is_complete=is_complete,
             domains=views.domain_counts(run_id),
+            confidences=views.confidence_histogram(run_id),
             failures=views.failures(run_id, SHOWN_FAILURES),
             problems=problems,
             files=export(views, shards, self._order.output) if is_complete else [],

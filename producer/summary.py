@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from capflow_tasks.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_SAMPLES_FAILED, EXIT_USAGE
+from capflow_tasks.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_SAMPLES_FAILED, EXIT_SAMPLES_HELD, EXIT_USAGE
 from capflow_tasks.records import JsonObject, Stage
 from capflow_tasks.store.rows import Tally
 from capflow_tasks.store.views import DomainCounts, FailedSample
@@ -17,6 +17,9 @@ from producer.export import ExportedFile
 
 #: Failures listed on the terminal; all of them are in the *.failed.jsonl files.
 SHOWN_FAILURES = 20
+
+#: Characters of the histogram's longest bar.
+_BAR_WIDTH = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,8 @@ class Summary:
     #: False when it was told to stop before every sample had come to its end.
     is_complete: bool
     domains: Sequence[DomainCounts]
+    #: Routed samples by confidence, in equal steps from 0 to 1.
+    confidences: Sequence[int]
     #: The first of the failures.
     failures: Sequence[FailedSample]
     #: Annotation files that broke off, one message each.
@@ -41,7 +46,9 @@ class Summary:
             return EXIT_INTERRUPTED
         if self.problems:
             return EXIT_USAGE
-        return EXIT_SAMPLES_FAILED if self.tally.failed else EXIT_OK
+        if self.tally.failed:
+            return EXIT_SAMPLES_FAILED
+        return EXIT_SAMPLES_HELD if self.tally.held else EXIT_OK
 
     @property
     def tally(self) -> Tally:
@@ -58,11 +65,14 @@ class Summary:
             "domains": [
                 {"domain": row.domain, **asdict(row.tally), "stages": row.by_stage} for row in self.domains
             ],
+            "confidences": list(self.confidences),
             "files": [{"path": str(file.path), "samples": file.samples} for file in self.files],
         }
 
     def show(self, console: Console) -> None:
         console.print(self._table())
+        if any(self.confidences):
+            console.print(self._histogram())
         if self.failures:
             console.print(self._failures())
         for file in self.files:
@@ -75,14 +85,28 @@ class Summary:
         table.add_column("domain", no_wrap=True)
         for stage in Stage:
             table.add_column(stage.value, justify="right")
-        for column in ("done", "failed"):
+        endings = ("done", "failed", "held") if self.tally.held else ("done", "failed")
+        for column in endings:
             table.add_column(column, justify="right")
         for row in self.domains:
             stages = (str(row.by_stage[stage] or "-") for stage in Stage)
-            table.add_row(row.domain or "(none)", *stages, str(row.tally.done), str(row.tally.failed))
+            table.add_row(
+                row.domain or "(none)", *stages, *(str(getattr(row.tally, name)) for name in endings)
+            )
         table.add_section()
         totals = (str(sum(row.by_stage[stage] for row in self.domains)) for stage in Stage)
-        table.add_row("all", *totals, str(self.tally.done), str(self.tally.failed))
+        table.add_row("all", *totals, *(str(getattr(self.tally, name)) for name in endings))
+        return table
+
+    def _histogram(self) -> Table:
+        table = Table(title="Router's confidence", title_justify="left")
+        table.add_column("confidence")
+        table.add_column("samples", justify="right")
+        table.add_column("")
+        steps, most = len(self.confidences), max(self.confidences)
+        for number, count in enumerate(self.confidences):
+            bar = "█" * -(-count * _BAR_WIDTH // most)
+            table.add_row(f"{number / steps:.1f} to {(number + 1) / steps:.1f}", str(count), bar)
         return table
 
     def _failures(self) -> Table:

@@ -10,12 +10,15 @@ from sqlalchemy import Connection, Engine, Row, func, select
 
 from capflow_tasks.records import Failure, FinishedSample, Stage
 from capflow_tasks.state import BatchState, SampleState
-from capflow_tasks.store.clauses import results_of, tally_of
+from capflow_tasks.store.clauses import results_of
 from capflow_tasks.store.rows import Tally
 from capflow_tasks.store.tables import AgentResult, Batch, Sample, Shard
 
 #: Samples read at a time when a shard is exported.
 PAGE = 500
+
+#: Bars of the histogram of confidences.
+_STEPS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +68,32 @@ class Views:
         with self.engine.connect() as connection:
             return int(connection.execute(statement).scalar_one())
 
-    def tally(self, run_id: int) -> Tally:
-        """How the run's samples ended so far."""
+    def stages_under_way(self, run_id: int) -> set[Stage]:
+        """The next stages of all batches that have not come to their end."""
+        statement = _of_run(select(Batch.next_stage).distinct(), run_id).where(Batch.state != BatchState.DONE)
+        with self.engine.connect() as connection:
+            return set(connection.execute(statement).scalars())
+
+    def confidence_histogram(self, run_id: int) -> list[int]:
+        """Routed samples by the router's confidence, in ten equal steps from 0 to 1."""
+        step = func.least(func.floor(Sample.confidence * _STEPS), _STEPS - 1)
         statement = (
-            select(Sample.state, func.count())
+            select(step, func.count())
             .join(Shard, Shard.id == Sample.shard_id)
-            .where(Shard.run_id == run_id)
-            .group_by(Sample.state)
+            .where(Shard.run_id == run_id, Sample.confidence.is_not(None))
+            .group_by(step)
         )
         with self.engine.connect() as connection:
-            return tally_of(connection, statement)
+            counts = {int(number): count for number, count in connection.execute(statement)}
+        return [counts.get(number, 0) for number in range(_STEPS)]
+
+    def tally(self, run_id: int) -> Tally:
+        """How the samples of the run's finished batches ended."""
+        counts = (Batch.done_count, Batch.failed_count, Batch.held_count)
+        sums = _of_run(select(*(func.coalesce(func.sum(count), 0) for count in counts)), run_id)
+        with self.engine.connect() as connection:
+            row = connection.execute(sums.where(Batch.state == BatchState.DONE)).one()
+        return Tally(*map(int, row))
 
     def domain_counts(self, run_id: int) -> list[DomainCounts]:
         """The run by domain, in alphabetical order, samples without a domain last."""
