@@ -8,13 +8,11 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
-import signal
 import subprocess
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from ctypes import CDLL
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -23,8 +21,7 @@ import redis
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from capflow_tasks.errors import ServiceError
-
-_PR_SET_PDEATHSIG = 1
+from capflow_tasks.lifeline import die_with_parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,12 +126,6 @@ def open_log(home: Path, name: str) -> IO[bytes]:
     folder = home / "logs"
     folder.mkdir(parents=True, exist_ok=True)
     return (folder / f"{name}.log").open("ab")
-
-
-def die_with_parent() -> None:
-    """In a child before exec: end with the parent, even when that one is killed (Linux's prctl)."""
-    with suppress(OSError, AttributeError):
-        CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @retry(

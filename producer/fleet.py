@@ -14,13 +14,13 @@ from time import monotonic
 from capflow_tasks.embedded import (
     Services,
     announce,
-    die_with_parent,
     embedded_postgres,
     embedded_redis,
     open_log,
     sole_use,
 )
 from capflow_tasks.errors import EXIT_SERVICE, EXIT_USAGE, WORKER_ERROR_MARK, ServiceError, SettingsError
+from capflow_tasks.lifeline import die_with_parent
 from capflow_tasks.settings import Settings
 
 log = logging.getLogger(__name__)
