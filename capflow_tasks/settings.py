@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsError as UnparsableSetting
 
 from capflow_tasks.errors import SettingsError
 from capflow_tasks.records import Stage
+
+#: What stands between a URL's user and host.
+_PASSWORD = re.compile(r"(://[^:/@]*:)[^@]*(@)")
 
 
 def _none_when_blank(value: Any) -> Any:
@@ -21,13 +27,29 @@ def _psycopg_dialect(url: str | None) -> str | None:
     """Let `postgres://` and `postgresql://` mean the one driver that is installed."""
     if url is None:
         return None
-    scheme, separator, rest = url.partition("://")
-    if scheme not in ("postgres", "postgresql", "postgresql+psycopg") or not separator:
+    scheme, _, rest = url.partition("://")
+    if scheme not in ("postgres", "postgresql", "postgresql+psycopg") or not _has_sound_port(url):
         raise ValueError("expected postgresql://user:password@host:5432/database")
     return f"postgresql+psycopg://{rest}"
 
 
+def _redis_url(url: str | None) -> str | None:
+    schemes = ("redis", "rediss", "redis+socket", "sentinel")
+    if url is not None and (url.partition("://")[0] not in schemes or not _has_sound_port(url)):
+        raise ValueError("expected redis://:password@host:6379/0")
+    return url
+
+
+def _has_sound_port(url: str) -> bool:
+    try:
+        urlsplit(url).port  # noqa: B018 - asking is what raises
+    except ValueError:
+        return False
+    return True
+
+
 OptionalText = Annotated[str | None, BeforeValidator(_none_when_blank)]
+BrokerUrl = Annotated[str | None, BeforeValidator(_none_when_blank), AfterValidator(_redis_url)]
 DatabaseUrl = Annotated[str | None, BeforeValidator(_none_when_blank), AfterValidator(_psycopg_dialect)]
 
 
@@ -38,7 +60,7 @@ class Settings(BaseSettings):
 
     home: Path = Field(Path(".capflow"), description="folder of the embedded services and their logs")
     database_url: DatabaseUrl = Field(None, description="PostgreSQL 15 or newer; embedded when unset")
-    broker_url: OptionalText = Field(None, description="Redis; embedded, with a worker, when unset")
+    broker_url: BrokerUrl = Field(None, description="Redis; embedded, with a worker, when unset")
     domains: Path | None = Field(None, description="folder of domain files that override or add to the nine")
 
     model: str = Field("Qwen/Qwen2.5-VL-7B-Instruct", description="model folder or hub name")
@@ -104,10 +126,13 @@ def read_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         raise SettingsError("\n".join(_explain(problem) for problem in error.errors())) from None
-    except Exception as error:  # pydantic-settings: a mapping that is no JSON
-        raise SettingsError(f"{error}; mappings are given as JSON objects") from None
+    except UnparsableSetting as error:
+        field = re.search(r'field "(\w+)"', str(error))
+        name = f"CAPFLOW_{field[1].upper()}" if field else str(error)
+        raise SettingsError(f'{name}: is no JSON; expected an object such as {{"key": "value"}}') from None
 
 
 def _explain(problem: Any) -> str:
     name = "CAPFLOW_" + str(problem["loc"][0]).upper()
-    return f"{name}={problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}"
+    value = _PASSWORD.sub(r"\1***\2", repr(problem["input"]))
+    return f"{name}={value}: {problem['msg'].removeprefix('Value error, ')}"
