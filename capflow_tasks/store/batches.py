@@ -27,7 +27,15 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from capflow_tasks.records import Stage
 from capflow_tasks.state import STAGE_ORDER, BatchState, SampleState, stage_after
-from capflow_tasks.store.clauses import earliest_stages, in_seconds, opened, results_of, stages_of, tally_of
+from capflow_tasks.store.clauses import (
+    earliest_stages,
+    in_seconds,
+    opened,
+    results_of,
+    stages_of,
+    storable,
+    tally_of,
+)
 from capflow_tasks.store.rows import Claim, Outcome, PendingSample, RetryPolicy
 from capflow_tasks.store.tables import AgentResult, Batch, Run, Sample, Table
 from capflow_tasks.store.tables import Shard as ShardTable
@@ -195,7 +203,7 @@ def _why_not_claimed(row: Row[*tuple[Any, ...]] | None, stage: Stage) -> NotClai
 
 def _insert_results(connection: Connection, outcomes: Sequence[Outcome]) -> None:
     rows = [
-        {"sample_id": outcome.sample_id, **asdict(result)}
+        {"sample_id": outcome.sample_id, **asdict(result), "text": storable(result.text)}
         for outcome in outcomes
         for result in outcome.results
     ]
@@ -229,7 +237,7 @@ def _set_failures(connection: Connection, outcomes: Sequence[Outcome], owner: st
                     state=SampleState.FAILED,
                     error_stage=failure.stage,
                     error_kind=failure.kind,
-                    error_text=failure.message,
+                    error_text=storable(failure.message),
                     is_retryable=failure.is_retryable,
                     attempts=Sample.attempts + 1,
                     failed_by=owner,

@@ -22,6 +22,11 @@ def in_seconds(seconds: float) -> ColumnElement[Any]:
     return func.now() + timedelta(seconds=seconds)
 
 
+def storable(text: str) -> str:
+    """The text as PostgreSQL can hold it: without NUL and halves of surrogate pairs."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
+
+
 def stages_of(words: Iterable[str]) -> tuple[Stage, ...]:
     return tuple(Stage(word) for word in words)
 
@@ -56,7 +61,7 @@ def results_of(connection: Connection, sample_ids: Sequence[int]) -> defaultdict
 
 def tally_of(connection: Connection, counts: Select[*tuple[Any, ...]]) -> Tally:
     """Rows of (sample state, count) as one Tally."""
-    by_state = dict(connection.execute(counts).tuples().all())
+    by_state: dict[SampleState, int] = dict(map(tuple, connection.execute(counts)))
     return Tally(
         *(by_state.get(state, 0) for state in (SampleState.DONE, SampleState.FAILED, SampleState.HELD))
     )

@@ -89,6 +89,8 @@ class RunStore:
                 return None
             values = [_batch_values(shard_id, batch) for batch in batches]
             ids = list(connection.execute(inserts, values).scalars())
+            over = [batch_id for batch_id, batch in zip(ids, batches, strict=True) if not batch.first_stage]
+            connection.execute(update(Batch).where(Batch.id.in_(over)).values(finished_at=func.now()))
             connection.execute(_INSERT_SAMPLES, _sample_arrays(shard_id, batches, ids))
         return ids
 
@@ -174,7 +176,8 @@ class RunStore:
             again = update(Sample).where(Sample.batch_id.in_(broader), Sample.state == SampleState.DONE)
             connection.execute(again.values(state=SampleState.PENDING))
             freed = set(connection.execute(held).scalars()) - broader
-            after_route = stage_after(Stage.ROUTE, stages)
+            # A run that only routes ends them there: they have their domain already.
+            after_route = stage_after(Stage.ROUTE, stages) or Stage.ROUTE
             connection.execute(
                 update(Batch).where(Batch.id.in_(freed)).values(next_stage=after_route, **opened())
             )
@@ -215,7 +218,6 @@ def _batch_values(shard_id: int, batch: NewBatch) -> dict[str, Any]:
         "state": BatchState.DONE if is_over else BatchState.READY,
         "next_stage": batch.first_stage,
         "failed_count": batch.failed_count if is_over else 0,
-        "finished_at": func.now() if is_over else None,
     }
 
 
