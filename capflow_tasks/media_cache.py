@@ -20,7 +20,8 @@ class MediaCache(Generic[T]):
         self._size_of = size_of
         self._lock = Lock()
         self._futures: OrderedDict[Hashable, Future[T]] = OrderedDict()
-        self._bytes = 0
+        #: Bytes of what is here, by key.
+        self._sizes: dict[Hashable, int] = {}
 
     def load(self, key: Hashable, loader: Callable[[], T]) -> Future[T]:
         """The value for this key, loaded in the executor unless it is here or on its way."""
@@ -38,14 +39,11 @@ class MediaCache(Generic[T]):
                 # A failure is not kept: the file may be readable the next time.
                 self._futures.pop(key, None)
                 return
-            self._bytes += self._size_of(future.result())
-            while self._bytes > self._max_bytes and self._drop_oldest():
-                pass
+            self._sizes[key] = self._size_of(future.result())
+            while sum(self._sizes.values()) > self._max_bytes:
+                self._drop_oldest()
 
-    def _drop_oldest(self) -> bool:
-        for key, future in self._futures.items():
-            if future.done():
-                del self._futures[key]
-                self._bytes -= self._size_of(future.result())
-                return True
-        return False
+    def _drop_oldest(self) -> None:
+        """What is still being loaded has no size yet, and stays."""
+        oldest = next(key for key in self._futures if key in self._sizes)
+        del self._futures[oldest], self._sizes[oldest]

@@ -57,12 +57,55 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """A stretch of a video, in seconds from its first frame."""
+
+    start: float
+    end: float
+
+    def __str__(self) -> str:
+        return f"{clock(self.start)}-{clock(self.end)}"
+
+
+def clock(seconds: float) -> str:
+    """HH:MM:SS, with milliseconds where there are some."""
+    total, milliseconds = divmod(round(seconds * 1000), 1000)
+    text = f"{total // 3600:02}:{total // 60 % 60:02}:{total % 60:02}"
+    return f"{text}.{milliseconds:03}" if milliseconds else text
+
+
+@dataclass(frozen=True, slots=True)
 class MediaRef:
     """One picture or video of a sample; the engine loads the pixels."""
 
     kind: Modality
     #: Absolute path, already known to lie inside the shard's root.
     path: str
+    #: The only part of a video that is wanted; None for all of it.
+    span: Span | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MediaLimits:
+    """What a domain or agent changes of the media's budget; None leaves it as the settings have it."""
+
+    #: Pixels of a picture after resizing.
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    #: Frames taken per second of video.
+    fps: float | None = None
+    #: Frames of one video, or of one window of it.
+    min_frames: int | None = None
+    max_frames: int | None = None
+    #: Pixels of one frame after resizing.
+    frame_min_pixels: int | None = None
+    frame_max_pixels: int | None = None
+    #: Pixels of all frames of one video or window, two frames counted as one.
+    total_pixels: int | None = None
+    #: Frames, taken `fps` times a second, after which a long video is cut into a new window.
+    window_frames: int | None = None
+    #: Windows of one video; a longer one gets longer windows.
+    max_windows: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +130,8 @@ class Request:
     choices: tuple[str, ...] = ()
     #: JSON schema that the answer must follow.
     schema: Mapping[str, Any] | None = None
+    #: How much of the media the model is to get, where that differs from the settings.
+    limits: MediaLimits = MediaLimits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +192,7 @@ class FinishedSample:
     domain: str | None
     #: Probability the router gave to `domain`; None when the domain was given.
     confidence: float | None
-    #: What every agent said, in workflow order.
+    #: What every agent said, by stage and then by name.
     results: tuple[Result, ...]
     failure: Failure | None
     attempts: int

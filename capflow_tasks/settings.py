@@ -27,8 +27,9 @@ def _psycopg_dialect(url: str | None) -> str | None:
     """Let `postgres://` and `postgresql://` mean the one driver that is installed."""
     if url is None:
         return None
-    scheme, _, rest = url.partition("://")
-    if scheme not in ("postgres", "postgresql", "postgresql+psycopg") or not _has_sound_port(url):
+    scheme, separator, rest = url.partition("://")
+    is_known = scheme in ("postgres", "postgresql", "postgresql+psycopg") and separator
+    if not is_known or not _has_sound_port(url):
         raise ValueError("expected postgresql://user:password@host:5432/database")
     return f"postgresql+psycopg://{rest}"
 
@@ -82,6 +83,10 @@ class Settings(BaseSettings):
     video_fps: float = Field(2.0, gt=0, description="frames taken per second of video")
     video_max_frames: int = Field(64, ge=2, description="most frames taken of one video")
     video_total_pixels: int = Field(8192 * 28 * 28, ge=28 * 28, description="all frames of one video, pixels")
+    video_window_frames: int = Field(256, ge=4, description="frames after which a long video is cut")
+    video_max_windows: int = Field(64, ge=1, description="most windows of one video; then they get longer")
+    video_decoders: int = Field(4, ge=1, description="videos decoded at a time, each in its own process")
+    videos_in_flight: int = Field(16, ge=1, description="requests with a video that the engine has at a time")
     max_media_mib: int = Field(4096, ge=1, description="largest media file, MiB")
     max_images: int = Field(4, ge=1, description="most pictures of one sample")
     media_cache_mib: int = Field(1024, ge=0, description="decoded media kept for a sample's next call, MiB")

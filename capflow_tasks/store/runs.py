@@ -185,7 +185,13 @@ class RunStore:
 
     def retry_failed(self, run_id: int, kinds: Sequence[str] = (), domains: Sequence[str] = ()) -> int:
         """Open failed samples again, all or those of some kinds and domains; how many those were."""
-        chosen = [Sample.state == SampleState.FAILED, Sample.error_kind != BadEntry.kind]
+        chosen = [
+            Sample.state == SampleState.FAILED,
+            Sample.error_kind != BadEntry.kind,
+            # What a worker is at comes to its end first.
+            Sample.batch_id == Batch.id,
+            Batch.state == BatchState.DONE,
+        ]
         chosen += [Sample.error_kind.in_(kinds)] if kinds else []
         chosen += [Sample.domain.in_(domains)] if domains else []
         with self.engine.begin() as connection:

@@ -1,0 +1,323 @@
+"""The real commands, worker, PostgreSQL and Redis; only the model is scripted."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Eventually
+from tests.datasets import entries_with_pictures, read_lines, write_plan
+from tests.e2e import engines
+from tests.e2e.conftest import Cli
+
+pytestmark = pytest.mark.e2e
+
+CAPTIONS = "Rank0_node0_set.jsonl"
+FAILED = "Rank0_node0_set.failed.jsonl"
+FILLED_KEYS = ["task", "confidence", "caption", "reports", "scores", "overall", "model", "workflow"]
+
+
+def one_sentence(answer: subprocess.CompletedProcess[str]) -> str:
+    """What a command says when it gives up: one line, no traceback; lines of progress may precede it."""
+    (line,) = (line for line in answer.stderr.splitlines() if not re.match(r"\d+/\d+ samples", line))
+    assert line.startswith("capflow-produce: error: ")
+    return line
+
+
+def record_requests(cli: Cli) -> Path:
+    cli.environment |= {
+        "CAPFLOW_ENGINE": "tests.e2e.engines:build",
+        engines.REQUESTS: str(cli.folder / "requests"),
+    }
+    return cli.folder / "requests"
+
+
+def hold_judges(cli: Cli) -> Path:
+    """A file whose appearance lets the judges speak."""
+    cli.environment[engines.JUDGES_MAY_SPEAK] = str(cli.folder / "speak")
+    return cli.folder / "speak"
+
+
+def requests_by_name(path: Path) -> Counter[str]:
+    return Counter(path.read_text().splitlines()) if path.exists() else Counter()
+
+
+def test_a_plan_becomes_caption_files_and_is_not_worked_on_twice(cli: Cli, eventually: Eventually) -> None:
+    entries = entries_with_pictures(cli.folder, 4)
+    entries[1] |= {
+        "task": "chart & math",
+        "conversations": [{"from": "human", "value": "<image>\nWhat is it?"}],
+    }
+    entries[2]["source"] = {"licence": "CC0", "größe": [64, 48]}
+    shutil.copy(cli.folder / "media" / "3.png", cli.folder / "media" / "clip.mp4")
+    entries[3] = {"id": 3, "video": "clip.mp4"}
+    plan = write_plan(cli.folder, entries)
+
+    first = cli.run("capflow-produce", plan, "--output", "out", "--batch-size", 2, "--json")
+
+    assert first.returncode == 0, first.stderr
+    assert json.loads(first.stdout) | {"seconds": 0} == {
+        "run": json.loads(first.stdout)["run"],
+        "complete": True,
+        "problems": [],
+        "done": 4,
+        "failed": 0,
+        "held": 0,
+        "seconds": 0,
+        "domains": json.loads(first.stdout)["domains"],
+        "confidences": [0] * 9 + [2],
+        "files": [{"path": str(cli.folder / "out" / CAPTIONS), "samples": 4}],
+    }
+    assert [path.name for path in (cli.folder / "out").iterdir()] == [CAPTIONS]
+    records = read_lines(cli.folder / "out" / CAPTIONS)
+    assert [record["id"] for record in records] == [0, 1, 2, 3]
+    assert list(records[0]) == ["id", "image", *FILLED_KEYS, "conversations"]
+    assert list(records[2])[:3] == ["id", "image", "source"]
+    assert records[2]["source"] == entries[2]["source"]
+    assert [record["task"] for record in records[1::2]] == ["Structure & Math", "Video & Temporal"]
+    assert [record["confidence"] for record in records] == [0.9, None, 0.9, None]
+    assert set(records[0]["scores"]) == {
+        "factual_accuracy",
+        "information_completeness",
+        "reasoning_rigor",
+        "core_intent_capture",
+        "professionalism",
+    }
+    assert set(records[3]["scores"]) == {
+        "temporal_factual_accuracy",
+        "event_detail_coverage",
+        "temporal_causal_logic",
+        "core_intent_capture",
+        "professionalism",
+    }
+    for record in records:
+        assert {record["overall"], *record["scores"].values()} <= {1, 2, 3}
+        assert record["conversations"][-1] == {"from": "gpt", "value": record["caption"]}
+    assert records[1]["conversations"][0] == entries[1]["conversations"][0]
+    eventually(lambda: _assert_nothing_runs(cli))
+
+    log = cli.worker_log
+    again = cli.run("capflow-produce", plan, "--output", "again")
+
+    assert again.returncode == 0, again.stderr
+    assert cli.worker_log == log
+    assert (cli.folder / "again" / CAPTIONS).read_bytes() == (cli.folder / "out" / CAPTIONS).read_bytes()
+    eventually(lambda: _assert_nothing_runs(cli))
+
+
+def test_failed_samples_are_listed_with_their_reasons_and_the_others_are_captioned(quick_cli: Cli) -> None:
+    entries: list[Any] = entries_with_pictures(quick_cli.folder, 3)
+    entries += [
+        {"id": 3},
+        {"id": 4, "image": "gone.png"},
+        {"id": 5, "image": "../../etc/passwd"},
+        "no object",
+    ]
+    plan = write_plan(quick_cli.folder, entries)
+
+    answer = quick_cli.run("capflow-produce", plan, "--output", "out")
+
+    assert answer.returncode == 1, answer.stderr
+    assert [record["id"] for record in read_lines(quick_cli.folder / "out" / CAPTIONS)] == [0, 1, 2]
+    failed = read_lines(quick_cli.folder / "out" / FAILED)
+    kinds = [record["error"]["kind"] for record in failed]
+    assert kinds == ["bad_entry", "media_missing", "media_outside_root", "bad_entry"]
+    for kind in kinds:
+        assert kind in answer.stdout
+    assert "Traceback" not in answer.stderr
+
+
+def test_an_annotation_file_that_breaks_off_costs_only_what_it_does_not_hold(quick_cli: Cli) -> None:
+    plan = write_plan(quick_cli.folder, entries_with_pictures(quick_cli.folder, 3), end_idx=5)
+
+    answer = quick_cli.run("capflow-produce", plan, "--output", "out")
+
+    assert answer.returncode == 2
+    assert 'has 3 entries, but the plan takes 0 up to 5; set "end_idx" to 3' in answer.stderr
+    assert len(read_lines(quick_cli.folder / "out" / CAPTIONS)) == 3
+    assert "Traceback" not in answer.stderr
+
+
+def test_every_bad_plan_line_is_named_before_anything_starts(cli: Cli) -> None:
+    plan = write_plan(cli.folder, entries_with_pictures(cli.folder, 2))
+    good = json.loads(plan.read_text())
+    lines = [
+        "{no json}",
+        json.dumps({key: value for key, value in good.items() if key != "root"}),
+        json.dumps(good | {"start_idx": 2, "end_idx": 1}),
+        json.dumps(good | {"json_url": "gone.json"}),
+    ]
+    plan.write_text("\n".join([*lines, plan.read_text()]))
+
+    answer = cli.run("capflow-produce", plan)
+
+    assert answer.returncode == 2
+    errors = answer.stderr.splitlines()
+    assert [line.partition(": ")[0] for line in errors] == ["capflow-produce"] * 4
+    assert [f"{plan.name}:{number}:" in line for number, line in enumerate(errors, start=1)] == [True] * 4
+    for reason, line in zip(["JSON", '"root"', "before", "gone.json"], errors, strict=True):
+        assert reason in line
+    assert not cli.home.exists()
+
+
+def test_a_dry_run_counts_and_starts_nothing(cli: Cli) -> None:
+    plan = write_plan(cli.folder, entries_with_pictures(cli.folder, 2))
+
+    answer = cli.run("capflow-produce", plan, "--dry-run")
+
+    assert answer.returncode == 0
+    assert "1 shards, 2 samples" in answer.stdout
+    assert not cli.home.exists()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "code", "named"),
+    [
+        ("CAPFLOW_DATABASE_URL", "postgresql://nobody:secret@127.0.0.1:1/capflow", 3, "CAPFLOW_DATABASE_URL"),
+        ("CAPFLOW_DATABASE_URL", "mysql://127.0.0.1/capflow", 2, "CAPFLOW_DATABASE_URL"),
+        ("CAPFLOW_DATABASE_URL", "postgresql://nobody:secret@host:port/capflow", 2, "CAPFLOW_DATABASE_URL"),
+        ("CAPFLOW_BROKER_URL", "carrier-pigeon://loft", 2, "CAPFLOW_BROKER_URL"),
+        ("CAPFLOW_MAX_NUM_SEQS", "none", 2, "CAPFLOW_MAX_NUM_SEQS"),
+        ("CAPFLOW_ENGINE_ARGS", "{", 2, "CAPFLOW_ENGINE_ARGS"),
+        ("CAPFLOW_DOMAINS", "gone", 2, "gone"),
+    ],
+)
+def test_a_setting_that_is_no_use_is_one_sentence(
+    cli: Cli, variable: str, value: str, code: int, named: str
+) -> None:
+    plan = write_plan(cli.folder, entries_with_pictures(cli.folder, 1))
+    cli.environment[variable] = value
+
+    answer = cli.run("capflow-produce", plan)
+
+    assert answer.returncode == code, answer.stderr
+    assert named in one_sentence(answer)
+    assert "secret" not in answer.stderr
+
+
+@pytest.mark.parametrize("broker", ["redis://127.0.0.1:1/0", "redis+socket:///tmp/no-such-socket"])
+def test_an_unreachable_broker_is_one_sentence(quick_cli: Cli, broker: str) -> None:
+    plan = write_plan(quick_cli.folder, entries_with_pictures(quick_cli.folder, 1))
+    quick_cli.environment["CAPFLOW_BROKER_URL"] = broker
+
+    answer = quick_cli.run("capflow-produce", plan)
+
+    assert answer.returncode == 3, answer.stderr
+    assert "CAPFLOW_BROKER_URL" in one_sentence(answer)
+
+
+def test_a_database_that_refuses_is_one_sentence(cli: Cli, postgres_url: str) -> None:
+    plan = write_plan(cli.folder, entries_with_pictures(cli.folder, 1))
+    cli.environment["CAPFLOW_DATABASE_URL"] = postgres_url.replace("/postgres?", "/gone?")
+
+    answer = cli.run("capflow-produce", plan)
+
+    assert answer.returncode == 3, answer.stderr
+    assert 'database "gone" does not exist' in one_sentence(answer)
+
+
+def test_a_traceback_is_for_those_who_ask(cli: Cli) -> None:
+    plan = write_plan(cli.folder, entries_with_pictures(cli.folder, 1), end_idx=-1)
+
+    assert "Traceback" not in cli.run("capflow-produce", plan).stderr
+    assert "Traceback" in cli.run("capflow-produce", "-v", plan).stderr
+
+
+def test_a_wrong_model_name_is_one_sentence(quick_cli: Cli, eventually: Eventually) -> None:
+    plan = write_plan(quick_cli.folder, entries_with_pictures(quick_cli.folder, 1))
+    quick_cli.environment |= {
+        "CAPFLOW_ENGINE": "vllm",
+        "CAPFLOW_MODEL": str(quick_cli.folder / "no-such-model"),
+        "HF_HUB_OFFLINE": "1",
+    }
+
+    answer = quick_cli.run("capflow-produce", plan)
+
+    assert answer.returncode == 3, answer.stderr
+    assert "no-such-model" in one_sentence(answer)
+    assert "CAPFLOW_MODEL" in one_sentence(answer)
+    eventually(lambda: _assert_nothing_runs(quick_cli))
+
+
+def test_ctrl_c_finishes_what_runs_and_the_next_run_goes_on(quick_cli: Cli, eventually: Eventually) -> None:
+    entries = entries_with_pictures(quick_cli.folder, 6)
+    plan = write_plan(quick_cli.folder, entries)
+    requests, gate = record_requests(quick_cli), hold_judges(quick_cli)
+    options = ["--output", "out", "--batch-size", 2, "--window", 2]
+
+    with quick_cli.start("capflow-produce", plan, *options) as process:
+        eventually(lambda: _assert_judges_wait(requests), 60)
+        os.killpg(process.pid, signal.SIGINT)
+        gate.touch()
+        _, errors = process.communicate(timeout=60)
+
+    assert process.returncode == 130, errors
+    assert "goes on from here" in errors
+    assert "Traceback" not in errors
+    eventually(lambda: _assert_nothing_runs(quick_cli))
+    assert not (quick_cli.folder / "out").exists()
+
+    answer = quick_cli.run("capflow-produce", plan, *options)
+
+    assert answer.returncode == 0, answer.stderr
+    assert [record["id"] for record in read_lines(quick_cli.folder / "out" / CAPTIONS)] == list(range(6))
+    assert set(requests_by_name(requests).values()) == {1}
+
+
+def test_a_producer_killed_hard_loses_and_repeats_nothing_that_was_finished(
+    cli: Cli, eventually: Eventually
+) -> None:
+    entries = entries_with_pictures(cli.folder, 6)
+    plan = write_plan(cli.folder, entries)
+    requests, gate = record_requests(cli), hold_judges(cli)
+    cli.environment["CAPFLOW_LEASE_SECONDS"] = "2"
+    options = ["--output", "out", "--batch-size", 2, "--window", 2]
+
+    with cli.start("capflow-produce", plan, *options) as process:
+        eventually(lambda: _assert_judges_wait(requests), 60)
+        process.kill()
+        process.communicate(timeout=60)
+    gate.touch()
+    answer = cli.run("capflow-produce", plan, *options)
+
+    assert answer.returncode == 0, answer.stderr
+    assert [record["id"] for record in read_lines(cli.folder / "out" / CAPTIONS)] == list(range(6))
+    repeated = {name for name, times in requests_by_name(requests).items() if times > 1}
+    assert all(name.startswith("score ") for name in repeated)
+    eventually(lambda: _assert_nothing_runs(cli), 30)
+
+
+def test_workers_of_others_are_used_when_urls_are_set(
+    quick_cli: Cli, broker_url: str, eventually: Eventually
+) -> None:
+    plan = write_plan(quick_cli.folder, entries_with_pictures(quick_cli.folder, 5))
+    quick_cli.environment["CAPFLOW_BROKER_URL"] = broker_url
+
+    with quick_cli.start("celery", "-A", "capflow_tasks", "worker", "-Q", "gpu") as worker:
+        answer = quick_cli.run("capflow-produce", plan, "--output", "out", "--batch-size", 2)
+        worker.terminate()
+        output, errors = worker.communicate(timeout=60)
+
+    assert answer.returncode == 0, answer.stderr
+    assert len(read_lines(quick_cli.folder / "out" / CAPTIONS)) == 5
+    assert worker.returncode == 0, output + errors
+    assert not quick_cli.worker_log
+    eventually(lambda: _assert_nothing_runs(quick_cli))
+
+
+def _assert_judges_wait(requests: Path) -> None:
+    """Two batches of two have come to the stage that is held up."""
+    assert sum(name.startswith("score ") for name in requests_by_name(requests)) == 4
+
+
+def _assert_nothing_runs(cli: Cli) -> None:
+    assert cli.processes() == []

@@ -1,0 +1,78 @@
+"""One run of the real command with nothing scripted: vLLM on the CPU, by a tiny model of random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, select
+
+from capflow_tasks.media import MediaBudget, image_tokens
+from capflow_tasks.store.tables import AgentResult, Sample
+from tests.conftest import Eventually
+from tests.datasets import draw_picture, film_video, read_lines, write_plan
+from tests.e2e.conftest import Cli
+
+pytestmark = pytest.mark.e2e
+
+SMALL, LARGE = (64, 48), (1120, 840)
+
+
+def test_pictures_and_a_video_are_captioned_and_a_damaged_picture_fails_alone(
+    quick_cli: Cli, engine: Engine, tiny_model: Path, eventually: Eventually
+) -> None:
+    media = quick_cli.folder / "media"
+    for number, size in enumerate([SMALL, LARGE, SMALL, LARGE]):
+        draw_picture(media / f"{number}.png", number, size)
+    damaged = media / "3.png"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    film_video(media / "clip.mp4")
+    entries = [{"id": number, "image": f"{number}.png"} for number in range(4)]
+    plan = write_plan(quick_cli.folder, [*entries, {"id": 4, "video": "clip.mp4"}])
+    quick_cli.environment |= {
+        "CAPFLOW_ENGINE": "vllm",
+        "CAPFLOW_MODEL": str(tiny_model),
+        "CAPFLOW_MAX_MODEL_LEN": "16384",
+        "CAPFLOW_MAX_ANSWER_TOKENS": "48",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "TORCHDYNAMO_DISABLE": "1",
+    }
+
+    answer = quick_cli.run("capflow-produce", plan, "--output", "out")
+
+    assert answer.returncode == 1, answer.stderr + quick_cli.worker_log[-4000:]
+    failures = read_lines(quick_cli.folder / "out" / "Rank0_node0_set.failed.jsonl")
+    assert [(failed["id"], failed["error"]["kind"]) for failed in failures] == [(3, "media_corrupt")], (
+        failures
+    )
+    records = read_lines(quick_cli.folder / "out" / "Rank0_node0_set.jsonl")
+    assert [record["id"] for record in records] == [0, 1, 2, 4]
+    for record in records:
+        assert record["caption"]
+        assert all(record["reports"].values())
+        assert {record["overall"], *record["scores"].values()} <= {1, 2, 3}
+        assert record["model"] == str(tiny_model)
+    *pictures, video = records
+    assert all(0 < record["confidence"] <= 1 for record in pictures)
+    assert (video["task"], video["confidence"]) == ("Video & Temporal", None)
+    _check_tokens(engine)
+    eventually(lambda: _assert_nothing_runs(quick_cli))
+
+
+def _check_tokens(engine: Engine) -> None:
+    """The model got the pixels, and those of one sample once."""
+    statement = select(Sample.idx, AgentResult).join(Sample, Sample.id == AgentResult.sample_id)
+    with engine.connect() as connection:
+        rows = connection.execute(statement).all()
+    routes = {row.idx: row.prompt_tokens for row in rows if row.agent == "router"}
+    # The same words and another picture: the difference is the pictures'.
+    assert routes[1] - routes[0] == image_tokens(*LARGE, MediaBudget()) - image_tokens(*SMALL, MediaBudget())
+    for idx in (0, 1, 2, 4):
+        later = [row for row in rows if row.idx == idx and row.stage in ("reason", "summarize", "score")]
+        assert all(row.cached_tokens > 0 for row in later)
+    assert all(row.completion_tokens > 0 and row.seconds > 0 for row in rows)
+
+
+def _assert_nothing_runs(cli: Cli) -> None:
+    assert cli.processes() == []

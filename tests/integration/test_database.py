@@ -1,0 +1,67 @@
+"""Migrations, and a database that cannot be reached."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from alembic import command
+from sqlalchemy import Engine, inspect
+
+from capflow_tasks.errors import ServiceError
+from capflow_tasks.store.database import alembic_config, connect, upgrade
+
+pytestmark = pytest.mark.integration
+
+TABLES = {"runs", "shards", "batches", "samples", "results"}
+
+
+def upgrade_elsewhere(url: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "capflow_tasks.db", "upgrade"],
+        env=os.environ | {"CAPFLOW_DATABASE_URL": url},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_the_migrations_make_what_the_models_say(engine: Engine) -> None:
+    with engine.begin() as connection:
+        command.check(alembic_config(connection))
+
+
+def test_capflow_db_upgrade_makes_the_tables_and_may_be_repeated(empty_database_url: str) -> None:
+    first, again = upgrade_elsewhere(empty_database_url), upgrade_elsewhere(empty_database_url)
+
+    assert first.returncode == again.returncode == 0, first.stderr
+    assert "is at revision" in first.stdout
+    assert first.stdout == again.stdout
+    engine = connect(empty_database_url)
+    assert set(inspect(engine).get_table_names()) >= TABLES
+    engine.dispose()
+
+
+def test_processes_that_start_together_migrate_one_after_the_other(empty_database_url: str) -> None:
+    with ThreadPoolExecutor(3) as threads:
+        answers = list(threads.map(upgrade_elsewhere, [empty_database_url] * 3))
+
+    assert [answer.returncode for answer in answers] == [0, 0, 0], answers
+    assert len({answer.stdout for answer in answers}) == 1
+
+
+def test_an_unreachable_database_is_named_without_its_password() -> None:
+    engine = connect("postgresql+psycopg://user:secret@127.0.0.1:1/capflow")
+
+    with pytest.raises(ServiceError) as refused:
+        upgrade(engine)
+
+    (sentence,) = str(refused.value).splitlines()
+    assert "127.0.0.1:1/capflow" in sentence
+    assert "refused" in sentence
+    assert "CAPFLOW_DATABASE_URL" in sentence
+    assert "secret" not in sentence

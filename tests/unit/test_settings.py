@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from capflow_tasks.errors import SettingsError
+from capflow_tasks.records import Stage
+from capflow_tasks.settings import Settings, read_settings
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    read_settings.cache_clear()
+    yield
+    read_settings.cache_clear()
+
+
+def refusal(monkeypatch: pytest.MonkeyPatch, **variables: str) -> list[str]:
+    for name, value in variables.items():
+        monkeypatch.setenv(f"CAPFLOW_{name}", value)
+    with pytest.raises(SettingsError) as refused:
+        read_settings()
+    return str(refused.value).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DATABASE_URL", "mysql://host/database"),
+        ("DATABASE_URL", "postgresql"),
+        ("DATABASE_URL", "postgresql://user:word@host:port/database"),
+        ("BROKER_URL", "carrier-pigeon://loft"),
+        ("MAX_NUM_SEQS", "0"),
+        ("GPU_MEMORY_UTILIZATION", "1.5"),
+        ("CONCURRENCY", "many"),
+        ("LEASE_SECONDS", "-1"),
+        ("ENGINE_ARGS", "{not json"),
+        ("QUEUE_MODELS", '["a list"]'),
+        ("STAGE_QUEUES", '{"polish": "gpu"}'),
+    ],
+)
+def test_a_bad_value_is_one_line_that_names_its_variable(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    (line,) = refusal(monkeypatch, **{name: value})
+
+    assert f"CAPFLOW_{name}" in line
+
+
+def test_every_bad_value_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = refusal(monkeypatch, CONCURRENCY="0", MIN_PIXELS="1")
+
+    assert [line.partition("=")[0] for line in lines] == ["CAPFLOW_MIN_PIXELS", "CAPFLOW_CONCURRENCY"]
+
+
+def test_a_password_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    (line,) = refusal(monkeypatch, DATABASE_URL="mysql://user:secret@host/database")
+
+    assert "secret" not in line
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
+def test_every_way_to_write_a_database_url_means_the_driver_that_is_there(
+    monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    monkeypatch.setenv("CAPFLOW_DATABASE_URL", f"{scheme}://user@host/database")
+
+    assert read_settings().database_url == "postgresql+psycopg://user@host/database"
+
+
+def test_a_blank_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DATABASE_URL", "BROKER_URL", "DTYPE"):
+        monkeypatch.setenv(f"CAPFLOW_{name}", " ")
+
+    settings = read_settings()
+
+    assert (settings.database_url, settings.broker_url, settings.dtype) == (None, None, None)
+
+
+def test_stages_go_to_gpu_unless_told_otherwise() -> None:
+    assert Settings().queues == ("gpu",)
+
+    settings = Settings(stage_queues={Stage.SCORE: "judge"}, queue_models={"judge": "big"}, model="small")
+
+    assert settings.queues == ("gpu", "judge")
+    assert (settings.queue_of(Stage.SCORE), settings.queue_of(Stage.ROUTE)) == ("judge", "gpu")
+    assert (settings.model_of("judge"), settings.model_of("gpu")) == ("big", "small")
