@@ -63,8 +63,10 @@ def read_entries(path: Path, start_idx: int, end_idx: int) -> Iterator[Entry]:
         return
     index = 0
     try:
-        with _open(path) as stream:
-            elements = _list_elements(path, stream) if _opens_list(path) else _lines(path, stream, start_idx)
+        with open_text(path) as stream:
+            elements = (
+                list_elements(path, stream) if opens_list(path) else text_lines(path, stream, start_idx)
+            )
             for index, found in enumerate(islice(elements, end_idx), start=1):
                 if index > start_idx:
                     yield _entry(path, index - 1, found)
@@ -91,14 +93,14 @@ def _entry(path: Path, index: int, found: _Found) -> Entry:
     return Entry(index, None, f"{path}:{found.line}: entry {index} {problem}")
 
 
-def _open(path: Path) -> TextIO:
+def open_text(path: Path) -> TextIO:
     # Bytes that are not UTF-8 become lone surrogates, so that they spoil their own entry and no other.
     opened = gzip.open if path.suffix == ".gz" else open
     return cast(TextIO, opened(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="\n"))
 
 
-def _opens_list(path: Path) -> bool:
-    with _open(path) as stream:
+def opens_list(path: Path) -> bool:
+    with open_text(path) as stream:
         head = " "
         while head and not head.strip():
             head = stream.read(CHUNK_CHARACTERS)
@@ -107,7 +109,7 @@ def _opens_list(path: Path) -> bool:
     return head.lstrip().startswith("[")
 
 
-def _lines(path: Path, stream: TextIO, start_idx: int) -> Iterator[_Found]:
+def text_lines(path: Path, stream: TextIO, start_idx: int) -> Iterator[_Found]:
     """The lines of a JSONL file; those before `start_idx` are counted, not decoded."""
     line_number = index = 0
     while line := stream.readline(ENTRY_CHARACTERS):
@@ -142,7 +144,7 @@ def _decode_line(line: str, line_number: int) -> _Found:
         return _Found(line_number, problem=f"cannot be decoded: {error}; mend the line")
 
 
-def _list_elements(path: Path, stream: TextIO) -> Iterator[_Found]:
+def list_elements(path: Path, stream: TextIO) -> Iterator[_Found]:
     window = _Window(path, stream)
     window.take("[")
     if window.peek() == "]":

@@ -10,16 +10,15 @@ is null where the domain was given.
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from collections.abc import Iterable
-from contextlib import suppress
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from capflow_tasks.entries import media_of
-from capflow_tasks.errors import BadEntry, ServiceError
+from capflow_tasks.errors import BadEntry
 from capflow_tasks.records import FinishedSample, JsonObject, Modality, Result, Stage
+from producer.whole_file import whole_file
 
 
 def caption_record(sample: FinishedSample, model: str | None = None) -> JsonObject:
@@ -102,44 +101,17 @@ def _question(entry: JsonObject) -> str:
 def write_lines(path: Path, records: Iterable[JsonObject], *, keep_empty: bool = False) -> int:
     """Write one record per line; the file appears whole or not at all. Returns how many there were.
 
-    Without records the file is removed, or left empty with `keep_empty`.
+    Without records the file is removed, or left empty with `keep_empty`. Raises ServiceError when the disk
+    does not take it.
     """
-    aside = path.with_name(f".capflow-{secrets.token_hex(8)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        count = _write_aside(aside, records)
-        if count or keep_empty:
-            aside.replace(path)
-        else:
-            path.unlink(missing_ok=True)
-        _sync_folder(path.parent)
-    except OSError as error:
-        reason = error.strerror or error
-        raise ServiceError(
-            f"{path}: cannot be written: {reason}; free or mend the disk, then run again"
-        ) from error
-    finally:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
-    return count
-
-
-def _write_aside(aside: Path, records: Iterable[JsonObject]) -> int:
+    coming = iter(records)
+    known = list(islice(coming, 1))
+    if not known and not keep_empty:
+        path.unlink(missing_ok=True)
+        return 0
     count = 0
-    with aside.open("x", encoding="utf-8", newline="\n") as file:
-        for record in records:
-            file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+    with whole_file(path) as file:
+        for record in chain(known, coming):
             count += 1
-        file.flush()
-        os.fsync(file.fileno())
+            file.write(json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n")
     return count
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the renaming itself survive a power cut, where the file system can."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -58,10 +58,10 @@ def read_plan(
 def output_name(shard: Shard, part: str = "") -> str:
     """The file that holds the shard's captions, or a further `part` of it such as "failed"."""
     suffix = f".{part}.jsonl" if part else ".jsonl"
-    return f"Rank{shard.assign_rank}_node{shard.shard_index}_{_safe(shard.dataset)}{suffix}"
+    return f"Rank{shard.assign_rank}_node{shard.shard_index}_{file_name_part(shard.dataset)}{suffix}"
 
 
-def _safe(dataset: str) -> str:
+def file_name_part(dataset: str) -> str:
     """A dataset's name as part of a file name: no separator, no blank, no suffix of ours, not too long."""
     name = re.sub(r"[^\w.+=@-]+", "_", dataset)
     name = re.sub(r"\.(failed|held)$", r"_\1", name)

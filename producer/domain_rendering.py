@@ -1,0 +1,80 @@
+"""Shows what the model gets to read for a sample, agent by agent. Asks no model, imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+from PIL import Image
+
+from capflow_tasks.domains import Agent, Catalogue, Domain
+from capflow_tasks.errors import MediaUnsupported, SampleError, UserError
+from capflow_tasks.media_paths import check_file, unrecognised
+from capflow_tasks.prompts import instruction_for, router_instruction
+from capflow_tasks.records import Modality
+from capflow_tasks.settings import Settings
+
+#: Pixels that become one token of Qwen2.5-VL.
+_TOKEN_PIXELS = 28 * 28
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One call, in the order in which the model reads it."""
+
+    agent: Agent
+    system: str
+    #: What stands for the picture or video; None when the agent does not get it.
+    media: str | None
+    instruction: str
+
+
+def render(catalogue: Catalogue, domain: Domain, media: str) -> Iterator[Prompt]:
+    """Every call for a sample of the domain, in order; what an earlier agent writes is a placeholder."""
+    calls = [(agent, _instruction(agent, domain)) for agent in domain.agents]
+    if domain.modality is Modality.IMAGE:
+        calls.insert(0, (catalogue.router, router_instruction(catalogue)))
+    for agent, instruction in calls:
+        yield Prompt(agent, catalogue.system, media if agent.media else None, instruction)
+
+
+def _instruction(agent: Agent, domain: Domain) -> str:
+    return instruction_for(agent, domain, {name: f"[what {name} writes]" for name in agent.sees})
+
+
+def describe_media(path: Path, modality: Modality, settings: Settings) -> str:
+    """The media in words, with what it costs. Raises UserError for what such a domain cannot be shown."""
+    describe = _describe_picture if modality is Modality.IMAGE else _describe_video
+    try:
+        check_file(str(path), settings.max_media_mib * 2**20)
+        return describe(path, settings)
+    except SampleError as error:
+        raise UserError(f"{error} Name a {_NOUNS[modality]} that can be read.") from error
+
+
+_NOUNS = {Modality.IMAGE: "picture", Modality.VIDEO: "video"}
+
+
+def _describe_picture(path: Path, settings: Settings) -> str:
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise unrecognised(str(path), "picture") from error
+    pixels = min(max(width * height, settings.min_pixels), settings.max_pixels)
+    return f"<picture {path.name}, {width} x {height}: about {pixels // _TOKEN_PIXELS:,} tokens>"
+
+
+def _describe_video(path: Path, settings: Settings) -> str:
+    try:
+        with av.open(str(path)) as container:
+            if container.format.name.endswith("_pipe") or container.format.name == "image2":
+                raise MediaUnsupported(f"{path} is a picture.")
+            stream = container.streams.video[0]
+            size, seconds = f"{stream.width} x {stream.height}", (container.duration or 0) / 1e6
+    except (av.FFmpegError, IndexError) as error:
+        raise unrecognised(str(path), "video") from error
+    most = settings.video_total_pixels // _TOKEN_PIXELS
+    return f"<video {path.name}, {size}, {seconds:.1f} s: at most {most:,} tokens>"

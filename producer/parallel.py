@@ -1,0 +1,60 @@
+"""One call per task, in several processes. Knows nothing of what is called."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import active_children, parent_process
+from threading import Thread
+from typing import TypeVar
+
+from capflow_tasks.errors import EXIT_INTERRUPTED, ServiceError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+#: Called with the number of tasks that are done and the number of all.
+Progress = Callable[[int, int], None]
+
+
+def call_all(call: Callable[[T], R], tasks: Sequence[T], processes: int, progress: Progress) -> list[R]:
+    """What `call` gives for each task, in the order of the tasks; its first error ends all."""
+    if min(processes, len(tasks)) < 2:
+        return list(_one_by_one(call, tasks, progress))
+    with ProcessPoolExecutor(min(processes, len(tasks)), initializer=_live_with_parent) as pool:
+        try:
+            futures = [pool.submit(call, task) for task in tasks]
+            for done, future in enumerate(as_completed(futures), start=1):
+                future.result()
+                progress(done, len(tasks))
+            return [future.result() for future in futures]
+        except BrokenProcessPool as error:
+            raise ServiceError(
+                "a process that reads annotation files was killed, perhaps for want of memory; "
+                "run again with --processes 1"
+            ) from error
+        except BaseException:
+            for child in active_children():
+                child.terminate()
+            raise
+
+
+def _one_by_one(call: Callable[[T], R], tasks: Sequence[T], progress: Progress) -> Iterator[R]:
+    for done, task in enumerate(tasks, start=1):
+        yield call(task)
+        progress(done, len(tasks))
+
+
+def _live_with_parent() -> None:
+    """Leave Ctrl-C to the parent, and end when it has ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    if (parent := parent_process()) is not None:
+        parent.join()
+        os._exit(EXIT_INTERRUPTED)

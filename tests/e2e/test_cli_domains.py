@@ -1,0 +1,160 @@
+"""capflow-domains as it is typed."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.datasets import draw_picture, film_video
+from tests.e2e.conftest import Cli
+
+pytestmark = pytest.mark.e2e
+
+POTTERY = """
+name: Pottery
+aliases: [Ceramics]
+description: A pot, bowl or tile where make, glaze and firing matter more than the scene around it.
+agents:
+  visual_guideline:
+  potter:
+    stage: perceive
+    prompt: Describe body, form, glaze and firing marks of the piece.
+  general_reasoning:
+  general_summary:
+  judge:
+"""
+
+
+@pytest.fixture
+def own_domains(cli: Cli) -> Path:
+    folder = cli.folder / "my-domains"
+    folder.mkdir()
+    (folder / "pottery.yaml").write_text(POTTERY)
+    return folder
+
+
+def test_all_domains_are_listed_with_their_agents(cli: Cli, own_domains: Path) -> None:
+    answer = cli.run("capflow-domains", "list")
+    cli.environment["CAPFLOW_DOMAINS"] = str(own_domains)
+    with_own = json.loads(cli.run("capflow-domains", "list", "--json").stdout)
+
+    assert answer.returncode == 0, answer.stderr
+    lines = answer.stdout.splitlines()
+    assert len(lines) == 9
+    assert re.split(r"  +", lines[-1]) == [
+        "Video & Temporal",
+        "video",
+        "video_guideline, video > video_reasoning > video_summary > video_judge",
+        "(also Video)",
+    ]
+    assert [domain["name"] for domain in with_own][-1] == "Pottery"
+    assert {"name": "potter", "stage": "perceive"} in with_own[-1]["agents"]
+
+
+def test_a_domain_is_shown_with_what_each_agent_sees(cli: Cli) -> None:
+    answer = cli.run("capflow-domains", "show", "chart & math")
+
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.startswith("Structure & Math (also Chart & Math, Structure): ")
+    seen = "sees the media, visual_guideline, structure, infographic\n"
+    assert f"reason     general_reasoning    {seen}" in answer.stdout
+    assert "$reports" in answer.stdout
+
+
+def test_the_very_prompts_of_a_picture_are_rendered(cli: Cli, own_domains: Path) -> None:
+    draw_picture(cli.folder / "sample.png", 1, size=(1024, 768))
+
+    arguments = ("show", "ceramics", "--domains", own_domains, "--render", "sample.png")
+    text = cli.run("capflow-domains", *arguments).stdout
+    prompts = json.loads(cli.run("capflow-domains", *arguments, "--json").stdout)["prompts"]
+
+    assert [prompt["agent"] for prompt in prompts] == [
+        "router",
+        "visual_guideline",
+        "potter",
+        "general_reasoning",
+        "general_summary",
+        "judge",
+    ]
+    assert {prompt["media"] for prompt in prompts} == {"<picture sample.png, 1024 x 768: about 1,003 tokens>"}
+    assert len({prompt["system"] for prompt in prompts}) == 1
+    assert "I. Pottery: A pot, bowl or tile" in prompts[0]["instruction"]
+    assert '<report from="potter">\n[what potter writes]\n</report>' in prompts[3]["instruction"]
+    assert "<caption>\n[what general_summary writes]\n</caption>" in prompts[5]["instruction"]
+    for prompt in prompts:
+        assert f"--- user\n{prompt['media']}\n{prompt['instruction']}" in text
+
+
+def test_a_video_is_rendered_for_its_domain_alone(cli: Cli) -> None:
+    film_video(cli.folder / "clip.mp4", seconds=2)
+    draw_picture(cli.folder / "sample.png", 1)
+
+    shown = cli.run("capflow-domains", "show", "video", "--render", "clip.mp4")
+    wrong = [
+        cli.run("capflow-domains", "show", "video", "--render", "sample.png"),
+        cli.run("capflow-domains", "show", "natural", "--render", "clip.mp4"),
+        cli.run("capflow-domains", "show", "natural", "--render", "gone.png"),
+        cli.run("capflow-domains", "show", "nature"),
+    ]
+
+    assert "<video clip.mp4, 112 x 84, 2.0 s: at most 8,192 tokens>" in shown.stdout
+    assert [(answer.returncode, answer.stdout) for answer in wrong] == [(2, "")] * 4
+    assert [answer.stderr.count("\n") for answer in wrong] == [1] * 4
+    assert "sample.png is a picture. Name a video" in wrong[0].stderr
+    assert "holds an MP4 or MOV video, not a picture" in wrong[1].stderr
+    assert "does not exist" in wrong[2].stderr
+    assert "use one of: Code & Programming" in wrong[3].stderr
+
+
+def test_a_folder_of_good_domains_has_nothing_to_mend(cli: Cli, own_domains: Path) -> None:
+    answer = cli.run("capflow-domains", "check", own_domains)
+
+    assert (answer.returncode, answer.stdout) == (0, f"{own_domains}: nothing to mend; 10 domains with it\n")
+
+
+def test_every_fault_of_every_file_is_told(cli: Cli, own_domains: Path) -> None:
+    (own_domains / "glass.yaml").write_text(POTTERY.replace("description", "descripton"))
+    (own_domains / "stone.yaml").write_text("name: [")
+    (own_domains / "wood.yaml").write_text(
+        "name: Natural\ndescription: Wood.\n"
+        "agents: {carver: {prompt: x}, general_reasoning: {sees: [nobody]},"
+        " turner: {stage: perceive, prompt: $}}"
+    )
+
+    answer = cli.run("capflow-domains", "check", own_domains)
+
+    assert (answer.returncode, answer.stdout) == (2, "")
+    faults = [line.partition(f"{own_domains}/")[2] for line in answer.stderr.splitlines()]
+    assert [fault.split(": ")[:2] for fault in faults] == [
+        ["glass.yaml", "top level"],
+        ["stone.yaml", "line 1"],
+        ["wood.yaml", "name or aliases"],
+        ["wood.yaml", "agents.carver"],
+        ["wood.yaml", "agents.general_reasoning"],
+        ["wood.yaml", "agents.turner"],
+        ["wood.yaml", "agents.turner"],
+    ]
+
+    as_json = cli.run("capflow-domains", "check", own_domains, "--json")
+
+    assert as_json.returncode == 2
+    assert len(json.loads(as_json.stdout)["problems"]) == 7
+
+
+def test_a_folder_without_domain_files_is_refused(cli: Cli) -> None:
+    answer = cli.run("capflow-domains", "check", "nowhere")
+
+    assert answer.returncode == 2
+    assert "nowhere: holds no domain file; name a folder with at least one *.yaml" in answer.stderr
+
+
+@pytest.mark.parametrize("command", ["list", "show", "check"])
+def test_help_ends_with_examples(cli: Cli, command: str) -> None:
+    answer = cli.run("capflow-domains", command, "--help")
+
+    assert answer.returncode == 0
+    assert f"capflow-domains {command}" in answer.stdout.partition("Examples:")[2]
+    assert "Exit codes:" in answer.stdout

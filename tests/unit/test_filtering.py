@@ -1,0 +1,318 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from capflow_tasks.domains import load_catalogue
+from capflow_tasks.errors import UserError
+from capflow_tasks.records import JsonObject
+from producer import caption_files as reader
+from producer.caption_files import caption_files, read_captions
+from producer.filtering import REASONS_KEY, Filter, Report, Tally
+from producer.rubrics import Rubrics
+from producer.scores import NO_DOMAIN, Minimums, Scores, scores_of
+
+RUBRICS = Rubrics(load_catalogue())
+IMAGE = (
+    "factual_accuracy",
+    "information_completeness",
+    "reasoning_rigor",
+    "core_intent_capture",
+    "professionalism",
+)
+VIDEO = (
+    "temporal_factual_accuracy",
+    "event_detail_coverage",
+    "temporal_causal_logic",
+    "core_intent_capture",
+    "professionalism",
+)
+NAME = "Rank0_node0_set.jsonl"
+
+quietly = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def a_record(overall: Any = 3, task: Any = "Natural", **grades: Any) -> JsonObject:
+    return {
+        "id": 1,
+        "task": task,
+        "caption": "ein Käfer",
+        "scores": dict.fromkeys(IMAGE, 3) | grades,
+        "overall": overall,
+    }
+
+
+@pytest.fixture
+def parted(tmp_path: Path) -> Callable[..., Report]:
+    """Filters one file of these records or lines."""
+
+    def parted(*lines: JsonObject | bytes, minimums: Minimums = Minimums(3, 3)) -> Report:  # noqa: B008
+        encoded = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
+        (tmp_path / NAME).write_bytes(b"\n".join(encoded))
+        told: list[str] = []
+        report = Filter(minimums, RUBRICS, tmp_path, told.append).run(tmp_path, lambda path, tally: None)
+        assert len(told) == report.all.invalid
+        return report
+
+    return parted
+
+
+def lines_of(folder: Path, part: str) -> list[JsonObject]:
+    return [json.loads(line) for line in (folder / part / NAME).read_bytes().splitlines()]
+
+
+def test_only_straight_top_grades_pass_the_highest_minimums(
+    parted: Callable[..., Report], tmp_path: Path
+) -> None:
+    good, low, lacking = a_record(), a_record(2), a_record(2, reasoning_rigor=1, professionalism=2)
+
+    report = parted(good, low, lacking)
+
+    assert report.by_domain == {"Natural": Tally(kept=1, rejected=2)}
+    assert report.all.keep_rate == pytest.approx(1 / 3)
+    assert report.rejected_by.most_common() == [
+        ("overall", 2),
+        ("reasoning_rigor", 1),
+        ("professionalism", 1),
+    ]
+    assert lines_of(tmp_path, "kept") == [good]
+    assert lines_of(tmp_path, "rejected") == [
+        low | {REASONS_KEY: ["overall is 2, below 3"]},
+        lacking
+        | {
+            REASONS_KEY: [
+                "reasoning_rigor is 1, below 3",
+                "professionalism is 2, below 3",
+                "overall is 2, below 3",
+            ]
+        },
+    ]
+
+
+def test_a_minimum_of_a_dimension_or_domain_takes_the_place_of_the_general_one(
+    parted: Callable[..., Report],
+) -> None:
+    minimums = Minimums(3, 1, dimensions={"factual_accuracy": 2}, domains={"Medical & Bio-Imaging": 1})
+
+    report = parted(
+        a_record(reasoning_rigor=1),
+        a_record(factual_accuracy=1),
+        a_record(1, task="medical"),
+        a_record(1),
+        minimums=minimums,
+    )
+
+    assert report.by_domain == {"Natural": Tally(kept=1, rejected=2), "Medical & Bio-Imaging": Tally(kept=1)}
+
+
+def test_kept_lines_come_out_byte_for_byte(parted: Callable[..., Report], tmp_path: Path) -> None:
+    odd = (
+        b'{"overall":3, "x": 1e0,  "scores": '
+        + json.dumps(dict.fromkeys(IMAGE, 3)).encode()
+        + b' ,"task":"natural"}'
+    )
+
+    parted(b"\xef\xbb\xbf" + odd, b"", odd + b"\r", odd)
+
+    assert (tmp_path / "kept" / NAME).read_bytes() == odd + b"\n" + odd + b"\r\n" + odd + b"\n"
+    assert (tmp_path / "rejected" / NAME).read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"id": 1}, 'has no "scores"'),
+        (a_record() | {"scores": None}, 'has no "scores"'),
+        (a_record() | {"scores": {}}, '"scores" is an object without grades'),
+        (a_record() | {"scores": [3, 3]}, '"scores" is a list without grades'),
+        (a_record() | {"scores": 3}, '"scores" is a number without grades'),
+        (a_record(None), '"overall" is null, not 1, 2 or 3'),
+        (a_record(True), '"overall" is true, not 1, 2 or 3'),
+        (a_record(3.0), '"overall" is 3.0, not 1, 2 or 3'),
+        (a_record("3"), '"overall" is "3", not 1, 2 or 3'),
+        (a_record(professionalism=4), '"professionalism" is 4, not 1, 2 or 3'),
+        (a_record(professionalism=True), '"professionalism" is true, not 1, 2 or 3'),
+        (a_record(professionalism=[3]), '"professionalism" is [3], not 1, 2 or 3'),
+        (
+            a_record(overall=3) | {"scores": {"overall": 3}},
+            '"scores" lack core_intent_capture, factual_accuracy',
+        ),
+        (a_record(task="Video"), '"scores" lack event_detail_coverage, temporal_causal_logic, temporal_'),
+        (a_record(task=None) | {"scores": {"beauty": 3}}, '"scores" lack '),
+        (
+            {**a_record(2), "scores": {**a_record()["scores"], "overall": 3}},
+            '"overall" is 2, but 3 in "scores"',
+        ),
+    ],
+)
+def test_a_record_without_valid_scores_is_never_kept(
+    parted: Callable[..., Report], tmp_path: Path, record: JsonObject, reason: str
+) -> None:
+    report = parted(record, minimums=Minimums(1, 1))
+
+    assert (report.all.kept, report.all.rejected, report.all.invalid) == (0, 0, 1)
+    (line,) = lines_of(tmp_path, "rejected")
+    assert line[REASONS_KEY][0].startswith(reason)
+    assert {key: line[key] for key in record} == record
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"{", "is not JSON at column 2"),
+        (b"[1]", "is a list, not an object"),
+        (b"3", "is a number, not an object"),
+        (b'{"overall": NaN}', "is not JSON: NaN is no number"),
+        (b'{"overall": "\xff"}', "is not UTF-8 at byte 14"),
+        (b"[" * 100_000, "is not JSON: maximum recursion depth"),
+        (b'{"overall": ' + b"1" * 5000 + b"}", "is not JSON: Exceeds the limit"),
+    ],
+)
+def test_a_line_that_is_no_record_is_invalid_and_shown_with_its_number(
+    parted: Callable[..., Report], tmp_path: Path, line: bytes, reason: str
+) -> None:
+    report = parted(a_record(), line)
+
+    assert report.by_domain == {"Natural": Tally(kept=1), NO_DOMAIN: Tally(invalid=1)}
+    (shown,) = lines_of(tmp_path, "rejected")
+    assert shown["line_number"] == 2
+    assert shown["line"].startswith(line[:10].decode("utf-8", "replace"))
+    assert shown[REASONS_KEY][0].startswith(reason)
+
+
+def test_a_line_without_end_does_not_fill_the_memory(
+    parted: Callable[..., Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "LINE_BYTES", 1000)
+
+    report = parted(b"x" * 3500, a_record())
+
+    assert report.all == Tally(kept=1, invalid=1)
+    assert lines_of(tmp_path, "rejected")[0][REASONS_KEY] == ["is longer than 1000 bytes"]
+
+
+def test_scores_may_hold_the_overall_grade_and_further_dimensions() -> None:
+    grades = dict.fromkeys(VIDEO, 2)
+
+    scores = scores_of({"task": "video", "scores": {**grades, "overall": 1, "rhythm": 3}}, RUBRICS)
+
+    assert scores == Scores("Video & Temporal", {**grades, "rhythm": 3}, 1)
+
+
+def test_captions_of_an_unknown_domain_are_judged_by_any_rubric(parted: Callable[..., Report]) -> None:
+    report = parted(a_record(task="Pottery"), a_record(task=["Natural"]), a_record(task=None))
+
+    assert report.by_domain == {NO_DOMAIN: Tally(kept=3)}
+
+
+def test_half_a_surrogate_pair_survives_rejection(parted: Callable[..., Report], tmp_path: Path) -> None:
+    parted(a_record(1) | {"caption": "\ud800"})
+
+    assert lines_of(tmp_path, "rejected")[0]["caption"] == "\ud800"
+
+
+def test_only_caption_files_are_taken(tmp_path: Path) -> None:
+    for name in ("Rank1_node0_b.jsonl", "Rank0_node10_a.b.jsonl", "Rank0_node0_a.failed.jsonl"):
+        (tmp_path / name).touch()
+    for name in ("Rank0_node0_a.held.jsonl", "Rank_node0_a.jsonl", "plan.jsonl", "Rank0_node0_a.jsonl.tmp"):
+        (tmp_path / name).touch()
+    (tmp_path / "Rank0_node0_folder.jsonl").mkdir()
+
+    assert [path.name for path in caption_files(tmp_path)] == [
+        "Rank0_node10_a.b.jsonl",
+        "Rank1_node0_b.jsonl",
+    ]
+
+
+def test_a_folder_without_caption_files_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no Rank\*_node\*_\*.jsonl; name the folder"):
+        caption_files(tmp_path)
+    with pytest.raises(UserError, match="cannot be read: No such file"):
+        caption_files(tmp_path / "gone")
+
+
+def test_a_folder_that_would_be_written_over_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    (folder / NAME).write_text(json.dumps(a_record()))
+
+    with pytest.raises(UserError, match="would be written over"):
+        Filter(Minimums(3, 3), RUBRICS, tmp_path, print).run(folder, lambda path, tally: None)
+
+
+def test_filtering_what_was_kept_again_needs_no_other_folder(
+    parted: Callable[..., Report], tmp_path: Path
+) -> None:
+    parted(a_record(), a_record(2), minimums=Minimums(2, 2))
+
+    Filter(Minimums(3, 3), RUBRICS, tmp_path / "kept", print).run(tmp_path / "kept", lambda path, tally: None)
+
+    assert lines_of(tmp_path / "kept", "kept") == [a_record()]
+
+
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-1, 4) | st.floats() | st.text(max_size=5),
+    lambda children: (
+        st.lists(children, max_size=3)
+        | st.dictionaries(
+            st.sampled_from([*IMAGE, *VIDEO, "overall", "scores", "task"]), children, max_size=8
+        )
+    ),
+    max_leaves=12,
+)
+GRADES = st.dictionaries(st.sampled_from([*IMAGE, *VIDEO, "overall"]), st.integers(1, 3), max_size=8)
+RECORDS = st.fixed_dictionaries(
+    {}, optional={"scores": GRADES | ANY_JSON, "overall": st.integers(1, 3) | ANY_JSON, "task": ANY_JSON}
+)
+
+
+@quietly
+@given(content=st.binary(max_size=300))
+def test_any_bytes_are_read_as_records_or_lines_with_a_reason(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / NAME
+    path.write_bytes(content)
+
+    lines = list(read_captions(path))
+
+    assert all((line.record is None) != (line.problem is None) for line in lines)
+    numbers = [line.number for line in lines]
+    assert numbers == sorted(set(numbers))
+    assert all(1 <= number <= content.count(b"\n") + 1 for number in numbers)
+
+
+@quietly
+@given(record=RECORDS)
+def test_whatever_is_kept_has_whole_grades_from_1_to_3(record: JsonObject) -> None:
+    scores = scores_of(record, RUBRICS)
+
+    if isinstance(scores, Scores):
+        grades = [scores.overall, *scores.dimensions.values()]
+        assert all(type(grade) is int and 1 <= grade <= 3 for grade in grades)
+        assert set(IMAGE) <= scores.dimensions.keys() or set(VIDEO) <= scores.dimensions.keys()
+    else:
+        assert scores
+
+
+@quietly
+@given(
+    contents=st.lists(
+        st.binary(max_size=80) | RECORDS.map(lambda record: json.dumps(record).encode()), max_size=5
+    )
+)
+def test_every_line_is_kept_or_rejected(tmp_path: Path, contents: list[bytes]) -> None:
+    (tmp_path / NAME).write_bytes(b"\n".join(contents))
+    expected = len(list(read_captions(tmp_path / NAME)))
+
+    report = Filter(Minimums(1, 1), RUBRICS, tmp_path, lambda message: None).run(
+        tmp_path, lambda path, tally: None
+    )
+
+    assert report.all.total == expected
+    written = [line for part in ("kept", "rejected") for line in lines_of(tmp_path, part)]
+    assert len(written) == expected
