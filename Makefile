@@ -17,7 +17,7 @@ export LANG := $(if $(LANG),$(LANG),C.UTF-8)
 run := HF_HUB_OFFLINE=1 TORCHDYNAMO_DISABLE=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 \
   XDG_CACHE_HOME=$(CURDIR)/.capflow/cache XDG_CONFIG_HOME=$(CURDIR)/.capflow/config
 
-.PHONY: help demo test check bench clean setup
+.PHONY: help demo test check bench chaos soak clean setup
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -39,6 +39,12 @@ check: setup ## lint, formatting, types, architecture
 
 bench: setup ## measure the fleet against the bare engine
 	@$(run) $(bin)/python -m tests.benchmarks
+
+chaos: setup ## kill, wipe and restart everything under a real fleet, and count what was lost or repeated
+	@$(run) $(bin)/python -m tests.chaos
+
+soak: setup ## half an hour of work, and what it does to memory
+	@$(run) $(bin)/python -m tests.chaos.soak --minutes 30
 
 clean: ## remove the environment, the demo's files and all caches
 	rm -rf .venv .capflow build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from capflow_tasks.answers import check_text, parse_scores
 from capflow_tasks.domains import Agent, Catalogue, Domain
 from capflow_tasks.entries import media_of
-from capflow_tasks.errors import BadEntry, SampleError
+from capflow_tasks.errors import BadEntry, SampleError, WorkflowError
 from capflow_tasks.media_paths import resolve_media
-from capflow_tasks.prompts import instruction_for, router_instruction, scores_schema
-from capflow_tasks.records import Completion, Failure, JsonObject, MediaRef, Request, Result, Stage
+from capflow_tasks.prompts import (
+    WHOLE_VIDEO,
+    WINDOW_MARK,
+    instruction_for,
+    router_instruction,
+    scores_schema,
+    window_text,
+)
+from capflow_tasks.records import (
+    Completion,
+    Failure,
+    JsonObject,
+    MediaRef,
+    Modality,
+    Request,
+    Result,
+    Span,
+    Stage,
+)
 from capflow_tasks.store.rows import Claim, Outcome, PendingSample, Route
+from capflow_tasks.video_spans import Windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +38,21 @@ class Call:
     """One request to the engine, and whose answer it will be."""
 
     conversation: Conversation
+    #: Of a window its name tells which: `name@start-end`.
     agent: Agent
     request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """An agent about to speak, of all the media or of one window."""
+
+    agent: Agent
+    #: The agent's name in the domain file.
+    role: str
+    span: Span | None = None
+    #: What `$window` says.
+    window: str = WHOLE_VIDEO
 
 
 @dataclass(slots=True)
@@ -33,11 +64,15 @@ class Conversation:
     catalogue: Catalogue
     #: Name of the model that answers, as stored with the results.
     model: str
+    #: None where a video is never cut.
+    windows: Windows | None = None
     _media: tuple[MediaRef, ...] = ()
     _domain: Domain | None = None
     _results: list[Result] = field(default_factory=list)
     _route: Route | None = None
     _failure: Failure | None = None
+    #: The windows by agent, so that the file is looked at once.
+    _cuts: dict[str, tuple[Span, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         try:
@@ -46,30 +81,65 @@ class Conversation:
                 self._domain = self.catalogue.resolve(self.sample.domain)
         except SampleError as error:
             self.fail(error)
+        except WorkflowError as error:
+            self.fail(BadEntry(str(error)))
 
     def calls(self) -> list[Call]:
         """What to ask now: agents who have not spoken yet and have heard all that they are to hear."""
         if self._failure:
             return []
-        waiting = [agent for agent in self._agents() if agent.name not in self._heard()]
-        names = {agent.name for agent in waiting}
-        due = [agent for agent in waiting if names.isdisjoint(agent.sees)]
         try:
-            return [Call(self, agent, self._request(agent)) for agent in due]
+            heard = self._heard()
+            turns = [turn for agent in self._agents() for turn in self._turns(agent, heard)]
+            waiting = {turn.role for turn in turns}
+            due = [turn for turn in turns if waiting.isdisjoint(turn.agent.sees)]
+            return [Call(self, turn.agent, self._request(turn)) for turn in due]
         except SampleError as error:
             self.fail(error)
             return []
 
-    def _request(self, agent: Agent) -> Request:
+    def _turns(self, agent: Agent, heard: Mapping[str, str]) -> list[_Turn]:
+        """What is left for the agent to say, here or in one turn for each window."""
+        if agent.name in heard:
+            return []
+        spans = self._spans(agent)
+        turns = [
+            _Turn(
+                agent=replace(agent, name=f"{agent.name}{WINDOW_MARK}{span}"),
+                role=agent.name,
+                span=span,
+                window=window_text(number, spans),
+            )
+            for number, span in enumerate(spans)
+        ]
+        turns = turns or [_Turn(agent, agent.name)]
+        return [turn for turn in turns if turn.agent.name not in heard]
+
+    def _spans(self, agent: Agent) -> tuple[Span, ...]:
+        """The windows of the sample's video, none where the agent is to see all of it at once."""
+        videos = [ref.path for ref in self._media if ref.kind is Modality.VIDEO]
+        if self.windows is None or not agent.windows or len(videos) != 1:
+            return ()
+        if agent.name not in self._cuts:
+            self._cuts[agent.name] = self.windows.of(videos[0], agent.limits)
+        return self._cuts[agent.name]
+
+    def _request(self, turn: _Turn) -> Request:
+        agent = turn.agent
         choices: tuple[str, ...] = ()
         schema: JsonObject | None = None
         if self._domain is None:
             instruction, choices = router_instruction(self.catalogue), tuple(self.catalogue.letters)
         else:
-            instruction = instruction_for(agent, self._domain, self._heard())
+            instruction = instruction_for(agent, self._domain, self._heard(), turn.window)
             schema = scores_schema(agent) if agent.answer == "scores" else None
         media = self._media if agent.media else ()
-        return Request(self.catalogue.system, media, instruction, agent.sampling, choices, schema)
+        if turn.span is not None:
+            media = tuple(
+                replace(ref, span=turn.span) if ref.kind is Modality.VIDEO else ref for ref in media
+            )
+        system, limits = self.catalogue.system, agent.limits
+        return Request(system, media, instruction, agent.sampling, choices, schema, limits)
 
     def take(self, agent: Agent, answer: Completion | SampleError) -> None:
         """Keep the agent's answer, or the reason why there is none."""
@@ -84,8 +154,7 @@ class Conversation:
             Result(
                 stage=agent.stage,
                 agent=agent.name,
-                # PostgreSQL's text cannot hold NUL, and a byte-level model may say it.
-                text=answer.text.replace("\0", "\N{REPLACEMENT CHARACTER}").strip(),
+                text=answer.text.strip(),
                 data=data,
                 model=self.model,
                 workflow=agent.digest,
@@ -95,13 +164,17 @@ class Conversation:
                 finish_reason=answer.finish_reason,
                 seconds=answer.seconds,
                 worker=self.claim.owner,
+                position=self._position(agent),
             )
         )
 
+    def _position(self, agent: Agent) -> int:
+        names = [each.name for each in self._domain.agents] if self._domain else []
+        name = agent.name.partition(WINDOW_MARK)[0]
+        return names.index(name) if name in names else 0
+
     def fail(self, error: SampleError) -> None:
-        self._failure = Failure(
-            self.claim.stage, error.kind, str(error).replace("\0", "\\0"), error.is_retryable
-        )
+        self._failure = Failure(self.claim.stage, error.kind, str(error), error.is_retryable)
 
     def outcome(self) -> Outcome:
         """What is to be written: the answers there are, and the failure if one agent has none."""

@@ -52,6 +52,23 @@ class _Sampling(_Keys):
     repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
 
 
+_Pixels = Annotated[int, Field(ge=28 * 28)]
+_Frames = Annotated[int, Field(ge=2)]
+
+
+class _Budget(_Keys):
+    min_pixels: _Pixels | None = None
+    max_pixels: _Pixels | None = None
+    fps: Annotated[float, Field(gt=0)] | None = None
+    min_frames: _Frames | None = None
+    max_frames: _Frames | None = None
+    frame_min_pixels: _Pixels | None = None
+    frame_max_pixels: _Pixels | None = None
+    total_pixels: _Pixels | None = None
+    window_frames: Annotated[int, Field(ge=4)] | None = None
+    max_windows: Annotated[int, Field(ge=1)] | None = None
+
+
 class _Dimension(_Keys):
     description: _Text
     grades: Annotated[dict[Literal[1, 2, 3], _Text], Field(min_length=3)]
@@ -62,6 +79,8 @@ class _Agent(_Keys):
     prompt: _Text | None = None
     sees: _Seen | None = None
     media: bool | None = None
+    windows: bool | None = None
+    budget: _Budget | None = None
     sampling: _Sampling | None = None
     answer: Literal["text", "letter", "scores"] | None = None
     dimensions: dict[_Name, _Dimension] | None = None
@@ -77,6 +96,7 @@ class _Domain(_Keys):
     description: _Text
     subdomains: list[_Text] = []
     version: Annotated[int, Field(ge=1)] = 1
+    budget: _Budget | None = None
     agents: Annotated[dict[_Name, _AgentOrNull], Field(min_length=1)]
 
 
@@ -112,7 +132,7 @@ def read_folder(folder: Traversable) -> dict[str, JsonObject]:
     misnamed = [str(entry) for entry in entries if entry.name.endswith(".yml")]
     if misnamed:
         raise WorkflowError(f"{misnamed[0]}: domain files end in .yaml; rename it")
-    return {entry.name: _read(entry) for entry in entries if entry.name.endswith(".yaml")}
+    return {entry.name: read_file(entry) for entry in entries if entry.name.endswith(".yaml")}
 
 
 def merged_defaults(ours: JsonObject, theirs: JsonObject) -> JsonObject:
@@ -124,11 +144,12 @@ def merged_defaults(ours: JsonObject, theirs: JsonObject) -> JsonObject:
 
 
 def laid_over(below: JsonObject, above: JsonObject) -> JsonObject:
-    """The keys of `above` in place of those of `below`; sampling is merged by its own keys."""
-    return below | above | {"sampling": below.get("sampling", {}) | above.get("sampling", {})}
+    """The keys of `above` in place of those of `below`; sampling and budget are merged by their own keys."""
+    merged = {key: below.get(key, {}) | above.get(key, {}) for key in ("sampling", "budget")}
+    return below | above | merged
 
 
-def _read(entry: Traversable) -> JsonObject:
+def read_file(entry: Traversable) -> JsonObject:
     shape = _Defaults if entry.name == DEFAULTS else _Domain
     try:
         keys = yaml.load(entry.read_text(encoding="utf-8"), _Loader)

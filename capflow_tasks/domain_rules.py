@@ -15,6 +15,13 @@ from capflow_tasks.records import JsonObject, Modality, Stage
 _ORDER = tuple(Stage)
 _ANSWERS = {Stage.ROUTE: "letter", Stage.SCORE: "scores"}
 _PLACEHOLDERS = {Stage.ROUTE: {"domains"}, Stage.SCORE: {"domain", "reports", "caption", "dimensions"}}
+#: The least and the most of the same thing in a media budget.
+_PAIRS = (
+    ("min_pixels", "max_pixels"),
+    ("min_frames", "max_frames"),
+    ("frame_min_pixels", "frame_max_pixels"),
+    ("frame_min_pixels", "total_pixels"),
+)
 #: Without these a prompt would leave out what its stage is about.
 _ESSENTIAL = {Stage.ROUTE: {"domains"}, Stage.SCORE: {"caption"}}
 
@@ -56,6 +63,7 @@ def agent_faults(name: str, keys: JsonObject, earlier: Mapping[str, Stage]) -> I
     stage = Stage(keys["stage"])
     yield from _stage_faults(name, stage, earlier)
     yield from _answer_faults(stage, keys)
+    yield from _media_faults(stage, keys)
     for seen in keys.get("sees", []):
         if seen != "all" and seen not in earlier:
             known = ", ".join(earlier) or "none"
@@ -82,15 +90,25 @@ def _answer_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
         yield "dimensions: overall is always graded, beside them; remove it or choose another name"
 
 
+def _media_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
+    if keys.get("windows") and (stage is not Stage.PERCEIVE or not keys.get("media", True)):
+        yield "windows: for an agent of stage perceive that gets the media; remove it, or change those"
+    budget = keys["budget"]
+    for least, most in _PAIRS:
+        if least in budget and most in budget and budget[least] > budget[most]:
+            yield f"budget: {least} {budget[least]} is above {most} {budget[most]}; mend one of them"
+
+
 def _prompt_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
     template = Template(keys["prompt"])
     if not template.is_valid():
         yield "prompt: a $ stands alone; write $$ for a dollar sign"
         return
-    used, known = set(template.get_identifiers()), _PLACEHOLDERS.get(stage, {"domain", "reports"})
+    window = {"window"} if keys.get("windows") else set()
+    used, known = set(template.get_identifiers()), _PLACEHOLDERS.get(stage, {"domain", "reports"}) | window
     if used - known:
         yield f"prompt: unknown placeholder {_listed(used - known)}; use {_listed(known)}"
-    needed = _ESSENTIAL.get(stage, set()) | ({"reports"} if keys.get("sees") else set())
+    needed = _ESSENTIAL.get(stage, set()) | ({"reports"} if keys.get("sees") else set()) | window
     if needed - used:
         yield f"prompt: lacks {_listed(needed - used)}, which the model would never see; put it in"
 

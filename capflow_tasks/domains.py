@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any, Literal
 from capflow_tasks.domain_files import DEFAULTS, laid_over, merged_defaults, read_folder
 from capflow_tasks.domain_rules import agent_faults, domain_faults, folded, refuse
 from capflow_tasks.errors import WorkflowError
-from capflow_tasks.records import JsonObject, Modality, Sampling, Stage
+from capflow_tasks.records import JsonObject, MediaLimits, Modality, Sampling, Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,10 @@ class Agent:
     dimensions: Mapping[str, Dimension]
     #: Changes with everything that shapes the prompt, what it sees included.
     digest: str
+    #: Whether it is asked once for each window of a long video.
+    windows: bool = False
+    #: What differs for it from the settings' media budget.
+    limits: MediaLimits = field(default_factory=MediaLimits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +126,7 @@ def load_catalogue(folder: Path | None = None) -> Catalogue:
     defaults = merged_defaults(ours.pop(DEFAULTS), theirs.pop(DEFAULTS, {"agents": {}}))
     sources = (ours | theirs).values()
     refuse(domain_faults(sources))
-    domains = tuple(_domain(keys, defaults) for keys in sources)
+    domains = tuple(make_domain(keys, defaults) for keys in sources)
     return Catalogue(defaults["system"], _router(defaults, domains), domains)
 
 
@@ -133,12 +137,13 @@ def _router(defaults: JsonObject, domains: tuple[Domain, ...]) -> Agent:
     return _agent("router", keys, (), [defaults["system"], routed], f"{defaults['file']}: router")
 
 
-def _domain(keys: JsonObject, defaults: JsonObject) -> Domain:
+def make_domain(keys: JsonObject, defaults: JsonObject) -> Domain:
     agents: tuple[Agent, ...] = ()
     for name, given in keys["agents"].items():
         shared = defaults["agents"].get(name, {})
         where = f"{keys['file']}: agents.{name}{'' if given else ' (as in _defaults.yaml)'}"
-        merged = laid_over(laid_over({"sampling": defaults["sampling"]}, shared), given)
+        below = {"sampling": defaults["sampling"], "budget": keys.get("budget", {})}
+        merged = laid_over(laid_over(below, shared), given)
         agents += (_agent(name, merged, agents, [defaults["system"], keys["name"]], where),)
     if all(agent.stage is not Stage.SUMMARIZE for agent in agents):
         raise WorkflowError(
@@ -170,9 +175,14 @@ def _agent(name: str, keys: JsonObject, earlier: tuple[Agent, ...], context: lis
         answer=keys.get("answer", "text"),
         dimensions={word: Dimension(**rubric) for word, rubric in keys.get("dimensions", {}).items()},
         digest="",
+        windows=keys.get("windows", False),
+        limits=MediaLimits(**keys["budget"]),
     )
     seen = [other.digest for other in earlier if other.name in agent.sees]
-    return replace(agent, digest=_digest(context, asdict(agent), list(agent.dimensions), seen))
+    # Keys that an agent leaves out leave its digest as it was before there were such keys.
+    said = {key: value for key, value in asdict(agent).items() if key not in ("windows", "limits")}
+    media = [{"windows": True}] * agent.windows + [keys["budget"]] * bool(keys["budget"])
+    return replace(agent, digest=_digest(context, said, list(agent.dimensions), seen, *media))
 
 
 def _seen(keys: JsonObject, earlier: tuple[Agent, ...]) -> tuple[str, ...]:

@@ -6,8 +6,10 @@ Celery's own warm shutdown leaves what waits in the worker's direct queue; this 
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from collections.abc import Callable
+from threading import Timer
 from time import monotonic
 from typing import Any
 
@@ -15,10 +17,15 @@ from celery import bootsteps
 from celery.utils.nodenames import worker_direct
 from celery.worker import state as worker_state
 
+from capflow_tasks.errors import EXIT_SERVICE
+
 log = logging.getLogger(__name__)
 
 #: Between two looks at what is left, seconds.
 _POLL_SECONDS = 0.2
+
+#: After the deadline, for Celery's own shutdown.
+_EXIT_GRACE_SECONDS = 15.0
 
 
 class DrainStep(bootsteps.StartStopStep):
@@ -42,7 +49,12 @@ class DrainStep(bootsteps.StartStopStep):
         if self._deadline is not None:
             self._shut_down()
             return
-        self._deadline = monotonic() + self._consumer.app.conf.capflow_drain_seconds
+        seconds = self._consumer.app.conf.capflow_drain_seconds
+        self._deadline = monotonic() + seconds
+        # The hub does not turn while the broker is away.
+        _call_after(seconds, self._shut_down)
+        # Nor does a thread that publishes come to its end then; what it held runs out as a lease.
+        _call_after(seconds + _EXIT_GRACE_SECONDS, os._exit, EXIT_SERVICE)
         self._consumer.hub.call_soon(self._begin)
 
     def _begin(self) -> None:
@@ -64,3 +76,9 @@ class DrainStep(bootsteps.StartStopStep):
     def _shut_down(self) -> None:
         if self._celery_handler is not None:
             self._celery_handler(signal.SIGTERM, None)
+
+
+def _call_after(seconds: float, call: Callable[..., Any], *arguments: Any) -> None:
+    timer = Timer(seconds, call, arguments)
+    timer.daemon = True
+    timer.start()

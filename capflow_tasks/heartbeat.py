@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Event, Lock, Thread
@@ -21,7 +22,8 @@ class Heartbeat:
         self._store = store
         self._owner = owner
         self._lease_seconds = lease_seconds
-        self._batch_ids: set[int] = set()
+        #: Counted, since two copies of a message may be inside with one batch.
+        self._batch_ids: Counter[int] = Counter()
         self._lock = Lock()
         self._stopping = Event()
         self._thread = Thread(target=self._beat_until_stopped, name="heartbeat", daemon=True)
@@ -43,18 +45,21 @@ class Heartbeat:
     @contextmanager
     def beating_for(self, batch_id: int) -> Iterator[None]:
         with self._lock:
-            self._batch_ids.add(batch_id)
+            self._batch_ids[batch_id] += 1
         try:
             yield
         finally:
             with self._lock:
-                self._batch_ids.discard(batch_id)
+                self._batch_ids[batch_id] -= 1
+                self._batch_ids += Counter()
 
     def _beat_until_stopped(self) -> None:
-        while not self._stopping.wait(self._lease_seconds / 3):
+        while True:
             with self._lock:
                 batch_ids = sorted(self._batch_ids)
             self._beat(batch_ids)
+            if self._stopping.wait(self._lease_seconds / 3):
+                return
 
     def _beat(self, batch_ids: list[int]) -> None:
         try:

@@ -10,78 +10,25 @@ import json
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 from qwen_vl_utils.vision_process import FRAME_FACTOR, MAX_RATIO, smart_nframes, smart_resize
 
-from capflow_tasks.errors import MediaCorrupt, MediaTooLarge, MediaUnsupported, SampleError, SettingsError
+from capflow_tasks.errors import MediaCorrupt, MediaTooLarge, MediaUnsupported, SampleError
+from capflow_tasks.media_budget import MediaBudget as MediaBudget
+from capflow_tasks.media_budget import check_source_size
 from capflow_tasks.media_paths import check_file, file_errors, unrecognised
-from capflow_tasks.records import MediaRef, Modality
+from capflow_tasks.records import MediaRef, Modality, Span
 
-#: Side of the square of pixels that becomes one token of Qwen2.5-VL: patch 14, merged 2 by 2.
-QWEN2_5_VL_FACTOR = 28
-_TOKEN = QWEN2_5_VL_FACTOR**2
-#: Frames that share their tokens.
+if TYPE_CHECKING:
+    from capflow_tasks.video import VideoReader
+
 _PAIR: int = FRAME_FACTOR
 #: Fields of the budget that refuse media but never change a pixel.
 _LIMITS = ("max_file_bytes", "max_source_pixels", "timeout_seconds")
-
-
-@dataclass(frozen=True, slots=True)
-class MediaBudget:
-    """How much of a picture or video the model gets; the defaults suit Qwen2.5-VL with 32 k of context."""
-
-    #: Pixels per side of one token: 28 for Qwen2.5-VL, 32 for Qwen3-VL.
-    factor: int = QWEN2_5_VL_FACTOR
-    #: Pixels per picture, after resizing, at least (256 tokens, so that small print is enlarged).
-    min_pixels: int = 256 * _TOKEN
-    #: Pixels per picture, after resizing, at most (1,280 tokens).
-    max_pixels: int = 1280 * _TOKEN
-    #: Frames to take per second of video.
-    video_fps: float = 2.0
-    #: Frames per video, at least (as far as it has them).
-    video_min_frames: int = 4
-    #: Frames per video, at most.
-    video_max_frames: int = 256
-    #: Pixels per frame, after resizing, at least.
-    video_frame_min_pixels: int = 128 * _TOKEN
-    #: Pixels per frame, after resizing, at most.
-    video_frame_max_pixels: int = 768 * _TOKEN
-    #: Pixels per video, two frames counted as one, at most: never exceeded, fewer frames are taken instead.
-    video_total_pixels: int = 20480 * _TOKEN
-    #: Bytes per file, at most.
-    max_file_bytes: int = 16 * 2**30
-    #: Pixels per picture or frame as stored, at most; for pictures Pillow stops at 178,956,970 anyway.
-    max_source_pixels: int = 150_000_000
-    #: Seconds to read and decode one video, at most.
-    timeout_seconds: float = 300.0
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if not value > 0:
-                raise SettingsError(f"{name} must be above zero, not {value}.")
-        if self.min_pixels > self.max_pixels:
-            raise SettingsError("min_pixels must not be above max_pixels.")
-        if self.video_frame_min_pixels > self.video_frame_max_pixels:
-            raise SettingsError("video_frame_min_pixels must not be above video_frame_max_pixels.")
-        if self.frame_limit < _PAIR:
-            raise SettingsError(
-                "video_total_pixels and video_max_frames must allow two frames of least size."
-            )
-
-    @property
-    def frame_limit(self) -> int:
-        """Frames per video, at most, with the total in mind."""
-        affordable = self.video_total_pixels * _PAIR // self.frame_pixels_floor
-        return min(self.video_max_frames, affordable) // _PAIR * _PAIR
-
-    @property
-    def frame_pixels_floor(self) -> int:
-        """Pixels a frame may always have: room to round, or the processor enlarges it past the total."""
-        return self.video_frame_min_pixels * 5 // 4
 
 
 def fit(width: int, height: int, min_pixels: int, max_pixels: int, factor: int) -> tuple[int, int]:
@@ -136,19 +83,13 @@ def video_tokens(width: int, height: int, frame_count: int, budget: MediaBudget)
     return -(-frame_count // _PAIR) * fitted_width * fitted_height // budget.factor**2
 
 
-def media_key(path: str, budget: MediaBudget) -> str:
-    """Return a digest that is equal only for the same file, unchanged, read with the same budget."""
+def media_key(path: str, budget: MediaBudget, span: Span | None = None) -> str:
+    """Return a digest that is equal only for the same part of the same file, read with the same budget."""
     found = check_file(path, budget.max_file_bytes)
     shape = {name: value for name, value in asdict(budget).items() if name not in _LIMITS}
-    identity = [str(Path(path).resolve()), found.st_size, found.st_mtime_ns, shape]
+    part = None if span is None else str(span)
+    identity = [str(Path(path).resolve()), found.st_size, found.st_mtime_ns, shape, part]
     return hashlib.sha256(json.dumps(identity).encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def check_source_size(path: str, width: int, height: int, budget: MediaBudget) -> None:
-    """Refuse a picture or frame by the size in its header, before any pixel is decoded."""
-    if width * height > budget.max_source_pixels:
-        limit = f"the limit is {budget.max_source_pixels:,} pixels"
-        raise MediaTooLarge(f"{path} is {width} x {height} = {width * height:,} pixels; {limit}.")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -208,14 +149,14 @@ class Media:
     tokens: int
 
 
-def load_media(ref: MediaRef, budget: MediaBudget) -> Media:
-    """Return the picture or video, decoded and sized."""
+def load_media(ref: MediaRef, budget: MediaBudget, videos: VideoReader | None = None) -> Media:
+    """Return the picture or video, decoded and sized; videos are read by `videos`, or in this process."""
     if ref.kind is Modality.IMAGE:
         image = load_image(ref.path, budget)
         return Media(image, 3 * image.width * image.height, image_tokens(*image.size, budget))
-    from capflow_tasks.video import load_video  # it takes its budget from here
+    from capflow_tasks.video import here, load_video  # it takes its sizes from here
 
-    video = load_video(ref.path, budget)
+    video = load_video(ref.path, budget, ref.span, videos or here)
     count, height, width, _ = video.frames.shape
     return Media(video.for_vllm(), video.frames.nbytes, video_tokens(width, height, count, budget))
 

@@ -7,25 +7,34 @@ for placeholders, and cannot pose as a chat template's control token.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 from string import Template
 
 from capflow_tasks.domains import Agent, Catalogue, Dimension, Domain
 from capflow_tasks.errors import BadEntry
-from capflow_tasks.records import JsonObject, Stage
+from capflow_tasks.records import JsonObject, Span, Stage, clock
 
 #: Begins <|im_end|> and the like, which a tokenizer takes for control tokens wherever they stand in a prompt.
 _CONTROL_TOKEN = re.compile(r"<(?=\|)")
 
+#: Between an agent's name and the window that it was asked about; no domain file can have it in a name.
+WINDOW_MARK = "@"
+#: What `$window` says where there is but one.
+WHOLE_VIDEO = "the whole video"
 
-def instruction_for(agent: Agent, domain: Domain, reports: Mapping[str, str]) -> str:
+
+def instruction_for(
+    agent: Agent, domain: Domain, reports: Mapping[str, str], window: str = WHOLE_VIDEO
+) -> str:
     """The agent's prompt with its placeholders filled.
 
-    `reports` holds text by agent name. What `agent.sees` names and is not there, as when a run leaves out a
+    `reports` holds text by agent name, that of a window by `name@start-end`; `window` says what part of the
+    video the agent gets. What `agent.sees` names and is not there, as when a run leaves out a
     stage, is left out of the prompt too; a judge without a caption raises BadEntry.
     """
-    texts = {name: _CONTROL_TOKEN.sub("< ", reports[name]) for name in agent.sees if name in reports}
+    names = [name for seen in agent.sees for name in spoken_as(seen, reports)]
+    texts = {name: _CONTROL_TOKEN.sub("< ", reports[name]) for name in names}
     report, caption = (_free_tag(tag, texts.values()) for tag in ("report", "caption"))
     captioner = domain.captioner.name if agent.stage is Stage.SCORE else None
     if captioner and captioner not in texts:
@@ -33,10 +42,24 @@ def instruction_for(agent: Agent, domain: Domain, reports: Mapping[str, str]) ->
     sections = [_section(report, text, name) for name, text in texts.items() if name != captioner]
     return Template(agent.prompt).substitute(
         domain=domain.name,
+        window=window,
         reports="\n\n".join(sections),
         caption=_section(caption, texts[captioner]) if captioner else "",
         dimensions="\n".join(_rubric(name, dimension) for name, dimension in agent.dimensions.items()),
     )
+
+
+def spoken_as(name: str, reports: Iterable[str]) -> list[str]:
+    """The names under which an agent has spoken: its own, or one for each window in the order of time."""
+    found = [each for each in reports if each.partition(WINDOW_MARK)[0] == name]
+    # Hours have two digits or more.
+    return sorted(found, key=lambda each: (each.find(":"), each))
+
+
+def window_text(number: int, spans: Sequence[Span]) -> str:
+    """What `$window` says of the window at `number` of a video's `spans`."""
+    start, end, whole = map(clock, (spans[number].start, spans[number].end, spans[-1].end))
+    return f"part {number + 1} of {len(spans)} of a longer video, from {start} to {end} of {whole}"
 
 
 def router_instruction(catalogue: Catalogue) -> str:
@@ -67,7 +90,8 @@ def _free_tag(name: str, texts: Iterable[str]) -> str:
 
 
 def _section(tag: str, text: str, author: str = "") -> str:
-    source = f' from="{author}"' if author else ""
+    name, _, span = author.partition(WINDOW_MARK)
+    source = (f' from="{name}"' if name else "") + (f' time="{span}"' if span else "")
     return f"<{tag}{source}>\n{text}\n</{tag}>"
 
 

@@ -170,6 +170,8 @@ class Result:
     finish_reason: str
     seconds: float
     worker: str
+    #: The agent's place in its workflow, from 0.
+    position: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +194,7 @@ class FinishedSample:
     domain: str | None
     #: Probability the router gave to `domain`; None when the domain was given.
     confidence: float | None
-    #: What every agent said, by stage and then by name.
+    #: What every agent said, in workflow order.
     results: tuple[Result, ...]
     failure: Failure | None
     attempts: int

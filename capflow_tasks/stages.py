@@ -32,6 +32,7 @@ from capflow_tasks.records import JsonObject, Stage
 from capflow_tasks.state import stage_after
 from capflow_tasks.store.batches import BatchStore, NotClaimed
 from capflow_tasks.store.rows import Claim, Outcome, PendingSample, RetryPolicy
+from capflow_tasks.video_spans import Windows
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class StageRunner:
         heartbeat: Heartbeat,
         owner: str,
         patience: Patience,
+        windows: Windows | None = None,
     ) -> None:
         self._store = store
         self._catalogue = catalogue
@@ -71,6 +73,7 @@ class StageRunner:
         self._heartbeat = heartbeat
         self._owner = owner
         self._patience = patience
+        self._windows = windows
         self._gate = Gate()
 
     def run(self, batch_id: int, stage: Stage) -> JsonObject | NotClaimed:
@@ -112,12 +115,16 @@ class StageRunner:
 
     def _outcomes(self, claim: Claim, samples: Sequence[PendingSample]) -> list[Outcome]:
         engine = self._engines[claim.stage]
-        conversations = [Conversation(claim, sample, self._catalogue, engine.model) for sample in samples]
+        conversations = [
+            Conversation(claim, sample, self._catalogue, engine.model, self._windows) for sample in samples
+        ]
         if claim.tries > self._patience.max_tries:
             for conversation in conversations:
                 conversation.fail(Quarantined(f"it ended its engine or worker in {claim.tries - 1} tries"))
         # A batch whose last try ended in a dead engine or worker may be the cause: it runs alone.
         with self._gate.together() if claim.tries == 1 else self._gate.alone():
+            if claim.tries > 1:
+                self._patiently(self._store.begin_try, claim)
             while calls := [call for each in conversations for call in each.calls()]:
                 answers = engine.generate([call.request for call in calls])
                 for call, answer in zip(calls, answers, strict=True):

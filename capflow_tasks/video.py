@@ -1,233 +1,77 @@
-"""The one way to read a video: frames by time, upright, sized for the model, decoded as a stream.
+"""The one way to read a video: which of its frames the model gets, and in what size.
 
-A file is first measured (its packets are read, not decoded), then played from one chosen time to the next,
-skipping to a keyframe where one lies ahead. However long it is, two decoded frames are held at a time, and
-those that the decoder itself holds. Knows nothing of prompts or the engine.
+Decoding is `video_player.py`'s, in this process or in one of its own. Knows nothing of prompts or the engine.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Protocol
 
-import av
 import numpy as np
-from av import Packet, VideoFrame, VideoStream
 from numpy.typing import NDArray
 
-from capflow_tasks.errors import MediaCorrupt, MediaUnsupported
-from capflow_tasks.media import MediaBudget, Video, count_frames, fit_frame
-from capflow_tasks.media_paths import check_file
-from capflow_tasks.video_source import VideoSource, open_video
-
-#: Files up to this many bytes are measured whole, larger ones by their end.
-_SCAN_BYTES = 64 * 2**20
-#: Seconds that a jump lands before its aim, so that reordered frames are complete there.
-_RUN_UP_SECONDS = 1.0
-#: Share of frames that may be damaged; those are never shown, the frame before stands in.
-_DAMAGED_SHARE = 0.05
-#: (height, width, RGB) or (frames, height, width, RGB).
-_Pixels = NDArray[np.uint8]
-#: (a, b, c, d): a pixel (x, y) is shown at (ax + cy, bx + dy), as FFmpeg has it; a and d, or b and c, are 0.
-_Matrix = tuple[int, int, int, int]
+from capflow_tasks.media import MediaBudget, Video, count_frames, fit_frame, video_tokens
+from capflow_tasks.records import Span
+from capflow_tasks.video_player import measure_video, play_video
+from capflow_tasks.video_source import VideoFacts
 
 
-def load_video(path: str, budget: MediaBudget) -> Video:
-    """Return evenly spaced frames of the whole video, each as a viewer sees it at that time."""
-    with playing(path, budget) as player:
-        length = player.length
-        count = count_frames(length.frame_count, length.fps, budget)
-        times = [number * length.seconds / count for number in range(count)]
-        frames, timestamps = player.collect(times, budget)
-    return Video(frames, tuple(timestamps), length.frame_count, length.seconds)
+class VideoReader(Protocol):
+    """Where the files are opened: `VideoFiles`, or `here`."""
+
+    def measure(self, path: str, budget: MediaBudget) -> VideoFacts: ...
+
+    def play(
+        self, path: str, budget: MediaBudget, facts: VideoFacts, times: list[float], size: tuple[int, int]
+    ) -> tuple[NDArray[np.uint8], list[float]]: ...
 
 
-@contextmanager
-def playing(path: str, budget: MediaBudget) -> Iterator[Player]:
-    """Yield the file's player, its length measured; the budget's deadline is for all that is done with it."""
-    is_small = check_file(path, budget.max_file_bytes).st_size <= _SCAN_BYTES
-    deadline = time.monotonic() + budget.timeout_seconds
-    with open_video(path, budget, deadline) as source:
-        length = _measure(source, is_small)
-    with open_video(path, budget, deadline) as source:
-        yield Player(source, length)
+class _Here:
+    """Reads in this process, which a codec that crashes takes with it."""
+
+    measure = staticmethod(measure_video)
+    play = staticmethod(play_video)
 
 
-@dataclass(slots=True)
-class _Length:
-    """What the packets that were read cover, in the container's time."""
-
-    frame_count: int = 0
-    start_seconds: float = float("inf")
-    end_seconds: float = float("-inf")
-    #: The end of any stream: sound often outlasts the picture.
-    overall_end_seconds: float = float("-inf")
-    #: Whether the file ends inside the last packet.
-    is_cut: bool = False
-
-    @property
-    def seconds(self) -> float:
-        return max(self.end_seconds - self.start_seconds, 1e-3)
-
-    @property
-    def fps(self) -> float:
-        return self.frame_count / self.seconds
+here: VideoReader = _Here()
 
 
-def _measure(source: VideoSource, is_small: bool) -> _Length:
-    """Return the video's true length, and refuse a file that ends long before the end it claims."""
-    container, stream, length = source.container, source.stream, _Length()
-    claimed = container.duration / av.time_base if container.duration and source.is_indexed else 0.0
-    offset = (container.start_time or 0) / av.time_base
-    if claimed and not is_small:
-        container.seek(int((offset + claimed - 2) * av.time_base))
-        length = _scan(source)
-        length.start_seconds = (stream.start_time or 0) * float(stream.time_base or 0)
-        length.frame_count = length.frame_count and (stream.frames or round(length.seconds * source.rate))
-        container.seek(int(offset * av.time_base))
-    if length.frame_count == 0:
-        length = _scan(source)
-    real = length.overall_end_seconds - offset
-    if length.frame_count == 0:
-        raise MediaCorrupt(f"{source.path} is cut short: it holds no video data.")
-    if real < claimed - max(0.5, 0.02 * claimed):
-        raise MediaCorrupt(f"{source.path} claims {claimed:.1f} s, but its data ends at {real:.1f} s.")
-    if length.is_cut and source.is_indexed:
-        raise MediaCorrupt(f"{source.path} is cut short: its last frame is incomplete.")
-    return length
+@dataclass(frozen=True, slots=True)
+class FramePlan:
+    """Which frames of a video the model gets, known before any of them is decoded."""
+
+    #: Seconds from the first frame of the file.
+    times: list[float]
+    #: (width, height) in pixels.
+    size: tuple[int, int]
+    #: What they stand for: frames in the file, and seconds.
+    frame_count: int
+    seconds: float
+    #: What they cost in the prompt.
+    tokens: int
 
 
-def _scan(source: VideoSource) -> _Length:
-    length, last = _Length(), float("-inf")
-    for packet in source.container.demux():
-        source.check_time()
-        stamp = packet.pts if source.has_times and packet.pts is not None else packet.dts
-        if stamp is None or packet.is_discard:
-            continue
-        start, end = (float(at * packet.time_base) for at in (stamp, stamp + (packet.duration or 0)))
-        length.overall_end_seconds = max(length.overall_end_seconds, end)
-        length.is_cut = packet.is_corrupt
-        if packet.stream_index != source.stream.index:
-            continue
-        if packet.has_sidedata("encryption_info"):
-            raise MediaUnsupported(f"{source.path} is encrypted.")
-        length.frame_count += 1
-        length.start_seconds = min(length.start_seconds, start)
-        if start > last:
-            # of reordered frames a packet's duration may be its neighbour's: only the last one's counts
-            last, length.end_seconds = start, end if packet.duration else start + 1 / source.rate
-    return length
+def plan_frames(facts: VideoFacts, budget: MediaBudget, span: Span | None = None) -> FramePlan:
+    """Return evenly spaced frames of the video, or of a span of it."""
+    start, seconds, frame_count = 0.0, facts.seconds, facts.frame_count
+    if span is not None:
+        start = min(span.start, facts.seconds)
+        seconds = max(min(span.end, facts.seconds) - start, 1 / facts.fps)
+        frame_count = max(1, round(seconds * facts.fps))
+    count = count_frames(frame_count, facts.fps, budget)
+    return FramePlan(
+        times=[start + number * seconds / count for number in range(count)],
+        size=fit_frame(facts.width, facts.height, count, budget),
+        frame_count=frame_count,
+        seconds=seconds,
+        tokens=video_tokens(facts.width, facts.height, count, budget),
+    )
 
 
-class Player:
-    """Plays a video forwards, with jumps."""
-
-    def __init__(self, source: VideoSource, length: _Length) -> None:
-        self.stream = source.stream
-        self._source, self.length = source, length
-        self._can_jump = source.is_indexed
-        self._good = self._damaged = 0
-        self._shown: tuple[float, VideoFrame] | None = None
-        if self._can_jump:
-            source.container.seek(self._stamp(0.0), stream=source.stream)  # Matroska reads its index then
-        self._coming = self._play()
-        self._next = next(self._coming, None)
-
-    def collect(self, times: list[float], budget: MediaBudget) -> tuple[_Pixels, list[float]]:
-        """Return, per time, the pixels of the frame that is shown and when it began."""
-        moments = self._show(times)
-        began, shown = next(moments)
-        # asked once: each asking ties the frame into a cycle that only the garbage collector can free
-        matrix = _display_matrix(shown)
-        width = max(1, round(shown.width * (self.stream.sample_aspect_ratio or 1)))
-        upright = (width, shown.height) if matrix[0] else (shown.height, width)
-        width, height = fit_frame(*upright, len(times), budget)
-        frames = np.empty((len(times), height, width, 3), np.uint8)
-        frames[0] = _pixels(shown, width, height, matrix)
-        timestamps = [began]
-        for number, (began, frame) in enumerate(moments, 1):
-            frames[number] = frames[number - 1] if frame is shown else _pixels(frame, width, height, matrix)
-            timestamps.append(began)
-            shown = frame
-        return frames, timestamps
-
-    def _show(self, times: list[float]) -> Iterator[tuple[float, VideoFrame]]:
-        """Yield (its start in seconds, the frame) that is on the screen at each of the ascending times."""
-        for seconds in times:
-            if self._is_keyframe_ahead(seconds):
-                self._seek(seconds - _RUN_UP_SECONDS)
-                if self._next is None or self._next[0] > seconds:
-                    # the index led past the aim: play all that lies before
-                    self._can_jump = False
-                    self._seek(0.0)
-            while self._next and (self._shown is None or self._next[0] <= seconds + 1e-6):
-                self._shown = self._next
-                self._next = next(self._coming, None)
-            if self._shown is None:
-                raise MediaCorrupt(f"{self._source.path} is damaged: none of its frames can be decoded.")
-            yield self._shown
-        if self._damaged > _DAMAGED_SHARE * (self._good + self._damaged):
-            lost = f"{self._damaged} of {self._good + self._damaged} frames are lost"
-            raise MediaCorrupt(f"{self._source.path} is damaged: {lost}.")
-
-    def _seek(self, seconds: float) -> None:
-        self._source.container.seek(self._stamp(max(0.0, seconds)), stream=self.stream)
-        self._coming = self._play()
-        self._next = next(self._coming, None)
-
-    def _play(self) -> Iterator[tuple[float, VideoFrame]]:
-        at = first = None
-        for packet in self._source.container.demux(self.stream):
-            self._source.check_time()
-            first = packet.dts if first is None else first
-            for frame in self._decode(packet, has_begun=at is not None):
-                if self._source.has_times and frame.time is not None:
-                    at = max(0.0, frame.time - self.length.start_seconds)
-                elif at is None:
-                    at = max(0.0, float((first or 0) * packet.time_base) - self.length.start_seconds)
-                else:
-                    at += 1 / self.length.fps
-                self._good += 1
-                yield at, frame
-
-    def _decode(self, packet: Packet[VideoStream], has_begun: bool) -> list[VideoFrame]:
-        """Return the whole frames; after a seek, what comes before the first of them is no damage."""
-        try:
-            frames = packet.decode()
-        except av.error.InvalidDataError:
-            self._damaged += has_begun
-            return []
-        whole = [frame for frame in frames if not frame.is_corrupt]
-        self._damaged += (len(frames) - len(whole)) * has_begun
-        return whole
-
-    def _is_keyframe_ahead(self, seconds: float) -> bool:
-        if not self._can_jump or self._next is None or self._next[0] + _RUN_UP_SECONDS >= seconds:
-            return False
-        entries = self.stream.index_entries
-        found = entries.search_timestamp(self._stamp(seconds - _RUN_UP_SECONDS))
-        return found >= 0 and entries[found].timestamp > self._stamp(self._next[0] + _RUN_UP_SECONDS)
-
-    def _stamp(self, seconds: float) -> int:
-        return int((self.length.start_seconds + seconds) / float(self.stream.time_base or 1))
-
-
-def _display_matrix(frame: VideoFrame) -> _Matrix:
-    data = frame.side_data.get("DISPLAYMATRIX")
-    if data is None:
-        return 1, 0, 0, 1
-    a, b, _, c, d = np.frombuffer(bytes(cast(Any, data)), np.int32)[:5].tolist()
-    return (0, b, c, 0) if abs(b) > abs(a) else (a, 0, 0, d)
-
-
-def _pixels(frame: VideoFrame, width: int, height: int, matrix: _Matrix) -> _Pixels:
-    """Return the frame as (height, width, 3), upright."""
-    a, b, c, d = matrix
-    size = (width, height) if a else (height, width)
-    small = frame.reformat(*size, format="rgb24", interpolation="BICUBIC")
-    pixels = np.asarray(small.to_ndarray(), np.uint8).transpose((0, 1, 2) if a else (1, 0, 2))
-    right, down = (a, d) if a else (c, b)
-    return pixels[:: -1 if down < 0 else 1, :: -1 if right < 0 else 1]
+def load_video(path: str, budget: MediaBudget, span: Span | None = None, reader: VideoReader = here) -> Video:
+    """Return the frames of `plan_frames`, each as a viewer sees it at that time."""
+    facts = reader.measure(path, budget)
+    plan = plan_frames(facts, budget, span)
+    frames, timestamps = reader.play(path, budget, facts, plan.times, plan.size)
+    return Video(frames, tuple(timestamps), plan.frame_count, plan.seconds)

@@ -13,7 +13,7 @@ from av import VideoStream
 from av.container import InputContainer
 
 from capflow_tasks.errors import MediaCorrupt, MediaUnreadable, MediaUnsupported
-from capflow_tasks.media import MediaBudget, check_source_size
+from capflow_tasks.media_budget import MediaBudget, check_source_size
 from capflow_tasks.media_paths import file_errors, unrecognised
 
 #: Containers that FFmpeg may try; playlists and image sequences, which open other files, are left out.
@@ -22,6 +22,25 @@ _FORMATS = "mov,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif"
 _INDEXED = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"})
 #: Threads per decoder: many videos are decoded side by side.
 _THREADS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class VideoFacts:
+    """What is known of a video file once it has been measured."""
+
+    frame_count: int
+    #: When the first frame is shown, in the container's time.
+    start_seconds: float
+    #: From the first frame's start to the last one's end.
+    seconds: float
+    #: In pixels, upright, as if they were square.
+    width: int
+    height: int
+
+    @property
+    def fps(self) -> float:
+        """Frames per second, on average."""
+        return self.frame_count / self.seconds
 
 
 @dataclass(frozen=True, slots=True)

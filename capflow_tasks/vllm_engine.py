@@ -8,8 +8,6 @@ import logging
 import os
 import re
 from collections.abc import Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from threading import Lock, Thread
 from time import monotonic
 from typing import Any
@@ -35,9 +33,8 @@ from capflow_tasks.errors import (
     SampleError,
     ServiceError,
 )
-from capflow_tasks.media import Media, MediaBudget, load_media, media_key
-from capflow_tasks.media_cache import MediaCache
-from capflow_tasks.records import Completion, MediaRef, Request
+from capflow_tasks.media_loader import MediaLoader, Room
+from capflow_tasks.records import Completion, Modality, Request
 from capflow_tasks.settings import Settings
 from capflow_tasks.vllm_requests import completion_of, sampling_params
 
@@ -51,6 +48,10 @@ _REFUSALS = (ValueError, TypeError, getattr(vllm_exceptions, "VLLMClientError", 
 _TOO_LONG = re.compile(r"maximum (context|model) length|longer than the maximum")
 
 
+#: Between two looks whether the engine lives, seconds.
+_LOOK_SECONDS = 1.0
+
+
 class VllmEngine:
     """One model in this process. `generate` may be called from any number of threads."""
 
@@ -58,15 +59,13 @@ class VllmEngine:
         self,
         model: str,
         engine_args: Mapping[str, Any],
-        media: MediaCache[Media],
-        budget: MediaBudget,
+        media: MediaLoader,
         timeout_seconds: float,
         max_answer_tokens: int | None = None,
     ) -> None:
         self.model = model
         self._engine_args = engine_args
         self._media = media
-        self._budget = budget
         self._timeout_seconds = timeout_seconds
         self._max_answer_tokens = max_answer_tokens
         self._loop = asyncio.new_event_loop()
@@ -96,6 +95,7 @@ class VllmEngine:
         self._run(self._unload())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._loop.close()
 
     def generate(self, requests: Sequence[Request]) -> list[Answer]:
         llm = self._living()
@@ -127,20 +127,29 @@ class VllmEngine:
             self._llm = None
 
     async def _answer_all(self, llm: AsyncLLM, requests: Sequence[Request]) -> list[Answer]:
-        answers = await asyncio.gather(
-            *(self._answer(llm, request) for request in requests), return_exceptions=True
-        )
+        work = asyncio.gather(*(self._answer(llm, request) for request in requests), return_exceptions=True)
+        # A request that reaches vLLM while its engine dies is never answered and never fails.
+        while not (await asyncio.wait([work], timeout=_LOOK_SECONDS))[0]:
+            if llm.errored:
+                work.cancel()
+                raise EngineDead
+        answers = work.result()
         for answer in answers:
             if isinstance(answer, BaseException) and not isinstance(answer, SampleError):
                 raise answer
         return answers  # type: ignore[return-value]
 
     async def _answer(self, llm: AsyncLLM, request: Request) -> Completion:
+        async with self._media.turn(request):
+            return await self._answer_now(llm, request)
+
+    async def _answer_now(self, llm: AsyncLLM, request: Request) -> Completion:
         started = monotonic()
+        sampling = sampling_params(request, self._max_answer_tokens)
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                prompt = await self._prompt(request)
-                output = await self._complete(llm, prompt, sampling_params(request, self._max_answer_tokens))
+                prompt = await self._prompt(llm, request, sampling)
+                output = await self._complete(llm, prompt, sampling)
         except TimeoutError as error:
             if started > self._answered_at:
                 # Not one answer to anybody in all that time: the engine hangs.
@@ -162,11 +171,11 @@ class VllmEngine:
         return completion_of(output, request, self._answered_at - started)
 
     async def _complete(self, llm: AsyncLLM, prompt: Any, sampling: SamplingParams) -> Any:
-        # Leaving the generator early, as at the deadline, aborts the request in the engine.
         outputs = llm.generate(prompt, sampling, f"capflow-{next(self._request_ids)}")
+        # Leaving early, as at the deadline, aborts the request in the engine.
         return [output async for output in outputs][-1]
 
-    async def _prompt(self, request: Request) -> dict[str, Any]:
+    async def _prompt(self, llm: AsyncLLM, request: Request, sampling: SamplingParams) -> dict[str, Any]:
         """System line, media, instruction: the calls of one sample share all but the instruction."""
         parts = [{"type": ref.kind.value} for ref in request.media]
         messages = [
@@ -178,17 +187,17 @@ class VllmEngine:
             return {"prompt": text}
         data: dict[str, list[Any]] = {}
         uuids: dict[str, list[str]] = {}
-        for ref in request.media:
-            key, media = await self._load_media(ref)
-            data.setdefault(ref.kind.value, []).append(media.value)
-            uuids.setdefault(ref.kind.value, []).append(key)
+        for each in await self._media.load(request, self._room(llm, request, text, sampling)):
+            data.setdefault(each.kind.value, []).append(each.media.value)
+            uuids.setdefault(each.kind.value, []).append(each.key)
         return {"prompt": text, "multi_modal_data": data, "multi_modal_uuids": uuids}
 
-    async def _load_media(self, ref: MediaRef) -> tuple[str, Media]:
-        key = media_key(ref.path, self._budget)
-        load = partial(load_media, ref, self._budget)
-        # Shielded: a caller that runs out of time must not cancel the load for the others.
-        return key, await asyncio.shield(asyncio.wrap_future(self._media.load(key, load)))
+    def _room(self, llm: AsyncLLM, request: Request, text: str, sampling: SamplingParams) -> Room | None:
+        """What is left for a video; pictures are never cut down, so nobody counts for them."""
+        if all(ref.kind is not Modality.VIDEO for ref in request.media):
+            return None
+        tokens = len(self._processor.tokenizer(text)["input_ids"])
+        return Room(llm.model_config.max_model_len, tokens, sampling.max_tokens or 0)
 
 
 def build(settings: Settings, model: str) -> VllmEngine:
@@ -196,15 +205,10 @@ def build(settings: Settings, model: str) -> VllmEngine:
     if current_platform.is_cpu():
         # The engine core would spend 20 s to compile one line when it is first asked for probabilities.
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    threads = ThreadPoolExecutor(settings.media_threads, thread_name_prefix="media")
-    cache: MediaCache[Media] = MediaCache(
-        threads, settings.media_cache_mib * 2**20, size_of=lambda media: media.nbytes
-    )
     return VllmEngine(
         model,
         _engine_args(settings),
-        cache,
-        _budget(settings),
+        MediaLoader(settings),
         settings.request_timeout_seconds,
         settings.max_answer_tokens,
     )
@@ -231,18 +235,6 @@ def _engine_args(settings: Settings) -> dict[str, Any]:
         **{name: value for name, value in chosen.items() if value is not None},
         **settings.engine_args,
     }
-
-
-def _budget(settings: Settings) -> MediaBudget:
-    return MediaBudget(
-        min_pixels=settings.min_pixels,
-        max_pixels=settings.max_pixels,
-        video_fps=settings.video_fps,
-        video_max_frames=settings.video_max_frames,
-        video_total_pixels=settings.video_total_pixels,
-        max_file_bytes=settings.max_media_mib * 2**20,
-        timeout_seconds=settings.media_timeout_seconds,
-    )
 
 
 def _load_failure(model: str, error: Exception) -> str:

@@ -9,6 +9,7 @@ import logging
 import sys
 import uuid
 from collections.abc import Collection
+from functools import partial
 from typing import Any
 
 import psutil
@@ -21,6 +22,7 @@ from capflow_tasks.drain import DrainStep
 from capflow_tasks.engine import Engine, build_engine
 from capflow_tasks.errors import EXIT_RESTART, WORKER_ERROR_MARK, CapflowError, ServiceError
 from capflow_tasks.heartbeat import Heartbeat
+from capflow_tasks.media_budget import budget_of
 from capflow_tasks.records import Stage
 from capflow_tasks.settings import Settings, read_settings
 from capflow_tasks.stages import Patience, StageRunner
@@ -28,6 +30,8 @@ from capflow_tasks.store.batches import BatchStore
 from capflow_tasks.store.database import connect, database_url, upgrade
 from capflow_tasks.store.rows import RetryPolicy
 from capflow_tasks.store.workers import WorkerStore
+from capflow_tasks.video_files import shared_video_files
+from capflow_tasks.video_spans import WindowRule, Windows
 
 log = logging.getLogger(__name__)
 
@@ -79,12 +83,16 @@ class EngineStep(bootsteps.StartStopStep):
         engines = self._start_engines(settings, queues)
         # A restarted node is another owner: what it held before it died is not its own.
         owner = f"{worker.hostname}/{uuid.uuid4().hex[:8]}"
-        workers = WorkerStore(database)
-        workers.enlist(owner, worker.hostname, sorted(queues))
-        self._heartbeat = Heartbeat(workers, owner, settings.lease_seconds)
+        self._heartbeat = Heartbeat(WorkerStore(database), owner, settings.lease_seconds)
         self._heartbeat.start()
         _runner = StageRunner(
-            BatchStore(database), catalogue, engines, self._heartbeat, owner, _patience(settings)
+            BatchStore(database),
+            catalogue,
+            engines,
+            self._heartbeat,
+            owner,
+            _patience(settings),
+            _windows(settings),
         )
         worker.app.conf.task_routes[0].become_worker(worker.hostname, queues)
 
@@ -120,6 +128,12 @@ def _database(settings: Settings) -> Any:
     database = connect(database_url(settings), pool_size=settings.concurrency + 2)
     upgrade(database)
     return database
+
+
+def _windows(settings: Settings) -> Windows:
+    files = shared_video_files(settings.video_decoders)
+    rule = WindowRule(settings.video_fps, settings.video_window_frames, settings.video_max_windows)
+    return Windows(rule, partial(files.measure, budget=budget_of(settings)))
 
 
 def _patience(settings: Settings) -> Patience:

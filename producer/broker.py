@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -25,6 +26,16 @@ log = logging.getLogger(__name__)
 
 #: Batches published in one transaction, at most.
 _PUBLISH_CHUNK = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Ids of the batches that have a message in the broker."""
+
+    #: In a queue.
+    waiting: set[int]
+    #: Taken by a worker, which has not acknowledged it or died before that.
+    delivered: set[int]
 
 
 class Broker:
@@ -49,7 +60,7 @@ class Broker:
         chain(*map(partial(self._task, batch.id), stages_from(batch.next_stage, batch.stages))).apply_async()
 
     def _task(self, batch_id: int, stage: Stage) -> Signature[Any]:
-        # The task's id tells the batch, to people in Flower and to `batch_ids`.
+        # The task's id tells the batch, to people in Flower and to `look`.
         return self._app.signature(
             task_name(stage),
             kwargs={"batch_id": batch_id},
@@ -57,8 +68,8 @@ class Broker:
             task_id=f"{batch_id}.{stage}.{uuid4().hex[:12]}",
         )
 
-    def batch_ids(self) -> set[int] | None:
-        """Batches that have a message in the broker, waiting or delivered; None while it is away."""
+    def look(self) -> Held | None:
+        """Batches that have a message in the broker; None while it is away."""
         with self._app.connection_for_read() as connection:
             try:
                 channel: Any = connection.default_channel
@@ -68,9 +79,7 @@ class Broker:
                 delivered = [loads(entry)[0] for entry in channel.client.hvals(channel.unacked_key)]
             except (RedisError, OperationalError):
                 return None
-        messages = [*map(loads, waiting), *delivered]
-        ids = (message["headers"].get("id", "").partition(".")[0] for message in messages)
-        return {int(batch_id) for batch_id in ids if batch_id.isdecimal()}
+        return Held(_batch_ids(map(loads, waiting)), _batch_ids(delivered))
 
     def drop_queues_of(self, nodes: Collection[str]) -> None:
         """Remove the own queues of dead workers; what they held is sent again to the living."""
@@ -88,6 +97,11 @@ def publish_ready(runs: RunStore, broker: Broker, queue_seconds: float, run_id: 
                 broker.publish(batch)
         if len(ready) < _PUBLISH_CHUNK:
             return
+
+
+def _batch_ids(messages: Iterable[Any]) -> set[int]:
+    ids = (message["headers"].get("id", "").partition(".")[0] for message in messages)
+    return {int(batch_id) for batch_id in ids if batch_id.isdecimal()}
 
 
 def _lists(channel: Any) -> Iterator[bytes]:

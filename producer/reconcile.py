@@ -11,7 +11,7 @@ from time import monotonic
 
 from capflow_tasks.store.runs import RunStore
 from capflow_tasks.store.workers import WorkerStore
-from producer.broker import Broker
+from producer.broker import Broker, Held
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +33,10 @@ class Reconciler:
         self._runs = runs
         self._workers = workers
         self._broker = broker
-        self._silent_seconds = 2 * lease_seconds
+        self._lease_seconds = lease_seconds
         self._run_id = run_id
-        self._missing: set[int] = set()
+        #: Since when a queued batch has had no message that waits.
+        self._silent_since: dict[int, float] = {}
         self._looked_at = -LOOK_SECONDS
 
     def look(self) -> int:
@@ -43,7 +44,7 @@ class Reconciler:
         if monotonic() - self._looked_at < LOOK_SECONDS:
             return 0
         self._looked_at = monotonic()
-        self._broker.drop_queues_of(self._workers.bury(self._silent_seconds))
+        self._broker.drop_queues_of(self._workers.bury(2 * self._lease_seconds))
         lost = self._runs.requeue_stale(self._run_id) + self._requeue_missing()
         if lost:
             log.warning("%s batches were lost and are sent again", lost)
@@ -51,10 +52,18 @@ class Reconciler:
 
     def _requeue_missing(self) -> int:
         queued = self._runs.queued(self._run_id)
-        held = self._broker.batch_ids() if queued else set()
+        held = self._broker.look() if queued else Held(set(), set())
         if held is None:
             # The broker is away: what it holds is not known.
             return 0
-        missing = queued - held
-        gone, self._missing = missing & self._missing, missing - self._missing
+        now = monotonic()
+        self._silent_since = {each: self._silent_since.get(each, now) for each in queued - held.waiting}
+        gone = {
+            each
+            for each, since in self._silent_since.items()
+            # A message that was delivered starts its batch at once, unless its worker died before that.
+            if now - since >= (self._lease_seconds if each in held.delivered else LOOK_SECONDS)
+        }
+        for each in gone:
+            del self._silent_since[each]
         return self._runs.requeue_lost(gone) if gone else 0

@@ -62,20 +62,27 @@ class BatchStore:
             Batch.state.in_([BatchState.READY, BatchState.QUEUED]),
             and_(Batch.state == BatchState.RUNNING, Batch.lease_until < func.now()),
         )
+        free = (
+            select(Batch.id, (Batch.tries + 1).label("tries"))
+            .where(Batch.id == batch_id, Batch.next_stage == stage, is_free)
+            .with_for_update()
+            .cte("free")
+        )
         takes = (
             update(Batch)
-            .where(Batch.id == batch_id, Batch.next_stage == stage, is_free)
+            .where(Batch.id == free.c.id)
             .where(Batch.shard_id == ShardTable.id, ShardTable.run_id == Run.id)
             .values(
                 state=BatchState.RUNNING,
                 lease_owner=owner,
                 lease_until=in_seconds(lease_seconds),
                 attempt=Batch.attempt + 1,
-                tries=Batch.tries + 1,
+                # A suspect's further tries are counted by `begin_try`, when its turn has come.
+                tries=func.greatest(Batch.tries, 1),
             )
             .returning(
                 Batch.attempt,
-                Batch.tries,
+                free.c.tries,
                 Batch.start_idx,
                 Batch.end_idx,
                 ShardTable.dataset,
@@ -103,17 +110,17 @@ class BatchStore:
             results = results_of(connection, [row.id for row in rows])
         return [PendingSample(row.id, row.idx, row.entry, row.domain, results[row.id]) for row in rows]
 
-    def release(self, claim: Claim, wait_seconds: float = 0, *, counts_as_try: bool = True) -> None:
+    def begin_try(self, claim: Claim) -> None:
+        """Count the try of a suspect; one that only waits its turn while its worker dies is not to blame."""
+        with self.engine.begin() as connection:
+            connection.execute(update(Batch).where(*_is_mine(claim)).values(tries=claim.tries))
+
+    def release(self, claim: Claim, wait_seconds: float = 0) -> None:
         """Give the stage back, to be sent again after a wait."""
         statement = (
             update(Batch)
             .where(*_is_mine(claim))
-            .values(
-                state=BatchState.READY,
-                tries=Batch.tries if counts_as_try else Batch.tries - 1,
-                lease_owner=None,
-                lease_until=in_seconds(wait_seconds),
-            )
+            .values(state=BatchState.READY, lease_owner=None, lease_until=in_seconds(wait_seconds))
         )
         with self.engine.begin() as connection:
             connection.execute(statement)

@@ -8,7 +8,7 @@ from dataclasses import fields
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, func, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, func, select
 
 from capflow_tasks.records import Result, Stage
 from capflow_tasks.state import STAGE_ORDER, BatchState, SampleState
@@ -50,13 +50,18 @@ def earliest_stages(rows: Iterable[Any]) -> dict[int, Stage]:
 
 
 def results_of(connection: Connection, sample_ids: Sequence[int]) -> defaultdict[int, tuple[Result, ...]]:
-    """Everything said about these samples, by stage and then by agent."""
+    """Everything said about these samples, in workflow order."""
     statement = select(AgentResult.sample_id, *_RESULT_COLUMNS).where(AgentResult.sample_id.in_(sample_ids))
     found: defaultdict[int, tuple[Result, ...]] = defaultdict(tuple)
     rows = connection.execute(statement).all()
-    for sample_id, *values in sorted(rows, key=lambda row: (STAGE_ORDER[row.stage], row.agent)):
+    for sample_id, *values in sorted(rows, key=_place):
         found[sample_id] += (Result(*values),)
     return found
+
+
+def _place(row: Row[*tuple[Any, ...]]) -> tuple[int, int, str]:
+    # The windows of one agent have its place, and their names are in the order of time.
+    return STAGE_ORDER[row.stage], row.position, row.agent
 
 
 def tally_of(connection: Connection, counts: Select[*tuple[Any, ...]]) -> Tally:

@@ -13,6 +13,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     MetaData,
+    SmallInteger,
     Text,
     UniqueConstraint,
     func,
@@ -183,7 +184,6 @@ class Worker(Table):
     owner: Mapped[str] = mapped_column(primary_key=True)
     #: Celery's node name, as in `celery@host`.
     node: Mapped[str]
-    queues: Mapped[list[str]] = mapped_column(ARRAY(Text))
     started_at: Mapped[datetime] = mapped_column(server_default=func.now())
     seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
@@ -207,4 +207,6 @@ class AgentResult(Table):
     finish_reason: Mapped[str]
     seconds: Mapped[float] = mapped_column(REAL)
     worker: Mapped[str]
+    #: The agent's place in its workflow: the order in which reports are shown.
+    position: Mapped[int] = mapped_column(SmallInteger)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())

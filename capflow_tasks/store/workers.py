@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import Engine, and_, delete, func, insert, or_, select, update
+from sqlalchemy import Engine, and_, delete, func, or_, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
 
 from capflow_tasks.state import BatchState
 from capflow_tasks.store.clauses import in_seconds
 from capflow_tasks.store.tables import Batch, Worker
+
+_LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 class WorkerStore:
@@ -18,13 +21,13 @@ class WorkerStore:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
 
-    def enlist(self, owner: str, node: str, queues: Sequence[str]) -> None:
-        """Let it be known that this worker is there."""
-        with self.engine.begin() as connection:
-            connection.execute(insert(Worker).values(owner=owner, node=node, queues=list(queues)))
-
     def beat(self, owner: str, batch_ids: Sequence[int], lease_seconds: float) -> None:
-        """The heartbeat: what this owner really runs, or has in its own queue, stays its own."""
+        """The heartbeat: what this owner, a `node/...`, really runs or has in its own queue stays its own.
+
+        The first beat enlists the worker, and so does one after it has been buried by mistake.
+        """
+        is_here = upsert(Worker).values(owner=owner, node=owner.partition("/")[0])
+        is_here = is_here.on_conflict_do_update(index_elements=[Worker.owner], set_={"seen_at": func.now()})
         is_kept = or_(
             and_(Batch.state == BatchState.RUNNING, Batch.id.in_(batch_ids)),
             Batch.state == BatchState.QUEUED,
@@ -35,7 +38,7 @@ class WorkerStore:
             .values(lease_until=in_seconds(lease_seconds))
         )
         with self.engine.begin() as connection:
-            connection.execute(update(Worker).where(Worker.owner == owner).values(seen_at=func.now()))
+            connection.execute(is_here)
             connection.execute(extends)
 
     def resign(self, owner: str) -> None:
@@ -47,7 +50,8 @@ class WorkerStore:
         )
         with self.engine.begin() as connection:
             connection.execute(gives_back)
-            connection.execute(delete(Worker).where(Worker.owner == owner))
+            # Buried by the next who looks, and its own queue with it.
+            connection.execute(update(Worker).where(Worker.owner == owner).values(seen_at=_LONG_AGO))
 
     def bury(self, silent_seconds: float) -> set[str]:
         """Strike off the workers that have been silent for so long; the nodes that have no worker now."""

@@ -31,7 +31,6 @@ def upgrade() -> None:
         "workers",
         sa.Column("owner", sa.Text(), nullable=False),
         sa.Column("node", sa.Text(), nullable=False),
-        sa.Column("queues", postgresql.ARRAY(sa.Text()), nullable=False),
         sa.Column(
             "started_at", postgresql.TIMESTAMP(timezone=True), server_default=sa.text("now()"), nullable=False
         ),
@@ -226,6 +225,7 @@ def upgrade() -> None:
         sa.Column("finish_reason", sa.Text(), nullable=False),
         sa.Column("seconds", sa.REAL(), nullable=False),
         sa.Column("worker", sa.Text(), nullable=False),
+        sa.Column("position", sa.SmallInteger(), nullable=False),
         sa.Column(
             "created_at", postgresql.TIMESTAMP(timezone=True), server_default=sa.text("now()"), nullable=False
         ),

@@ -7,7 +7,7 @@ import pytest
 
 from capflow_tasks.domains import Catalogue, Domain, load_catalogue
 from capflow_tasks.errors import WorkflowError
-from capflow_tasks.records import Modality, Stage
+from capflow_tasks.records import MediaLimits, Modality, Stage
 
 #: Domain: aliases, and its agents that perceive, reason, summarize and score.
 TABLE = {
@@ -418,3 +418,61 @@ def test_a_yml_file_is_refused_rather_than_overlooked(tmp_path: Path) -> None:
 def test_an_empty_folder_changes_nothing(packaged: Catalogue, tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("not a domain")
     assert load_catalogue(tmp_path) == packaged
+
+
+def test_a_budget_is_the_domains_with_the_agents_own_laid_over_it(tmp_path: Path) -> None:
+    (tmp_path / "aerial.yaml").write_text(
+        MINIMAL.replace("  visual_guideline:", "  visual_guideline: {budget: {fps: 4, max_frames: 8}}")
+        + "budget: {fps: 1, total_pixels: 784000}\n"
+    )
+    first, last = load_catalogue(tmp_path).resolve("Aerial").agents
+    assert first.limits == MediaLimits(fps=4, max_frames=8, total_pixels=784_000)
+    assert last.limits == MediaLimits(fps=1, total_pixels=784_000)
+
+
+def test_a_changed_budget_changes_the_digest(tmp_path: Path) -> None:
+    seen = set()
+    for text in ("", "budget: {fps: 1}\n", "budget: {fps: 2}\n"):
+        (tmp_path / "aerial.yaml").write_text(MINIMAL + text)
+        seen.add(load_catalogue(tmp_path).resolve("Aerial").digest)
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("budget: {frames: 9}\n", "budget: unknown key 'frames'; remove it or use one of: min_pixels"),
+        ("  judge: {budget: {pixels: 9}}\n", "agents.judge.budget: unknown key 'pixels'"),
+        ("budget: {fps: 0}\n", "budget.fps: Input should be greater than 0"),
+        ("budget: {max_frames: 1}\n", "budget.max_frames: "),
+        ("budget: {total_pixels: 100}\n", "budget.total_pixels: "),
+        ("budget: {window_frames: 3}\n", "budget.window_frames: "),
+        ("budget: [fps]\n", "budget: "),
+    ],
+)
+def test_a_malformed_budget_is_refused_by_file_and_key(tmp_path: Path, text: str, fault: str) -> None:
+    message = refusal(tmp_path, MINIMAL + text)
+    assert message.startswith(f"{tmp_path / 'aerial.yaml'}: {fault}")
+
+
+@pytest.mark.parametrize(
+    ("agent", "fault"),
+    [
+        (
+            "{stage: perceive, prompt: Look., budget: {min_frames: 9, max_frames: 8}}",
+            "budget: min_frames 9 is above max_frames 8",
+        ),
+        ("{stage: perceive, prompt: Look., windows: true}", "prompt: lacks $window"),
+        ("{stage: perceive, prompt: Look at $window.}", "prompt: unknown placeholder $window"),
+        ("{stage: perceive, prompt: $window, windows: true, media: false}", "windows: for an agent of stage"),
+        ("{stage: reason, prompt: $window, windows: true}", "windows: for an agent of stage perceive"),
+    ],
+)
+def test_windows_and_budgets_that_make_no_sense_are_refused(tmp_path: Path, agent: str, fault: str) -> None:
+    text = MINIMAL.replace("  general_summary:", f"  late: {agent}\n  general_summary:")
+    assert fault in refusal(tmp_path, text)
+
+
+def test_only_the_video_agent_is_asked_window_by_window(packaged: Catalogue) -> None:
+    windowed = [agent.name for domain in packaged.domains for agent in domain.agents if agent.windows]
+    assert windowed == ["video"]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageFile
 
-from capflow_tasks import media
+from capflow_tasks import media_budget
 from capflow_tasks.errors import (
     MediaCorrupt,
     MediaMissing,
@@ -379,4 +379,4 @@ def test_a_picture_is_handed_to_the_engine_with_its_bytes_and_tokens(tmp_path: P
     assert loaded.value.size == (112, 56)
     assert loaded.nbytes == 112 * 56 * 3
     assert loaded.tokens == 8 == image_tokens(112, 56, BUDGET)
-    assert media.QWEN2_5_VL_FACTOR == 28
+    assert media_budget.QWEN2_5_VL_FACTOR == 28

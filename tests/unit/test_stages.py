@@ -54,7 +54,10 @@ class OneBatch(BatchStore):
     def pending_samples(self, batch_id: int) -> list[PendingSample]:
         return [PendingSample(idx, idx, {"image": "a.png"}, "Natural", ()) for idx in range(self._samples)]
 
-    def release(self, claim: Claim, wait_seconds: float = 0, *, counts_as_try: bool = True) -> None:
+    def begin_try(self, claim: Claim) -> None:
+        """Counted by `claim` here."""
+
+    def release(self, claim: Claim, wait_seconds: float = 0) -> None:
         self.waits.append(wait_seconds)
 
     def split(self, claim: Claim) -> None:

@@ -3,9 +3,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import io
-import struct
 import warnings
-from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from capflow_tasks import video as video_module
-from capflow_tasks import video_source
+from capflow_tasks import video_player, video_source
 from capflow_tasks.errors import (
     MediaCorrupt,
     MediaMissing,
@@ -27,56 +24,20 @@ from capflow_tasks.errors import (
 from capflow_tasks.media import MediaBudget, Video, count_frames, fit_frame, load_media, video_tokens
 from capflow_tasks.records import MediaRef, Modality
 from capflow_tasks.video import load_video
+from tests.clips import (
+    ENCRYPTED,
+    NOISE,
+    STEP,
+    claim_seconds,
+    cut_short,
+    make_clip,
+    make_sound,
+    overwrite_middle,
+)
 
 TOKEN = 28 * 28
 #: 4 to 16 tokens per pair of frames, so that tests stay quick.
 BUDGET = MediaBudget(video_frame_min_pixels=4 * TOKEN, video_frame_max_pixels=16 * TOKEN)
-#: Grey levels that a lossy codec keeps apart.
-STEP = 8
-
-
-def make_clip(
-    path: Path,
-    codec: str = "libx264",
-    *,
-    count: int = 30,
-    rate: int = 10,
-    size: tuple[int, int] = (64, 48),
-    times: Sequence[int] | None = None,
-    rotation: int | None = None,
-    is_mirrored: bool = False,
-    keyframe_every: int = 10,
-    pixels: NDArray[np.uint8] | None = None,
-    pixel_format: str = "yuv420p",
-    muxer: dict[str, str] | None = None,
-    options: dict[str, str] | None = None,
-    aspect: Fraction | None = None,
-) -> str:
-    """Write a clip whose frame n is grey level n * STEP; `times` are milliseconds per frame."""
-    with av.open(str(path), "w", options=muxer or {}) as container:
-        stream = container.add_stream(codec, rate=rate, options={**QUIET.get(codec, {}), **(options or {})})
-        assert isinstance(stream, av.VideoStream)
-        stream.width, stream.height = size
-        stream.pix_fmt = pixel_format
-        context = stream.codec_context
-        context.gop_size = keyframe_every
-        context.time_base = Fraction(1, 1000) if times else Fraction(1, rate)
-        if aspect:
-            context.sample_aspect_ratio = aspect
-        if rotation is not None:
-            stream.set_display_rotation(rotation, hflip=is_mirrored)
-        for number in range(count):
-            grey = np.full((size[1], size[0], 3), number * STEP % 256, np.uint8)
-            frame = av.VideoFrame.from_ndarray(grey if pixels is None else pixels, format="rgb24")
-            frame.pts = times[number] if times else number
-            frame.time_base = context.time_base
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return str(path)
-
-
-#: Encoders that write to the terminal unless told not to.
-QUIET = {"libx265": {"x265-params": "log-level=none"}}
 
 
 def levels(video: Video) -> list[int]:
@@ -311,13 +272,13 @@ def hour(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_an_hour_is_read_with_a_handful_of_frames_held(hour: str, monkeypatch: pytest.MonkeyPatch) -> None:
     gc.collect()
     held: list[int] = []
-    pixels = video_module._pixels
+    pixels = video_player._pixels
 
     def spy(*arguments: Any) -> NDArray[np.uint8]:
         held.append(sum(type(thing) is av.VideoFrame for thing in gc.get_objects()))
         return pixels(*arguments)
 
-    monkeypatch.setattr(video_module, "_pixels", spy)
+    monkeypatch.setattr(video_player, "_pixels", spy)
     video = load_video(hour, dataclasses.replace(BUDGET, video_max_frames=64))
     assert len(held) == len(video.frames) == 64
     assert max(held) <= 8
@@ -331,7 +292,7 @@ def test_jumping_to_keyframes_gives_the_frames_that_playing_gives(
 ) -> None:
     path = make_clip(tmp_path / name, count=1200, rate=2, size=(32, 32), keyframe_every=60)
     decoded: list[int] = []
-    decode = video_module.Player._decode
+    decode = video_player.Player._decode
 
     def spy(self: Any, *arguments: Any, **options: Any) -> list[av.VideoFrame]:
         frames = decode(self, *arguments, **options)
@@ -340,14 +301,14 @@ def test_jumping_to_keyframes_gives_the_frames_that_playing_gives(
 
     budget = dataclasses.replace(BUDGET, video_max_frames=12)
     with monkeypatch.context() as patch:
-        patch.setattr(video_module.Player, "_decode", spy)
+        patch.setattr(video_player.Player, "_decode", spy)
         patch.setattr(video_source, "_INDEXED", frozenset())
         played = load_video(path, budget)
     assert sum(decoded) > 1000
     decoded.clear()
-    monkeypatch.setattr(video_module.Player, "_decode", spy)
+    monkeypatch.setattr(video_player.Player, "_decode", spy)
     if is_measured_by_its_end:
-        monkeypatch.setattr(video_module, "_SCAN_BYTES", 0)
+        monkeypatch.setattr(video_player, "_SCAN_BYTES", 0)
     jumped = load_video(path, budget)
     assert sum(decoded) < 600
     assert jumped.timestamps == pytest.approx(played.timestamps)
@@ -361,15 +322,6 @@ def test_decoding_that_takes_too_long_is_given_up(hour: str) -> None:
     assert caught.value.is_retryable
 
 
-def cut(path: str, share: float) -> str:
-    file = Path(path)
-    file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
-    return path
-
-
-NOISE = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
-
-
 @pytest.mark.parametrize(
     ("name", "codec", "options"),
     [clip for clip in CODECS if clip[0] not in {"a.ts", "a.flv", "a.gif", "fragmented.mp4"}],
@@ -381,49 +333,37 @@ def test_a_file_that_is_cut_short_is_corrupt(
 ) -> None:
     path = make_clip(tmp_path / name, codec, pixels=NOISE, **options)
     with pytest.raises(MediaCorrupt, match=r"cut short|its data ends|frames are lost"):
-        load_video(cut(path, share), BUDGET)
+        load_video(cut_short(path, share), BUDGET)
 
 
 def test_a_cut_file_is_found_out_when_only_its_end_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(video_module, "_SCAN_BYTES", 0)
+    monkeypatch.setattr(video_player, "_SCAN_BYTES", 0)
     muxer = {"movflags": "faststart"}
     for name, options in (("a.mp4", muxer), ("a.mkv", {}), ("a.avi", {})):
         codec = "mpeg4" if name == "a.avi" else "libx264"
         whole = make_clip(tmp_path / name, codec, pixels=NOISE, count=80, muxer=options)
         assert len(load_video(whole, BUDGET).frames) == 16
         with pytest.raises(MediaCorrupt):
-            load_video(cut(whole, 0.6), BUDGET)
+            load_video(cut_short(whole, 0.6), BUDGET)
 
 
 def test_a_file_whose_middle_is_overwritten_is_corrupt(tmp_path: Path) -> None:
-    path = Path(make_clip(tmp_path / "a.mp4", pixels=NOISE, count=60))
-    content = bytearray(path.read_bytes())
-    start, end = len(content) // 4, len(content) * 3 // 4
-    content[start:end] = np.random.default_rng(1).bytes(end - start)
-    path.write_bytes(content)
+    path = overwrite_middle(make_clip(tmp_path / "a.mp4", pixels=NOISE, count=60))
     with pytest.raises(MediaCorrupt, match=r"frames are lost|damaged"):
-        load_video(str(path), BUDGET)
+        load_video(path, BUDGET)
 
 
 def test_a_container_that_claims_to_last_longer_than_its_data_is_corrupt(tmp_path: Path) -> None:
-    path = Path(make_clip(tmp_path / "a.mkv"))
-    content = bytearray(path.read_bytes())
-    at = content.index(b"\x44\x89\x88") + 3  # Matroska's Duration, a double in milliseconds
-    content[at : at + 8] = struct.pack(">d", 3_600_000.0)
-    path.write_bytes(content)
+    path = claim_seconds(make_clip(tmp_path / "a.mkv"), 3600)
     with pytest.raises(MediaCorrupt, match=r"claims 3600\.0 s, but its data ends at 3\.0 s"):
-        load_video(str(path), BUDGET)
+        load_video(path, BUDGET)
 
 
 def test_a_container_that_claims_to_be_shorter_than_its_data_is_read_to_its_end(tmp_path: Path) -> None:
-    path = Path(make_clip(tmp_path / "a.mkv"))
-    content = bytearray(path.read_bytes())
-    at = content.index(b"\x44\x89\x88") + 3
-    content[at : at + 8] = struct.pack(">d", 500.0)
-    path.write_bytes(content)
-    video = load_video(str(path), BUDGET)
+    path = claim_seconds(make_clip(tmp_path / "a.mkv"), 0.5)
+    video = load_video(path, BUDGET)
     assert video.duration_seconds == pytest.approx(3.0)
     assert levels(video) == [0, 5, 10, 15, 20, 25]
 
@@ -445,31 +385,14 @@ def test_a_stream_without_a_length_is_measured(tmp_path: Path) -> None:
 
 
 def test_an_encrypted_file_is_named_as_such(tmp_path: Path) -> None:
-    muxer = {
-        "encryption_scheme": "cenc-aes-ctr",
-        "encryption_key": "76a6c65c5ea762046bd749a2e632ccbb",
-        "encryption_kid": "a7e61c373e219033c21091fa607bf3b8",
-    }
     with pytest.raises(MediaUnsupported, match="is encrypted"):
-        load_video(make_clip(tmp_path / "a.mp4", muxer=muxer), BUDGET)
-
-
-def sound(path: Path) -> str:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("aac", rate=8000)
-        assert isinstance(stream, av.AudioStream)
-        for number in range(8):
-            silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
-            silence.sample_rate, silence.pts = 8000, number * 1024
-            container.mux(stream.encode(silence))
-        container.mux(stream.encode(None))
-    return str(path)
+        load_video(make_clip(tmp_path / "a.mp4", muxer=ENCRYPTED), BUDGET)
 
 
 def test_a_file_with_sound_only_is_named_as_such(tmp_path: Path) -> None:
     for name in ("a.mp4", "a.mkv"):
         with pytest.raises(MediaUnsupported, match="holds no video, only audio"):
-            load_video(sound(tmp_path / name), BUDGET)
+            load_video(make_sound(tmp_path / name), BUDGET)
 
 
 @pytest.mark.parametrize(
@@ -538,7 +461,7 @@ def test_a_file_name_is_never_taken_for_an_address_or_a_pattern(tmp_path: Path) 
 
 def test_reading_good_and_bad_files_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     good = make_clip(tmp_path / "a.mp4")
-    bad = cut(make_clip(tmp_path / "b.mkv", pixels=NOISE), 0.5)
+    bad = cut_short(make_clip(tmp_path / "b.mkv", pixels=NOISE), 0.5)
     capfd.readouterr()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,0 +1,107 @@
+"""A request's pictures and videos on their way into the engine: fitted, decoded, and kept for the next call.
+
+Knows nothing of vLLM. Runs on the engine's event loop; files are read in threads, videos in processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from capflow_tasks.errors import PromptTooLong
+from capflow_tasks.media import Media, MediaBudget, load_media, media_key
+from capflow_tasks.media_budget import budget_of
+from capflow_tasks.media_cache import MediaCache
+from capflow_tasks.records import MediaRef, Modality, Request
+from capflow_tasks.settings import Settings
+from capflow_tasks.video import VideoReader, plan_frames
+from capflow_tasks.video_files import shared_video_files
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a prompt leaves for its media, in tokens."""
+
+    #: The longest prompt and answer that the model takes.
+    model: int
+    #: The prompt's text.
+    text: int
+    #: The longest answer.
+    answer: int
+
+    @property
+    def left(self) -> int:
+        return self.model - self.text - self.answer
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedMedia:
+    """One picture or video, ready for the engine."""
+
+    kind: Modality
+    #: Equal only for the same pixels.
+    key: str
+    media: Media
+
+
+class MediaLoader:
+    """Loads what requests refer to. Calls that ask for the same at once share one load."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._threads = ThreadPoolExecutor(settings.media_threads, thread_name_prefix="media")
+        self._cache: MediaCache[Media] = MediaCache(
+            self._threads, settings.media_cache_mib * 2**20, size_of=lambda media: media.nbytes
+        )
+        self._budget = budget_of(settings)
+        self._videos: VideoReader = shared_video_files(settings.video_decoders)
+        self._in_flight = asyncio.Semaphore(settings.videos_in_flight)
+
+    @asynccontextmanager
+    async def turn(self, request: Request) -> AsyncIterator[None]:
+        """Wait until the request may hold its video: however many there are, few lie decoded at a time."""
+        if any(ref.kind is Modality.VIDEO for ref in request.media):
+            async with self._in_flight:
+                yield
+        else:
+            yield
+
+    async def load(self, request: Request, room: Room | None) -> list[LoadedMedia]:
+        """Return the request's media in order; videos get no more than `room` leaves beside the pictures."""
+        budget = self._budget.limited(request.limits)
+        loaded = {ref: await self._load(ref, budget) for ref in request.media if ref.kind is Modality.IMAGE}
+        videos = [ref for ref in request.media if ref.kind is Modality.VIDEO]
+        pictures = sum(each.media.tokens for each in loaded.values())
+        for ref in videos:
+            fitted = budget
+            if room is not None:
+                share = (room.left - pictures) // len(videos)
+                fit = partial(fit_clip, ref, budget, self._videos, room, share)
+                fitted = await asyncio.wrap_future(self._threads.submit(fit))
+            loaded[ref] = await self._load(ref, fitted)
+        return [loaded[ref] for ref in request.media]
+
+    async def _load(self, ref: MediaRef, budget: MediaBudget) -> LoadedMedia:
+        key = media_key(ref.path, budget, ref.span)
+        future = self._cache.load(key, partial(load_media, ref, budget, self._videos))
+        # Shielded: a caller that runs out of time must not cancel the load for the others.
+        return LoadedMedia(ref.kind, key, await asyncio.shield(asyncio.wrap_future(future)))
+
+
+def fit_clip(ref: MediaRef, budget: MediaBudget, reader: VideoReader, room: Room, share: int) -> MediaBudget:
+    """Return the budget, cut down where the clip would cost more than `share` tokens; or PromptTooLong."""
+    facts = reader.measure(ref.path, budget)
+    if plan_frames(facts, budget, ref.span).tokens <= share:
+        return budget
+    if share >= budget.video_min_tokens:
+        fitted = budget.within(share)
+        if plan_frames(facts, fitted, ref.span).tokens <= share:
+            return fitted
+    raise PromptTooLong(
+        f"the prompt's text takes {room.text:,} tokens and its answer up to {room.answer:,}: of the model's "
+        f"{room.model:,} that leaves {max(share, 0):,} for {ref.path}, which needs at least "
+        f"{budget.video_min_tokens:,}"
+    )

@@ -1,0 +1,126 @@
+"""What became of the samples: database, journal and caption files, held against each other."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sqlalchemy import Engine, func, select
+
+from capflow_tasks.records import Stage
+from capflow_tasks.state import SampleState
+from capflow_tasks.store.tables import AgentResult, Sample, Shard
+from tests.chaos.engine import Call
+from tests.datasets import read_lines
+
+#: A result bears the time at which its transaction began, which is this long before others see it, at most.
+_COMMIT_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One row of the closing table."""
+
+    scenario: str
+    seed: int
+    samples: int
+    faults: int = 0
+    lost: int = 0
+    #: Model calls that began after their answer was in the database.
+    repeated: int = 0
+    duplicates: int = 0
+    #: Messages that nobody will ever take.
+    stranded: int = 0
+    #: From each fault until what it hit had moved on, the longest of them.
+    recovery_seconds: float | None = None
+    seconds: float = 0.0
+    #: What else is not as it must be, one sentence each.
+    complaints: Sequence[str] = field(default_factory=tuple)
+
+    @property
+    def is_clean(self) -> bool:
+        return not (self.lost or self.repeated or self.duplicates or self.stranded or self.complaints)
+
+
+def count_lost(engine: Engine, samples: int, poisoned: Collection[int]) -> int:
+    """Samples without their right end: a caption by all stages, or quarantine for the poisoned."""
+    stages = (
+        select(AgentResult.sample_id, func.count(AgentResult.stage.distinct()).label("stages"))
+        .group_by(AgentResult.sample_id)
+        .subquery()
+    )
+    statement = select(Sample.idx, Sample.state, Sample.error_kind, stages.c.stages).outerjoin(
+        stages, stages.c.sample_id == Sample.id
+    )
+    with engine.connect() as connection:
+        rows = connection.execute(statement).all()
+    done = {row.idx for row in rows if row.state == SampleState.DONE and row.stages == len(Stage)}
+    quarantined = {row.idx for row in rows if row.error_kind == "quarantined"}
+    return len(set(range(samples)) - set(poisoned) - done) + len(set(poisoned) - quarantined)
+
+
+def describe_lost(engine: Engine) -> list[str]:
+    """How many samples ended how, other than done."""
+    statement = (
+        select(Sample.state, Sample.error_stage, Sample.error_kind, func.count())
+        .where(Sample.state != SampleState.DONE)
+        .group_by(Sample.state, Sample.error_stage, Sample.error_kind)
+    )
+    with engine.connect() as connection:
+        return [
+            f"{count} {state} {stage or ''} {kind or ''}".strip()
+            for state, stage, kind, count in connection.execute(statement)
+        ]
+
+
+def count_repeated(engine: Engine, calls: Sequence[Call]) -> int:
+    """Calls that began when their answer had been committed already."""
+    committed = _committed(engine)
+    said = {(call.path, call.kind): call.said.strip() for call in calls if call.said is not None}
+    repeated = 0
+    for call in calls:
+        key = call.kind if call.kind in ("route", "score") else said.get((call.path, call.kind), "")
+        at = committed.get((call.path, key))
+        repeated += bool(call.started and at and call.started > at + _COMMIT_SECONDS)
+    return repeated
+
+
+def _committed(engine: Engine) -> dict[tuple[str, str], float]:
+    """When each answer was written, by media and by what was said, or by stage where all say the same.
+
+    Of two agents who said the same of a sample, the later counts: nothing is taken for a repetition wrongly.
+    """
+    statement = (
+        select(AgentResult.stage, AgentResult.text, AgentResult.created_at, Sample.entry, Shard.root)
+        .join(Sample, Sample.id == AgentResult.sample_id)
+        .join(Shard, Shard.id == Sample.shard_id)
+        .order_by(AgentResult.created_at)
+    )
+    with engine.connect() as connection:
+        rows = connection.execute(statement).all()
+    return {
+        (
+            str(Path(row.root, row.entry["image"])),
+            row.stage.value if row.stage in (Stage.ROUTE, Stage.SCORE) else row.text,
+        ): row.created_at.timestamp()
+        for row in rows
+    }
+
+
+def count_duplicates(engine: Engine, output: Path) -> int:
+    """Results that exist twice, and caption lines that exist twice or not at all."""
+    key = (AgentResult.sample_id, AgentResult.stage, AgentResult.agent)
+    twice = select(func.count(AgentResult.sample_id)).group_by(*key).having(func.count() > 1)
+    done = select(Sample.idx).where(Sample.state == SampleState.DONE)
+    with engine.connect() as connection:
+        rows = len(connection.execute(twice).all())
+        expected = set(connection.execute(done).scalars())
+    lines = Counter(
+        record["id"]
+        for path in output.glob("Rank*.jsonl")
+        if not path.name.endswith(".failed.jsonl")
+        for record in read_lines(path)
+    )
+    return rows + lines.total() - len(lines) + len(expected ^ lines.keys())

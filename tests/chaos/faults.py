@@ -1,0 +1,211 @@
+"""The faults, one function each: wait for the right moment, strike, and say what was hit."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Callable
+from threading import Event
+
+from capflow_tasks.records import Stage
+from capflow_tasks.state import BatchState
+from tests.chaos.fleet import engine_cores
+from tests.chaos.scene import OpenBatch, Scene
+
+#: What a scenario does to a fleet at work.
+Fault = Callable[[Scene], None]
+
+#: Longer than the lease that the fleet is given here.
+_OUTAGE_SECONDS = 7
+_DRAIN_SECONDS = 30
+
+
+def kill_worker_in(stage: Stage) -> Fault:
+    """SIGKILL a worker while it runs this stage."""
+
+    def kill(scene: Scene) -> None:
+        batch = scene.until(lambda: _running(scene, stage), f"a worker ran {stage}")
+        _kill_owner(scene, batch)
+
+    return kill
+
+
+def kill_in_every_stage(scene: Scene) -> None:
+    for stage in Stage:
+        kill_worker_in(stage)(scene)
+
+
+def terminate_worker(scene: Scene) -> None:
+    """SIGTERM a worker: it finishes or hands back what it has, and ends with 0."""
+    batch = scene.until(lambda: _running(scene), "a worker ran anything")
+    scene.struck([each for each in scene.open_batches() if each.owner == batch.owner], needs_all=True)
+    _terminate(scene, batch)
+
+
+def terminate_worker_without_redis(scene: Scene) -> None:
+    """The same while Redis is away, which is when a cluster is taken down in the wrong order."""
+    batch = scene.until(lambda: _running(scene), "a worker ran anything")
+    scene.struck([each for each in scene.open_batches() if each.owner == batch.owner], needs_all=True)
+    scene.redis.kill()
+    Event().wait(scene.random.uniform(0, 1))
+    _terminate(scene, batch)
+    scene.redis.start()
+
+
+def kill_engine_core(scene: Scene) -> None:
+    """SIGKILL the process in which vLLM runs the model."""
+    batch = scene.until(lambda: _running(scene), "a worker ran anything", 240)
+    scene.struck([each for each in scene.held() if each.owner == batch.owner], needs_all=True)
+    cores = engine_cores(scene.fleet.worker_of(batch.owner or "").pid)
+    if not cores:
+        scene.complaints.append("no engine core was found")
+    for core in cores:
+        core.kill()
+
+
+def flush_redis(scene: Scene) -> None:
+    scene.until(lambda: _running(scene), "a worker ran anything")
+    scene.struck(_queued(scene))
+    scene.redis.client.flushall()
+
+
+def restart_redis(scene: Scene) -> None:
+    scene.until(lambda: _running(scene), "a worker ran anything")
+    scene.struck(_queued(scene))
+    scene.redis.kill()
+    Event().wait(scene.random.uniform(0, 3))
+    scene.redis.start()
+
+
+def restart_postgres(scene: Scene) -> None:
+    scene.until(lambda: _running(scene), "a worker ran anything")
+    scene.struck(scene.held())
+    scene.postgres.restart()
+
+
+def take_postgres_away(scene: Scene) -> None:
+    """Longer than leases last."""
+    scene.until(lambda: _running(scene), "a worker ran anything")
+    scene.struck(scene.held())
+    scene.postgres.stop()
+    Event().wait(_OUTAGE_SECONDS)
+    scene.postgres.start()
+
+
+def kill_producer(scene: Scene) -> None:
+    """SIGKILL the producer and start it again a moment later."""
+    scene.until(lambda: _running(scene), "a worker ran anything")
+    scene.struck(scene.open_batches())
+    scene.fleet.producer.end()
+    Event().wait(scene.random.uniform(0, 1))
+    scene.fleet.producer.start()
+
+
+def kill_producer_early(scene: Scene) -> None:
+    """SIGKILL the producer while it inserts, thrice."""
+    for _ in range(3):
+        Event().wait(scene.random.uniform(0, 0.3))
+        kill_producer(scene)
+
+
+def second_producer_takes_over(scene: Scene) -> None:
+    """Two producers of one plan; the one that began is killed."""
+    first = scene.fleet.producer
+    second = scene.fleet.add_producer()
+    scene.until(lambda: b"samples" in second.log() or None, "the second producer looked on", 30)
+    scene.struck(scene.open_batches())
+    first.end()
+
+
+def deliver_everything_twice(scene: Scene) -> None:
+    """Copy each message, waiting or delivered, with a delivery tag of its own, as long as the run lasts."""
+    copied: set[str] = set()
+
+    def copy() -> None:
+        for message in scene.redis.messages() + scene.redis.delivered():
+            if message.task and message.task not in copied:
+                copied.add(message.task)
+                scene.redis.put_copy(message)
+                scene.faults += 1
+
+    scene.meanwhile = copy
+
+
+def random_faults(count: int) -> Fault:
+    """So many faults, most of them kills, at random instants."""
+    choices: dict[Fault, int] = {
+        _kill_any_worker: 10,
+        kill_producer: 3,
+        flush_redis: 2,
+        restart_redis: 1,
+        restart_postgres: 1,
+        terminate_worker: 2,
+    }
+
+    def strike(scene: Scene) -> None:
+        for _ in range(count):
+            (fault,) = scene.random.choices(list(choices), list(choices.values()))
+            fault(scene)
+            Event().wait(scene.random.uniform(0, 1.5))
+
+    return strike
+
+
+def each_fault_once(scene: Scene) -> None:
+    """Every fault, in random order, each as soon as the last one is over."""
+    faults = [
+        kill_worker_in(scene.random.choice(list(Stage))),
+        terminate_worker,
+        flush_redis,
+        restart_redis,
+        restart_postgres,
+        kill_producer,
+    ]
+    scene.random.shuffle(faults)
+    for fault in faults:
+        fault(scene)
+        scene.until_recovered()
+
+
+def nothing(scene: Scene) -> None:
+    """For poison, which brings its own trouble."""
+
+
+def _terminate(scene: Scene, batch: OpenBatch) -> None:
+    worker = scene.fleet.worker_of(batch.owner or "")
+    worker.send(signal.SIGTERM)
+    try:
+        code = worker.wait(_DRAIN_SECONDS)
+    except subprocess.TimeoutExpired:
+        scene.complaints.append(f"{worker.name} had not ended {_DRAIN_SECONDS} s after SIGTERM")
+        worker.send(signal.SIGKILL)
+        worker.wait(10)
+        scene.dead.add(batch.owner or "")
+        return
+    if code:
+        scene.complaints.append(f"{worker.name} ended with code {code} after SIGTERM")
+    left = [each.id for each in scene.open_batches() if each.owner == batch.owner]
+    if left:
+        scene.complaints.append(f"{worker.name} left with the leases of batches {left}")
+
+
+def _kill_any_worker(scene: Scene) -> None:
+    batches = scene.until(lambda: scene.held(), "a worker ran anything")
+    _kill_owner(scene, scene.random.choice(batches))
+
+
+def _kill_owner(scene: Scene, batch: OpenBatch) -> None:
+    """SIGKILL the worker that has this batch; what it ran has to run again elsewhere."""
+    owner = batch.owner or ""
+    scene.fleet.worker_of(owner).send(signal.SIGKILL)
+    scene.dead.add(owner)
+    scene.struck([each for each in scene.open_batches() if each.owner == owner], needs_all=True)
+
+
+def _running(scene: Scene, stage: Stage | None = None) -> OpenBatch | None:
+    held = [batch for batch in scene.held() if stage is None or batch.next_stage == stage]
+    return scene.random.choice(held) if held else None
+
+
+def _queued(scene: Scene) -> list[OpenBatch]:
+    return [batch for batch in scene.open_batches() if batch.state == BatchState.QUEUED]

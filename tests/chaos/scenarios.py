@@ -1,0 +1,182 @@
+"""The scenarios, and how one is played: a fleet is set to work, struck, and held to account."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from threading import Event
+from time import monotonic
+
+from redis.exceptions import RedisError
+
+from capflow_tasks.records import Stage
+from capflow_tasks.store.database import connect
+from tests.chaos import engine as engines
+from tests.chaos import faults
+from tests.chaos.audit import Verdict, count_duplicates, count_lost, count_repeated, describe_lost
+from tests.chaos.checkpoint import tiny_checkpoint
+from tests.chaos.fleet import Fleet, running
+from tests.chaos.scene import RunOver, Scene
+from tests.chaos.services import Postgres, Redis, running_redis
+from tests.datasets import entries_with_pictures, write_plan
+
+#: How quickly the fleet notices; an operator's defaults are ten times that.
+_QUICK = {
+    "CAPFLOW_ENGINE": "tests.chaos.engine:build",
+    "CAPFLOW_LEASE_SECONDS": "3",
+    "CAPFLOW_RETRY_SECONDS": "0.2",
+    "CAPFLOW_DRAIN_SECONDS": "15",
+    "CAPFLOW_DATABASE_SECONDS": "60",
+    "CAPFLOW_CONCURRENCY": "3",
+    "CAPFLOW_WINDOW": "16",
+}
+_VLLM = {
+    "CAPFLOW_ENGINE": "tests.chaos.engine:build_vllm",
+    "CAPFLOW_MAX_MODEL_LEN": "16384",
+    "CAPFLOW_MAX_ANSWER_TOKENS": "48",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "TORCHDYNAMO_DISABLE": "1",
+}
+#: How long messages may take to be seen for what they are, once the run is over.
+_SETTLE_SECONDS = 10
+_STOP_SECONDS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    fault: faults.Fault
+    #: What the scripted engine takes for one request, seconds.
+    latency_seconds: float = 0.2
+    #: Samples, as a share of what is asked for.
+    share: float = 1.0
+    workers: int = 2
+    #: Index of a sample that is to be quarantined.
+    poisoned: int | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    timeout_seconds: float = 180
+    has_real_model: bool = False
+
+
+def _poison(victim: str, **changes: str) -> Scenario:
+    return Scenario(
+        faults.nothing, poisoned=13, environment={engines.VICTIM: victim, **changes}, timeout_seconds=300
+    )
+
+
+SCENARIOS: Mapping[str, Scenario] = {
+    **{f"kill-in-{stage}": Scenario(faults.kill_worker_in(stage)) for stage in Stage},
+    "sigterm": Scenario(faults.terminate_worker),
+    "sigterm-without-redis": Scenario(faults.terminate_worker_without_redis),
+    "engine-core": Scenario(
+        faults.kill_engine_core,
+        share=0.1,
+        workers=1,
+        environment=_VLLM,
+        timeout_seconds=400,
+        has_real_model=True,
+    ),
+    "flushall": Scenario(faults.flush_redis),
+    "redis-restart": Scenario(faults.restart_redis),
+    "postgres-restart": Scenario(faults.restart_postgres),
+    "postgres-away": Scenario(faults.take_postgres_away),
+    "producer": Scenario(faults.kill_producer_early),
+    "second-producer": Scenario(faults.second_producer_takes_over, environment={"CAPFLOW_WINDOW": "4"}),
+    "poison-engine": _poison("engine"),
+    "poison-worker": _poison("worker"),
+    "poison-crowd": _poison("worker", CAPFLOW_CONCURRENCY="8"),
+    "duplicates": Scenario(faults.deliver_everything_twice),
+    "random": Scenario(faults.random_faults(40), share=4, latency_seconds=0.4, timeout_seconds=900),
+    "medley": Scenario(faults.each_fault_once, latency_seconds=0.5),
+}
+#: What the short form plays.
+SHORT = ("medley", "poison-engine", "duplicates")
+SHORT_SAMPLES = 96
+
+
+def play(name: str, seed: int, samples: int, postgres: Postgres, folder: Path) -> Verdict:
+    """Play a scenario in this folder, which has to be empty."""
+    scenario = SCENARIOS[name]
+    samples = max(round(samples * scenario.share), 16)
+    plan = write_plan(folder, entries_with_pictures(folder, samples))
+    poison = "" if scenario.poisoned is None else f"{scenario.poisoned}.png"
+    url, journal = postgres.new_database(), folder / "journal.jsonl"
+    with running_redis(folder) as redis:
+        environment = {
+            **_QUICK,
+            **scenario.environment,
+            "CAPFLOW_HOME": str(folder),
+            "CAPFLOW_DATABASE_URL": url,
+            "CAPFLOW_BROKER_URL": redis.url,
+            engines.JOURNAL: str(journal),
+            engines.LATENCY: str(scenario.latency_seconds),
+            engines.POISON: poison,
+        }
+        if scenario.has_real_model:
+            environment["CAPFLOW_MODEL"] = str(tiny_checkpoint())
+        engine = connect(url)
+        with running(Fleet(folder, environment, plan, scenario.workers)) as fleet:
+            scene = Scene(fleet, redis, postgres, engine, Random(seed))
+            started = monotonic()
+            _strike(scene, scenario)
+            seconds = monotonic() - started
+            stranded = _settle(scene)
+        poisoned = [] if scenario.poisoned is None else [scenario.poisoned]
+        lost = count_lost(engine, samples, poisoned)
+        calls = engines.read_journal(journal)
+        verdict = Verdict(
+            scenario=name,
+            seed=seed,
+            samples=samples,
+            faults=scene.faults + _deaths(calls, poison),
+            lost=lost,
+            repeated=count_repeated(engine, calls),
+            duplicates=count_duplicates(engine, fleet.output),
+            stranded=stranded,
+            recovery_seconds=max(scene.recoveries, default=None),
+            seconds=seconds,
+            complaints=(*scene.complaints, *(describe_lost(engine) if lost else ())),
+        )
+        engine.dispose()
+    return verdict
+
+
+def _strike(scene: Scene, scenario: Scenario) -> None:
+    try:
+        scenario.fault(scene)
+        code = scene.until_over(scenario.timeout_seconds)
+    except (RunOver, TimeoutError) as error:
+        scene.complaints.append(str(error))
+        return
+    expected = 0 if scenario.poisoned is None else 1
+    if code != expected:
+        scene.complaints.append(f"the producer ended with code {code}: {scene.fleet.last_words()}")
+
+
+def _settle(scene: Scene) -> int:
+    """Stop the workers as an operator does; how many messages are left that nobody takes."""
+    scene.meanwhile = lambda: None
+    deadline = monotonic() + _SETTLE_SECONDS
+    while monotonic() < deadline and _waiting(scene.redis):
+        scene.look(lambda: None)
+        Event().wait(0.05)
+    stranded = _waiting(scene.redis)
+    for worker in scene.fleet.workers.values():
+        worker.end(_STOP_SECONDS)
+        if worker.code:
+            scene.complaints.append(f"{worker.name} ended with code {worker.code} at the end")
+    return stranded
+
+
+def _deaths(calls: Sequence[engines.Call], poison: str) -> int:
+    """How often the poison was swallowed."""
+    return sum(bool(poison) and Path(call.path).name == poison for call in calls)
+
+
+def _waiting(redis: Redis) -> int:
+    try:
+        return len(redis.messages())
+    except RedisError:
+        return 0

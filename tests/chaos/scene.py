@@ -1,0 +1,146 @@
+"""What a scenario acts on: a fleet at work, and how soon what a fault hit has moved on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from random import Random
+from threading import Event
+from time import monotonic
+from typing import TypeVar
+
+from redis.exceptions import RedisError
+from sqlalchemy import Engine, select
+from sqlalchemy.exc import OperationalError
+
+from capflow_tasks.records import Stage
+from capflow_tasks.state import BatchState
+from capflow_tasks.store.tables import Batch
+from tests.chaos.fleet import Fleet
+from tests.chaos.services import Postgres, Redis
+
+T = TypeVar("T")
+
+_POLL_SECONDS = 0.02
+#: Starts of a producer, asked for and not, at most.
+_MAX_STARTS = 200
+
+
+class RunOver(Exception):
+    """The run came to its end before the fault could be injected."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenBatch:
+    id: int
+    state: BatchState
+    next_stage: Stage | None
+    attempt: int
+    owner: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Hit:
+    """What a fault hit, and when."""
+
+    at: float
+    before: dict[int, Stage | None]
+    #: Whether all of it has to move on, or any of it will do.
+    needs_all: bool
+
+
+class Scene:
+    """Waits, tends the fleet while waiting, and keeps the time that each recovery takes."""
+
+    def __init__(
+        self, fleet: Fleet, redis: Redis, postgres: Postgres, engine: Engine, random: Random
+    ) -> None:
+        self.fleet = fleet
+        self.redis = redis
+        self.postgres = postgres
+        self.engine = engine
+        self.random = random
+        self.faults = 0
+        self.recoveries: list[float] = []
+        self.complaints: list[str] = []
+        #: Called at every look, for faults that go on.
+        self.meanwhile: Callable[[], None] = lambda: None
+        #: Owners whose process was killed; their leases name nobody.
+        self.dead: set[str] = set()
+        self._hits: list[_Hit] = []
+
+    def open_batches(self) -> list[OpenBatch]:
+        """Batches that have not come to their end."""
+        columns = (Batch.id, Batch.state, Batch.next_stage, Batch.attempt, Batch.lease_owner)
+        with self.engine.connect() as connection:
+            rows = connection.execute(select(*columns).where(Batch.state != BatchState.DONE)).all()
+        return [OpenBatch(*row) for row in rows]
+
+    def held(self) -> list[OpenBatch]:
+        """Batches that a living worker runs now."""
+        return [
+            batch
+            for batch in self.open_batches()
+            if batch.state == BatchState.RUNNING and batch.owner and batch.owner not in self.dead
+        ]
+
+    def struck(self, batches: Collection[OpenBatch], *, needs_all: bool = False) -> None:
+        """Count a fault, and watch the batches that it hit until they have moved on."""
+        self.faults += 1
+        if batches:
+            before = {batch.id: batch.next_stage for batch in batches}
+            self._hits.append(_Hit(monotonic(), before, needs_all))
+
+    def until(self, found: Callable[[], T | None], what: str, seconds: float = 60) -> T:
+        """What `found` returns once it is something. Raises RunOver, or TimeoutError in time."""
+        deadline = monotonic() + seconds
+        while monotonic() < deadline:
+            if value := self.look(found):
+                return value
+            if self.fleet.producer.code is not None and not self._restarts_producer():
+                raise RunOver(f"the run was over before {what}")
+            Event().wait(_POLL_SECONDS)
+        raise TimeoutError(f"{seconds:g} s passed before {what}")
+
+    def until_recovered(self, seconds: float = 60) -> None:
+        self.until(lambda: not self._hits, "everything had moved on", seconds)
+
+    def until_over(self, seconds: float) -> int:
+        """The producer's exit code. It is started again should it crash. Raises TimeoutError."""
+        deadline = monotonic() + seconds
+        while monotonic() < deadline:
+            self.look(lambda: None)
+            code = self.fleet.producer.code
+            if code is not None and not self._restarts_producer():
+                return code
+            Event().wait(_POLL_SECONDS)
+        raise TimeoutError(f"the run was not over after {seconds:g} s")
+
+    def look(self, found: Callable[[], T | None]) -> T | None:
+        """Tend the fleet and ask; a server that is away has nothing to say."""
+        self.fleet.tend()
+        try:
+            self.meanwhile()
+            self._watch_recovery()
+            return found()
+        except (OperationalError, RedisError):
+            return None
+
+    def _restarts_producer(self) -> bool:
+        """Start a producer again that crashed, which it should not have done; False when it was done."""
+        code = self.fleet.producer.code
+        if code in (0, 1) or self.fleet.producer.starts > _MAX_STARTS:
+            return False
+        self.complaints.append(f"the producer ended with code {code}: {self.fleet.last_words()}")
+        self.fleet.producer.start()
+        return True
+
+    def _watch_recovery(self) -> None:
+        if not self._hits:
+            return
+        now = {batch.id: batch.next_stage for batch in self.open_batches()}
+        for hit in list(self._hits):
+            moved = [now.get(batch, "done") != stage for batch, stage in hit.before.items()]
+            if all(moved) if hit.needs_all else any(moved):
+                self.recoveries.append(monotonic() - hit.at)
+                self._hits.remove(hit)

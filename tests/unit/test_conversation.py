@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from capflow_tasks.conversation import Conversation
+from capflow_tasks.domains import load_catalogue
+from capflow_tasks.errors import BadAnswer, MediaCorrupt
+from capflow_tasks.records import Completion, JsonObject, Modality, Result, Stage
+from capflow_tasks.store.rows import Claim, PendingSample
+from capflow_tasks.testing import ScriptedEngine
+from tests.datasets import draw_picture
+from tests.stores import a_result
+
+CATALOGUE = load_catalogue()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    draw_picture(tmp_path / "a.png", 1)
+    return tmp_path
+
+
+def talk(
+    root: Path,
+    stage: Stage,
+    domain: str | None = "Natural",
+    entry: JsonObject | None = None,
+    results: tuple[Result, ...] = (),
+) -> Conversation:
+    claim = Claim(
+        batch_id=1,
+        stage=stage,
+        attempt=1,
+        tries=1,
+        owner="worker",
+        start_idx=0,
+        end_idx=1,
+        dataset="set",
+        root=str(root),
+        modality=Modality.IMAGE,
+        run_id=1,
+        stages=tuple(Stage),
+        min_confidence=0,
+    )
+    sample = PendingSample(1, 0, {"image": "a.png"} if entry is None else entry, domain, results)
+    return Conversation(claim, sample, CATALOGUE, "model")
+
+
+def completion(text: str, **changes: Any) -> Completion:
+    return Completion(text, 10, 5, 2, "stop", 0.5, **changes)
+
+
+def finish(conversation: Conversation) -> Conversation:
+    """Ask and answer until nobody has anything left to say."""
+    while calls := conversation.calls():
+        for call, answer in zip(
+            calls, ScriptedEngine().generate([call.request for call in calls]), strict=True
+        ):
+            conversation.take(call.agent, answer)
+    return conversation
+
+
+def test_an_unrouted_sample_is_asked_for_one_letter_per_domain(root: Path) -> None:
+    conversation = talk(root, Stage.ROUTE, domain=None)
+    ((agent, request),) = [(call.agent, call.request) for call in conversation.calls()]
+
+    assert (agent.name, request.choices, request.sampling.max_tokens) == ("router", tuple("ABCDEFGH"), 1)
+    shares = {letter: 0.5 if letter == "F" else 0.5 / 7 for letter in request.choices}
+    conversation.take(agent, completion("F", probabilities=shares))
+
+    outcome = conversation.outcome()
+    assert outcome.route is not None
+    assert (outcome.route.domain, outcome.route.confidence) == (CATALOGUE.letters["F"].name, 0.5)
+    assert outcome.results[0].data == {CATALOGUE.letters[each].name: share for each, share in shares.items()}
+
+
+def test_a_sample_with_a_domain_is_not_routed(root: Path) -> None:
+    assert talk(root, Stage.ROUTE).calls() == []
+
+
+def test_every_request_begins_with_the_same_line_and_the_picture(root: Path) -> None:
+    requests = [call.request for call in talk(root, Stage.PERCEIVE).calls()]
+
+    assert len(requests) == 2
+    for request in requests:
+        assert request.system == CATALOGUE.system
+        assert [media.path for media in request.media] == [str((root / "a.png").resolve())]
+        assert request.choices == ()
+
+
+def test_who_sees_others_speaks_after_them_and_gets_their_words(root: Path) -> None:
+    heard = (
+        a_result(Stage.PERCEIVE, "visual_guideline", "A WIDE VIEW"),
+        a_result(Stage.PERCEIVE, "natural", "TREES"),
+    )
+
+    (call,) = talk(root, Stage.REASON, results=heard).calls()
+
+    assert "A WIDE VIEW" in call.request.instruction
+    assert "TREES" in call.request.instruction
+
+
+def test_who_has_spoken_is_not_asked_again(root: Path) -> None:
+    heard = (a_result(Stage.PERCEIVE, "natural"),)
+
+    conversation = talk(root, Stage.PERCEIVE, results=heard)
+
+    assert [call.agent.name for call in conversation.calls()] == ["visual_guideline"]
+    assert [result.agent for result in finish(conversation).outcome().results] == ["visual_guideline"]
+
+
+def test_what_was_said_before_a_failure_is_kept_and_nothing_more_is_asked(root: Path) -> None:
+    conversation = talk(root, Stage.PERCEIVE)
+    first, second = conversation.calls()
+    conversation.take(first.agent, completion("A tree."))
+    conversation.take(second.agent, MediaCorrupt("cut short"))
+
+    assert conversation.calls() == []
+    outcome = conversation.outcome()
+    assert [result.text for result in outcome.results] == ["A tree."]
+    assert outcome.failure is not None
+    assert (outcome.failure.stage, outcome.failure.kind) == (Stage.PERCEIVE, "media_corrupt")
+
+
+@pytest.mark.parametrize("text", ["", "  \n", "\0"])
+def test_an_answer_without_words_is_a_failure_that_may_pass(root: Path, text: str) -> None:
+    conversation = talk(root, Stage.PERCEIVE)
+    conversation.take(conversation.calls()[0].agent, completion(text))
+
+    failure = conversation.outcome().failure
+    assert failure is not None
+    assert (failure.kind, failure.is_retryable) == (BadAnswer.kind, True)
+
+
+@pytest.mark.parametrize(
+    ("entry", "kind"),
+    [({}, "bad_entry"), ({"image": "gone.png"}, "media_missing"), ({"image": "../a"}, "media_outside_root")],
+)
+def test_a_sample_without_usable_media_asks_nothing(root: Path, entry: JsonObject, kind: str) -> None:
+    conversation = talk(root, Stage.PERCEIVE, entry=entry)
+
+    assert conversation.calls() == []
+    failure = conversation.outcome().failure
+    assert failure is not None
+    assert failure.kind == kind
+
+
+def test_a_domain_that_is_gone_since_fails_the_sample_and_not_the_batch(root: Path) -> None:
+    conversation = talk(root, Stage.PERCEIVE, domain="Cooking")
+
+    assert conversation.calls() == []
+    failure = conversation.outcome().failure
+    assert failure is not None
+    assert "Cooking" in failure.message

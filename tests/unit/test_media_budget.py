@@ -1,0 +1,105 @@
+"""How a budget is changed by a domain, and cut down to what a prompt leaves."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+
+from capflow_tasks.media_budget import MediaBudget, budget_of
+from capflow_tasks.records import MediaLimits
+from capflow_tasks.settings import Settings
+from capflow_tasks.video import plan_frames
+from capflow_tasks.video_source import VideoFacts
+
+TOKEN = 28 * 28
+
+
+def test_no_change_is_the_same_budget() -> None:
+    budget = MediaBudget()
+    assert budget.limited(MediaLimits()) is budget
+    assert budget.limited(MediaLimits(window_frames=8, max_windows=3)) is budget
+
+
+def test_a_change_wins_over_the_settings_and_leaves_the_rest() -> None:
+    changed = MediaBudget().limited(
+        MediaLimits(fps=1, max_frames=32, total_pixels=4096 * TOKEN, max_pixels=600 * TOKEN)
+    )
+    wanted = {
+        "video_fps": 1,
+        "video_max_frames": 32,
+        "video_total_pixels": 4096 * TOKEN,
+        "max_pixels": 600 * TOKEN,
+    }
+    assert asdict(changed) == asdict(MediaBudget()) | wanted
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        MediaLimits(max_pixels=4 * TOKEN),
+        MediaLimits(min_pixels=9000 * TOKEN),
+        MediaLimits(frame_max_pixels=4 * TOKEN),
+        MediaLimits(frame_min_pixels=1000 * TOKEN),
+        MediaLimits(total_pixels=2 * TOKEN),
+        MediaLimits(total_pixels=TOKEN),
+        MediaLimits(max_frames=2),
+        MediaLimits(min_frames=300),
+    ],
+)
+def test_a_change_beyond_the_other_end_of_the_setting_moves_that_too(limits: MediaLimits) -> None:
+    changed = MediaBudget().limited(limits)
+    assert changed.min_pixels <= changed.max_pixels
+    assert changed.video_frame_min_pixels <= changed.video_frame_max_pixels
+    assert changed.frame_limit >= 2
+
+
+@given(
+    some.integers(160, 30_000),
+    some.floats(0.1, 10_000),
+    some.tuples(some.integers(16, 8000), some.integers(16, 5000)),
+)
+def test_a_budget_cut_down_to_so_many_tokens_never_costs_more(
+    tokens: int, seconds: float, size: tuple[int, int]
+) -> None:
+    if max(size) > 50 * min(size):
+        return
+    video = VideoFacts(max(1, round(seconds * 25)), 0.0, seconds, *size)
+    plan = plan_frames(video, MediaBudget().within(tokens))
+    assert plan.tokens <= tokens
+    assert len(plan.times) % 2 == 0
+
+
+def test_pixels_are_given_up_before_frames() -> None:
+    video = VideoFacts(3000, 0.0, 120.0, 1280, 720)
+    budget = MediaBudget(video_total_pixels=80_000 * TOKEN)
+    whole, smaller, fewer = (plan_frames(video, budget.within(tokens)) for tokens in (80_000, 20_480, 4096))
+    assert len(whole.times) == len(smaller.times) == 240 > len(fewer.times)
+    assert whole.size > smaller.size
+
+
+def test_prompts_of_about_one_length_give_a_video_the_same_budget() -> None:
+    assert MediaBudget().within(5000) == MediaBudget().within(4900) != MediaBudget().within(4800)
+
+
+#: The budgets of the table in docs/video.md, by column.
+DOCUMENTED = (
+    MediaLimits(),
+    MediaLimits(fps=1, max_frames=32, total_pixels=1_605_632, frame_min_pixels=50_176),
+    MediaLimits(max_frames=256, total_pixels=12_845_056, frame_min_pixels=75_264),
+)
+
+
+def test_the_costs_in_the_manual_are_those_of_the_code() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "video.md").read_text("utf-8")
+    rows = re.findall(r"^\| (\d+) s, (\d+) x (\d+) \| (.+) \| (.+) \| (.+) \|$", text, re.MULTILINE)
+    assert len(rows) == 6
+    for seconds, width, height, *columns in rows:
+        facts = VideoFacts(int(seconds) * 30, 0.0, float(seconds), int(width), int(height))
+        for limits, column in zip(DOCUMENTED, columns, strict=True):
+            plan = plan_frames(facts, budget_of(Settings()).limited(limits))
+            assert column == f"{len(plan.times)} x {plan.size[0]} x {plan.size[1]} = {plan.tokens}"

@@ -1,0 +1,170 @@
+"""A request's media on their way into the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from capflow_tasks.decoders import Decoders
+from capflow_tasks.errors import MediaCorrupt, PromptTooLong
+from capflow_tasks.media_loader import LoadedMedia, MediaLoader, Room
+from capflow_tasks.records import MediaLimits, MediaRef, Modality, Request, Sampling, Span
+from capflow_tasks.settings import Settings
+from capflow_tasks.video_files import VideoFiles, shared_video_files
+from tests.datasets import draw_picture, film_video
+
+ROOMY = Room(model=32_768, text=500, answer=512)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_children_stay() -> Iterator[None]:
+    yield
+    shared_video_files(1)._decoders.stop()
+    shared_video_files.cache_clear()
+
+
+@pytest.fixture
+def loader() -> MediaLoader:
+    return MediaLoader(Settings(video_decoders=1, media_threads=1, videos_in_flight=2))
+
+
+@pytest.fixture
+def film(tmp_path: Path) -> MediaRef:
+    film_video(tmp_path / "film.mp4", seconds=8)
+    return MediaRef(Modality.VIDEO, str(tmp_path / "film.mp4"))
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> MediaRef:
+    draw_picture(tmp_path / "0.png", 0)
+    return MediaRef(Modality.IMAGE, str(tmp_path / "0.png"))
+
+
+def request(*media: MediaRef, **limits: float) -> Request:
+    return Request("", media, "", Sampling(8), limits=MediaLimits(**limits))  # type: ignore[arg-type]
+
+
+def load(loader: MediaLoader, asked: Request, room: Room | None = ROOMY) -> list[LoadedMedia]:
+    return asyncio.run(loader.load(asked, room))
+
+
+def test_a_video_is_decoded_in_a_child_and_given_with_its_times(loader: MediaLoader, film: MediaRef) -> None:
+    (loaded,) = load(loader, request(film))
+    frames, metadata = loaded.media.value
+    assert (len(frames), metadata["duration"]) == (16, 8.0)
+    assert frames.flags.writeable
+    (again,) = load(loader, request(film))
+    assert again.media is loaded.media
+
+
+def test_pictures_and_videos_keep_their_order(loader: MediaLoader, film: MediaRef, picture: MediaRef) -> None:
+    loaded = load(loader, request(film, picture))
+    assert [each.kind for each in loaded] == [Modality.VIDEO, Modality.IMAGE]
+
+
+def test_a_window_is_another_clip_with_another_key(loader: MediaLoader, film: MediaRef) -> None:
+    windows = [MediaRef(film.kind, film.path, Span(start, start + 4)) for start in (0.0, 4.0)]
+    (whole,), (first,), (second,) = (load(loader, request(ref)) for ref in (film, *windows))
+    assert len({whole.key, first.key, second.key}) == 3
+    assert [len(each.media.value[0]) for each in (whole, first, second)] == [16, 8, 8]
+    assert second.media.value[1]["duration"] == 4.0
+    assert (second.media.value[0] != first.media.value[0]).any()
+
+
+def test_what_a_domain_asks_for_wins_over_the_settings(loader: MediaLoader, film: MediaRef) -> None:
+    (plain,) = load(loader, request(film))
+    (fewer,) = load(loader, request(film, fps=1, total_pixels=1024 * 784))
+    assert fewer.key != plain.key
+    assert len(fewer.media.value[0]) == 8
+    assert fewer.media.tokens <= 1024
+
+
+@pytest.mark.parametrize("left", [160, 400, 1000])
+def test_a_video_gets_no_more_than_the_prompt_leaves(loader: MediaLoader, film: MediaRef, left: int) -> None:
+    (whole,) = load(loader, request(film))
+    assert whole.media.tokens > left
+    (cut,) = load(loader, request(film), Room(model=4096, text=4096 - 512 - left, answer=512))
+    assert 0 < cut.media.tokens <= left
+
+
+def test_pictures_beside_a_video_are_counted(loader: MediaLoader, film: MediaRef, picture: MediaRef) -> None:
+    room = Room(model=2048, text=500, answer=512)
+    loaded = load(loader, request(film, picture), room)
+    assert sum(each.media.tokens for each in loaded) <= room.left
+
+
+def test_a_prompt_that_leaves_no_room_says_so_in_numbers(loader: MediaLoader, film: MediaRef) -> None:
+    with pytest.raises(PromptTooLong) as caught:
+        load(loader, request(film), Room(model=4096, text=3500, answer=512))
+    numbers = ["3,500 tokens", "answer up to 512", "model's 4,096", "leaves 84 for", "at least 160"]
+    assert all(number in str(caught.value) for number in numbers)
+    with pytest.raises(PromptTooLong, match="leaves 0 for"):
+        load(loader, request(film), Room(model=4096, text=9000, answer=512))
+
+
+def test_a_damaged_video_says_why(loader: MediaLoader, film: MediaRef) -> None:
+    path = Path(film.path)
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(MediaCorrupt, match="damaged or cut short"):
+        load(loader, request(film))
+
+
+def test_few_videos_lie_decoded_at_a_time_and_pictures_never_wait(
+    loader: MediaLoader, film: MediaRef, picture: MediaRef
+) -> None:
+    async def count() -> list[int]:
+        inside, most = 0, [0]
+
+        async def hold() -> None:
+            nonlocal inside
+            async with loader.turn(request(film)):
+                inside += 1
+                most.append(inside)
+                await asyncio.sleep(0)
+                async with loader.turn(request(picture)):
+                    pass
+                inside -= 1
+
+        await asyncio.gather(*(hold() for _ in range(8)))
+        return most
+
+    assert max(asyncio.run(count())) == 2
+
+
+def crash(_path: str) -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+class CrashingCodec(VideoFiles):
+    """Its codec does not survive a file named bad."""
+
+    def play(self, path: str, *arguments: Any) -> Any:
+        if Path(path).name == "bad.mp4":
+            return self._decoders.run(path, 10, crash, path)
+        return super().play(path, *arguments)
+
+
+def test_a_codec_that_crashes_fails_its_own_video_and_no_other(
+    loader: MediaLoader, film: MediaRef, picture: MediaRef
+) -> None:
+    bad = MediaRef(film.kind, film.path.replace("film.mp4", "bad.mp4"))
+    shutil.copy(film.path, bad.path)
+    decoders = Decoders(2)
+    loader._videos = CrashingCodec(decoders)
+
+    async def load_all() -> list[Any]:
+        asked = [request(ref) for ref in (bad, film, picture, bad)]
+        return await asyncio.gather(*(loader.load(each, ROOMY) for each in asked), return_exceptions=True)
+
+    first, second, third, fourth = asyncio.run(load_all())
+    decoders.stop()
+    assert [type(first), type(fourth)] == [MediaCorrupt] * 2
+    assert "bad.mp4 crashed the decoder (SIGSEGV)" in str(first)
+    assert [len(each) for each in (second, third)] == [1, 1]
