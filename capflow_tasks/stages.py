@@ -25,7 +25,7 @@ from tenacity import (
 from capflow_tasks.conversation import Conversation
 from capflow_tasks.domains import Catalogue
 from capflow_tasks.engine import Engine
-from capflow_tasks.errors import EngineDead, Quarantined
+from capflow_tasks.errors import EngineDead, Quarantined, ServiceError
 from capflow_tasks.gate import Gate
 from capflow_tasks.heartbeat import Heartbeat
 from capflow_tasks.records import JsonObject, Stage
@@ -135,7 +135,9 @@ class StageRunner:
         level = logging.WARNING if isinstance(error, EngineDead) else logging.ERROR
         log.log(level, "batch %s: %s failed, given back", claim.batch_id, claim.stage, exc_info=error)
         wait = self._patience.retry.first_wait_seconds * 2 ** (claim.tries - 1)
-        self._patiently(self._store.release, claim, wait)
+        # An engine that cannot be had is nobody's fault among the samples.
+        is_blameless = isinstance(error, ServiceError)
+        self._patiently(self._store.release, claim, wait, is_blameless=is_blameless)
 
     def _patiently(self, call: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:
         """Call the store, again and again while the database is away, for as long as set."""

@@ -6,7 +6,6 @@ Transitions are compare-and-set: each UPDATE names the state it leaves, RETURNIN
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from enum import StrEnum
 from typing import Any
 
@@ -16,14 +15,12 @@ from sqlalchemy import (
     Engine,
     Row,
     and_,
-    bindparam,
     func,
     insert,
     or_,
     select,
     update,
 )
-from sqlalchemy.dialects.postgresql import insert as upsert
 
 from capflow_tasks.records import Stage
 from capflow_tasks.state import STAGE_ORDER, BatchState, SampleState, stage_after
@@ -33,11 +30,11 @@ from capflow_tasks.store.clauses import (
     opened,
     results_of,
     stages_of,
-    storable,
     tally_of,
 )
+from capflow_tasks.store.outcomes import write_outcomes
 from capflow_tasks.store.rows import Claim, Outcome, PendingSample, RetryPolicy
-from capflow_tasks.store.tables import AgentResult, Batch, Run, Sample, Table
+from capflow_tasks.store.tables import Batch, Run, Sample
 from capflow_tasks.store.tables import Shard as ShardTable
 
 
@@ -115,12 +112,17 @@ class BatchStore:
         with self.engine.begin() as connection:
             connection.execute(update(Batch).where(*_is_mine(claim)).values(tries=claim.tries))
 
-    def release(self, claim: Claim, wait_seconds: float = 0) -> None:
-        """Give the stage back, to be sent again after a wait."""
+    def release(self, claim: Claim, wait_seconds: float = 0, *, is_blameless: bool = False) -> None:
+        """Give the stage back, to be sent again after a wait; a blameless batch has not used up a try."""
         statement = (
             update(Batch)
             .where(*_is_mine(claim))
-            .values(state=BatchState.READY, lease_owner=None, lease_until=in_seconds(wait_seconds))
+            .values(
+                state=BatchState.READY,
+                tries=claim.tries - 1 if is_blameless else claim.tries,
+                lease_owner=None,
+                lease_until=in_seconds(wait_seconds),
+            )
         )
         with self.engine.begin() as connection:
             connection.execute(statement)
@@ -172,9 +174,7 @@ class BatchStore:
             mine = select(Batch.id).where(*_is_mine(claim)).with_for_update()
             if connection.execute(mine).first() is None:
                 return False
-            _insert_results(connection, outcomes)
-            _set_routes(connection, outcomes, claim.min_confidence)
-            _set_failures(connection, outcomes, claim.owner)
+            write_outcomes(connection, claim, outcomes)
             following = stage_after(claim.stage, claim.stages)
             if following is None or not _has_pending(connection, claim.batch_id):
                 _finish_batch(connection, claim, retry)
@@ -206,51 +206,6 @@ def _why_not_claimed(row: Row[*tuple[Any, ...]] | None, stage: Stage) -> NotClai
         return NotClaimed.TAKEN
     is_behind = row.next_stage is None or STAGE_ORDER[row.next_stage] > STAGE_ORDER[stage]
     return NotClaimed.PASSED if is_behind else NotClaimed.TAKEN
-
-
-def _insert_results(connection: Connection, outcomes: Sequence[Outcome]) -> None:
-    rows = [
-        {"sample_id": outcome.sample_id, **asdict(result), "text": storable(result.text)}
-        for outcome in outcomes
-        for result in outcome.results
-    ]
-    if rows:
-        connection.execute(upsert(AgentResult).on_conflict_do_nothing(), rows)
-
-
-def _set_routes(connection: Connection, outcomes: Sequence[Outcome], min_confidence: float) -> None:
-    rows = [
-        {
-            "sample": outcome.sample_id,
-            "domain": outcome.route.domain,
-            "confidence": outcome.route.confidence,
-            "state": SampleState.HELD if outcome.route.confidence < min_confidence else SampleState.PENDING,
-        }
-        for outcome in outcomes
-        if outcome.route
-    ]
-    if rows:
-        table = Table.metadata.tables[Sample.__tablename__]
-        connection.execute(update(table).where(table.c.id == bindparam("sample")), rows)
-
-
-def _set_failures(connection: Connection, outcomes: Sequence[Outcome], owner: str) -> None:
-    for outcome in outcomes:
-        if failure := outcome.failure:
-            connection.execute(
-                update(Sample)
-                .where(Sample.id == outcome.sample_id)
-                .values(
-                    state=SampleState.FAILED,
-                    error_stage=failure.stage,
-                    error_kind=failure.kind,
-                    error_text=storable(failure.message),
-                    is_retryable=failure.is_retryable,
-                    attempts=Sample.attempts + 1,
-                    failed_by=owner,
-                    failed_at=func.now(),
-                )
-            )
 
 
 def _has_pending(connection: Connection, batch_id: int) -> bool:

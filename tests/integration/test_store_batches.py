@@ -172,7 +172,7 @@ def test_a_stage_given_back_can_be_sent_again_after_its_wait(fleet: Fleet) -> No
     assert fleet.publish() == []
 
     fleet.let_leases_run_out()
-    fleet.batches.release(fleet.claim(Stage.PERCEIVE))
+    fleet.batches.release(fleet.claim(Stage.PERCEIVE), is_blameless=True)
 
     assert fleet.batch().tries == 1
     (ready,) = fleet.publish()

@@ -57,7 +57,7 @@ class OneBatch(BatchStore):
     def begin_try(self, claim: Claim) -> None:
         """Counted by `claim` here."""
 
-    def release(self, claim: Claim, wait_seconds: float = 0) -> None:
+    def release(self, claim: Claim, wait_seconds: float = 0, *, is_blameless: bool = False) -> None:
         self.waits.append(wait_seconds)
 
     def split(self, claim: Claim) -> None:
