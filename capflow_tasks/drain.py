@@ -17,7 +17,7 @@ from celery import bootsteps
 from celery.utils.nodenames import worker_direct
 from celery.worker import state as worker_state
 
-from capflow_tasks.errors import EXIT_SERVICE
+from capflow_tasks.errors import EXIT_OK
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,14 @@ _POLL_SECONDS = 0.2
 
 #: After the deadline, for Celery's own shutdown.
 _EXIT_GRACE_SECONDS = 15.0
+
+
+_give_back: list[Callable[[], None]] = []
+
+
+def give_back_with(call: Callable[[], None]) -> None:
+    """What a worker calls that ends with threads still at work."""
+    _give_back.append(call)
 
 
 class DrainStep(bootsteps.StartStopStep):
@@ -53,8 +61,8 @@ class DrainStep(bootsteps.StartStopStep):
         self._deadline = monotonic() + seconds
         # The hub does not turn while the broker is away.
         _call_after(seconds, self._shut_down)
-        # Nor does a thread that publishes come to its end then; what it held runs out as a lease.
-        _call_after(seconds + _EXIT_GRACE_SECONDS, os._exit, EXIT_SERVICE)
+        # Nor does a thread that publishes come to its end then.
+        _call_after(seconds + _EXIT_GRACE_SECONDS, _end)
         self._consumer.hub.call_soon(self._begin)
 
     def _begin(self) -> None:
@@ -76,6 +84,14 @@ class DrainStep(bootsteps.StartStopStep):
     def _shut_down(self) -> None:
         if self._celery_handler is not None:
             self._celery_handler(signal.SIGTERM, None)
+
+
+def _end() -> None:
+    """End the process now; PostgreSQL learns of it, as far as it can be reached."""
+    log.warning("not drained in time: what is left is given back")
+    for call in _give_back:
+        call()
+    os._exit(EXIT_OK)
 
 
 def _call_after(seconds: float, call: Callable[..., Any], *arguments: Any) -> None:

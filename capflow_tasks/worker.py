@@ -18,7 +18,7 @@ from celery.worker import components
 from celery.worker import state as worker_state
 
 from capflow_tasks.domains import load_catalogue
-from capflow_tasks.drain import DrainStep
+from capflow_tasks.drain import DrainStep, give_back_with
 from capflow_tasks.engine import Engine, build_engine
 from capflow_tasks.errors import EXIT_RESTART, WORKER_ERROR_MARK, CapflowError, ServiceError
 from capflow_tasks.heartbeat import Heartbeat
@@ -85,6 +85,7 @@ class EngineStep(bootsteps.StartStopStep):
         owner = f"{worker.hostname}/{uuid.uuid4().hex[:8]}"
         self._heartbeat = Heartbeat(WorkerStore(database), owner, settings.lease_seconds)
         self._heartbeat.start()
+        give_back_with(self._heartbeat.resign)
         _runner = StageRunner(
             BatchStore(database),
             catalogue,

@@ -17,7 +17,7 @@ Fault = Callable[[Scene], None]
 
 #: Longer than the lease that the fleet is given here.
 _OUTAGE_SECONDS = 7
-_DRAIN_SECONDS = 30
+_DRAIN_SECONDS = 45
 
 
 def kill_worker_in(stage: Stage) -> Fault:

@@ -42,7 +42,7 @@ _VLLM = {
 }
 #: How long messages may take to be seen for what they are, once the run is over.
 _SETTLE_SECONDS = 10
-_STOP_SECONDS = 30
+_STOP_SECONDS = 45
 
 
 @dataclass(frozen=True, slots=True)
