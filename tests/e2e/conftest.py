@@ -54,7 +54,7 @@ class Cli:
     def run(self, command: str, *arguments: object) -> subprocess.CompletedProcess[str]:
         with self.start(command, *arguments) as process:
             try:
-                output, errors = process.communicate(timeout=120)
+                output, errors = process.communicate(timeout=400)
             except BaseException:
                 os.killpg(process.pid, signal.SIGKILL)
                 raise
