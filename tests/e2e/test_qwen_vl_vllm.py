@@ -142,7 +142,6 @@ def test_frames_become_captions_and_every_token_of_every_video_is_seen(
     _, height, width, _ = frames_of(clips[0]).shape
     pad = formatter.processor.tokenizer.convert_tokens_to_ids("<|video_pad|>")
     assert listener.video_tokens(0, pad) == [3 * height * width // 28**2] * 4
-    assert len(set(captions)) > 1
 
 
 def test_a_bare_preprocessed_tensor_is_captioned_as_in_the_manual(
