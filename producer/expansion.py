@@ -11,7 +11,7 @@ from capflow_tasks.entries import media_of, task_of
 from capflow_tasks.errors import BadEntry, PlanError
 from capflow_tasks.records import Failure, JsonObject, Modality, Shard, Stage
 from capflow_tasks.store.rows import NewBatch, NewSample
-from producer.annotations import Entry, read_entries
+from producer.reading.annotations import Entry, read_entries
 
 
 @dataclass(frozen=True, slots=True)

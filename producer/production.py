@@ -29,12 +29,12 @@ from capflow_tasks.store.workers import WorkerStore
 from producer.broker import Broker, publish_ready
 from producer.dispatch import Dispatcher, Pace
 from producer.expansion import Expansion
-from producer.export import export
 from producer.fleet import embedded_worker, services
-from producer.plan import Plan, read_plan
 from producer.progress import progress
+from producer.reading.plan import Plan, read_plan
 from producer.reconcile import LOOK_SECONDS, Reconciler
 from producer.summary import SHOWN_FAILURES, Summary
+from producer.writing.export import export
 
 log = logging.getLogger(__name__)
 

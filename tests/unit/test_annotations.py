@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from capflow_tasks.errors import PlanError
 from capflow_tasks.records import JsonObject
-from producer import annotations as reader
-from producer.annotations import Entry, read_entries
+from producer.reading import annotations as reader
+from producer.reading.annotations import Entry, read_entries
 
 SAMPLES: list[JsonObject] = [{"id": index, "image": f"{index}.jpg"} for index in range(5)]
 

@@ -10,7 +10,7 @@ import pytest
 
 from capflow_tasks.errors import ServiceError
 from capflow_tasks.records import Failure, FinishedSample, JsonObject, Result, Stage
-from producer.captions import caption_record, failed_record, write_lines
+from producer.writing.captions import caption_record, failed_record, write_lines
 
 ENTRY: JsonObject = {
     "id": 0,

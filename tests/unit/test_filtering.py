@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from capflow_tasks.domains import load_catalogue
 from capflow_tasks.errors import UserError
 from capflow_tasks.records import JsonObject
-from producer import caption_files as reader
-from producer.caption_files import caption_files, read_captions
-from producer.filtering import REASONS_KEY, Filter, Report, Tally
-from producer.rubrics import Rubrics
-from producer.scores import NO_DOMAIN, Minimums, Scores, scores_of
+from producer.filtering.caption_filter import REASONS_KEY, Filter, Report, Tally
+from producer.filtering.rubrics import Rubrics
+from producer.filtering.scores import NO_DOMAIN, Minimums, Scores, scores_of
+from producer.reading import caption_files as reader
+from producer.reading.caption_files import caption_files, read_captions
 
 RUBRICS = Rubrics(load_catalogue())
 IMAGE = (

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from capflow_tasks.errors import PlanError, WorkflowError
 from capflow_tasks.records import JsonObject, Modality
-from producer.metafile import Dataset, read_metafile
+from producer.planning.metafile import Dataset, read_metafile
 
 #: The example of the format, as published, but for the places of its files.
 EXAMPLE = """{

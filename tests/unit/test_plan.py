@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from capflow_tasks.errors import PlanError, WorkflowError
 from capflow_tasks.records import JsonObject, Modality
-from producer.plan import Plan, output_name, read_plan
+from producer.reading.plan import Plan, output_name, read_plan
 
 TASKS = {"natural": "Natural", "natural perception": "Natural", "video": "Video & Temporal"}
 

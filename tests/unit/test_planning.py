@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 
 from capflow_tasks.errors import PlanError
 from capflow_tasks.records import JsonObject, Modality
-from producer import entry_count
-from producer.annotations import read_entries
-from producer.balance import Work, plan_lines
-from producer.entry_count import count_entries
-from producer.metafile import Dataset
-from producer.plan import Plan, read_plan
-from producer.planning import Planned, PlanOrder, make_plan
-from producer.remaining import Captioned
+from producer.planning import entry_count
+from producer.planning.balance import Work, plan_lines
+from producer.planning.entry_count import count_entries
+from producer.planning.metafile import Dataset
+from producer.planning.planner import Planned, PlanOrder, make_plan
+from producer.planning.remaining import Captioned
+from producer.reading.annotations import read_entries
+from producer.reading.plan import Plan, read_plan
 
 WEIGHTS = {Modality.IMAGE: Fraction(1), Modality.VIDEO: Fraction(11)}
 

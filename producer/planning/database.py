@@ -13,7 +13,7 @@ from capflow_tasks.errors import ServiceError
 from capflow_tasks.settings import Settings
 from capflow_tasks.store.coverage import coverage_of
 from capflow_tasks.store.database import connect, database_url, unreachable
-from producer.remaining import Captioned
+from producer.planning.remaining import Captioned
 
 
 @contextmanager

@@ -15,13 +15,13 @@ from pathlib import Path
 from capflow_tasks.entries import shown
 from capflow_tasks.errors import PlanError
 from capflow_tasks.records import JsonObject, Modality
-from producer.balance import Work, plan_lines
-from producer.captions import write_lines
-from producer.entry_count import count_entries
-from producer.metafile import Dataset
 from producer.parallel import Progress, call_all
-from producer.remaining import Coverage, doubts_of_rest, without_captioned
-from producer.sampling import Draw, write_sample
+from producer.planning.balance import Work, plan_lines
+from producer.planning.entry_count import count_entries
+from producer.planning.metafile import Dataset
+from producer.planning.remaining import Coverage, doubts_of_rest, without_captioned
+from producer.planning.sampling import Draw, write_sample
+from producer.writing.captions import write_lines
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 from capflow_tasks.entries import type_name, unstorable
 from capflow_tasks.errors import PlanError
 from capflow_tasks.records import Shard
-from producer.plan_line import PlanLine, doubts_of, shard_of
-from producer.plan_text import Found, read_values
+from producer.reading.plan_line import PlanLine, doubts_of, shard_of
+from producer.reading.plan_text import Found, read_values
 
 #: Domains whose agents watch a video and cannot be shown a picture.
 VIDEO_TASKS = frozenset({"Video & Temporal"})

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from capflow_tasks.errors import UserError
 from capflow_tasks.records import JsonObject
-from producer.caption_files import CaptionLine, caption_files, read_captions
-from producer.rubrics import Rubrics
-from producer.scores import NO_DOMAIN, Minimums, Scores, scores_of
-from producer.whole_file import whole_file
+from producer.filtering.rubrics import Rubrics
+from producer.filtering.scores import NO_DOMAIN, Minimums, Scores, scores_of
+from producer.reading.caption_files import CaptionLine, caption_files, read_captions
+from producer.writing.whole_file import whole_file
 
 #: The key under which a record that is not kept says why.
 REASONS_KEY = "rejected_because"

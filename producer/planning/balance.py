@@ -14,7 +14,7 @@ from math import ceil
 from pathlib import Path
 
 from capflow_tasks.records import JsonObject, Modality
-from producer.metafile import Dataset
+from producer.planning.metafile import Dataset
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from capflow_tasks.console import EXIT_CODES, Command
 from capflow_tasks.settings import read_settings
 
 if TYPE_CHECKING:
-    from producer.filtering import Report, Tally
+    from producer.filtering.caption_filter import Report, Tally
 
 EPILOG = f"""\b
 Examples:
@@ -114,9 +114,9 @@ def filter_captions(
     """
     # Only now: `--help` need not wait.
     from capflow_tasks.domains import load_catalogue
-    from producer.filtering import Filter
-    from producer.rubrics import Rubrics
-    from producer.scores import Minimums
+    from producer.filtering.caption_filter import Filter
+    from producer.filtering.rubrics import Rubrics
+    from producer.filtering.scores import Minimums
 
     catalogue = load_catalogue(read_settings().domains)
     rubrics = Rubrics(catalogue)

@@ -17,7 +17,7 @@ from capflow_tasks.settings import read_settings
 
 if TYPE_CHECKING:
     from capflow_tasks.domains import Agent, Catalogue, Domain
-    from producer.domain_rendering import Prompt
+    from producer.domains.rendering import Prompt
 
 LIST_EPILOG = f"""\b
 Examples:
@@ -112,7 +112,7 @@ def show(name: str, sample: Path | None, folder: Path | None, as_json: bool) -> 
 def check(folder: Path, as_json: bool) -> None:
     """Say everything that is wrong with the domain files in FOLDER; exit code 2 if anything is."""
     # Only now: `--help` need not wait.
-    from producer.domain_check import folder_faults
+    from producer.domains.check import folder_faults
 
     faults = folder_faults(folder)
     if as_json:
@@ -130,7 +130,7 @@ def _catalogue(folder: Path | None) -> Catalogue:
 
 
 def _prompts(catalogue: Catalogue, domain: Domain, sample: Path) -> list[Prompt]:
-    from producer.domain_rendering import describe_media, render
+    from producer.domains.rendering import describe_media, render
 
     return list(render(catalogue, domain, describe_media(sample, domain.modality, read_settings())))
 

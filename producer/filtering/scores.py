@@ -8,7 +8,7 @@ from typing import Any
 
 from capflow_tasks.entries import shown, type_name
 from capflow_tasks.records import JsonObject
-from producer.rubrics import Rubrics
+from producer.filtering.rubrics import Rubrics
 
 #: Stands for the domain of records that name none, or none that is known.
 NO_DOMAIN = "(none)"

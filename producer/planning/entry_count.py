@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from capflow_tasks.errors import PlanError
-from producer.annotations import (
+from producer.reading.annotations import (
     CHUNK_CHARACTERS,
     ENTRY_CHARACTERS,
     list_elements,

@@ -16,7 +16,7 @@ from capflow_tasks.console import EXIT_CODES, Command
 from capflow_tasks.settings import Settings, read_settings
 
 if TYPE_CHECKING:
-    from producer.planning import Planned, PlanOrder
+    from producer.planning.planner import Planned, PlanOrder
 
 EPILOG = f"""\b
 Examples:
@@ -117,7 +117,7 @@ def plan(
     --samples. That file's name depends on what is sampled and how, so a later plan finds it again.
     """
     # Only now: `--help` need not wait.
-    from producer.planning import PlanOrder
+    from producer.planning.planner import PlanOrder
 
     output = output.absolute()
     if output.exists() and metafile.exists() and output.samefile(metafile):
@@ -133,15 +133,15 @@ def plan(
 def _plan(metafile: Path, order: PlanOrder, remaining: bool, settings: Settings) -> Planned:
     from capflow_tasks.domains import load_catalogue
     from capflow_tasks.records import Modality
-    from producer.metafile import read_metafile
-    from producer.planning import make_plan
+    from producer.planning.metafile import read_metafile
+    from producer.planning.planner import make_plan
 
     catalogue = load_catalogue(settings.domains)
     video_tasks = {domain.name for domain in catalogue.domains if domain.modality is Modality.VIDEO}
     datasets = read_metafile(metafile, lambda task: catalogue.resolve(task).name, video_tasks)
     if not remaining:
         return make_plan(datasets, order, _Progress())
-    from producer.plan_database import captioned_in, database
+    from producer.planning.database import captioned_in, database
 
     with database(settings) as url:
         return make_plan(datasets, order, _Progress(), partial(captioned_in, url))

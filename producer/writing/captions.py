@@ -18,7 +18,7 @@ from typing import Any
 from capflow_tasks.entries import media_of
 from capflow_tasks.errors import BadEntry
 from capflow_tasks.records import FinishedSample, JsonObject, Modality, Result, Stage
-from producer.whole_file import whole_file
+from producer.writing.whole_file import whole_file
 
 
 def caption_record(sample: FinishedSample, model: str | None = None) -> JsonObject:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from capflow_tasks.entries import shown
-from producer.balance import Work
+from producer.planning.balance import Work
 
 #: Ranges of one dataset beyond which a plan becomes too many small files.
 _MANY_RANGES = 1000

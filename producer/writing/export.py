@@ -9,8 +9,8 @@ from pathlib import Path
 from capflow_tasks.state import SampleState
 from capflow_tasks.store.rows import ShardRow
 from capflow_tasks.store.views import Views
-from producer.captions import caption_record, failed_record, write_lines
-from producer.plan import output_name
+from producer.reading.plan import output_name
+from producer.writing.captions import caption_record, failed_record, write_lines
 
 
 @dataclass(frozen=True, slots=True)

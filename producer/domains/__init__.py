@@ -1,0 +1,1 @@
+"""capflow-domains: what the domain files say, and what the model gets."""

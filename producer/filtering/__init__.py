@@ -1,0 +1,1 @@
+"""capflow-filter: parts a folder of captions into kept and rejected."""

@@ -1,0 +1,1 @@
+"""What users bring: plans, annotations and caption files, read as streams."""

@@ -1,0 +1,1 @@
+"""What users get: caption files, whole or not at all."""
