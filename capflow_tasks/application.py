@@ -13,7 +13,7 @@ from celery import Celery
 from kombu import Queue
 
 from capflow_tasks.embedded import running_services
-from capflow_tasks.queues import PRIORITY_STEPS, StageRouter
+from capflow_tasks.queues import PRIORITY_STEPS, FleetAMQP, StageRouter
 from capflow_tasks.records import Stage
 from capflow_tasks.settings import Settings
 
@@ -27,7 +27,7 @@ def find_broker(settings: Settings) -> str | None:
 
 
 def make_app(settings: Settings, broker_url: str | None) -> Celery:
-    app = Celery("capflow", include=["capflow_tasks.tasks"])
+    app = Celery("capflow", amqp=FleetAMQP, include=["capflow_tasks.tasks"])
     app.conf.update(broker_url=broker_url, **_configuration(settings))
     return app
 

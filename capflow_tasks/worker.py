@@ -23,6 +23,7 @@ from capflow_tasks.engine import Engine, build_engine
 from capflow_tasks.errors import EXIT_RESTART, WORKER_ERROR_MARK, CapflowError, ServiceError
 from capflow_tasks.heartbeat import Heartbeat
 from capflow_tasks.media_budget import budget_of
+from capflow_tasks.queues import shared_queue
 from capflow_tasks.records import Stage
 from capflow_tasks.settings import Settings, read_settings
 from capflow_tasks.stages import Patience, StageRunner
@@ -79,8 +80,10 @@ class EngineStep(bootsteps.StartStopStep):
         settings = read_settings()
         database = _database(settings)
         catalogue = load_catalogue(settings.domains)
-        queues = frozenset(worker.app.amqp.queues.consume_from) & set(settings.queues)
-        engines = self._start_engines(settings, queues)
+        queues = frozenset(
+            name for name in worker.app.amqp.queues.consume_from if shared_queue(name) in settings.queues
+        )
+        engines = self._start_engines(settings, set(map(shared_queue, queues)))
         # A restarted node is another owner: what it held before it died is not its own.
         owner = f"{worker.hostname}/{uuid.uuid4().hex[:8]}"
         self._heartbeat = Heartbeat(WorkerStore(database), owner, settings.lease_seconds)

@@ -16,7 +16,7 @@ from kombu.utils.json import loads
 from redis.exceptions import RedisError
 
 from capflow_tasks.errors import ServiceError
-from capflow_tasks.queues import task_name
+from capflow_tasks.queues import RANK_HEADER, task_name
 from capflow_tasks.records import Stage
 from capflow_tasks.state import stages_from
 from capflow_tasks.store.rows import ReadyBatch
@@ -57,15 +57,16 @@ class Broker:
 
     def publish(self, batch: ReadyBatch) -> None:
         """Send what is left of the batch's chain. The messages carry the batch's id only."""
-        chain(*map(partial(self._task, batch.id), stages_from(batch.next_stage, batch.stages))).apply_async()
+        chain(*map(partial(self._task, batch), stages_from(batch.next_stage, batch.stages))).apply_async()
 
-    def _task(self, batch_id: int, stage: Stage) -> Signature[Any]:
+    def _task(self, batch: ReadyBatch, stage: Stage) -> Signature[Any]:
         # The task's id tells the batch, to people in Flower and to `look`.
         return self._app.signature(
             task_name(stage),
-            kwargs={"batch_id": batch_id},
+            kwargs={"batch_id": batch.id},
             immutable=True,
-            task_id=f"{batch_id}.{stage}.{uuid4().hex[:12]}",
+            task_id=f"{batch.id}.{stage}.{uuid4().hex[:12]}",
+            headers={} if batch.pinned_to is None else {RANK_HEADER: batch.pinned_to},
         )
 
     def look(self) -> Held | None:

@@ -105,6 +105,13 @@ _ORDER_OPTIONS = (
         show_envvar=True,
         show_default=True,
     ),
+    click.option(
+        "--pin-ranks",
+        envvar="CAPFLOW_PIN_RANKS",
+        is_flag=True,
+        help="A shard goes to the workers of its assign_rank only: celery ... worker -Q gpu.rank4",
+        show_envvar=True,
+    ),
     click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object."),
 )
 

@@ -6,7 +6,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import monotonic
@@ -21,6 +21,7 @@ from capflow_tasks.embedded import (
 )
 from capflow_tasks.errors import EXIT_SERVICE, EXIT_USAGE, WORKER_ERROR_MARK, ServiceError, SettingsError
 from capflow_tasks.lifeline import die_with_parent
+from capflow_tasks.queues import queue_of_rank
 from capflow_tasks.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -36,15 +37,16 @@ _STOP_GRACE_SECONDS = 20
 class EmbeddedWorker:
     """A worker process, started again when it ends unasked."""
 
-    def __init__(self, settings: Settings, environment: Mapping[str, str]) -> None:
+    def __init__(self, settings: Settings, queues: Sequence[str], environment: Mapping[str, str]) -> None:
         self._settings = settings
+        self._queues = queues
         self._environment = environment
         self._fruitless_starts = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
 
     def start(self) -> None:
-        queues = ",".join(self._settings.queues)
+        queues = ",".join(self._queues)
         command = [sys.executable, "-m", "celery", "-A", "capflow_tasks", "worker", "-Q", queues]
         with open_log(self._settings.home, "worker") as output:
             self._log_start = output.tell()
@@ -126,8 +128,13 @@ def services(settings: Settings) -> Iterator[Services]:
 
 
 @contextmanager
-def embedded_worker(settings: Settings, reached: Services) -> Iterator[EmbeddedWorker | None]:
-    """A worker for an embedded broker, started at its first check; None where others start the workers."""
+def embedded_worker(
+    settings: Settings, reached: Services, ranks: Collection[int] = ()
+) -> Iterator[EmbeddedWorker | None]:
+    """A worker for an embedded broker, started at its first check; None where others start the workers.
+
+    It takes what is for all, and what is pinned to these ranks.
+    """
     if settings.broker_url is not None:
         yield None
         return
@@ -135,7 +142,8 @@ def embedded_worker(settings: Settings, reached: Services) -> Iterator[EmbeddedW
         "CAPFLOW_DATABASE_URL": reached.database_url,
         "CAPFLOW_BROKER_URL": reached.broker_url,
     }
-    worker = EmbeddedWorker(settings, environment)
+    pinned = [queue_of_rank(queue, rank) for queue in settings.queues for rank in sorted(ranks)]
+    worker = EmbeddedWorker(settings, [*settings.queues, *pinned], environment)
     try:
         yield worker
     finally:

@@ -60,6 +60,8 @@ class Order:
     stages: tuple[Stage, ...] = tuple(Stage)
     #: Samples routed with less are held back.
     min_confidence: float = 0.0
+    #: Only the workers of a shard's rank may take it.
+    pin_ranks: bool = False
 
     @property
     def run_name(self) -> str:
@@ -99,7 +101,10 @@ class Production:
             self._continue(engine)
             if retry is not None:
                 self._reopen(engine, retry)
-            with embedded_worker(self._settings, reached) as worker, progress(self.plan.sample_count) as bar:
+            with (
+                embedded_worker(self._settings, reached, self._pinned_ranks()) as worker,
+                progress(self.plan.sample_count) as bar,
+            ):
 
                 def look(tally: Tally, running: int) -> None:
                     if worker is not None and tally.total < self.plan.sample_count:
@@ -114,9 +119,17 @@ class Production:
     def _open(self, engine: Engine) -> tuple[int, list[ShardRow]]:
         order, runs = self._order, RunStore(engine)
         run_id = runs.open_run(
-            order.run_name, str(order.plan.resolve()), str(order.output), order.stages, order.min_confidence
+            order.run_name,
+            str(order.plan.resolve()),
+            str(order.output),
+            order.stages,
+            order.min_confidence,
+            pin_ranks=order.pin_ranks,
         )
         return run_id, runs.add_shards(run_id, self.plan.shards)
+
+    def _pinned_ranks(self) -> set[int]:
+        return {shard.assign_rank for shard in self.plan.shards} if self._order.pin_ranks else set()
 
     def _continue(self, engine: Engine) -> None:
         """Open what an earlier run with fewer stages or a higher bar left. Raises UserError."""

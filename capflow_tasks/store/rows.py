@@ -57,7 +57,8 @@ class ReadyBatch:
     next_stage: Stage
     #: All stages that its run asks for.
     stages: tuple[Stage, ...]
-    assign_rank: int
+    #: Rank whose workers alone may take it; None for any.
+    pinned_to: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

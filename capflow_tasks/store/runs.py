@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, and_, func, insert, select, text, update
+from sqlalchemy import ColumnElement, Engine, and_, case, func, insert, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from capflow_tasks.errors import BadEntry
@@ -37,6 +37,8 @@ _INSERT_SAMPLES = text("""
       AS new(batch_id, idx, entry, domain, error_stage, error_kind, error_text)
 """)
 
+_PINNED_TO = case((Run.pin_ranks, ShardTable.assign_rank)).label("pinned_to")
+
 
 class RunStore:
     """The database as a producer speaks to it. Thread-safe."""
@@ -45,7 +47,14 @@ class RunStore:
         self.engine = engine
 
     def open_run(
-        self, name: str, plan: str, output: str, stages: Sequence[Stage], min_confidence: float = 0
+        self,
+        name: str,
+        plan: str,
+        output: str,
+        stages: Sequence[Stage],
+        min_confidence: float = 0,
+        *,
+        pin_ranks: bool = False,
     ) -> int:
         """The run of this name, made when it is new; what is asked of it may change."""
         asked = {
@@ -53,6 +62,7 @@ class RunStore:
             "output": output,
             "stages": [stage.value for stage in stages],
             "min_confidence": min_confidence,
+            "pin_ranks": pin_ranks,
         }
         statement = upsert(Run).values(name=name, **asked)
         statement = statement.on_conflict_do_update(index_elements=[Run.name], set_=asked)
@@ -119,11 +129,11 @@ class RunStore:
             .where(Batch.id.in_(due.with_for_update(of=Batch, skip_locked=True)))
             .where(Batch.shard_id == ShardTable.id, ShardTable.run_id == Run.id)
             .values(state=BatchState.QUEUED, lease_owner=None, lease_until=in_seconds(queue_seconds))
-            .returning(Batch.id, Batch.next_stage, Run.stages, ShardTable.assign_rank)
+            .returning(Batch.id, Batch.next_stage, Run.stages, _PINNED_TO)
         )
         with self.engine.begin() as connection:
             rows = sorted(connection.execute(takes).all(), key=lambda row: row.id)
-            yield [ReadyBatch(row.id, row.next_stage, stages_of(row.stages), row.assign_rank) for row in rows]
+            yield [ReadyBatch(row.id, row.next_stage, stages_of(row.stages), row.pinned_to) for row in rows]
 
     def requeue_stale(self, run_id: int | None = None) -> int:
         """Make ready what was queued or leased for longer than it may be; how many those were."""

@@ -72,6 +72,8 @@ class Run(Table):
     stages: Mapped[list[str]] = mapped_column(ARRAY(Text))
     #: Samples routed with less confidence are held; 0 holds none.
     min_confidence: Mapped[float] = mapped_column(server_default="0")
+    #: Whether only the workers of a shard's rank may take it.
+    pin_ranks: Mapped[bool] = mapped_column(server_default="false")
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 

@@ -17,6 +17,9 @@ REQUESTS = "TEST_REQUESTS"
 #: File without which no judge answers.
 JUDGES_MAY_SPEAK = "TEST_JUDGES_MAY_SPEAK"
 
+#: Seconds that every answer takes.
+ANSWER_SECONDS = "TEST_ANSWER_SECONDS"
+
 _lock = Lock()
 
 
@@ -42,6 +45,18 @@ def _name(request: Request) -> str:
         kind = "route" if request.choices else "score"
         return f"{kind} {' '.join(ref.path for ref in request.media)}"
     return scripted_text(request)
+
+
+class SlowEngine(ScriptedEngine):
+    """A GPU that is slower than its neighbours."""
+
+    def generate(self, requests: Sequence[Request]) -> list[Answer]:
+        Event().wait(float(os.environ[ANSWER_SECONDS]))
+        return super().generate(requests)
+
+
+def build_slow(settings: Settings, model: str) -> SlowEngine:
+    return SlowEngine()
 
 
 def build(settings: Settings, model: str) -> RecordingEngine:

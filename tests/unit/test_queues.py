@@ -1,12 +1,21 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from celery.worker import state as worker_state
 
-from capflow_tasks.queues import PRIORITY_STEPS, StageRouter, task_name
+from capflow_tasks.application import make_app
+from capflow_tasks.queues import PRIORITY_STEPS, RANK_HEADER, StageRouter, task_name
 from capflow_tasks.records import Stage
+from capflow_tasks.settings import Settings
 
 QUEUES = dict.fromkeys(Stage, "gpu") | {Stage.SCORE: "judge"}
+
+
+def route(router: StageRouter, task: str, **headers: Any) -> dict[str, Any]:
+    """What Celery is told of a message, asked as Celery asks."""
+    return router(task, (), {"batch_id": 1}, {"headers": headers}, None) or {}
 
 
 @pytest.fixture
@@ -15,13 +24,13 @@ def router() -> StageRouter:
 
 
 def test_a_producer_sends_every_stage_to_its_queue(router: StageRouter) -> None:
-    routes = [router(task_name(stage)) for stage in Stage]
+    routes = [route(router, task_name(stage)) for stage in Stage]
 
-    assert [route and route["queue"] for route in routes] == ["gpu", "gpu", "gpu", "gpu", "judge"]
+    assert [way["queue"] for way in routes] == ["gpu", "gpu", "gpu", "gpu", "judge"]
 
 
 def test_later_stages_go_first_on_redis(router: StageRouter) -> None:
-    priorities = [(router(task_name(stage)) or {})["priority"] for stage in Stage]
+    priorities = [route(router, task_name(stage))["priority"] for stage in Stage]
 
     # 0 is the highest.
     assert priorities == sorted(priorities, reverse=True)
@@ -32,9 +41,8 @@ def test_later_stages_go_first_on_redis(router: StageRouter) -> None:
 def test_a_worker_keeps_what_belongs_to_the_queues_it_serves(router: StageRouter) -> None:
     router.become_worker("node@host", frozenset({"gpu"}))
 
-    direct, served_elsewhere = router(task_name(Stage.REASON)), router(task_name(Stage.SCORE))
+    direct, served_elsewhere = route(router, task_name(Stage.REASON)), route(router, task_name(Stage.SCORE))
 
-    assert direct is not None
     assert "node@host" in str(direct["queue"])
     assert served_elsewhere == {"queue": "judge", "priority": 0}
 
@@ -46,11 +54,36 @@ def test_a_worker_that_stops_keeps_nothing(
     router.become_worker("node@host", frozenset({"gpu"}))
     monkeypatch.setattr(worker_state, flag, 0)
 
-    route = router(task_name(Stage.REASON))
-
-    assert route is not None
-    assert route["queue"] == "gpu"
+    assert route(router, task_name(Stage.REASON))["queue"] == "gpu"
 
 
 def test_tasks_of_others_are_left_to_celery(router: StageRouter) -> None:
-    assert router("celery.backend_cleanup") is None
+    assert route(router, "celery.backend_cleanup") == {}
+
+
+def test_a_pinned_batch_goes_to_the_queue_of_its_rank(router: StageRouter) -> None:
+    assert route(router, task_name(Stage.PERCEIVE), **{RANK_HEADER: 4})["queue"] == "gpu.rank4"
+    assert route(router, task_name(Stage.PERCEIVE), **{RANK_HEADER: 0})["queue"] == "gpu.rank0"
+
+
+def test_a_worker_keeps_what_is_pinned_to_a_rank_it_serves(router: StageRouter) -> None:
+    router.become_worker("node@host", frozenset({"gpu.rank4"}))
+
+    queues = [route(router, task_name(Stage.REASON), **headers)["queue"] for headers in PINNED_TO_4_5_ALL]
+
+    assert "node@host" in str(queues[0])
+    assert queues[1:] == ["gpu.rank5", "gpu"]
+
+
+PINNED_TO_4_5_ALL: list[dict[str, Any]] = [{RANK_HEADER: 4}, {RANK_HEADER: 5}, {}]
+
+
+def test_a_worker_may_take_ranks_of_known_queues_only() -> None:
+    queues = make_app(Settings(), "memory://").amqp.queues
+
+    queues.select(["gpu.rank4", "gpu.rank11"])
+
+    assert set(queues.consume_from) == {"gpu.rank4", "gpu.rank11"}
+    for unknown in ("gpuu", "gpu.rank", "gpu.rankx", "cpu.rank1"):
+        with pytest.raises(KeyError):
+            queues.select([unknown])
