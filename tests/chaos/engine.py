@@ -26,6 +26,8 @@ from capflow_tasks.testing import ScriptedEngine
 JOURNAL = "CHAOS_JOURNAL"
 #: How long the scripted engine takes for one request, seconds.
 LATENCY = "CHAOS_LATENCY_SECONDS"
+#: What the scripted engine never frees again, MiB per stage of a batch.
+LEAK = "CHAOS_LEAK_MIB"
 #: Name of the picture that nothing survives.
 POISON = "CHAOS_POISON"
 #: What it takes down: `engine` or `worker`.
@@ -87,8 +89,10 @@ def _digest(text: str) -> str:
 class ChaosEngine(ScriptedEngine):
     """Scripted answers after a while. When it dies, all that is in flight dies with it."""
 
-    def __init__(self, latency_seconds: float, poison: str, victim: str) -> None:
+    def __init__(self, latency_seconds: float, poison: str, victim: str, leak_mib: int) -> None:
         super().__init__()
+        self._leak_bytes = leak_mib * 2**20
+        self._leaked: list[bytes] = []
         self._latency_seconds = latency_seconds
         self._poison = poison
         self._victim = victim
@@ -100,6 +104,7 @@ class ChaosEngine(ScriptedEngine):
         if self._poison in names:
             self._die()
         self._answer_slowly()
+        self._leaked.append(b"x" * self._leak_bytes)
         # Unlike its parent it remembers nothing: it runs for hours.
         return [self._complete(request) for request in requests]
 
@@ -142,7 +147,10 @@ class Journalled:
 def build(settings: Settings, model: str) -> Engine:
     """The engine that says what it is told to."""
     engine = ChaosEngine(
-        float(os.environ.get(LATENCY, "0")), os.environ.get(POISON, ""), os.environ.get(VICTIM, "engine")
+        float(os.environ.get(LATENCY, "0")),
+        os.environ.get(POISON, ""),
+        os.environ.get(VICTIM, "engine"),
+        int(os.environ.get(LEAK, "0")),
     )
     return _journalled(engine)
 

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable
 from threading import Event
 
+from capflow_tasks.errors import EXIT_RESTART
 from capflow_tasks.records import Stage
 from capflow_tasks.state import BatchState
 from tests.chaos.fleet import engine_cores
@@ -50,6 +51,16 @@ def terminate_worker_without_redis(scene: Scene) -> None:
     Event().wait(scene.random.uniform(0, 1))
     _terminate(scene, batch)
     scene.redis.start()
+
+
+def outgrow_memory(scene: Scene) -> None:
+    """Nothing: workers that leak end by themselves, to be restarted, when they hold more than they may."""
+    scene.until(lambda: _restarts(scene), "a worker had grown too big")
+    scene.faults += _restarts(scene)
+
+
+def _restarts(scene: Scene) -> int:
+    return sum(worker.codes.count(EXIT_RESTART) for worker in scene.fleet.workers.values())
 
 
 def kill_engine_core(scene: Scene) -> None:

@@ -30,8 +30,12 @@ class Service:
         self._process: subprocess.Popen[bytes] | None = None
         #: Starts so far.
         self.starts = 0
+        #: Exit codes of those that have ended and been started again.
+        self.codes: list[int] = []
 
     def start(self) -> None:
+        if self.code is not None:
+            self.codes.append(self.code)
         with open_log(self._home, self.name) as log:
             self._process = subprocess.Popen(
                 self._command,

@@ -11,7 +11,9 @@ from time import monotonic
 
 from redis.exceptions import RedisError
 
+from capflow_tasks.errors import EXIT_RESTART
 from capflow_tasks.records import Stage
+from capflow_tasks.settings import Settings
 from capflow_tasks.store.database import connect
 from tests.chaos import engine as engines
 from tests.chaos import faults
@@ -40,6 +42,9 @@ _VLLM = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "TORCHDYNAMO_DISABLE": "1",
 }
+_DEFAULT_LEASE = str(Settings.model_fields["lease_seconds"].default)
+#: A batch of a killed worker runs again within this, whatever the lease.
+_RECOVERY_SECONDS = 90
 #: How long messages may take to be seen for what they are, once the run is over.
 _SETTLE_SECONDS = 10
 _STOP_SECONDS = 45
@@ -77,6 +82,12 @@ SCENARIOS: Mapping[str, Scenario] = {
         environment=_VLLM,
         timeout_seconds=400,
         has_real_model=True,
+    ),
+    "default-lease": Scenario(
+        faults.kill_worker_in(Stage.PERCEIVE), environment={"CAPFLOW_LEASE_SECONDS": _DEFAULT_LEASE}
+    ),
+    "memory-limit": Scenario(
+        faults.outgrow_memory, environment={engines.LEAK: "2", "CAPFLOW_MAX_RSS_MIB": "220"}
     ),
     "flushall": Scenario(faults.flush_redis),
     "redis-restart": Scenario(faults.restart_redis),
@@ -123,6 +134,8 @@ def play(name: str, seed: int, samples: int, postgres: Postgres, folder: Path) -
             _strike(scene, scenario)
             seconds = monotonic() - started
             stranded = _settle(scene)
+        if max(scene.recoveries, default=0) > _RECOVERY_SECONDS:
+            scene.complaints.append(f"it took more than {_RECOVERY_SECONDS} s to recover")
         poisoned = [] if scenario.poisoned is None else [scenario.poisoned]
         lost = count_lost(engine, samples, poisoned)
         calls = engines.read_journal(journal)
@@ -165,7 +178,7 @@ def _settle(scene: Scene) -> int:
     stranded = _waiting(scene.redis)
     for worker in scene.fleet.workers.values():
         worker.end(_STOP_SECONDS)
-        if worker.code:
+        if worker.code not in (0, EXIT_RESTART):
             scene.complaints.append(f"{worker.name} ended with code {worker.code} at the end")
     return stranded
 
