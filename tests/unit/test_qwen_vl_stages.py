@@ -148,7 +148,7 @@ def test_the_text_model_is_loaded_as_theirs(is_fp8: bool) -> None:
         temperature=0.1, top_p=0.001, repetition_penalty=1.05, max_tokens=256, stop_token_ids=[]
     )
     tokenizers.from_pretrained.assert_called_once_with(weights)
-    assert model.model_id_names == ["Qwen/Qwen2.5-14B-Instruct"]
+    assert model.model_id_names() == ["Qwen/Qwen2.5-14B-Instruct"]
 
 
 def test_the_text_model_answers_chats() -> None:
