@@ -6,12 +6,14 @@ Knows nothing of vLLM. Runs on the engine's event loop; files are read in thread
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
+from capflow_tasks import metrics
 from capflow_tasks.errors import PromptTooLong
 from capflow_tasks.media import Media, MediaBudget, load_media, media_key
 from capflow_tasks.media_budget import budget_of
@@ -45,7 +47,10 @@ class LoadedMedia:
     kind: Modality
     #: Equal only for the same pixels.
     key: str
-    media: Media
+    #: What it costs in the prompt.
+    tokens: int
+    #: What vLLM takes; None for what the engine has already.
+    value: Any
 
 
 class MediaLoader:
@@ -69,26 +74,42 @@ class MediaLoader:
         else:
             yield
 
-    async def load(self, request: Request, room: Room | None) -> list[LoadedMedia]:
-        """Return the request's media in order; videos get no more than `room` leaves beside the pictures."""
+    async def load(
+        self, request: Request, room: Room | None, sent: Callable[[str], int | None] = lambda key: None
+    ) -> list[LoadedMedia]:
+        """Return the request's media in order; videos get no more than `room` leaves beside the pictures.
+
+        `sent` tells, by key, the tokens of what the engine has already: that is not read again.
+        """
         budget = self._budget.limited(request.limits)
-        loaded = {ref: await self._load(ref, budget) for ref in request.media if ref.kind is Modality.IMAGE}
+        pictures = [ref for ref in request.media if ref.kind is Modality.IMAGE]
+        loaded = {ref: await self._load(ref, budget, sent) for ref in pictures}
         videos = [ref for ref in request.media if ref.kind is Modality.VIDEO]
-        pictures = sum(each.media.tokens for each in loaded.values())
+        taken = sum(each.tokens for each in loaded.values())
         for ref in videos:
             fitted = budget
             if room is not None:
-                share = (room.left - pictures) // len(videos)
+                share = (room.left - taken) // len(videos)
                 fit = partial(fit_clip, ref, budget, self._videos, room, share)
                 fitted = await asyncio.wrap_future(self._threads.submit(fit))
-            loaded[ref] = await self._load(ref, fitted)
+            loaded[ref] = await self._load(ref, fitted, sent)
         return [loaded[ref] for ref in request.media]
 
-    async def _load(self, ref: MediaRef, budget: MediaBudget) -> LoadedMedia:
+    async def _load(
+        self, ref: MediaRef, budget: MediaBudget, sent: Callable[[str], int | None]
+    ) -> LoadedMedia:
         key = media_key(ref.path, budget, ref.span)
-        future = self._cache.load(key, partial(load_media, ref, budget, self._videos))
+        if (tokens := sent(key)) is not None:
+            return LoadedMedia(ref.kind, key, tokens, None)
+        future = self._cache.load(key, partial(_timed_load, ref, budget, self._videos))
         # Shielded: a caller that runs out of time must not cancel the load for the others.
-        return LoadedMedia(ref.kind, key, await asyncio.shield(asyncio.wrap_future(future)))
+        media = await asyncio.shield(asyncio.wrap_future(future))
+        return LoadedMedia(ref.kind, key, media.tokens, media.value)
+
+
+def _timed_load(ref: MediaRef, budget: MediaBudget, reader: VideoReader) -> Media:
+    with metrics.MEDIA_SECONDS.labels(ref.kind).time():
+        return load_media(ref, budget, reader)
 
 
 def fit_clip(ref: MediaRef, budget: MediaBudget, reader: VideoReader, room: Room, share: int) -> MediaBudget:

@@ -9,6 +9,7 @@ from typing import Any
 from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
+from capflow_tasks.media_loader import LoadedMedia
 from capflow_tasks.records import Completion, Request
 
 
@@ -26,6 +27,22 @@ def sampling_params(request: Request, max_answer_tokens: int | None) -> Sampling
         structured_outputs=constraint,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
+
+
+def prompt_of(text: str, media: Sequence[LoadedMedia]) -> dict[str, Any]:
+    """The chat's text and its media; those without pixels are named only.
+
+    Each kind is a list of as many items as there are placeholders: vLLM drops a picture without a word where
+    None stands for the list.
+    """
+    if not media:
+        return {"prompt": text}
+    data: dict[str, list[Any]] = {}
+    uuids: dict[str, list[str]] = {}
+    for each in media:
+        data.setdefault(each.kind.value, []).append(each.value)
+        uuids.setdefault(each.kind.value, []).append(each.key)
+    return {"prompt": text, "multi_modal_data": data, "multi_modal_uuids": uuids}
 
 
 def completion_of(output: Any, request: Request, seconds: float) -> Completion:

@@ -44,12 +44,12 @@ class LoadingEngine(ScriptedEngine):
             return error
         with Path(os.environ[LOADED]).open("a") as file:
             for ref, each in zip(request.media, loaded, strict=True):
-                shape = each.media.value[0].shape if ref.kind == "video" else (1,)
+                shape = each.value[0].shape if ref.kind == "video" else (1,)
                 line = {
                     "name": Path(ref.path).name,
                     "span": str(ref.span or ""),
                     "shape": shape,
-                    "tokens": each.media.tokens,
+                    "tokens": each.tokens,
                     "key": each.key,
                 }
                 file.write(json.dumps(line) + "\n")

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from capflow_tasks.errors import EngineDead, MediaMissing, PromptTooLong
+from capflow_tasks.media import Media, load_media
 from capflow_tasks.records import Completion, MediaRef, Modality, Request, Sampling
 from capflow_tasks.settings import Settings
 from tests.conftest import Eventually
@@ -155,17 +156,87 @@ def test_a_stopped_engine_leaves_no_process(vllm_engine: VllmEngine, eventually:
     eventually(lambda: _assert_gone(cores))
 
 
-def test_a_dead_engine_core_is_told_to_the_caller_and_replaced_for_the_next(tiny_model: Path) -> None:
-    engine = start_engine(tiny_model, request_timeout_seconds=10)
-    try:
-        for core in _engine_cores():
-            core.send_signal(signal.SIGKILL)
-        with pytest.raises(EngineDead):
-            engine.generate([asked("Say something.")])
-        (answer,) = map(completion, engine.generate([asked("Say something.")]))
-        assert answer.text
-    finally:
-        engine.stop()
+@pytest.fixture(scope="module")
+def forgetful_engine(tiny_model: Path) -> Iterator[VllmEngine]:
+    """Keeps no decoded file, the pixels of few pictures, and the prefixes of eight."""
+    engine = start_engine(
+        tiny_model,
+        request_timeout_seconds=10,
+        media_cache_mib=0,
+        engine_args={"mm_processor_cache_gb": 0.01, "num_gpu_blocks_override": 24},
+    )
+    yield engine
+    engine.stop()
+
+
+@pytest.fixture
+def files_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the media files that were decoded, in order."""
+    names: list[str] = []
+
+    def read(ref: MediaRef, *arguments: Any) -> Media:
+        names.append(Path(ref.path).name)
+        return load_media(ref, *arguments)
+
+    monkeypatch.setattr("capflow_tasks.media_loader.load_media", read)
+    return names
+
+
+def test_later_calls_of_a_sample_send_no_pixels(
+    forgetful_engine: VllmEngine, picture: MediaRef, files_read: list[str]
+) -> None:
+    (first,) = map(completion, forgetful_engine.generate([asked("What is it?", picture)]))
+    (second,) = map(completion, forgetful_engine.generate([asked("What is it?", picture)]))
+
+    assert files_read == ["0.png"]
+    assert (second.text, second.prompt_tokens) == (first.text, first.prompt_tokens)
+    assert second.prompt_tokens > PICTURE_TOKENS
+
+
+def draw_pictures(folder: Path, count: int) -> list[MediaRef]:
+    for number in range(count):
+        draw_picture(folder / f"{number}.png", number)
+    return [MediaRef(Modality.IMAGE, str(folder / f"{number}.png")) for number in range(count)]
+
+
+@pytest.mark.parametrize(("open_samples", "is_kept"), [(4, True), (16, False)])
+def test_prefixes_are_computed_once_for_as_many_samples_as_the_cache_holds(
+    forgetful_engine: VllmEngine, tmp_path: Path, open_samples: int, is_kept: bool
+) -> None:
+    assert forgetful_engine.cache_tokens == 24 * 128
+    pictures = draw_pictures(tmp_path, open_samples)
+
+    rounds = [
+        [completion(*forgetful_engine.generate([asked(question, each)])) for each in pictures]
+        for question in ("What is it?", "Where is it?")
+    ]
+
+    assert all((answer.cached_tokens >= PICTURE_TOKENS) is is_kept for answer in rounds[1])
+
+
+def test_pixels_that_the_engine_has_dropped_are_sent_again(
+    forgetful_engine: VllmEngine, tmp_path: Path, files_read: list[str]
+) -> None:
+    pictures = draw_pictures(tmp_path, 12)
+    for each in pictures:
+        completion(*forgetful_engine.generate([asked("What is it?", each)]))
+    answers = forgetful_engine.generate([asked(question, pictures[0]) for question in ("Why?", "Where?")])
+
+    assert all(completion(answer).prompt_tokens > PICTURE_TOKENS for answer in answers)
+    # Once for the first call, once for those that found it gone.
+    assert files_read.count("0.png") >= 2
+
+
+def test_a_dead_engine_core_is_told_to_the_caller_and_replaced_for_the_next(
+    forgetful_engine: VllmEngine, picture: MediaRef
+) -> None:
+    completion(*forgetful_engine.generate([asked("What is it?", picture)]))
+    for core in _engine_cores():
+        core.send_signal(signal.SIGKILL)
+    with pytest.raises(EngineDead):
+        forgetful_engine.generate([asked("What is it?", picture)])
+    (answer,) = map(completion, forgetful_engine.generate([asked("What is it?", picture)]))
+    assert answer.prompt_tokens > PICTURE_TOKENS
 
 
 def _engine_cores() -> list[psutil.Process]:

@@ -16,6 +16,7 @@ from capflow_tasks.decoders import Decoders
 from capflow_tasks.errors import MediaCorrupt, PromptTooLong
 from capflow_tasks.media_loader import LoadedMedia, MediaLoader, Room
 from capflow_tasks.records import MediaLimits, MediaRef, Modality, Request, Sampling, Span
+from capflow_tasks.sent_media import SentMedia
 from capflow_tasks.settings import Settings
 from capflow_tasks.video_files import VideoFiles, shared_video_files
 from tests.datasets import draw_picture, film_video
@@ -57,11 +58,11 @@ def load(loader: MediaLoader, asked: Request, room: Room | None = ROOMY) -> list
 
 def test_a_video_is_decoded_in_a_child_and_given_with_its_times(loader: MediaLoader, film: MediaRef) -> None:
     (loaded,) = load(loader, request(film))
-    frames, metadata = loaded.media.value
+    frames, metadata = loaded.value
     assert (len(frames), metadata["duration"]) == (16, 8.0)
     assert frames.flags.writeable
     (again,) = load(loader, request(film))
-    assert again.media is loaded.media
+    assert again.value[0] is frames
 
 
 def test_pictures_and_videos_keep_their_order(loader: MediaLoader, film: MediaRef, picture: MediaRef) -> None:
@@ -73,31 +74,47 @@ def test_a_window_is_another_clip_with_another_key(loader: MediaLoader, film: Me
     windows = [MediaRef(film.kind, film.path, Span(start, start + 4)) for start in (0.0, 4.0)]
     (whole,), (first,), (second,) = (load(loader, request(ref)) for ref in (film, *windows))
     assert len({whole.key, first.key, second.key}) == 3
-    assert [len(each.media.value[0]) for each in (whole, first, second)] == [16, 8, 8]
-    assert second.media.value[1]["duration"] == 4.0
-    assert (second.media.value[0] != first.media.value[0]).any()
+    assert [len(each.value[0]) for each in (whole, first, second)] == [16, 8, 8]
+    assert second.value[1]["duration"] == 4.0
+    assert (second.value[0] != first.value[0]).any()
 
 
 def test_what_a_domain_asks_for_wins_over_the_settings(loader: MediaLoader, film: MediaRef) -> None:
     (plain,) = load(loader, request(film))
     (fewer,) = load(loader, request(film, fps=1, total_pixels=1024 * 784))
     assert fewer.key != plain.key
-    assert len(fewer.media.value[0]) == 8
-    assert fewer.media.tokens <= 1024
+    assert len(fewer.value[0]) == 8
+    assert fewer.tokens <= 1024
 
 
 @pytest.mark.parametrize("left", [160, 400, 1000])
 def test_a_video_gets_no_more_than_the_prompt_leaves(loader: MediaLoader, film: MediaRef, left: int) -> None:
     (whole,) = load(loader, request(film))
-    assert whole.media.tokens > left
+    assert whole.tokens > left
     (cut,) = load(loader, request(film), Room(model=4096, text=4096 - 512 - left, answer=512))
-    assert 0 < cut.media.tokens <= left
+    assert 0 < cut.tokens <= left
+
+
+def test_what_the_engine_has_is_named_and_not_read_again(
+    loader: MediaLoader, film: MediaRef, picture: MediaRef
+) -> None:
+    sent = SentMedia()
+    first = load(loader, request(picture))
+    sent.add(first)
+
+    again = asyncio.run(loader.load(request(film, picture), ROOMY, sent.tokens))
+    assert [each.value is None for each in again] == [False, True]
+    assert (again[1].key, again[1].tokens) == (first[0].key, first[0].tokens)
+
+    sent.forget(again)
+    (resent,) = asyncio.run(loader.load(request(picture), ROOMY, sent.tokens))
+    assert resent.value is not None
 
 
 def test_pictures_beside_a_video_are_counted(loader: MediaLoader, film: MediaRef, picture: MediaRef) -> None:
     room = Room(model=2048, text=500, answer=512)
     loaded = load(loader, request(film, picture), room)
-    assert sum(each.media.tokens for each in loaded) <= room.left
+    assert sum(each.tokens for each in loaded) <= room.left
 
 
 def test_a_prompt_that_leaves_no_room_says_so_in_numbers(loader: MediaLoader, film: MediaRef) -> None:
