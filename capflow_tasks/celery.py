@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from celery import Celery
 
+from capflow_tasks import logs
 from capflow_tasks.application import find_broker, make_app
 from capflow_tasks.errors import WORKER_ERROR_MARK, SettingsError
 from capflow_tasks.settings import read_settings
 from capflow_tasks.worker import install
 
+#: What Flower's list of tasks shows unless it is told otherwise: stage, samples, what came of them, where.
+_FLOWER_COLUMNS = "name,args,state,result,worker,received,runtime"
+
 
 def _make() -> Celery:
+    os.environ.setdefault("FLOWER_TASKS_COLUMNS", _FLOWER_COLUMNS)
     try:
         settings = read_settings()
     except SettingsError as error:
@@ -20,6 +26,7 @@ def _make() -> Celery:
         raise SystemExit(error.exit_code) from None
     app = make_app(settings, find_broker(settings))
     install(app)
+    logs.install(settings)
     return app
 
 

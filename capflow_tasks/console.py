@@ -9,6 +9,8 @@ from typing import Any
 import click
 
 from capflow_tasks.errors import EXIT_INTERRUPTED, CapflowError
+from capflow_tasks.log_format import RedactingFormatter
+from capflow_tasks.redaction import print_redacted, redacted
 from capflow_tasks.settings import Settings
 
 EXIT_CODES = """\b
@@ -29,11 +31,10 @@ class Command(click.Command):
 
     def invoke(self, context: click.Context) -> Any:
         is_verbose = "-v" in sys.argv[1:] or "--verbose" in sys.argv[1:]
-        logging.basicConfig(
-            level=logging.DEBUG if is_verbose else logging.WARNING,
-            format="%(levelname)s %(message)s",
-            stream=sys.stderr,
-        )
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(RedactingFormatter(logging.Formatter("%(levelname)s %(message)s")))
+        logging.basicConfig(level=logging.DEBUG if is_verbose else logging.WARNING, handlers=[handler])
+        sys.excepthook = print_redacted
         try:
             return super().invoke(context)
         except KeyboardInterrupt:
@@ -42,7 +43,7 @@ class Command(click.Command):
             if is_verbose:
                 raise
             for line in str(error).splitlines():
-                click.echo(f"{context.info_name}: error: {line}", err=True)
+                click.echo(redacted(f"{context.info_name}: error: {line}"), err=True)
             context.exit(error.exit_code)
 
 

@@ -18,6 +18,7 @@ from celery.utils.nodenames import worker_direct
 from celery.worker import state as worker_state
 
 from capflow_tasks.errors import EXIT_OK
+from capflow_tasks.vitals import vitals
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class DrainStep(bootsteps.StartStopStep):
             return
         seconds = self._consumer.app.conf.capflow_drain_seconds
         self._deadline = monotonic() + seconds
+        vitals.is_draining = True
         # The hub does not turn while the broker is away.
         _call_after(seconds, self._shut_down)
         # Nor does a thread that publishes come to its end then.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
 from importlib import import_module
 from typing import Protocol
 
@@ -12,6 +13,15 @@ from capflow_tasks.settings import Settings
 
 #: What became of one request: its answer, or why there is none.
 Answer = Completion | SampleError
+
+
+class EngineState(StrEnum):
+    """Whether an engine can be asked."""
+
+    LOADING = "loading"
+    UP = "up"
+    #: It died, and is rebuilt when it is next asked.
+    DEAD = "dead"
 
 
 class Engine(Protocol):
@@ -33,6 +43,17 @@ class Engine(Protocol):
         Raises EngineDead when the engine died under them; the next call finds it rebuilt, or raises
         ServiceError.
         """
+
+
+def state_of(engine: Engine) -> EngineState:
+    """The state of a started engine; one that has no `state` to tell is up."""
+    state: EngineState = getattr(engine, "state", EngineState.UP)
+    return state
+
+
+def cache_tokens_of(engine: Engine) -> int | None:
+    """Tokens that the engine's KV cache holds; None for one that has no `cache_tokens` to tell."""
+    return getattr(engine, "cache_tokens", None)
 
 
 def build_engine(settings: Settings, model: str) -> Engine:

@@ -6,7 +6,9 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import inf
 from threading import Event, Lock, Thread
+from time import monotonic
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -25,6 +27,7 @@ class Heartbeat:
         #: Counted, since two copies of a message may be inside with one batch.
         self._batch_ids: Counter[int] = Counter()
         self._lock = Lock()
+        self._beaten_at = -inf
         self._stopping = Event()
         self._thread = Thread(target=self._beat_until_stopped, name="heartbeat", daemon=True)
 
@@ -41,6 +44,16 @@ class Heartbeat:
             self._store.resign(self._owner)
         except SQLAlchemyError as error:
             log.warning("leases not given back, they will run out: %s", error)
+
+    @property
+    def age_seconds(self) -> float:
+        """Since a beat last reached the database."""
+        return monotonic() - self._beaten_at
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether this worker's leases still hold."""
+        return self.age_seconds < self._lease_seconds
 
     @contextmanager
     def beating_for(self, batch_id: int) -> Iterator[None]:
@@ -64,6 +77,7 @@ class Heartbeat:
     def _beat(self, batch_ids: list[int]) -> None:
         try:
             self._store.beat(self._owner, batch_ids, self._lease_seconds)
+            self._beaten_at = monotonic()
         except SQLAlchemyError as error:
             # The next beat may reach the database again; a lease that ends meanwhile is fenced off.
             log.warning("leases not extended: %s", error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
@@ -14,9 +14,7 @@ from pydantic_settings import SettingsError as UnparsableSetting
 
 from capflow_tasks.errors import SettingsError
 from capflow_tasks.records import Stage
-
-#: What stands between a URL's user and host.
-_PASSWORD = re.compile(r"(://[^:/@]*:)[^@]*(@)")
+from capflow_tasks.redaction import redacted
 
 
 def _none_when_blank(value: Any) -> Any:
@@ -49,6 +47,11 @@ def _has_sound_port(url: str) -> bool:
     return True
 
 
+def _upper(value: Any) -> Any:
+    return value.upper() if isinstance(value, str) else value
+
+
+LogLevel = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)]
 OptionalText = Annotated[str | None, BeforeValidator(_none_when_blank)]
 BrokerUrl = Annotated[str | None, BeforeValidator(_none_when_blank), AfterValidator(_redis_url)]
 DatabaseUrl = Annotated[str | None, BeforeValidator(_none_when_blank), AfterValidator(_psycopg_dialect)]
@@ -110,7 +113,13 @@ class Settings(BaseSettings):
     retry_seconds: float = Field(
         5, ge=0, description="wait before the second try, doubled for each further one"
     )
-    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+    log_level: LogLevel = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+    log_format: Literal["text", "json"] = Field("text", description="of a worker's log: text or json")
+    log_text: bool = Field(False, description="1 to have a worker log what the model says")
+    metrics_port: int | None = Field(
+        None, ge=0, le=65535, description="a worker's /metrics, /healthz, /readyz; 0 for any free port"
+    )
+    metrics_host: str = Field("0.0.0.0", description="address on which they are served")
 
     def queue_of(self, stage: Stage) -> str:
         return self.stage_queues.get(stage, "gpu")
@@ -139,5 +148,5 @@ def read_settings() -> Settings:
 
 def _explain(problem: Any) -> str:
     name = "CAPFLOW_" + str(problem["loc"][0]).upper()
-    value = _PASSWORD.sub(r"\1***\2", repr(problem["input"]))
+    value = redacted(repr(problem["input"]))
     return f"{name}={value}: {problem['msg'].removeprefix('Value error, ')}"

@@ -7,7 +7,6 @@ Knows nothing of Celery, nor of what kind of engine answers.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
@@ -22,13 +21,16 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from capflow_tasks import metrics
+from capflow_tasks.capacity import Capacity
 from capflow_tasks.conversation import Conversation
 from capflow_tasks.domains import Catalogue
-from capflow_tasks.engine import Engine
+from capflow_tasks.engine import Engine, cache_tokens_of
 from capflow_tasks.errors import EngineDead, Quarantined, ServiceError
 from capflow_tasks.gate import Gate
 from capflow_tasks.heartbeat import Heartbeat
 from capflow_tasks.records import JsonObject, Stage
+from capflow_tasks.stage_report import log_stage, report_of
 from capflow_tasks.state import stage_after
 from capflow_tasks.store.batches import BatchStore, NotClaimed
 from capflow_tasks.store.rows import Claim, Outcome, PendingSample, RetryPolicy
@@ -75,6 +77,8 @@ class StageRunner:
         self._patience = patience
         self._windows = windows
         self._gate = Gate()
+        #: One per engine.
+        self._capacities = {id(engine): Capacity(cache_tokens_of(engine)) for engine in engines.values()}
 
     def run(self, batch_id: int, stage: Stage) -> JsonObject | NotClaimed:
         """Run one stage of one batch and return its summary, or why that is not this caller's to do.
@@ -84,8 +88,13 @@ class StageRunner:
         claim = self._patiently(self._store.claim, batch_id, stage, self._owner, self._patience.lease_seconds)
         if isinstance(claim, NotClaimed):
             return claim
-        with self._heartbeat.beating_for(batch_id):
+        in_flight = metrics.BATCHES_IN_FLIGHT.labels(stage)
+        with self._heartbeat.beating_for(batch_id), in_flight.track_inprogress():
             return self._run(claim)
+
+    def most_batches(self, slots: int) -> int:
+        """How many of the slots may be used, so that the engines keep the prefixes of all open batches."""
+        return min(capacity.batches(slots) for capacity in self._capacities.values())
 
     def _run(self, claim: Claim) -> JsonObject | NotClaimed:
         started = monotonic()
@@ -93,6 +102,7 @@ class StageRunner:
         if claim.tries > self._patience.max_tries and len(samples) > 1:
             log.warning("batch %s: tried %s times in vain, split", claim.batch_id, claim.tries - 1)
             self._store.split(claim)
+            metrics.end(claim.stage, "split")
             return NotClaimed.TAKEN
         try:
             outcomes = self._outcomes(claim, samples)
@@ -110,8 +120,14 @@ class StageRunner:
         )
         if not is_written:
             log.warning("batch %s: the lease of %s went to another worker", claim.batch_id, claim.stage)
+            metrics.end(claim.stage, "lost")
             return NotClaimed.TAKEN
-        return _summary(claim, outcomes, monotonic() - started)
+        capacity = self._capacities[id(self._engines[claim.stage])]
+        capacity.observe(outcome.results for outcome in outcomes)
+        report = report_of(claim, outcomes, monotonic() - started)
+        metrics.count(report)
+        log_stage(report, outcomes)
+        return report.summary()
 
     def _outcomes(self, claim: Claim, samples: Sequence[PendingSample]) -> list[Outcome]:
         engine = self._engines[claim.stage]
@@ -126,7 +142,8 @@ class StageRunner:
             if claim.tries > 1:
                 self._patiently(self._store.begin_try, claim)
             while calls := [call for each in conversations for call in each.calls()]:
-                answers = engine.generate([call.request for call in calls])
+                with metrics.requests_in_flight(claim.stage, len(calls)):
+                    answers = engine.generate([call.request for call in calls])
                 for call, answer in zip(calls, answers, strict=True):
                     call.conversation.take(call.agent, answer)
         return [each.outcome() for each in conversations]
@@ -134,6 +151,7 @@ class StageRunner:
     def _give_back(self, claim: Claim, error: BaseException) -> None:
         level = logging.WARNING if isinstance(error, EngineDead) else logging.ERROR
         log.log(level, "batch %s: %s failed, given back", claim.batch_id, claim.stage, exc_info=error)
+        metrics.end(claim.stage, "given_back")
         wait = self._patience.retry.first_wait_seconds * 2 ** (claim.tries - 1)
         # An engine that cannot be had is nobody's fault among the samples.
         is_blameless = isinstance(error, ServiceError)
@@ -149,21 +167,3 @@ class StageRunner:
             reraise=True,
         )
         return retrying(call, *arguments, **options)
-
-
-def _summary(claim: Claim, outcomes: Sequence[Outcome], seconds: float) -> JsonObject:
-    """What Flower and the log show of a finished stage; tokens are totals over the batch."""
-    results = [result for outcome in outcomes for result in outcome.results]
-    domains = Counter(outcome.route.domain for outcome in outcomes if outcome.route)
-    failures = Counter(outcome.failure.kind for outcome in outcomes if outcome.failure)
-    return {
-        "dataset": claim.dataset,
-        "samples": f"{claim.start_idx}-{claim.end_idx - 1}",
-        "done": len(outcomes) - failures.total(),
-        "failed": dict(failures),
-        "domains": dict(domains),
-        "prompt_tokens": sum(result.prompt_tokens for result in results),
-        "cached_tokens": sum(result.cached_tokens for result in results),
-        "completion_tokens": sum(result.completion_tokens for result in results),
-        "seconds": round(seconds, 3),
-    }

@@ -23,7 +23,8 @@ from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from capflow_tasks.engine import Answer
+from capflow_tasks import metrics
+from capflow_tasks.engine import Answer, EngineState
 from capflow_tasks.errors import (
     EngineDead,
     PromptTooLong,
@@ -35,8 +36,9 @@ from capflow_tasks.errors import (
 )
 from capflow_tasks.media_loader import MediaLoader, Room
 from capflow_tasks.records import Completion, Modality, Request
+from capflow_tasks.sent_media import SentMedia
 from capflow_tasks.settings import Settings
-from capflow_tasks.vllm_requests import completion_of, sampling_params
+from capflow_tasks.vllm_requests import completion_of, prompt_of, sampling_params
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +75,7 @@ class VllmEngine:
         self._request_ids = itertools.count()
         self._llm: AsyncLLM | None = None
         self._rebuilding = Lock()
+        self._sent = SentMedia()
         #: When any request was answered last, monotonic seconds.
         self._answered_at = 0.0
         #: An engine that has given no answer for too long; it is replaced.
@@ -97,6 +100,21 @@ class VllmEngine:
         self._thread.join()
         self._loop.close()
 
+    @property
+    def state(self) -> EngineState:
+        llm = self._llm
+        if llm is None:
+            return EngineState.LOADING
+        return EngineState.DEAD if llm.errored or llm is self._hung else EngineState.UP
+
+    @property
+    def cache_tokens(self) -> int | None:
+        """Tokens that the KV cache holds; None before the engine is up."""
+        if self._llm is None:
+            return None
+        cache = self._llm.vllm_config.cache_config
+        return (cache.num_gpu_blocks or 0) * cache.block_size or None
+
     def generate(self, requests: Sequence[Request]) -> list[Answer]:
         llm = self._living()
         answers: list[Answer] = self._run(self._answer_all(llm, requests))
@@ -107,6 +125,7 @@ class VllmEngine:
         with self._rebuilding:
             if self._llm is None or self._llm.errored or self._llm is self._hung:
                 log.warning("the engine of %s died and is rebuilt", self.model)
+                metrics.ENGINE_REBUILDS.labels(self.model).inc()
                 self._run(self._unload())
                 try:
                     self._llm = self._run(self._load())
@@ -118,6 +137,7 @@ class VllmEngine:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     async def _load(self) -> AsyncLLM:
+        self._sent.clear()
         return AsyncLLM.from_engine_args(AsyncEngineArgs(model=self.model, **self._engine_args))
 
     async def _unload(self) -> None:
@@ -148,8 +168,7 @@ class VllmEngine:
         sampling = sampling_params(request, self._max_answer_tokens)
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                prompt = await self._prompt(llm, request, sampling)
-                output = await self._complete(llm, prompt, sampling)
+                output = await self._ask(llm, request, sampling)
         except TimeoutError as error:
             if started > self._answered_at:
                 # Not one answer to anybody in all that time: the engine hangs.
@@ -170,27 +189,39 @@ class VllmEngine:
         self._answered_at = monotonic()
         return completion_of(output, request, self._answered_at - started)
 
+    async def _ask(self, llm: AsyncLLM, request: Request, sampling: SamplingParams) -> Any:
+        """Name the media that the engine has; send their pixels once more when it has dropped them."""
+        text = self._text(request)
+        room = self._room(llm, request, text, sampling)
+        media = await self._media.load(request, room, self._sent.tokens)
+        try:
+            output = await self._complete(llm, prompt_of(text, media), sampling)
+        except EngineDeadError:
+            raise
+        except Exception:
+            if all(each.value is not None for each in media):
+                raise
+            log.debug("media are sent once more", exc_info=True)
+            self._sent.forget(media)
+            media = await self._media.load(request, room)
+            output = await self._complete(llm, prompt_of(text, media), sampling)
+        self._sent.add(media)
+        return output
+
     async def _complete(self, llm: AsyncLLM, prompt: Any, sampling: SamplingParams) -> Any:
         outputs = llm.generate(prompt, sampling, f"capflow-{next(self._request_ids)}")
         # Leaving early, as at the deadline, aborts the request in the engine.
         return [output async for output in outputs][-1]
 
-    async def _prompt(self, llm: AsyncLLM, request: Request, sampling: SamplingParams) -> dict[str, Any]:
+    def _text(self, request: Request) -> str:
         """System line, media, instruction: the calls of one sample share all but the instruction."""
         parts = [{"type": ref.kind.value} for ref in request.media]
         messages = [
             {"role": "system", "content": [{"type": "text", "text": request.system}]},
             {"role": "user", "content": [*parts, {"type": "text", "text": request.instruction}]},
         ]
-        text = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        if not request.media:
-            return {"prompt": text}
-        data: dict[str, list[Any]] = {}
-        uuids: dict[str, list[str]] = {}
-        for each in await self._media.load(request, self._room(llm, request, text, sampling)):
-            data.setdefault(each.kind.value, []).append(each.media.value)
-            uuids.setdefault(each.kind.value, []).append(each.key)
-        return {"prompt": text, "multi_modal_data": data, "multi_modal_uuids": uuids}
+        text: str = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return text
 
     def _room(self, llm: AsyncLLM, request: Request, text: str, sampling: SamplingParams) -> Room | None:
         """What is left for a video; pictures are never cut down, so nobody counts for them."""
@@ -229,7 +260,8 @@ def _engine_args(settings: Settings) -> dict[str, Any]:
         "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
         "max_logprobs": MAX_CHOICES,
         "enable_prefix_caching": True,
-        "disable_log_stats": True,
+        # They are counted for vLLM's own metrics.
+        "disable_log_stats": settings.metrics_port is None,
         # There is nothing to compile for on a CPU, only time to lose.
         "enforce_eager": current_platform.is_cpu(),
         **{name: value for name, value in chosen.items() if value is not None},

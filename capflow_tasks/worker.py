@@ -19,12 +19,14 @@ from celery.worker import state as worker_state
 
 from capflow_tasks.domains import load_catalogue
 from capflow_tasks.drain import DrainStep, give_back_with
-from capflow_tasks.engine import Engine, build_engine
+from capflow_tasks.engine import Engine, EngineState, build_engine, state_of
 from capflow_tasks.errors import EXIT_RESTART, WORKER_ERROR_MARK, CapflowError, ServiceError
 from capflow_tasks.heartbeat import Heartbeat
 from capflow_tasks.media_budget import budget_of
+from capflow_tasks.pulse import PulseStep
 from capflow_tasks.queues import shared_queue
 from capflow_tasks.records import Stage
+from capflow_tasks.redaction import redacted
 from capflow_tasks.settings import Settings, read_settings
 from capflow_tasks.stages import Patience, StageRunner
 from capflow_tasks.store.batches import BatchStore
@@ -33,10 +35,13 @@ from capflow_tasks.store.rows import RetryPolicy
 from capflow_tasks.store.workers import WorkerStore
 from capflow_tasks.video_files import shared_video_files
 from capflow_tasks.video_spans import WindowRule, Windows
+from capflow_tasks.vitals import vitals
 
 log = logging.getLogger(__name__)
 
 _runner: StageRunner | None = None
+#: Celery's controller of this worker.
+_controller: Any = None
 
 
 def runner() -> StageRunner:
@@ -49,6 +54,7 @@ def runner() -> StageRunner:
 def install(app: Celery) -> None:
     app.steps["worker"].add(EngineStep)
     app.steps["consumer"].add(DrainStep)
+    app.steps["consumer"].add(PulseStep)
     # The order of bootsteps is random but for what is required: tasks must find the engine up.
     components.Pool.requires = (*components.Pool.requires, EngineStep)  # type: ignore[misc]
 
@@ -65,7 +71,7 @@ class EngineStep(bootsteps.StartStopStep):
         try:
             self._start(worker)
         except CapflowError as error:
-            print(f"{WORKER_ERROR_MARK}{error}", file=sys.stderr, flush=True)
+            print(redacted(f"{WORKER_ERROR_MARK}{error}"), file=sys.stderr, flush=True)
             raise SystemExit(error.exit_code) from error
 
     def stop(self, worker: Any) -> None:
@@ -76,8 +82,9 @@ class EngineStep(bootsteps.StartStopStep):
             self._heartbeat.resign()
 
     def _start(self, worker: Any) -> None:
-        global _runner
+        global _runner, _controller
         settings = read_settings()
+        vitals.serve(settings)
         database = _database(settings)
         catalogue = load_catalogue(settings.domains)
         queues = frozenset(
@@ -88,6 +95,7 @@ class EngineStep(bootsteps.StartStopStep):
         owner = f"{worker.hostname}/{uuid.uuid4().hex[:8]}"
         self._heartbeat = Heartbeat(WorkerStore(database), owner, settings.lease_seconds)
         self._heartbeat.start()
+        vitals.watch_heartbeat(self._heartbeat)
         give_back_with(self._heartbeat.resign)
         _runner = StageRunner(
             BatchStore(database),
@@ -98,6 +106,7 @@ class EngineStep(bootsteps.StartStopStep):
             _patience(settings),
             _windows(settings),
         )
+        _controller = worker
         worker.app.conf.task_routes[0].become_worker(worker.hostname, queues)
 
     def _start_engines(self, settings: Settings, queues: Collection[str]) -> dict[Stage, Engine]:
@@ -105,7 +114,9 @@ class EngineStep(bootsteps.StartStopStep):
         by_model: dict[str, Engine] = {}
         for model in sorted({settings.model_of(queue) for queue in queues}):
             engine = by_model[model] = build_engine(settings, model)
+            vitals.watch_engine(model, lambda: EngineState.LOADING)
             engine.start()
+            vitals.watch_engine(model, partial(state_of, engine))
             self._engines.append(engine)
         queue_by_stage = {stage: settings.queue_of(stage) for stage in Stage}
         return {
@@ -118,6 +129,13 @@ class EngineStep(bootsteps.StartStopStep):
 def stop_worker(exit_code: int) -> None:
     """Have this worker finish what it runs, take nothing more, and exit for its supervisor to restart."""
     worker_state.should_stop = exit_code  # type: ignore[assignment]
+
+
+def follow_capacity() -> None:
+    """Take no more batches at a time than those whose prefixes the engines can keep."""
+    if _controller is not None:
+        # Celery reads it before it takes a message; the pool keeps its size.
+        _controller.max_concurrency = runner().most_batches(read_settings().concurrency)
 
 
 def end_when_too_big() -> None:

@@ -38,6 +38,16 @@ class Held:
     delivered: set[int]
 
 
+@dataclass(frozen=True, slots=True)
+class QueueLengths:
+    """How many messages there are."""
+
+    #: In the queues that hold some, by name and priority.
+    by_queue: dict[tuple[str, int], int]
+    #: Taken and not acknowledged.
+    unacked: int
+
+
 class Broker:
     """Redis as a producer uses it: a doorbell."""
 
@@ -66,6 +76,9 @@ class Broker:
             kwargs={"batch_id": batch.id},
             immutable=True,
             task_id=f"{batch.id}.{stage}.{uuid4().hex[:12]}",
+            # What Flower and the worker's log show in place of the arguments.
+            argsrepr=batch.samples,
+            kwargsrepr=f"batch {batch.id}",
             headers={} if batch.pinned_to is None else {RANK_HEADER: batch.pinned_to},
         )
 
@@ -81,6 +94,20 @@ class Broker:
             except (RedisError, OperationalError):
                 return None
         return Held(_batch_ids(map(loads, waiting)), _batch_ids(delivered))
+
+    def lengths(self) -> QueueLengths | None:
+        """How many messages wait, and how many are with workers; None while the broker is away."""
+        with self._app.connection_for_read() as connection:
+            try:
+                connection.ensure_connection(max_retries=1)
+                channel: Any = connection.default_channel
+                lists = {key.decode(): channel.client.llen(key) for key in _lists(channel)}
+                unacked = channel.client.hlen(channel.unacked_key)
+            except (RedisError, OperationalError):
+                return None
+        # Priority 0 has no suffix; a reply to Celery's remote control is no message of ours.
+        queues = {_queue_of(name): count for name, count in lists.items() if "pidbox" not in name}
+        return QueueLengths(queues, unacked)
 
     def drop_queues_of(self, nodes: Collection[str]) -> None:
         """Remove the own queues of dead workers; what they held is sent again to the living."""
@@ -103,6 +130,12 @@ def publish_ready(runs: RunStore, broker: Broker, queue_seconds: float, run_id: 
 def _batch_ids(messages: Iterable[Any]) -> set[int]:
     ids = (message["headers"].get("id", "").partition(".")[0] for message in messages)
     return {int(batch_id) for batch_id in ids if batch_id.isdecimal()}
+
+
+def _queue_of(name: str) -> tuple[str, int]:
+    """Queue and priority of a Redis list: `gpu:9`, or `gpu` for priority 0."""
+    queue, separator, priority = name.rpartition(":")
+    return (queue, int(priority)) if separator and priority.isdecimal() else (name, 0)
 
 
 def _lists(channel: Any) -> Iterator[bytes]:

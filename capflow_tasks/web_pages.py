@@ -1,0 +1,108 @@
+"""Serves a few pages over HTTP from threads of its own. Knows nothing of what they say."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import socketserver
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any
+from urllib.parse import urlsplit
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from capflow_tasks.errors import SettingsError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What is answered."""
+
+    body: bytes
+    content_type: str
+    status: HTTPStatus = HTTPStatus.OK
+
+
+MakePage = Callable[[], Page]
+
+
+def plain_page(text: str) -> Page:
+    return Page(text.encode(), "text/plain; charset=utf-8")
+
+
+def metrics_page(registry: CollectorRegistry) -> MakePage:
+    """All metrics of the registry, as plain text.
+
+    As OpenMetrics, which newer scrapers ask for first, the client would turn `vllm:` into `vllm_`.
+    """
+    return lambda: Page(generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4)
+
+
+class WebPages:
+    """A server that runs from when it is made until it is stopped."""
+
+    def __init__(self, host: str, port: int, pages: Mapping[str, MakePage]) -> None:
+        """Serve `pages` by path; port 0 takes any free one. Raises SettingsError when it cannot be had."""
+        try:
+            self._server = _Server(host, port, pages)
+        except OSError as error:
+            raise SettingsError(
+                f"port {port} of {host} cannot be served: {error.strerror or error}; "
+                "give each process on a host a port of its own, or 0 for any free one"
+            ) from error
+        self.port: int = self._server.server_address[1]
+        Thread(target=self._server.serve_forever, name="pages", daemon=True).start()
+        facts = {"event": "serving", "port": self.port}
+        log.info("%s on port %s of %s", ", ".join(pages), self.port, host, extra={"facts": facts})
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, host: str, port: int, pages: Mapping[str, MakePage]) -> None:
+        self.pages = pages
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, port), _Handler)
+
+    def server_bind(self) -> None:
+        # HTTPServer's own asks DNS for this host's name, which may take seconds.
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = "", self.server_address[1]
+
+    def handle_error(self, *_: Any) -> None:
+        # A reader that goes away before it has its page is no error of ours.
+        log.debug("a page was not served", exc_info=True)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    server_version, sys_version = "capflow", ""
+    #: A reader that connects and says nothing, seconds.
+    timeout = 10
+
+    def do_GET(self) -> None:
+        make = self.server.pages.get(urlsplit(self.path).path)
+        page = make() if make else self._not_found()
+        self.send_response(page.status)
+        self.send_header("Content-Type", page.content_type)
+        self.send_header("Content-Length", str(len(page.body)))
+        self.end_headers()
+        self.wfile.write(page.body)
+
+    def _not_found(self) -> Page:
+        pages = " ".join(self.server.pages)
+        return Page(f"there is {pages}\n".encode(), "text/plain", HTTPStatus.NOT_FOUND)
+
+    def log_message(self, *_: Any) -> None:
+        """A line per probe would drown all others."""
