@@ -7,21 +7,13 @@ and `domains.py`. Whatever is wrong in a file is a WorkflowError, a line per fau
 from __future__ import annotations
 
 from importlib.resources.abc import Traversable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, StringConstraints
 
 from capflow_tasks.errors import WorkflowError
 from capflow_tasks.records import JsonObject
+from capflow_tasks.yaml_file import Keys, read_yaml
 
 DEFAULTS = "_defaults.yaml"
 
@@ -30,22 +22,7 @@ _Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 _Seen = Annotated[list[_Name], BeforeValidator(lambda value: ["all"] if value == "all" else value)]
 
 
-class _Keys(BaseModel):
-    """A mapping in a domain file."""
-
-    model_config = ConfigDict(strict=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unknown_keys(cls, keys: Any) -> Any:
-        unknown = [key for key in keys if key not in cls.model_fields] if isinstance(keys, dict) else []
-        if unknown:
-            names = ", ".join(map(repr, unknown))
-            raise ValueError(f"unknown key {names}; remove it or use one of: {', '.join(cls.model_fields)}")
-        return keys
-
-
-class _Sampling(_Keys):
+class _Sampling(Keys):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -56,7 +33,7 @@ _Pixels = Annotated[int, Field(ge=28 * 28)]
 _Frames = Annotated[int, Field(ge=2)]
 
 
-class _Budget(_Keys):
+class _Budget(Keys):
     min_pixels: _Pixels | None = None
     max_pixels: _Pixels | None = None
     fps: Annotated[float, Field(gt=0)] | None = None
@@ -69,12 +46,12 @@ class _Budget(_Keys):
     max_windows: Annotated[int, Field(ge=1)] | None = None
 
 
-class _Dimension(_Keys):
+class _Dimension(Keys):
     description: _Text
     grades: Annotated[dict[Literal[1, 2, 3], _Text], Field(min_length=3)]
 
 
-class _Agent(_Keys):
+class _Agent(Keys):
     stage: Literal["route", "perceive", "reason", "summarize", "score"] | None = None
     prompt: _Text | None = None
     sees: _Seen | None = None
@@ -89,36 +66,22 @@ class _Agent(_Keys):
 _AgentOrNull = Annotated[_Agent, BeforeValidator(lambda keys: {} if keys is None else keys)]
 
 
-class _Domain(_Keys):
+class _Domain(Keys):
     name: _Text
-    aliases: list[_Text] = []
+    aliases: list[_Text] = Field(default_factory=list)
     modality: Literal["image", "video"] = "image"
     description: _Text
-    subdomains: list[_Text] = []
+    subdomains: list[_Text] = Field(default_factory=list)
     version: Annotated[int, Field(ge=1)] = 1
     budget: _Budget | None = None
     agents: Annotated[dict[_Name, _AgentOrNull], Field(min_length=1)]
 
 
-class _Defaults(_Keys):
+class _Defaults(Keys):
     system: _Text | None = None
     sampling: _Sampling | None = None
     router: _Agent | None = None
-    agents: dict[_Name, _AgentOrNull] = {}
-
-
-class _Loader(yaml.SafeLoader):
-    """yaml.SafeLoader that refuses a key given twice, of which it would silently keep the last."""
-
-    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        seen = set()
-        for key, _ in node.value:
-            if str(key.value) in seen:
-                problem = f"key {key.value!r} is given twice; keep one of them"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-            seen.add(str(key.value))
-        return node
+    agents: dict[_Name, _AgentOrNull] = Field(default_factory=dict)
 
 
 def read_folder(folder: Traversable) -> dict[str, JsonObject]:
@@ -151,27 +114,4 @@ def laid_over(below: JsonObject, above: JsonObject) -> JsonObject:
 
 def read_file(entry: Traversable) -> JsonObject:
     shape = _Defaults if entry.name == DEFAULTS else _Domain
-    try:
-        keys = yaml.load(entry.read_text(encoding="utf-8"), _Loader)
-        return shape.model_validate(keys).model_dump(exclude_none=True) | {"file": str(entry)}
-    except ValidationError as error:
-        raise WorkflowError("\n".join(_line(entry, fault) for fault in error.errors())) from None
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise WorkflowError(f"{entry}: line {line}: {error.problem}; mend the YAML there") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise WorkflowError(f"{entry}: not YAML in UTF-8 ({reason}); save it as such") from None
-    except OSError as error:
-        raise WorkflowError(f"{entry}: cannot be read ({error.strerror}); check its permissions") from None
-
-
-def _line(entry: Traversable, fault: Any) -> str:
-    """One fault as pydantic found it, in one line."""
-    key = ".".join(str(part) for part in fault["loc"] if part != "[key]") or "top level"
-    if fault["type"] == "value_error":
-        return f"{entry}: {key}: {fault['ctx']['error']}"
-    if fault["type"] == "missing":
-        return f"{entry}: {key}: missing; add it"
-    given = repr(fault["input"])
-    return f"{entry}: {key}: {fault['msg']}; change {given if len(given) <= 60 else given[:57] + '...'}"
+    return read_yaml(entry, shape, WorkflowError).model_dump(exclude_none=True) | {"file": str(entry)}

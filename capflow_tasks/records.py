@@ -50,6 +50,8 @@ class Shard:
     line: JsonObject = field(default_factory=dict)
     #: Line of the plan file where the shard stands, from 1.
     line_number: int = 0
+    #: Digest of what the annotation file holds, where another content makes it another shard; else empty.
+    version: str = ""
 
     @property
     def sample_count(self) -> int:

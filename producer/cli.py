@@ -19,6 +19,7 @@ from capflow_tasks.records import Stage
 from capflow_tasks.settings import read_settings
 
 if TYPE_CHECKING:
+    from producer.scoring.score_summary import ScoreSummary
     from producer.summary import Summary
 
 PRODUCE_EPILOG = f"""\b
@@ -51,6 +52,25 @@ def parse_stages(value: str) -> tuple[Stage, ...]:
     return tuple(stage for stage in Stage if stage in words)
 
 
+BATCH_SIZE = click.option(
+    "--batch-size",
+    envvar="CAPFLOW_BATCH_SIZE",
+    default=8,
+    type=click.IntRange(1, 1024),
+    help="Samples that one chain carries.",
+    show_envvar=True,
+    show_default=True,
+)
+WINDOW = click.option(
+    "--window",
+    envvar="CAPFLOW_WINDOW",
+    default=256,
+    type=click.IntRange(1),
+    help="Batches in flight, over all workers.",
+    show_envvar=True,
+    show_default=True,
+)
+
 #: What produce and retry have in common.
 _ORDER_OPTIONS = (
     click.option(
@@ -63,24 +83,8 @@ _ORDER_OPTIONS = (
         show_envvar=True,
         show_default=True,
     ),
-    click.option(
-        "--batch-size",
-        envvar="CAPFLOW_BATCH_SIZE",
-        default=8,
-        type=click.IntRange(1, 1024),
-        help="Samples that one chain carries.",
-        show_envvar=True,
-        show_default=True,
-    ),
-    click.option(
-        "--window",
-        envvar="CAPFLOW_WINDOW",
-        default=256,
-        type=click.IntRange(1),
-        help="Batches in flight, over all workers.",
-        show_envvar=True,
-        show_default=True,
-    ),
+    BATCH_SIZE,
+    WINDOW,
     click.option(
         "--run",
         envvar="CAPFLOW_RUN",
@@ -168,7 +172,8 @@ def retry(
     plan: Path, as_json: bool, kinds: tuple[str, ...], domains: tuple[str, ...], **options: Any
 ) -> None:
     """Caption again what failed in the run of PLAN, and nothing else; then write the caption files."""
-    from producer.production import Order, Production, Retry
+    from producer.job import Retry
+    from producer.production import Order, Production
 
     production = Production(Order(plan, **options), read_settings())
     with stop_on_signals() as stopping:
@@ -176,7 +181,7 @@ def retry(
     tell(summary, as_json)
 
 
-def tell(summary: Summary, as_json: bool) -> NoReturn:
+def tell(summary: Summary | ScoreSummary, as_json: bool) -> NoReturn:
     """Print how the run ended, and end with its exit code."""
     if as_json:
         click.echo(json.dumps(summary.as_json(), ensure_ascii=False))

@@ -12,14 +12,17 @@ from dataclasses import dataclass, replace
 from threading import Event
 
 from capflow_tasks.errors import PlanError
+from capflow_tasks.records import Shard
 from capflow_tasks.store.rows import NewBatch, ShardRow, Tally
 from capflow_tasks.store.runs import RunStore
 from capflow_tasks.store.views import Views
 from producer.broker import Broker, publish_ready
-from producer.expansion import Expansion
 from producer.reconcile import Reconciler
 
 log = logging.getLogger(__name__)
+
+#: Gives the batches of a shard from an index on; raises PlanError where the file behind it breaks off.
+Expand = Callable[[Shard, int], Iterator[NewBatch]]
 
 #: Batches inserted in one transaction, at most.
 _CHUNK = 64
@@ -44,7 +47,7 @@ class Dispatcher:
         self,
         run_id: int,
         shards: Sequence[ShardRow],
-        expansion: Expansion,
+        expand: Expand,
         runs: RunStore,
         views: Views,
         broker: Broker,
@@ -52,7 +55,7 @@ class Dispatcher:
         pace: Pace,
     ) -> None:
         self._run_id = run_id
-        self._expansion = expansion
+        self._new_batches = expand
         self._runs = runs
         self._views = views
         self._broker = broker
@@ -111,7 +114,7 @@ class Dispatcher:
         cursor = row.expanded_to
         if cursor >= row.shard.end_idx:
             return
-        batches = self._expansion.batches(row.shard, cursor)
+        batches = self._new_batches(row.shard, cursor)
         for chunk in _chunks(batches, min(_CHUNK, self._pace.window)):
             ids = self._runs.expand(row.id, cursor, chunk)
             if ids is None:

@@ -27,20 +27,8 @@ class Expansion:
     def batches(self, shard: Shard, start_idx: int) -> Iterator[NewBatch]:
         """The shard's batches from this index on. Raises PlanError where the annotation file breaks."""
         entries = read_entries(Path(shard.annotation), start_idx, shard.end_idx)
-        broken: PlanError | None = None
-        group: list[NewSample] = []
-        try:
-            for entry in entries:
-                group.append(self._sample(shard, entry))
-                if len(group) == self.batch_size:
-                    yield NewBatch(self._first_stage(group), group)
-                    group = []
-        except PlanError as error:
-            broken = error
-        if group:
-            yield NewBatch(self._first_stage(group), group)
-        if broken:
-            raise broken
+        samples = (self._sample(shard, entry) for entry in entries)
+        return batches_of(samples, self.batch_size, self.stages)
 
     def _sample(self, shard: Shard, entry: Entry) -> NewSample:
         if entry.value is None:
@@ -58,14 +46,33 @@ class Expansion:
             return self.catalogue.for_video().name
         return given
 
-    def _first_stage(self, samples: Sequence[NewSample]) -> Stage | None:
-        """Where the chain begins: routing is skipped when every domain is known already."""
-        alive = [sample for sample in samples if sample.failure is None]
-        if not alive:
-            return None
-        is_routed = all(sample.domain for sample in alive)
-        wanted = [stage for stage in self.stages if not (is_routed and stage is Stage.ROUTE)]
-        return wanted[0] if wanted else self.stages[0]
+
+def batches_of(samples: Iterator[NewSample], batch_size: int, stages: Sequence[Stage]) -> Iterator[NewBatch]:
+    """The samples in batches; where reading them breaks, the PlanError comes after those read before."""
+    broken: PlanError | None = None
+    group: list[NewSample] = []
+    try:
+        for sample in samples:
+            group.append(sample)
+            if len(group) == batch_size:
+                yield NewBatch(_first_stage(group, stages), group)
+                group = []
+    except PlanError as error:
+        broken = error
+    if group:
+        yield NewBatch(_first_stage(group, stages), group)
+    if broken:
+        raise broken
+
+
+def _first_stage(samples: Sequence[NewSample], stages: Sequence[Stage]) -> Stage | None:
+    """Where the chain begins: routing is skipped when every domain is known already."""
+    alive = [sample for sample in samples if sample.failure is None]
+    if not alive:
+        return None
+    is_routed = all(sample.domain for sample in alive)
+    wanted = [stage for stage in stages if not (is_routed and stage is Stage.ROUTE)]
+    return wanted[0] if wanted else stages[0]
 
 
 def _unusable(index: int, entry: JsonObject, reason: str) -> NewSample:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import active_children, parent_process
 from threading import Thread
+from time import monotonic
 from typing import TypeVar
 
 from capflow_tasks.errors import EXIT_INTERRUPTED, ServiceError
@@ -18,6 +20,23 @@ R = TypeVar("R")
 
 #: Called with the number of tasks that are done and the number of all.
 Progress = Callable[[int, int], None]
+
+#: Between two lines of progress, seconds.
+_LINE_SECONDS = 5.0
+
+
+class ToldProgress:
+    """A line on stderr now and then."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._told_at = monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        if done < total and monotonic() - self._told_at < _LINE_SECONDS:
+            return
+        self._told_at = monotonic()
+        print(f"{done}/{total} {self._what}", file=sys.stderr, flush=True)
 
 
 def call_all(call: Callable[[T], R], tasks: Sequence[T], processes: int, progress: Progress) -> list[R]:
@@ -33,7 +52,7 @@ def call_all(call: Callable[[T], R], tasks: Sequence[T], processes: int, progres
             return [future.result() for future in futures]
         except BrokenProcessPool as error:
             raise ServiceError(
-                "a process that reads annotation files was killed, perhaps for want of memory; "
+                "a process that reads files was killed, perhaps for want of memory; "
                 "run again with --processes 1"
             ) from error
         except BaseException:

@@ -86,6 +86,7 @@ class BatchStore:
                 ShardTable.root,
             )
             .returning(ShardTable.modality, ShardTable.run_id, Run.stages, Run.min_confidence)
+            .returning(Run.name.label("run"), ShardTable.id.label("shard_id"))
         )
         looks = select(Batch.next_stage, Batch.state).where(Batch.id == batch_id)
         with self.engine.begin() as connection:

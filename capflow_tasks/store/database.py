@@ -7,6 +7,7 @@ from pathlib import Path
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from alembic.util.exc import CommandError
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError
@@ -26,6 +27,8 @@ def connect(url: str, pool_size: int = 5) -> Engine:
         max_overflow=pool_size,
         pool_pre_ping=True,
         pool_recycle=1800,
+        # Else the message of a failed statement tells captions to the log.
+        hide_parameters=True,
         connect_args={"connect_timeout": 10, "application_name": "capflow"},
     )
 
@@ -61,6 +64,10 @@ def upgrade(engine: Engine) -> str:
             return ScriptDirectory.from_config(config).get_current_head() or ""
     except OperationalError as error:
         raise unreachable(engine, error) from error
+    except CommandError as error:
+        raise ServiceError(
+            f"the database {shown(str(engine.url))} was made by a newer Capflow: {error}; upgrade this one"
+        ) from error
 
 
 def unreachable(engine: Engine, error: OperationalError) -> ServiceError:

@@ -16,12 +16,13 @@ from capflow_tasks.store.tables import AgentResult, Sample, Table
 
 def write_outcomes(connection: Connection, claim: Claim, outcomes: Sequence[Outcome]) -> None:
     """Write them all; the caller holds the claim and the transaction."""
-    _insert_results(connection, outcomes)
+    insert_results(connection, outcomes)
     _set_routes(connection, outcomes, claim.min_confidence)
     _set_failures(connection, outcomes, claim.owner)
 
 
-def _insert_results(connection: Connection, outcomes: Sequence[Outcome]) -> None:
+def insert_results(connection: Connection, outcomes: Sequence[Outcome]) -> None:
+    """Write the results among them; one that is there already stays as it is."""
     rows = [
         {"sample_id": outcome.sample_id, **asdict(result), "text": storable(result.text)}
         for outcome in outcomes

@@ -26,6 +26,8 @@ class NewSample:
     #: None when the sample is to be routed.
     domain: str | None
     failure: Failure | None = None
+    #: What was said about it elsewhere, as if agents of ours had.
+    results: tuple[Result, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,8 @@ class ReadyBatch:
     stages: tuple[Stage, ...]
     #: Rank whose workers alone may take it; None for any.
     pinned_to: int | None = None
+    #: Its samples as people name them: `set[0-7]`.
+    samples: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,9 @@ class Claim:
     stages: tuple[Stage, ...]
     #: Samples routed with less are held.
     min_confidence: float
+    #: Name of the run, and the shard's row.
+    run: str = ""
+    shard_id: int = 0
 
 
 @dataclass(frozen=True, slots=True)

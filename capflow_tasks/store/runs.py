@@ -12,31 +12,31 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, and_, case, func, insert, select, text, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Row,
+    and_,
+    case,
+    delete,
+    func,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from capflow_tasks.errors import BadEntry
 from capflow_tasks.records import Shard, Stage
 from capflow_tasks.state import BatchState, SampleState, stage_after
+from capflow_tasks.store.arrivals import copy_samples, insert_batches
 from capflow_tasks.store.clauses import earliest_stages, in_seconds, opened, stages_of
-from capflow_tasks.store.rows import NewBatch, ReadyBatch, ShardRow
+from capflow_tasks.store.outcomes import insert_results
+from capflow_tasks.store.rows import NewBatch, Outcome, ReadyBatch, ShardRow
 from capflow_tasks.store.tables import Batch, Run, Sample
 from capflow_tasks.store.tables import Shard as ShardTable
 
-# One statement for thousands of samples: arrays travel faster than rows.
-_INSERT_SAMPLES = text("""
-    INSERT INTO samples (shard_id, batch_id, idx, entry, domain, state,
-                         error_stage, error_kind, error_text, attempts, failed_at)
-    SELECT :shard_id, batch_id, idx, entry::json, domain,
-           CASE WHEN error_kind IS NULL THEN 'pending' ELSE 'failed' END,
-           error_stage, error_kind, error_text, (error_kind IS NOT NULL)::int,
-           CASE WHEN error_kind IS NOT NULL THEN now() END
-    FROM unnest(CAST(:batch_ids AS bigint[]), CAST(:idxs AS bigint[]), CAST(:entries AS text[]),
-                CAST(:domains AS text[]), CAST(:error_stages AS text[]),
-                CAST(:error_kinds AS text[]), CAST(:error_texts AS text[]))
-      AS new(batch_id, idx, entry, domain, error_stage, error_kind, error_text)
-""")
-
+_SAMPLES = (ShardTable.dataset, Batch.start_idx, Batch.end_idx)
 _PINNED_TO = case((Run.pin_ranks, ShardTable.assign_rank)).label("pinned_to")
 
 
@@ -93,16 +93,19 @@ class RunStore:
             .values(expanded_to=batches[-1].end_idx)
             .returning(ShardTable.id)
         )
-        inserts = insert(Batch).returning(Batch.id, sort_by_parameter_order=True)
         with self.engine.begin() as connection:
             if connection.execute(moves).first() is None:
                 return None
-            values = [_batch_values(shard_id, batch) for batch in batches]
-            ids = list(connection.execute(inserts, values).scalars())
-            over = [batch_id for batch_id, batch in zip(ids, batches, strict=True) if not batch.first_stage]
-            connection.execute(update(Batch).where(Batch.id.in_(over)).values(finished_at=func.now()))
-            connection.execute(_INSERT_SAMPLES, _sample_arrays(shard_id, batches, ids))
+            ids = insert_batches(connection, shard_id, batches)
+            copy_samples(connection, shard_id, batches, ids)
+            _insert_given(connection, shard_id, batches)
         return ids
+
+    def forget_other_shards(self, run_id: int, shard_ids: Collection[int]) -> None:
+        """Remove the shards of the run but for these; a worker that is at one of them finds it gone."""
+        others = delete(ShardTable).where(ShardTable.run_id == run_id, ShardTable.id.not_in(shard_ids))
+        with self.engine.begin() as connection:
+            connection.execute(others)
 
     def cursor(self, shard_id: int) -> int:
         """The index up to which the shard's samples have been inserted."""
@@ -129,11 +132,11 @@ class RunStore:
             .where(Batch.id.in_(due.with_for_update(of=Batch, skip_locked=True)))
             .where(Batch.shard_id == ShardTable.id, ShardTable.run_id == Run.id)
             .values(state=BatchState.QUEUED, lease_owner=None, lease_until=in_seconds(queue_seconds))
-            .returning(Batch.id, Batch.next_stage, Run.stages, _PINNED_TO)
+            .returning(Batch.id, Batch.next_stage, Run.stages, _PINNED_TO, *_SAMPLES)
         )
         with self.engine.begin() as connection:
             rows = sorted(connection.execute(takes).all(), key=lambda row: row.id)
-            yield [ReadyBatch(row.id, row.next_stage, stages_of(row.stages), row.pinned_to) for row in rows]
+            yield [_ready_batch(row) for row in rows]
 
     def requeue_stale(self, run_id: int | None = None) -> int:
         """Make ready what was queued or leased for longer than it may be; how many those were."""
@@ -217,36 +220,26 @@ class RunStore:
         return len(reopened)
 
 
+def _ready_batch(row: Row[*tuple[Any, ...]]) -> ReadyBatch:
+    samples = f"{row.dataset}[{row.start_idx}-{row.end_idx - 1}]"
+    return ReadyBatch(row.id, row.next_stage, stages_of(row.stages), row.pinned_to, samples)
+
+
 def _shard_values(run_id: int, shard: Shard) -> dict[str, Any]:
     values = asdict(shard)
     values.pop("line_number")
     line = values.pop("line")
-    key = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    # What has no version keeps the key that it had before there were versions.
+    version = {"version": shard.version} if values.pop("version") else {}
+    key = hashlib.sha256(json.dumps({**values, **version}, sort_keys=True).encode()).hexdigest()
     return {"run_id": run_id, "key": key, "line": line, "expanded_to": shard.start_idx, **values}
 
 
-def _batch_values(shard_id: int, batch: NewBatch) -> dict[str, Any]:
-    is_over = batch.first_stage is None
-    return {
-        "shard_id": shard_id,
-        "start_idx": batch.start_idx,
-        "end_idx": batch.end_idx,
-        "state": BatchState.DONE if is_over else BatchState.READY,
-        "next_stage": batch.first_stage,
-        "failed_count": batch.failed_count if is_over else 0,
-    }
-
-
-def _sample_arrays(shard_id: int, batches: Sequence[NewBatch], ids: Sequence[int]) -> dict[str, Any]:
-    rows = [(batch_id, new) for batch, batch_id in zip(batches, ids, strict=True) for new in batch.samples]
-    failures = [new.failure for _, new in rows]
-    return {
-        "shard_id": shard_id,
-        "batch_ids": [batch_id for batch_id, _ in rows],
-        "idxs": [new.idx for _, new in rows],
-        "entries": [json.dumps(new.entry, ensure_ascii=False) for _, new in rows],
-        "domains": [new.domain for _, new in rows],
-        "error_stages": [failure and failure.stage for failure in failures],
-        "error_kinds": [failure and failure.kind for failure in failures],
-        "error_texts": [failure and failure.message for failure in failures],
-    }
+def _insert_given(connection: Connection, shard_id: int, batches: Sequence[NewBatch]) -> None:
+    """Write what the new samples bring with them."""
+    given = {new.idx: new.results for batch in batches for new in batch.samples if new.results}
+    if not given:
+        return
+    inserted = select(Sample.id, Sample.idx).where(Sample.shard_id == shard_id, Sample.idx.in_(given))
+    rows = connection.execute(inserted).all()
+    insert_results(connection, [Outcome(row.id, given[row.idx]) for row in rows])

@@ -138,6 +138,8 @@ class Batch(Table):
         CheckConstraint("end_idx > start_idx", name="not_empty"),
         # Keeps looking for ready and stale batches as quick at 10 million batches as at ten.
         Index("ix_batches_open", "lease_until", postgresql_where="state <> 'done'"),
+        # The rate of the last minutes must not read the millions that ended before.
+        Index("ix_batches_finished", "finished_at", postgresql_where="finished_at IS NOT NULL"),
         # A heartbeat finds what its worker holds; NULL for all that nobody holds.
         Index("ix_batches_owner", "lease_owner", postgresql_where="lease_owner IS NOT NULL"),
     )

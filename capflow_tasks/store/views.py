@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, func, select
 
 from capflow_tasks.records import Failure, FinishedSample, Stage
+from capflow_tasks.records import Shard as ShardRecord
 from capflow_tasks.state import BatchState, SampleState
-from capflow_tasks.store.clauses import results_of
-from capflow_tasks.store.rows import Tally
+from capflow_tasks.store.clauses import results_of, tally_of
+from capflow_tasks.store.rows import ShardRow, Tally
 from capflow_tasks.store.tables import AgentResult, Batch, Sample, Shard
 
 #: Samples read at a time when a shard is exported.
@@ -47,6 +48,23 @@ class Views:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+
+    def shards(self, run_id: int) -> list[ShardRow]:
+        """The run's shards in the order in which they were added."""
+        names = [field.name for field in fields(ShardRecord) if field.name in Shard.__table__.columns]
+        columns = [getattr(Shard, name) for name in names]
+        statement = select(Shard.id, Shard.expanded_to, *columns).where(Shard.run_id == run_id)
+        with self.engine.connect() as connection:
+            return [
+                ShardRow(shard_id, expanded_to, ShardRecord(**dict(zip(names, values, strict=True))))
+                for shard_id, expanded_to, *values in connection.execute(statement.order_by(Shard.id))
+            ]
+
+    def ended(self, shard_ids: Collection[int]) -> Tally:
+        """How the samples of these shards ended; reads all of them."""
+        counts = select(Sample.state, func.count()).where(Sample.shard_id.in_(shard_ids))
+        with self.engine.connect() as connection:
+            return tally_of(connection, counts.group_by(Sample.state))
 
     def open_batches(self, run_id: int) -> list[int]:
         """Batches that have been inserted and have not come to their end."""
@@ -130,19 +148,21 @@ class Views:
                 for row in connection.execute(statement)
             ]
 
-    def finished_samples(self, shard_id: int, state: SampleState) -> Iterator[FinishedSample]:
+    def finished_samples(
+        self, shard_id: int, state: SampleState, page_size: int = PAGE
+    ) -> Iterator[FinishedSample]:
         """The shard's samples that ended so, in index order, read a page at a time."""
         last = -1
-        while page := self._page(shard_id, state, last):
+        while page := self._page(shard_id, state, last, page_size):
             yield from page
             last = page[-1].index
 
-    def _page(self, shard_id: int, state: SampleState, last: int) -> list[FinishedSample]:
+    def _page(self, shard_id: int, state: SampleState, last: int, page_size: int) -> list[FinishedSample]:
         statement = (
             select(Sample.__table__)
             .where(Sample.shard_id == shard_id, Sample.idx > last, Sample.state == state)
             .order_by(Sample.idx)
-            .limit(PAGE)
+            .limit(page_size)
         )
         with self.engine.connect() as connection:
             rows = connection.execute(statement).all()

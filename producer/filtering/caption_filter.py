@@ -15,7 +15,7 @@ from capflow_tasks.errors import UserError
 from capflow_tasks.records import JsonObject
 from producer.filtering.rubrics import Rubrics
 from producer.filtering.scores import NO_DOMAIN, Minimums, Scores, scores_of
-from producer.reading.caption_files import CaptionLine, caption_files, read_captions
+from producer.reading.caption_files import CaptionLine, caption_files, plain_name, read_captions
 from producer.writing.whole_file import whole_file
 
 #: The key under which a record that is not kept says why.
@@ -80,7 +80,8 @@ class Filter:
             raise UserError(f"{folder}: its files would be written over; name another folder with --output")
         report = Report()
         for path in caption_files(folder):
-            with whole_file(parts[0] / path.name) as kept, whole_file(parts[1] / path.name) as rejected:
+            name = plain_name(path)
+            with whole_file(parts[0] / name) as kept, whole_file(parts[1] / name) as rejected:
                 for line in read_captions(path):
                     reasons = self._reasons(path, line, report)
                     if reasons:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import click
 
 from capflow_tasks.console import EXIT_CODES, Command
 from capflow_tasks.settings import read_settings
+from producer.filtering.options import minimum_options, minimums_of
 
 if TYPE_CHECKING:
     from producer.filtering.caption_filter import Report, Tally
@@ -30,35 +30,6 @@ _TOLD_INVALID = 10
 _LINE_SECONDS = 5.0
 
 
-def _grades(separator: str) -> Callable[[click.Context, click.Parameter, tuple[str, ...]], dict[str, int]]:
-    """Reads values such as NAME=3."""
-
-    def parse(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, int]:
-        grades = {}
-        for value in values:
-            name, _, grade = value.rpartition(separator)
-            if not name.strip() or grade.strip() not in ("1", "2", "3"):
-                raise click.BadParameter(f"{value!r} is not NAME{separator}GRADE with a grade of 1, 2 or 3")
-            grades[name.strip()] = int(grade)
-        return grades
-
-    return parse
-
-
-def _minimum(
-    flag: str, variable: str, help_text: str
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    return click.option(
-        flag,
-        envvar=variable,
-        default=3,
-        type=click.IntRange(1, 3),
-        help=help_text,
-        show_envvar=True,
-        show_default=True,
-    )
-
-
 @click.command("filter", cls=Command, epilog=EPILOG)
 @click.option(
     "--data-folder",
@@ -69,24 +40,7 @@ def _minimum(
     show_envvar=True,
     show_default=True,
 )
-@_minimum("--min-overall", "CAPFLOW_MIN_OVERALL", "Least overall grade, 1 to 3.")
-@_minimum("--min-dim-score", "CAPFLOW_MIN_DIM_SCORE", "Least grade in each dimension, 1 to 3.")
-@click.option(
-    "--min",
-    "dimensions",
-    multiple=True,
-    metavar="DIMENSION=GRADE",
-    callback=_grades("="),
-    help="Least grade in this dimension, in place of --min-dim-score; can be repeated.  [default: none]",
-)
-@click.option(
-    "--min-domain",
-    "domains",
-    multiple=True,
-    metavar="DOMAIN:OVERALL",
-    callback=_grades(":"),
-    help="Least overall grade in this domain, in place of --min-overall; can be repeated.  [default: none]",
-)
+@minimum_options
 @click.option(
     "--output",
     envvar="CAPFLOW_FILTERED",
@@ -95,19 +49,12 @@ def _minimum(
     show_envvar=True,
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the counts as one JSON object.")
-def filter_captions(
-    data_folder: Path,
-    min_overall: int,
-    min_dim_score: int,
-    dimensions: dict[str, int],
-    domains: dict[str, int],
-    output: Path | None,
-    as_json: bool,
-) -> None:
+def filter_captions(data_folder: Path, output: Path | None, as_json: bool, **asked: Any) -> None:
     """Keep the captions that are good enough, and say why the others are not.
 
     Each file of the data folder is parted into kept/<same name>, its lines as they were, and
-    rejected/<same name>, with the reasons under "rejected_because". What was filtered before is written anew;
+    rejected/<same name>, with the reasons under "rejected_because". Of X.jsonl and the X.scored.jsonl that
+    capflow-score wrote only the latter is read, as X.jsonl. What was filtered before is written anew;
     the data folder's own files are never touched. Without any flag, only straight top grades are kept.
     Records without valid scores (none, not 1, 2 or 3, a dimension of their domain left out, no JSON) are
     never kept; they are counted as invalid.
@@ -116,15 +63,10 @@ def filter_captions(
     from capflow_tasks.domains import load_catalogue
     from producer.filtering.caption_filter import Filter
     from producer.filtering.rubrics import Rubrics
-    from producer.filtering.scores import Minimums
 
     catalogue = load_catalogue(read_settings().domains)
     rubrics = Rubrics(catalogue)
-    if unknown := sorted(dimensions.keys() - rubrics.dimensions):
-        known = ", ".join(sorted(rubrics.dimensions))
-        raise click.UsageError(f"--min: no judge grades {', '.join(unknown)}; use some of: {known}")
-    by_domain = {catalogue.resolve(name).name: grade for name, grade in domains.items()}
-    minimums = Minimums(min_overall, min_dim_score, dimensions, by_domain)
+    minimums = minimums_of(catalogue, rubrics, asked)
     told = _Told()
     report = Filter(minimums, rubrics, output or data_folder, told.invalid).run(data_folder, told.progress)
     told.rest()

@@ -7,7 +7,6 @@ import os
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,9 +25,6 @@ Examples:
   capflow-plan Metafile.json --ranks 8 --json | jq '.ranks[].samples'
 
 {EXIT_CODES}"""
-
-#: Between two lines of progress, seconds.
-_LINE_SECONDS = 5.0
 
 
 def _fraction(context: click.Context, option: click.Parameter, value: float) -> Fraction:
@@ -133,31 +129,21 @@ def plan(
 def _plan(metafile: Path, order: PlanOrder, remaining: bool, settings: Settings) -> Planned:
     from capflow_tasks.domains import load_catalogue
     from capflow_tasks.records import Modality
+    from producer.parallel import ToldProgress
     from producer.planning.metafile import read_metafile
     from producer.planning.planner import make_plan
 
     catalogue = load_catalogue(settings.domains)
     video_tasks = {domain.name for domain in catalogue.domains if domain.modality is Modality.VIDEO}
     datasets = read_metafile(metafile, lambda task: catalogue.resolve(task).name, video_tasks)
+    told = ToldProgress("annotation files counted")
     if not remaining:
-        return make_plan(datasets, order, _Progress())
-    from producer.planning.database import captioned_in, database
+        return make_plan(datasets, order, told)
+    from producer.database import database
+    from producer.planning.database import captioned_in
 
     with database(settings) as url:
-        return make_plan(datasets, order, _Progress(), partial(captioned_in, url))
-
-
-class _Progress:
-    """A line on stderr now and then."""
-
-    def __init__(self) -> None:
-        self._shown_at = monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        if done < total and monotonic() - self._shown_at < _LINE_SECONDS:
-            return
-        self._shown_at = monotonic()
-        click.echo(f"{done}/{total} annotation files counted", err=True)
+        return make_plan(datasets, order, told, partial(captioned_in, url))
 
 
 def _told(planned: Planned, order: PlanOrder) -> str:

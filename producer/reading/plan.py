@@ -64,7 +64,7 @@ def output_name(shard: Shard, part: str = "") -> str:
 def file_name_part(dataset: str) -> str:
     """A dataset's name as part of a file name: no separator, no blank, no suffix of ours, not too long."""
     name = re.sub(r"[^\w.+=@-]+", "_", dataset)
-    name = re.sub(r"\.(failed|held)$", r"_\1", name)
+    name = re.sub(r"\.(failed|held|scored)$", r"_\1", name)
     if len(name.encode()) <= _NAME_BYTES:
         return name
     digest = hashlib.sha256(dataset.encode()).hexdigest()[:8]

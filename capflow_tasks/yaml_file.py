@@ -1,0 +1,72 @@
+"""Reads a YAML file that a user writes; whatever is wrong is told by file, key, fault and remedy."""
+
+from __future__ import annotations
+
+from importlib.resources.abc import Traversable
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from capflow_tasks.errors import UserError
+
+
+class Keys(BaseModel):
+    """A mapping in a file; other keys than its fields are refused."""
+
+    model_config = ConfigDict(strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, keys: Any) -> Any:
+        unknown = [key for key in keys if key not in cls.model_fields] if isinstance(keys, dict) else []
+        if unknown:
+            names = ", ".join(map(repr, unknown))
+            raise ValueError(f"unknown key {names}; remove it or use one of: {', '.join(cls.model_fields)}")
+        return keys
+
+
+Shape = TypeVar("Shape", bound=Keys)
+
+
+class _Loader(yaml.SafeLoader):
+    """yaml.SafeLoader that refuses a key given twice, of which it would silently keep the last."""
+
+    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                problem = f"key {key.value!r} is given twice; keep one of them"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            seen.add(str(key.value))
+        return node
+
+
+def read_yaml(entry: Traversable, shape: type[Shape], error_type: type[UserError]) -> Shape:
+    """What the file says, of the right keys and types. Raises `error_type` with a line per fault."""
+    try:
+        return shape.model_validate(yaml.load(entry.read_text(encoding="utf-8"), _Loader))
+    except ValidationError as error:
+        raise error_type("\n".join(_line(entry, fault) for fault in error.errors())) from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise error_type(f"{entry}: line {line}: {error.problem}; mend the YAML there") from None
+    # ValueError: YAML makes a date of 2026-13-01; AttributeError: of !!timestamp 1; RecursionError: brackets.
+    except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise error_type(f"{entry}: not YAML in UTF-8 ({reason}); save it as such, quote dates") from None
+    except OSError as error:
+        raise error_type(f"{entry}: cannot be read ({error.strerror}); check its permissions") from None
+
+
+def _line(entry: Traversable, fault: Any) -> str:
+    """One fault as pydantic found it, in one line."""
+    key = ".".join(str(part) for part in fault["loc"] if part != "[key]") or "top level"
+    if fault["type"] == "value_error":
+        return f"{entry}: {key}: {fault['ctx']['error']}"
+    if fault["type"] == "missing":
+        return f"{entry}: {key}: missing; add it"
+    given = repr(fault["input"])
+    expected = "expected a mapping of keys" if fault["type"] == "model_type" else fault["msg"]
+    return f"{entry}: {key}: {expected}; change {given if len(given) <= 60 else given[:57] + '...'}"

@@ -1,0 +1,1 @@
+"""capflow-score: grades the captions of files that are there already."""
