@@ -10,6 +10,7 @@ import itertools
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from threading import Event
 from time import monotonic
@@ -55,13 +56,28 @@ def template_url(postgres_url: str) -> str:
 _numbers = itertools.count()
 
 
+NewDatabase = Callable[[], AbstractContextManager[str]]
+
+
+@pytest.fixture(scope="session")
+def new_database(postgres_url: str, template_url: str) -> NewDatabase:
+    """Makes migrated databases that nobody else uses."""
+
+    @contextmanager
+    def make() -> Iterator[str]:
+        name = f"capflow_{next(_numbers)}"
+        _administer(postgres_url, f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE}")
+        yield _sibling(postgres_url, name)
+        _administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+    return make
+
+
 @pytest.fixture
-def database_url(postgres_url: str, template_url: str) -> Iterator[str]:
-    """A migrated database that nobody else uses."""
-    name = f"capflow_{next(_numbers)}"
-    _administer(postgres_url, f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE}")
-    yield _sibling(postgres_url, name)
-    _administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+def database_url(new_database: NewDatabase) -> Iterator[str]:
+    """One for a single test."""
+    with new_database() as url:
+        yield url
 
 
 @pytest.fixture

@@ -1,0 +1,342 @@
+"""What capflow-status makes of a run's figures."""
+
+from __future__ import annotations
+
+import string
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from capflow_tasks.errors import SettingsError
+from capflow_tasks.records import Stage
+from capflow_tasks.state import BatchState, SampleState
+from capflow_tasks.store.figures import (
+    DomainFigures,
+    FailureKind,
+    Grades,
+    Pace,
+    PromptEconomy,
+    RunFigures,
+    RunState,
+    ShardFigures,
+    StageFigures,
+    Tokens,
+    Usage,
+)
+from capflow_tasks.store.rows import Tally
+from producer.amounts import duration, short_count, usd
+from producer.filtering.scores import Minimums
+from producer.production import name_of_run
+from producer.status.cost import cost_of
+from producer.status.prices import GpuPrice, Prices, TokenPrice, read_prices
+from producer.status.remedies import retry_line
+from producer.status.snapshot import Details, Snapshot, accepted_of
+from producer.status.tables import snapshot_line, snapshot_tables
+from producer.status.watch import Look, watch
+
+PLAN = "/data/plan.jsonl"
+NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
+MISSING = FailureKind("media_missing", 2, (Stage.ROUTE,), False, "[gone].png does not exist")
+
+quietly = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def a_table(folder: Path, text: str) -> Path:
+    path = folder / "prices.yaml"
+    path.write_text(text, "utf-8")
+    return path
+
+
+def a_run(**changes: Any) -> RunFigures:
+    run = RunFigures(
+        id=1,
+        name=name_of_run(Path(PLAN)),
+        plan=PLAN,
+        output=str(Path("Output/Caption").absolute()),
+        stages=tuple(Stage),
+        min_confidence=0,
+        pin_ranks=False,
+        created_at=NOON,
+        shards=1,
+        samples=1000,
+        expanded=1000,
+        tally=Tally(done=200, failed=2),
+        open_batches=5,
+        running_batches=3,
+    )
+    return replace(run, **changes)
+
+
+def a_usage(worker: str = "a/1", model: str = "model", hours: float = 1, stage: Stage = Stage.SCORE) -> Usage:
+    tokens = Tokens(prompt=1_000_000, cached=750_000, completion=100_000)
+    return Usage(stage, model, worker, 10, tokens, 5.0, NOON, NOON + timedelta(hours=hours))
+
+
+def a_snapshot(prices: Prices, **changes: Any) -> Snapshot:
+    run = a_run(**changes)
+    usages = [a_usage()]
+    return Snapshot(
+        run=run,
+        stages=[StageFigures(stage, dict.fromkeys(BatchState, 8)) for stage in Stage],
+        failures=[MISSING],
+        pace=Pace(10, 40, Tokens(20_000, 15_000, 1000)),
+        workers=[],
+        details=Details(
+            [ShardFigures("set", "/set.json", 0, 1, 0, 1000, 40, run.tally)],
+            [DomainFigures("Natural", dict.fromkeys(SampleState, 1))],
+            usages,
+            PromptEconomy(10, 50_000, 12_345, 10_000),
+            [Grades("Natural", {"factual_accuracy": 3}, 3, 160), Grades("Natural", {}, 2, 40)],
+        ),
+        accepted=160,
+        cost=cost_of(usages, prices),
+    )
+
+
+def shown(snapshot: Snapshot) -> str:
+    console = Console(width=120)
+    with console.capture() as captured:
+        console.print(snapshot_tables(snapshot))
+    return captured.get()
+
+
+def test_the_shipped_table_prices_an_api_by_its_tokens() -> None:
+    cost = cost_of([a_usage(model="gpt-4.1")], read_prices())
+
+    assert cost.usd == pytest.approx(0.25 * 2.00 + 0.75 * 0.50 + 0.1 * 8.00)
+    assert cost.per(100) == pytest.approx(0.01675)
+    assert cost.unpriced == []
+
+
+def test_the_published_cost_follows_from_the_published_speed(tmp_path: Path) -> None:
+    prices = read_prices(a_table(tmp_path, "models: {Qwen2.5-VL-72B-Instruct: {gpu: A800}}"))
+    usage = a_usage(model="/models/Qwen2.5-VL-72B-Instruct/")
+
+    assert 100 * (cost_of([usage], prices).per(1427) or 0) == pytest.approx(0.14, abs=0.001)
+
+
+def test_gpus_are_paid_for_from_the_first_request_to_the_last_answer_by_worker(tmp_path: Path) -> None:
+    table = "gpus: {mine: 3}\nmodels: {model: {gpu: mine, gpus_per_worker: 4}}"
+    usages = [
+        a_usage("a/1", stage=Stage.ROUTE),
+        a_usage("a/1", hours=2),
+        a_usage("b/1", hours=0.5),
+    ]
+
+    cost = cost_of(usages, read_prices(a_table(tmp_path, table)))
+
+    assert cost.worker_seconds == 2.5 * 3600
+    assert cost.usd == pytest.approx(2.5 * 4 * 3)
+
+
+def test_without_a_price_for_every_model_there_is_no_cost(tmp_path: Path) -> None:
+    cost = cost_of([a_usage(model="gpt-4.1"), a_usage(model="mine")], read_prices())
+
+    assert (cost.usd, cost.per(10), cost.unpriced) == (None, None, ["mine"])
+    assert cost_of([], read_prices()).usd is None
+
+
+def test_a_model_is_found_by_name_by_last_part_or_as_any_other(tmp_path: Path) -> None:
+    table = 'models: {org/model: {gpu: H100}, model: {gpu: H200}, "*": {prompt: 1, completion: 2}}'
+    prices = read_prices(a_table(tmp_path, table))
+
+    assert prices.of("org/model") == GpuPrice("H100", 1, 2.50)
+    assert prices.of("/models/model") == GpuPrice("H200", 1, 3.50)
+    assert prices.of("another") == TokenPrice(1e-6, 1e-6, 2e-6)
+    assert read_prices().of("another") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("models: {a: {prompt: cheap, completion: 1}}", "models.a.prompt: "),
+        ("models: {a: {prompt: true, completion: 1}}", "models.a.prompt: "),
+        ("models: {a: {prompt: -1, completion: 1}}", "models.a.prompt: "),
+        ("models: {a: {prompt: .nan, completion: 1}}", "models.a.prompt: "),
+        ("models: {a: {prompt: 1}}", "models.a: expected prompt and completion"),
+        ("models: {a: {}}", "models.a: expected prompt and completion"),
+        ("models: {a: {gpu: A800, prompt: 1, completion: 1}}", "models.a: has prices of tokens and a gpu"),
+        ("models: {a: {gpus_per_worker: 2}}", "models.a: gpus_per_worker without gpu"),
+        ("models: {a: {gpu: A800, gpus_per_worker: 0}}", "models.a.gpus_per_worker: "),
+        ("models: {a: {gpu: B200}}", "models.a.gpu: no GPU 'B200'; add its price per hour under gpus"),
+        ("models: {a: 3}", "models.a: expected a mapping"),
+        ("gpus: {A800: dear}", "gpus.A800: "),
+        ("model: {}", "top level: unknown key 'model'; remove it or use one of: gpus, models"),
+        ("gpus: {A800: 1, A800: 2}", "line 1: key 'A800' is given twice"),
+        ("gpus: [", "line 1: "),
+        ("", "top level: expected a mapping"),
+    ],
+)
+def test_a_bad_table_is_refused_with_file_key_and_remedy(tmp_path: Path, text: str, told: str) -> None:
+    path = a_table(tmp_path, text)
+
+    with pytest.raises(SettingsError) as raised:
+        read_prices(path)
+
+    (line,) = str(raised.value).splitlines()
+    assert line.startswith(f"{path}: {told}")
+    assert "; " in line
+
+
+_words = st.text(string.ascii_letters + string.digits + "*._/ é\0", max_size=6)
+_numbers = st.none() | st.booleans() | st.integers() | st.floats() | _words
+_models = st.dictionaries(
+    st.sampled_from(["prompt", "cached", "completion", "gpu", "gpus_per_worker"]) | _words, _numbers
+)
+_tables = st.fixed_dictionaries(
+    {},
+    optional={
+        "gpus": st.dictionaries(_words, _numbers) | _numbers,
+        "models": st.dictionaries(_words, _models | _numbers) | st.lists(_numbers),
+    },
+)
+_texts = _tables.map(lambda table: yaml.safe_dump(table).encode()) | st.binary(max_size=60)
+
+
+@quietly
+@given(written=_texts)
+def test_any_table_is_read_or_refused_in_lines_that_name_file_and_remedy(
+    tmp_path: Path, written: bytes
+) -> None:
+    path = tmp_path / "prices.yaml"
+    path.write_bytes(written)
+    try:
+        prices = read_prices(path)
+    except SettingsError as error:
+        for line in str(error).splitlines():
+            assert line.startswith(f"{path}: ")
+            assert "; " in line
+    else:
+        for price in prices.models.values():
+            numbers = (price.prompt, price.completion) if isinstance(price, TokenPrice) else ()
+            assert all(number >= 0 for number in numbers)
+
+
+def test_a_retry_says_again_what_the_run_was_asked_for() -> None:
+    assert retry_line(a_run(), MISSING) == f"capflow-retry {PLAN} --kind media_missing"
+    asked = {
+        "name": "my run",
+        "output": "/out",
+        "stages": (Stage.ROUTE,),
+        "min_confidence": 0.5,
+        "pin_ranks": True,
+    }
+    assert retry_line(a_run(**asked), MISSING) == (
+        f"capflow-retry {PLAN} --kind media_missing --run 'my run' --output /out --stages route "
+        "--min-confidence 0.5 --pin-ranks"
+    )
+
+
+def test_no_retry_is_told_where_none_can_help() -> None:
+    assert retry_line(a_run(), replace(MISSING, kind="bad_entry")) is None
+    assert retry_line(a_run(plan="/data/captions", stages=(Stage.SCORE,)), MISSING) is None
+
+
+def test_captions_are_accepted_by_the_same_minimums_as_in_capflow_filter() -> None:
+    grades = [
+        Grades("Natural", {"factual_accuracy": 3, "professionalism": 3}, 3, 5),
+        Grades("Natural", {"factual_accuracy": 2, "professionalism": 3}, 3, 7),
+        Grades("Medical", {"factual_accuracy": 3, "professionalism": 3}, 2, 11),
+    ]
+
+    assert accepted_of(grades, Minimums(3, 3)) == 5
+    assert accepted_of(grades, Minimums(3, 3, {"factual_accuracy": 2})) == 12
+    assert accepted_of(grades, Minimums(3, 3, domains={"Medical": 2})) == 16
+
+
+def test_what_a_run_needs_to_be_looked_at_is_on_the_page() -> None:
+    page = shown(a_snapshot(read_prices()))
+
+    assert "202 of 1,000 samples have come to their end: 200 done, 2 failed" in page
+    assert "4.00 samples/s, 2.1k tokens/s over the last 10 s; ETA 3 min" in page
+    assert "computed per sample: 1,234; at the least, each prefix once: 1,000" in page
+    assert "160 of 200 judged, 80.0%" in page
+    assert "Cost: -; per 100 samples -; per accepted caption -" in page
+    assert "No price is known for model: copy " in page
+    assert "[gone].png does not exist" in page
+    assert f"capflow-retry {PLAN} --kind media_missing\n" in page
+
+
+def test_cost_is_told_per_100_samples_and_per_accepted_caption(tmp_path: Path) -> None:
+    prices = read_prices(a_table(tmp_path, "models: {model: {gpu: A800}}"))
+
+    page = shown(a_snapshot(prices))
+
+    assert "Cost: $2.00; per 100 samples $1.00; per accepted caption $0.013" in page
+    assert "No price" not in page
+
+
+def test_a_line_for_logs_tells_progress_rate_and_eta() -> None:
+    line = snapshot_line(a_snapshot(read_prices()))
+
+    assert line == (
+        f"{name_of_run(Path(PLAN))} running: 202/1000 samples, 2 failed, 4.0 samples/s, ETA 3 min, "
+        "2.1k tokens/s, 75.0% cached, 0 workers alive"
+    )
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_watching_without_a_terminal_prints_a_line_per_look_until_all_is_over(
+    as_json: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    looks = iter(Look({"look": number}, "", f"look {number}", is_over=number == 3) for number in (1, 2, 3, 4))
+
+    watch(partial(next, looks), 0.001, as_json)
+
+    lines = ['{"look": 1}', '{"look": 2}', '{"look": 3}'] if as_json else ["look 1", "look 2", "look 3"]
+    assert capsys.readouterr().out.splitlines() == lines
+
+
+@pytest.mark.parametrize(
+    ("changes", "state"),
+    [
+        ({}, RunState.RUNNING),
+        ({"running_batches": 0}, RunState.WAITING),
+        ({"running_batches": 0, "open_batches": 0}, RunState.DONE),
+        ({"running_batches": 0, "open_batches": 0, "expanded": 10}, RunState.STOPPED),
+    ],
+)
+def test_where_a_run_stands_follows_from_its_batches(changes: dict[str, int], state: RunState) -> None:
+    assert a_run(**changes).state is state
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [
+        (0, "0 s"),
+        (119.4, "119 s"),
+        (150, "2 min"),
+        (3599, "60 min"),
+        (12_000, "3 h 20 min"),
+        (190_000, "2 d 4 h"),
+        (None, "unknown"),
+    ],
+)
+def test_durations_have_two_units_at_the_most(seconds: float | None, told: str) -> None:
+    assert duration(seconds) == told
+
+
+def test_amounts_are_short() -> None:
+    assert [usd(amount) for amount in (None, 0, 0.00002, 0.0014, 0.14, 1234.5)] == [
+        "-",
+        "$0.00",
+        "less than $0.0001",
+        "$0.0014",
+        "$0.14",
+        "$1,234.50",
+    ]
+    assert [short_count(number) for number in (0, 12.34, 950, 12_345, 4_560_000)] == [
+        "0",
+        "12.3",
+        "950",
+        "12.3k",
+        "4.56M",
+    ]
