@@ -23,6 +23,16 @@ _TYPE_NAMES = {
     type(None): "null",
 }
 
+#: The same by modality of the shard, whose own keys come first; made once, since millions of entries ask.
+_KEYS = {
+    modality: [
+        (kind, key)
+        for kind in sorted(Modality, key=lambda kind: kind is not modality)
+        for key in MEDIA_KEYS[kind]
+    ]
+    for modality in Modality
+}
+
 #: Refuses what has no JSON; leaves bytes that are not UTF-8 to be found by encoding its text.
 _STRICT = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 #: A NUL as `json.dumps` writes it; an escaped backslash before `u0000` is only text.
@@ -37,8 +47,14 @@ def type_name(value: Any) -> str:
 def shown(value: Any) -> str:
     """A value as a message can show it: short, on one line, printable whatever it holds."""
     text = json.dumps(value, ensure_ascii=False, default=str)
-    text = text if len(text) <= 80 else f"{text[:77]}..."
-    return text.encode("utf-8", "backslashreplace").decode()
+    return printable(text if len(text) <= 80 else f"{text[:77]}...")
+
+
+def printable(text: str) -> str:
+    """The text on one line: a character without a shape, such as a line's end, as its escape."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text
+    )
 
 
 def unstorable(entry: JsonObject) -> str | None:
@@ -72,8 +88,7 @@ def media_of(entry: JsonObject, modality: Modality) -> tuple[tuple[Modality, str
     The entry's own keys decide the kind. One that names both gives both, the shard's modality first.
     A key that is null, "" or [] counts as absent; a path under two keys counts once.
     """
-    kinds = sorted(Modality, key=lambda kind: kind is not modality)
-    keys = [(kind, key) for kind in kinds for key in MEDIA_KEYS[kind]]
+    keys = _KEYS[modality]
     media = [(kind, path) for kind, key in keys for path in _paths(entry, key)]
     if not media:
         looked_for = ", ".join(f'"{key}"' for _, key in keys)

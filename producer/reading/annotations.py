@@ -7,12 +7,12 @@ the file at an integer beyond 64 bits, a NaN or one byte that is not UTF-8. Here
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
@@ -20,6 +20,17 @@ from typing import Any, NoReturn, TextIO, cast
 from capflow_tasks.entries import type_name, unstorable
 from capflow_tasks.errors import PlanError
 from capflow_tasks.records import JsonObject
+from producer.reading.entry_offsets import (
+    EVERY,
+    START,
+    Note,
+    Place,
+    byte_length,
+    first_place,
+    forget,
+    offsets_of,
+    open_bytes,
+)
 
 #: Characters read at a time.
 CHUNK_CHARACTERS = 1 << 18
@@ -63,17 +74,24 @@ def read_entries(path: Path, start_idx: int, end_idx: int) -> Iterator[Entry]:
         return
     index = 0
     try:
-        with open_text(path) as stream:
-            elements = (
-                list_elements(path, stream) if opens_list(path) else text_lines(path, stream, start_idx)
-            )
-            for index, found in enumerate(islice(elements, end_idx), start=1):
+        offsets = offsets_of(path)
+        place = offsets.before(start_idx) or first_place(path)
+        with open_text(path, place.byte) as stream:
+            if opens_list(path):
+                elements = list_elements(path, stream, place, offsets.note)
+            else:
+                elements = text_lines(path, stream, start_idx, place, offsets.note)
+            index = place.index
+            wanted = islice(elements, end_idx - place.index)
+            for index, found in enumerate(wanted, start=place.index + 1):
                 if index > start_idx:
                     yield _entry(path, index - 1, found)
     except (OSError, EOFError, zlib.error) as error:
-        place = f" beyond entry {index - 1}" if index else ""
+        where = f" beyond entry {index - 1}" if index else ""
         reason = getattr(error, "strerror", None) or error
-        raise PlanError(f"{path}: cannot be read{place}: {reason}") from error
+        raise PlanError(
+            f"{path}: cannot be read{where}: {reason}; mend the file or its permissions"
+        ) from error
     if index < end_idx:
         entries = "1 entry" if index == 1 else f"{index} entries"
         raise PlanError(
@@ -93,10 +111,15 @@ def _entry(path: Path, index: int, found: _Found) -> Entry:
     return Entry(index, None, f"{path}:{found.line}: entry {index} {problem}")
 
 
-def open_text(path: Path) -> TextIO:
+def open_text(path: Path, byte: int = 0) -> TextIO:
+    """The file's text from this byte on, which must begin a character."""
     # Bytes that are not UTF-8 become lone surrogates, so that they spoil their own entry and no other.
-    opened = gzip.open if path.suffix == ".gz" else open
-    return cast(TextIO, opened(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="\n"))
+    return TextIOWrapper(
+        open_bytes(path, byte),
+        encoding="utf-8" if byte else "utf-8-sig",
+        errors="surrogateescape",
+        newline="\n",
+    )
 
 
 def opens_list(path: Path) -> bool:
@@ -109,15 +132,23 @@ def opens_list(path: Path) -> bool:
     return head.lstrip().startswith("[")
 
 
-def text_lines(path: Path, stream: TextIO, start_idx: int) -> Iterator[_Found]:
-    """The lines of a JSONL file; those before `start_idx` are counted, not decoded."""
-    line_number = index = 0
+def text_lines(
+    path: Path, stream: TextIO, start_idx: int, place: Place = START, note: Note = forget
+) -> Iterator[_Found]:
+    """The lines of a JSONL file from this place on; those before `start_idx` are counted, not decoded."""
+    line_number, index, begins = place.line - 1, place.index, place.byte
     while line := stream.readline(ENTRY_CHARACTERS):
         line_number += 1
+        ends = begins + byte_length(line)
         is_cut = len(line) == ENTRY_CHARACTERS and not line.endswith("\n")
-        while is_cut and (rest := stream.readline(ENTRY_CHARACTERS)) and not rest.endswith("\n"):
-            pass
+        while is_cut and (rest := stream.readline(ENTRY_CHARACTERS)):
+            ends += byte_length(rest)
+            if rest.endswith("\n"):
+                break
         line = line.strip()
+        if line and index % EVERY == 0:
+            note(Place(index, begins, line_number))
+        begins = ends
         if not line:
             continue
         if index == 0 and line == "{":
@@ -144,13 +175,16 @@ def _decode_line(line: str, line_number: int) -> _Found:
         return _Found(line_number, problem=f"cannot be decoded: {error}; mend the line")
 
 
-def list_elements(path: Path, stream: TextIO) -> Iterator[_Found]:
-    window = _Window(path, stream)
-    window.take("[")
-    if window.peek() == "]":
-        return
+def list_elements(path: Path, stream: TextIO, place: Place = START, note: Note = forget) -> Iterator[_Found]:
+    window = _Window(path, stream, place)
+    if place.index == 0:
+        window.take("[")
+        if window.peek() == "]":
+            return
     while True:
         window.peek()
+        if window.entries % EVERY == 0:
+            note(window.place)
         yield _Found(window.line, window.value())
         window.entries += 1
         if window.peek() == "]":
@@ -161,21 +195,27 @@ def list_elements(path: Path, stream: TextIO) -> Iterator[_Found]:
 class _Window:
     """The stretch of a text that is being decoded; only ever moves forward."""
 
-    def __init__(self, path: Path, stream: TextIO) -> None:
+    def __init__(self, path: Path, stream: TextIO, place: Place) -> None:
         self._path = path
         self._stream = stream
         self._text = ""
         self._at = 0
         self._is_last = False
-        #: An offset whose line and column are known; all three only grow, so nothing is counted twice.
-        self._marked_at, self._line, self._column = 0, 1, 1
-        #: Complete entries so far, for messages.
-        self.entries = 0
+        #: An offset whose place is known; both only grow, so nothing is counted twice.
+        self._marked_at = 0
+        self._byte, self._line, self._column = place.byte, place.line, place.column
+        #: Complete entries so far.
+        self.entries = place.index
 
     @property
     def line(self) -> int:
         self._mark(self._at)
         return self._line
+
+    @property
+    def place(self) -> Place:
+        self._mark(self._at)
+        return Place(self.entries, self._byte, self._line, self._column)
 
     def peek(self) -> str:
         """The next character that is not blank; "" at the end of the text."""
@@ -227,6 +267,7 @@ class _Window:
         self._column = (
             at - self._text.rindex("\n", 0, at) if newlines else self._column + at - self._marked_at
         )
+        self._byte += byte_length(self._text[self._marked_at : at])
         self._marked_at = at
 
     def _refuse(self, at: int, reason: str) -> NoReturn:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from capflow_tasks.entries import shown
+from capflow_tasks.entries import printable, shown
 from capflow_tasks.errors import WorkflowError
 from capflow_tasks.records import JsonObject, Modality, Shard
 
@@ -124,7 +124,7 @@ class PlanLine:
         except OSError as error:
             problem = f"cannot be read: {error.strerror}; mend the path or its permissions"
         if problem is not None:
-            looked = " and ".join(dict.fromkeys(map(str, places)))
+            looked = " and ".join(dict.fromkeys(printable(str(place)) for place in places))
             self.refuse(key, f"is {shown(value)}: {problem} (looked for {looked})")
         return str(place)
 

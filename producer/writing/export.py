@@ -20,6 +20,12 @@ class ExportedFile:
     samples: int
 
 
+def latest(rows: Sequence[ShardRow]) -> list[ShardRow]:
+    """Without those whose files a later one would write over: their plan line has changed since."""
+    by_name = {output_name(row.shard): row for row in rows}
+    return [row for row in rows if by_name[output_name(row.shard)] is row]
+
+
 #: Which samples go to which part of a shard's files, and as what.
 _PARTS = (
     (SampleState.DONE, "", caption_record),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from threading import Event, Lock
 
@@ -14,9 +15,14 @@ from capflow_tasks.testing import ScriptedEngine, scripted_text
 
 #: File that gets one line per request: what would be said, which is the same for the same request.
 REQUESTS = "TEST_REQUESTS"
+#: File that gets one line per request: the paths of its media, as a JSON list.
+MEDIA = "TEST_MEDIA"
 #: File without which no judge answers.
 JUDGES_MAY_SPEAK = "TEST_JUDGES_MAY_SPEAK"
 
+#: The picture that waits, and the file whose appearance ends that.
+HELD = "held.png"
+HELD_MAY_SPEAK = "TEST_HELD_MAY_SPEAK"
 #: Seconds that every answer takes.
 ANSWER_SECONDS = "TEST_ANSWER_SECONDS"
 
@@ -27,8 +33,8 @@ class RecordingEngine(ScriptedEngine):
     """Writes down every request, and keeps judges waiting for as long as it is told to."""
 
     def generate(self, requests: Sequence[Request]) -> list[Answer]:
-        with _lock, Path(os.environ[REQUESTS]).open("a") as file:
-            file.writelines(f"{_name(request)}\n" for request in requests)
+        _write(REQUESTS, map(_name, requests))
+        _write(MEDIA, (json.dumps([ref.path for ref in request.media]) for request in requests))
         if any(request.schema for request in requests):
             self._wait()
         return super().generate(requests)
@@ -37,6 +43,12 @@ class RecordingEngine(ScriptedEngine):
         gate = os.environ.get(JUDGES_MAY_SPEAK)
         while gate and not Path(gate).exists():
             Event().wait(0.02)
+
+
+def _write(variable: str, lines: Iterable[str]) -> None:
+    if path := os.environ.get(variable):
+        with _lock, Path(path).open("a") as file:
+            file.writelines(f"{line}\n" for line in lines)
 
 
 def _name(request: Request) -> str:
@@ -55,8 +67,53 @@ class SlowEngine(ScriptedEngine):
         return super().generate(requests)
 
 
+class HoldingEngine(RecordingEngine):
+    """Keeps one picture, and nothing else, waiting for as long as it is told to."""
+
+    def generate(self, requests: Sequence[Request]) -> list[Answer]:
+        if any(Path(ref.path).name == HELD for request in requests for ref in request.media):
+            while not Path(os.environ[HELD_MAY_SPEAK]).exists():
+                Event().wait(0.02)
+        return super().generate(requests)
+
+
+def build_held(settings: Settings, model: str) -> HoldingEngine:
+    return HoldingEngine()
+
+
 def build_slow(settings: Settings, model: str) -> SlowEngine:
     return SlowEngine()
+
+
+class SmallCacheEngine(ScriptedEngine):
+    """Its KV cache holds one batch; writes down how many batches it is asked about at a time."""
+
+    cache_tokens = 3_000
+    _asked = 0
+
+    def generate(self, requests: Sequence[Request]) -> list[Answer]:
+        with _lock:
+            self._asked += 1
+            with Path(os.environ[REQUESTS]).open("a") as file:
+                file.write(f"{self._asked}\n")
+        Event().wait(0.1)
+        with _lock:
+            self._asked -= 1
+        return super().generate(requests)
+
+
+class LargeCacheEngine(SmallCacheEngine):
+    """The same with room for all."""
+
+    cache_tokens = 3_000_000
+
+
+def build_small_cache(settings: Settings, model: str) -> SmallCacheEngine:
+    return SmallCacheEngine()
+
+
+def build_large_cache(settings: Settings, model: str) -> LargeCacheEngine:
+    return LargeCacheEngine()
 
 
 def build(settings: Settings, model: str) -> RecordingEngine:

@@ -226,8 +226,9 @@ def test_one_object_over_several_lines_and_utf16_are_refused_as_a_whole(file: Pa
 
 
 def test_a_file_that_is_gone_or_damaged_is_refused_by_name(tmp_path: Path) -> None:
-    assert until_refused(tmp_path / "none.json", 1)[1] == (
-        f"{tmp_path / 'none.json'}: cannot be read: No such file or directory"
+    gone = tmp_path / "none.json"
+    assert until_refused(gone, 1)[1] == (
+        f"{gone}: cannot be read: No such file or directory; mend the file or its permissions"
     )
     packed = gzip.compress(as_lines(SAMPLES * 9999))
     damage = {"plain.gz": b"{}", "cut.gz": packed[:-9], "spoilt.gz": packed[:30] + b"\0" * 99 + packed[129:]}

@@ -8,7 +8,7 @@ from capflow_tasks.errors import MediaMissing
 from capflow_tasks.records import FinishedSample, Stage
 from capflow_tasks.state import SampleState
 from capflow_tasks.store.rows import ShardRow
-from capflow_tasks.store.views import Views
+from capflow_tasks.store.views import PAGE, Views
 from producer.writing.export import export
 from tests.stores import a_failure, a_result, a_shard
 
@@ -21,7 +21,9 @@ class Ended(Views):
     def __init__(self, *states: SampleState) -> None:
         self._states = states
 
-    def finished_samples(self, shard_id: int, state: SampleState) -> Iterator[FinishedSample]:
+    def finished_samples(
+        self, shard_id: int, state: SampleState, page_size: int = PAGE
+    ) -> Iterator[FinishedSample]:
         return (_sample(index, of_state) for index, of_state in enumerate(self._states) if of_state is state)
 
 

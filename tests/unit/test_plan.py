@@ -238,6 +238,16 @@ def test_a_plan_without_shards_is_refused(plan_file: Path, content: bytes) -> No
         read_plan(plan_file, known_tasks)
 
 
+@pytest.mark.parametrize("ending", ["\n", "\f", "\r", "\x85", "\u2028"])
+def test_a_path_that_holds_an_end_of_line_stays_on_its_line(
+    problems: Callable[..., list[str]], ending: str
+) -> None:
+    (message,) = problems(line(json_url=f"a{ending}b"))
+
+    assert len(message.splitlines()) == 1
+    assert "there is no such file here" in message
+
+
 def test_a_plan_that_is_not_there_or_a_folder_or_utf16_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "wide.jsonl").write_bytes("{}".encode("utf-16"))
 
