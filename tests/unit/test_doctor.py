@@ -1,0 +1,96 @@
+"""What the doctor says of models, queues, and the worth of all its findings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from capflow_tasks.settings import Settings
+from capflow_tasks.store.health import WorkerHealth
+from producer.doctor.finding import Finding, Level, exit_code, fail, ok, warn
+from producer.doctor.model import check_models
+from producer.doctor.workers import check_workers
+
+FILES = [
+    "config.json",
+    "tokenizer.json",
+    "preprocessor_config.json",
+    "model-00001-of-00002.safetensors",
+    "model-00002-of-00002.safetensors",
+]
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    for name in FILES:
+        (tmp_path / name).write_text("{}")
+    shards = {f"layer{number}": name for number, name in enumerate(FILES[3:])}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    return tmp_path
+
+
+def only_finding(**settings: object) -> Finding:
+    (finding,) = check_models(Settings.model_validate({"engine": "vllm", **settings}))
+    return finding
+
+
+def test_a_whole_model_is_well(checkpoint: Path) -> None:
+    assert only_finding(model=str(checkpoint)).level is Level.OK
+
+
+@pytest.mark.parametrize(
+    ("removed", "lacking"),
+    [
+        (FILES[0], "configuration"),
+        (FILES[1], "tokenizer"),
+        (FILES[2], "processor"),
+        (FILES[4], "all of its weights"),
+    ],
+)
+def test_a_model_that_is_not_whole_fails_with_what_it_lacks(
+    checkpoint: Path, removed: str, lacking: str
+) -> None:
+    (checkpoint / removed).unlink()
+
+    finding = only_finding(model=str(checkpoint))
+
+    assert (finding.level, finding.said) == (Level.FAIL, f"{checkpoint} lacks {lacking}")
+
+
+def test_the_model_of_every_queue_is_looked_at(checkpoint: Path) -> None:
+    settings = Settings.model_validate(
+        {"model": str(checkpoint), "stage_queues": {"score": "judge"}, "queue_models": {"judge": "/no/judge"}}
+    )
+
+    assert [finding.level for finding in check_models(settings)] == [Level.FAIL, Level.OK]
+
+
+def test_a_folder_that_is_not_there_is_not_taken_for_a_name_of_the_hub() -> None:
+    assert only_finding(model="/models/gone").said == "/models/gone is no folder here"
+
+
+def test_workers_are_told_apart_by_leases_and_answers() -> None:
+    beating = [WorkerHealth("both@a", 1, 3), WorkerHealth("silent@b", 1, 0)]
+
+    findings = list(check_workers(beating, {"both@a": {"gpu"}, "leaseless@c": {"gpu"}}))
+
+    assert [(each.level, each.said.partition(" ")[0]) for each in findings] == [
+        (Level.OK, "1"),
+        (Level.WARN, "silent@b"),
+        (Level.WARN, "leaseless@c"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("findings", "code"),
+    [
+        ([ok("a", "well")], 0),
+        ([warn("a", "hm", "do")], 0),
+        ([fail("a", "no", "do"), warn("b", "hm", "do")], 1),
+        ([fail("a", "no", "do"), fail("b", "gone", "start", is_service=True)], 3),
+    ],
+)
+def test_the_exit_code_is_that_of_the_worst(findings: list[Finding], code: int) -> None:
+    assert exit_code(findings) == code
