@@ -14,6 +14,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from selenium import webdriver
+
+from deploy.browser import NoBrowser, chromium
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPTS = Path(sys.executable).parent
@@ -118,3 +121,13 @@ def quick_cli(cli: Cli, database_url: str) -> Cli:
     """The same with a database that is there already, which saves the seconds of making one."""
     cli.environment["CAPFLOW_DATABASE_URL"] = database_url
     return cli
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[webdriver.Chrome]:
+    """One Chromium for all tests; each says what size it wants."""
+    try:
+        with chromium() as started:
+            yield started
+    except NoBrowser as error:
+        pytest.fail(str(error), pytrace=False)

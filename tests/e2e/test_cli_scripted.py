@@ -314,6 +314,27 @@ def test_workers_of_others_are_used_when_urls_are_set(
     eventually(lambda: _assert_nothing_runs(quick_cli))
 
 
+@pytest.mark.parametrize(("cache", "has_room"), [("small", False), ("large", True)])
+def test_a_worker_opens_as_many_batches_as_the_engines_cache_holds(
+    quick_cli: Cli, cache: str, has_room: bool
+) -> None:
+    plan = write_plan(quick_cli.folder, entries_with_pictures(quick_cli.folder, 32))
+    requests = record_requests(quick_cli)
+    quick_cli.environment |= {
+        "CAPFLOW_ENGINE": f"tests.e2e.engines:build_{cache}_cache",
+        "CAPFLOW_CONCURRENCY": "4",
+    }
+
+    answer = quick_cli.run("capflow-produce", plan, "--output", "out", "--batch-size", 4)
+
+    assert answer.returncode == 0, answer.stderr
+    at_a_time = [int(line) for line in requests.read_text().splitlines()]
+    # What was taken before the first batch told what it costs may run beside others, for a stage.
+    learnt = at_a_time[8:]
+    assert len(learnt) > 16
+    assert (max(learnt) > 1) is has_room
+
+
 def _assert_judges_wait(requests: Path) -> None:
     """Two batches of two have come to the stage that is held up."""
     assert sum(name.startswith("score ") for name in requests_by_name(requests)) == 4

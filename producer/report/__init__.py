@@ -1,0 +1,1 @@
+"""capflow-report: a folder of static pages to look at captions with."""

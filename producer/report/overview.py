@@ -1,0 +1,264 @@
+"""The head of the report: what the statistics say of a run, as rows and charts. Knows nothing of pages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from markupsafe import Markup
+
+from capflow_tasks.records import Stage
+from capflow_tasks.state import SampleState
+from capflow_tasks.store.figures import (
+    Bucket,
+    DomainFigures,
+    FailureKind,
+    RunFigures,
+    Tokens,
+    Usage,
+    grade_histograms,
+    worker_spans,
+)
+from capflow_tasks.store.statistics import Statistics
+from capflow_tasks.store.views import Views
+from producer.report.charts import Column, Part, bar, columns, short
+from producer.status.cost import cost_of
+from producer.status.prices import Prices
+
+GRADE_NAMES = {1: "bad", 2: "good", 3: "excellent"}
+
+#: Stretches of time that a chart may be divided into, seconds.
+_STRETCHES = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200, 86400)
+#: Columns that a chart over time has, about.
+_MOST_STRETCHES = 48
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A number that stands alone."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BarRow:
+    """A line of a table: a name, a bar, and what the bar says in numbers."""
+
+    name: str
+    bar: Markup
+    values: Sequence[str]
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    run: RunFigures
+    models: Sequence[str]
+    figures: Sequence[Figure]
+    domains: Sequence[BarRow]
+    grades: Sequence[BarRow]
+    tokens: Sequence[BarRow]
+    failures: Sequence[BarRow]
+    #: None where no sample was routed.
+    confidences: Markup | None
+    #: None before the first batch has come to its end.
+    throughput: Markup | None
+    #: What one of its columns stands for.
+    stretch: str
+
+
+def overview_of(run: RunFigures, statistics: Statistics, views: Views, prices: Prices) -> Overview:
+    """Ask all that is shown; reads all samples and results of the run once."""
+    usage = statistics.usage(run.id)
+    stretch = stretch_of(usage)
+    buckets = statistics.throughput(run.id, stretch)
+    confidences = views.confidence_histogram(run.id)
+    grades = grade_histograms(statistics.grades(run.id))
+    return Overview(
+        run=run,
+        models=sorted({each.model for each in usage}),
+        figures=[
+            *_sample_figures(run),
+            *_grade_figures(grades),
+            *_work_figures(run, usage),
+            *_cost_figures(run, usage, prices),
+        ],
+        domains=_domain_rows(statistics.domains(run.id)),
+        grades=[_grade_row(name, counts) for name, counts in grades.items()],
+        tokens=_token_rows(usage),
+        failures=_failure_rows(statistics.failures(run.id)),
+        confidences=_confidence_chart(confidences) if any(confidences) else None,
+        throughput=_throughput_chart(buckets, stretch) if buckets else None,
+        stretch=told(stretch),
+    )
+
+
+def told(seconds: float) -> str:
+    """A length of time in its two largest units: 45 s, 3 min 20 s, 2 h 5 min, 3 d 4 h."""
+    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+    whole = round(seconds)
+    if whole < 10:
+        return f"{seconds:.3g} s"
+    parts: list[str] = []
+    for name, size in units:
+        count, whole = divmod(whole, size)
+        if count or parts:
+            parts.append(f"{count} {name}" if count else "")
+    return " ".join(filter(None, parts[:2]))
+
+
+def _sample_figures(run: RunFigures) -> list[Figure]:
+    tally = run.tally
+    held = [Figure("held back", f"{tally.held:,}", "routed with too little confidence")] if tally.held else []
+    return [
+        Figure("captioned", f"{tally.done:,}", f"of {run.samples:,} samples"),
+        Figure("failed", f"{tally.failed:,}", _share(tally.failed, run.samples)),
+        *held,
+    ]
+
+
+def _grade_figures(grades: Mapping[str, Mapping[int, int]]) -> list[Figure]:
+    overall = grades.get("overall", {})
+    count = sum(overall.values())
+    if not count:
+        return []
+    mean = sum(grade * times for grade, times in overall.items()) / count
+    return [Figure("overall grade", f"{mean:.2f}", f"of 3; {_share(overall[3], count)} excellent")]
+
+
+def _work_figures(run: RunFigures, usage: Sequence[Usage]) -> list[Figure]:
+    if not usage:
+        return []
+    total = sum((each.tokens for each in usage), Tokens())
+    spans = worker_spans(usage)
+    seconds = (
+        max(span.ended_at for span in spans) - min(span.began_at for span in spans)
+    ).total_seconds() or 1.0
+    workers = f"{len(spans)} {'worker' if len(spans) == 1 else 'workers'}"
+    return [
+        Figure("prompt tokens", short(total.prompt), f"{total.prefix_hit_rate:.0%} from the prefix cache"),
+        Figure("answer tokens", short(total.completion), f"{total.completion / seconds:,.0f} per second"),
+        Figure("samples per hour", short(3600 * run.tally.total / seconds), f"{told(seconds)}, {workers}"),
+    ]
+
+
+def _cost_figures(run: RunFigures, usage: Sequence[Usage], prices: Prices) -> list[Figure]:
+    """Nothing where a model has no price: what is not known is not shown as free."""
+    cost = cost_of(usage, prices)
+    each = cost.per(run.tally.done)
+    if cost.usd is None or each is None:
+        return []
+    return [Figure("cost", f"${cost.usd:,.2f}", f"${100 * each:,.3g} per 100 captions")]
+
+
+def _domain_rows(domains: Sequence[DomainFigures]) -> list[BarRow]:
+    most = max((sum(row.by_state.values()) for row in domains), default=0)
+    rows = []
+    for row in sorted(domains, key=lambda row: -sum(row.by_state.values())):
+        parts = [Part(f"state-{state}", count, f"{count:,} {state}") for state, count in row.by_state.items()]
+        failed = row.by_state[SampleState.FAILED]
+        note = f"{failed:,} failed" if failed else ""
+        rows.append(
+            BarRow(row.domain or "no domain", bar(parts, most), [f"{sum(row.by_state.values()):,}"], note)
+        )
+    return rows
+
+
+def _grade_row(name: str, counts: Mapping[int, int]) -> BarRow:
+    total = sum(counts.values())
+    parts = [
+        Part(f"grade-{grade}", count, f"{count:,} {GRADE_NAMES[grade]}") for grade, count in counts.items()
+    ]
+    mean = sum(grade * count for grade, count in counts.items()) / total
+    return BarRow(name.replace("_", " "), bar(parts, total), [f"{mean:.2f}"])
+
+
+def _token_rows(usage: Iterable[Usage]) -> list[BarRow]:
+    """By stage: what was computed of the prompts, what was cached, what was answered."""
+    sums: dict[Stage, Tokens] = {}
+    for each in usage:
+        sums[each.stage] = sums.get(each.stage, Tokens()) + each.tokens
+    most = max((tokens.prompt + tokens.completion for tokens in sums.values()), default=0)
+    return [
+        BarRow(
+            stage,
+            _token_bar(tokens, most),
+            [short(tokens.prompt), short(tokens.completion)],
+            f"{tokens.prefix_hit_rate:.0%} cached",
+        )
+        for stage, tokens in sums.items()
+    ]
+
+
+def _token_bar(tokens: Tokens, most: int) -> Markup:
+    parts = (
+        Part("cached", tokens.cached, f"{tokens.cached:,} prompt tokens cached"),
+        Part("one", tokens.computed, f"{tokens.computed:,} prompt tokens computed"),
+        Part("two", tokens.completion, f"{tokens.completion:,} answer tokens"),
+    )
+    return bar(parts, most)
+
+
+def _failure_rows(failures: Sequence[FailureKind]) -> list[BarRow]:
+    most = max((failure.count for failure in failures), default=0)
+    return [
+        BarRow(
+            failure.kind.replace("_", " "),
+            bar([Part("state-failed", failure.count, f"{failure.count:,} samples")], most),
+            [f"{failure.count:,}"],
+            failure.example,
+        )
+        for failure in failures
+    ]
+
+
+def _confidence_chart(counts: Sequence[int]) -> Markup:
+    steps = len(counts)
+    chart = [
+        Column(
+            f"{number / steps:.1f}",
+            count,
+            f"{number / steps:.1f} to {(number + 1) / steps:.1f}: {count:,} samples",
+        )
+        for number, count in enumerate(counts)
+    ]
+    sure = sum(counts[steps * 8 // 10 :]) / sum(counts)
+    return columns(chart, f"Samples by the router's confidence; {sure:.0%} have 0.8 or more")
+
+
+def stretch_of(usage: Sequence[Usage]) -> float:
+    """How much time one column of a chart stands for, so that there are not too many."""
+    spans = worker_spans(usage)
+    if not spans:
+        return 60.0
+    seconds = (max(span.ended_at for span in spans) - min(span.began_at for span in spans)).total_seconds()
+    return next((each for each in _STRETCHES if seconds / each <= _MOST_STRETCHES), _STRETCHES[-1])
+
+
+def _throughput_chart(buckets: Sequence[Bucket], stretch: float) -> Markup:
+    counts = {bucket.begins_at: bucket.samples for bucket in buckets}
+    first, last = buckets[0].begins_at, buckets[-1].begins_at
+    times = [
+        first + number * timedelta(seconds=stretch)
+        for number in range(int((last - first).total_seconds() / stretch) + 1)
+    ]
+    chart = [
+        Column(
+            _clock(time, stretch),
+            counts.get(time, 0),
+            f"{time:%Y-%m-%d %H:%M:%S}: {counts.get(time, 0):,} samples",
+        )
+        for time in times
+    ]
+    return columns(chart, f"Samples that came to their end, from {first:%Y-%m-%d %H:%M} to {last:%H:%M}")
+
+
+def _clock(time: datetime, stretch: float) -> str:
+    return f"{time:%d.%m.}" if stretch >= 43200 else f"{time:%H:%M}" if stretch >= 60 else f"{time:%H:%M:%S}"
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{part / whole:.1%}" if whole else "0 %"

@@ -1,0 +1,125 @@
+"""What is shown of a picture or video: a small one for the gallery, a large one to look at.
+
+A video becomes a film strip, and large a sheet of the same frames. Knows nothing of pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from PIL import Image
+
+from capflow_tasks.errors import SampleError
+from capflow_tasks.media_budget import MediaBudget
+from capflow_tasks.media_paths import resolve_media
+from capflow_tasks.records import Modality
+from capflow_tasks.video_files import shared_video_files
+from producer.parallel import call_all
+
+#: Frames of a film strip.
+FRAMES = 5
+
+#: Pixels: the long side of a small picture, the height of a film strip, and what lies between frames.
+_SMALL = 256
+_STRIP_HEIGHT = 96
+_GAP = 4
+_QUALITY = 82
+_FILM = (18, 18, 20)
+
+
+@dataclass(frozen=True, slots=True)
+class PictureTask:
+    """One picture or video of a sample, and the files to make of it."""
+
+    kind: Modality
+    root: str
+    #: As the annotation entry has it, inside the root.
+    path: str
+    large: Path
+    #: None for all but a sample's first.
+    small: Path | None
+    #: The long side of a large picture, pixels.
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What became of a task."""
+
+    #: Why there is no picture, None when there is one.
+    reason: str | None = None
+    #: When the frames of a video are on the screen, seconds from its beginning.
+    times: tuple[float, ...] = ()
+
+
+def draw_all(tasks: Sequence[PictureTask], processes: int) -> list[Drawn]:
+    """Make the files of all tasks, several at a time."""
+    if any(task.kind is Modality.IMAGE for task in tasks):
+        # It takes seconds, so only now; and before the processes begin, which have it then.
+        import_module("capflow_tasks.media")
+    return call_all(draw, tasks, processes, lambda done, total: None)
+
+
+def draw(task: PictureTask) -> Drawn:
+    """Make the files; media that cannot be read are no error but a reason."""
+    try:
+        path = resolve_media(task.root, task.path)
+        return _draw_video(path, task) if task.kind is Modality.VIDEO else _draw_picture(path, task)
+    except SampleError as error:
+        return Drawn(str(error))
+
+
+def _draw_picture(path: str, task: PictureTask) -> Drawn:
+    from capflow_tasks.media import load_image
+
+    picture = load_image(path, MediaBudget(factor=1, min_pixels=1, max_pixels=task.size**2))
+    picture.thumbnail((task.size, task.size))
+    _save(picture, task.large)
+    if task.small:
+        picture.thumbnail((_SMALL, _SMALL))
+        _save(picture, task.small)
+    return Drawn()
+
+
+def _draw_video(path: str, task: PictureTask) -> Drawn:
+    files, budget = shared_video_files(1), MediaBudget()
+    facts = files.measure(path, budget)
+    times = [(number + 0.5) * facts.seconds / FRAMES for number in range(FRAMES)]
+    scale = min(1.0, task.size / max(facts.width, facts.height))
+    size = max(1, round(facts.width * scale)), max(1, round(facts.height * scale))
+    pixels, _ = files.play(path, budget, facts, times, size)
+    frames = [Image.fromarray(frame) for frame in pixels]
+    _save(film_sheet(frames), task.large)
+    if task.small:
+        _save(film_strip(frames), task.small)
+    return Drawn(times=tuple(round(time, 1) for time in times))
+
+
+def film_strip(frames: Sequence[Image.Image]) -> Image.Image:
+    """The frames side by side."""
+    width = max(1, frames[0].width * _STRIP_HEIGHT // frames[0].height)
+    strip = Image.new("RGB", (len(frames) * (width + _GAP) - _GAP, _STRIP_HEIGHT), _FILM)
+    for number, frame in enumerate(frames):
+        strip.paste(frame.resize((width, _STRIP_HEIGHT)), (number * (width + _GAP), 0))
+    return strip
+
+
+def film_sheet(frames: Sequence[Image.Image]) -> Image.Image:
+    """The first frame large, the others below it in two columns."""
+    first, *others = frames
+    width, height = (max(1, (side - _GAP) // 2) for side in first.size)
+    rows = -(-len(others) // 2)
+    sheet = Image.new("RGB", (first.width, first.height + rows * (height + _GAP)), _FILM)
+    sheet.paste(first, (0, 0))
+    for number, frame in enumerate(others):
+        corner = number % 2 * (width + _GAP), first.height + _GAP + number // 2 * (height + _GAP)
+        sheet.paste(frame.resize((width, height)), corner)
+    return sheet
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path, "JPEG", quality=_QUALITY)
