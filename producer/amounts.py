@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-_UNITS = ((86_400, "d", 3600, "h"), (3600, "h", 60, "min"))
+_UNITS = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
 
 _UNKNOWN = "-"
 
 
 def duration(seconds: float | None) -> str:
-    """Two units at the most: `45 s`, `12 min`, `3 h 20 min`, `2 d 4 h`."""
+    """The two largest units: `0.25 s`, `45 s`, `3 min 20 s`, `2 h 5 min`, `2 d 4 h`."""
     if seconds is None:
         return "unknown"
-    for size, unit, smaller_size, smaller_unit in _UNITS:
-        if seconds >= size:
-            whole, rest = divmod(int(seconds), size)
-            return f"{whole} {unit} {rest // smaller_size} {smaller_unit}"
-    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
+    if 0 < seconds < 9.5:
+        return f"{seconds:.3g} s"
+    parts: list[str] = []
+    rest = round(seconds)
+    for name, size in _UNITS:
+        whole, rest = divmod(rest, size)
+        if whole or parts:
+            parts.append(f"{whole} {name}" if whole else "")
+    return " ".join(filter(None, parts[:2])) or "0 s"
 
 
 def count(number: int) -> str:

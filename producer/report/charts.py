@@ -8,6 +8,8 @@ from math import floor, log10
 
 from markupsafe import Markup, escape
 
+from producer.amounts import short_count
+
 #: The columns' canvas; a card of the page is about as wide, so that text keeps its size.
 _WIDTH, _HEIGHT = 340, 170
 _LEFT, _RIGHT, _TOP, _BOTTOM = 34, 4, 8, 22
@@ -71,14 +73,6 @@ def nice_top(most: float) -> float:
     return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= most)
 
 
-def short(number: float) -> str:
-    """A number as an axis shows it: 950, 12k, 3.4M."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(number) >= size:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:.3g}"
-
-
 def _base() -> float:
     return _HEIGHT - _BOTTOM
 
@@ -92,7 +86,7 @@ def _grid_line(share: float, top: float) -> Markup:
     line = Markup('<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(
         _LEFT, _WIDTH - _RIGHT, y, y
     )
-    return line + _text(_LEFT - 5, y + 3.5, short(share * top), "end")
+    return line + _text(_LEFT - 5, y + 3.5, short_count(share * top), "end")
 
 
 def _rectangle(look: str, box: tuple[float, float, float, float], title: str) -> Markup:

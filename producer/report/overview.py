@@ -22,7 +22,8 @@ from capflow_tasks.store.figures import (
 )
 from capflow_tasks.store.statistics import Statistics
 from capflow_tasks.store.views import Views
-from producer.report.charts import Column, Part, bar, columns, short
+from producer.amounts import duration, percent, short_count
+from producer.report.charts import Column, Part, bar, columns
 from producer.status.cost import cost_of
 from producer.status.prices import Prices
 
@@ -92,22 +93,8 @@ def overview_of(run: RunFigures, statistics: Statistics, views: Views, prices: P
         failures=_failure_rows(statistics.failures(run.id)),
         confidences=_confidence_chart(confidences) if any(confidences) else None,
         throughput=_throughput_chart(buckets, stretch) if buckets else None,
-        stretch=told(stretch),
+        stretch=duration(stretch),
     )
-
-
-def told(seconds: float) -> str:
-    """A length of time in its two largest units: 45 s, 3 min 20 s, 2 h 5 min, 3 d 4 h."""
-    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
-    whole = round(seconds)
-    if whole < 10:
-        return f"{seconds:.3g} s"
-    parts: list[str] = []
-    for name, size in units:
-        count, whole = divmod(whole, size)
-        if count or parts:
-            parts.append(f"{count} {name}" if count else "")
-    return " ".join(filter(None, parts[:2]))
 
 
 def _sample_figures(run: RunFigures) -> list[Figure]:
@@ -139,9 +126,17 @@ def _work_figures(run: RunFigures, usage: Sequence[Usage]) -> list[Figure]:
     ).total_seconds() or 1.0
     workers = f"{len(spans)} {'worker' if len(spans) == 1 else 'workers'}"
     return [
-        Figure("prompt tokens", short(total.prompt), f"{total.prefix_hit_rate:.0%} from the prefix cache"),
-        Figure("answer tokens", short(total.completion), f"{total.completion / seconds:,.0f} per second"),
-        Figure("samples per hour", short(3600 * run.tally.total / seconds), f"{told(seconds)}, {workers}"),
+        Figure(
+            "prompt tokens", short_count(total.prompt), f"{total.prefix_hit_rate:.0%} from the prefix cache"
+        ),
+        Figure(
+            "answer tokens", short_count(total.completion), f"{total.completion / seconds:,.0f} per second"
+        ),
+        Figure(
+            "samples per hour",
+            short_count(3600 * run.tally.total / seconds),
+            f"{duration(seconds)}, {workers}",
+        ),
     ]
 
 
@@ -186,7 +181,7 @@ def _token_rows(usage: Iterable[Usage]) -> list[BarRow]:
         BarRow(
             stage,
             _token_bar(tokens, most),
-            [short(tokens.prompt), short(tokens.completion)],
+            [short_count(tokens.prompt), short_count(tokens.completion)],
             f"{tokens.prefix_hit_rate:.0%} cached",
         )
         for stage, tokens in sums.items()
@@ -261,4 +256,4 @@ def _clock(time: datetime, stretch: float) -> str:
 
 
 def _share(part: float, whole: float) -> str:
-    return f"{part / whole:.1%}" if whole else "0 %"
+    return percent(part / whole if whole else None)

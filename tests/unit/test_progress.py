@@ -43,7 +43,7 @@ def test_a_line_tells_rate_eta_stages_tokens_and_workers(
     assert output.out == ""
     assert output.err.splitlines() == [
         "0/1000 samples, 0 failed, waiting for a worker (the first one loads its model)",
-        "100/1000 samples, 5 failed, 2.0 samples/s, ETA 8 min; 8 in route, 16 in reason; 4.3k tokens/s, "
+        "100/1000 samples, 5 failed, 2.0 samples/s, ETA 7 min 30 s; 8 in route, 16 in reason; 4.3k tokens/s, "
         "75.0% of prompts cached; 4 workers",
     ]
 
@@ -85,5 +85,5 @@ def test_a_terminal_gets_a_bar_with_the_same_words(
         shown.show(Tally(done=95, failed=5), 3)
 
     screen = capsys.readouterr().err
-    assert "5 failed, 2.0 samples/s, ETA 8 min" in screen
+    assert "5 failed, 2.0 samples/s, ETA 7 min 30 s" in screen
     assert "8 in route, 16 in reason; 4.3k tokens/s, 75.0% of prompts cached; 4 workers" in screen

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from producer.report.charts import Column, Part, bar, columns, nice_top, short
+from producer.report.charts import Column, Part, bar, columns, nice_top
 
 HOSTILE = "\"><script>alert('1')</script>&"
 
@@ -52,10 +52,3 @@ def test_what_stands_in_a_chart_is_text_whatever_it_says() -> None:
 @pytest.mark.parametrize(("most", "top"), [(0, 1), (1, 1), (3, 5), (17, 20), (0.3, 0.5), (1001, 2000)])
 def test_an_axis_ends_at_a_round_number(most: float, top: float) -> None:
     assert nice_top(most) == pytest.approx(top)
-
-
-@pytest.mark.parametrize(
-    ("number", "text"), [(0, "0"), (950, "950"), (12_345, "12.3k"), (3_400_000, "3.4M"), (2.5e9, "2.5G")]
-)
-def test_large_numbers_are_told_short(number: float, text: str) -> None:
-    assert short(number) == text

@@ -12,7 +12,6 @@ from capflow_tasks.errors import UserError
 from capflow_tasks.records import Modality
 from producer.report.folder import check_replaceable, whole_folder
 from producer.report.gallery import CHUNK, Size
-from producer.report.overview import told
 from producer.report.page import POLICY
 from producer.report.pictures import PictureTask, draw, film_sheet, film_strip
 from producer.report.script_data import as_script
@@ -151,18 +150,3 @@ def test_a_report_that_does_not_come_to_its_end_leaves_the_earlier_one(tmp_path:
 
     assert (tmp_path / "report" / "index.html").read_text() == "first"
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.25, "0.25 s"),
-        (45, "45 s"),
-        (200, "3 min 20 s"),
-        (3600, "1 h"),
-        (7500, "2 h 5 min"),
-        (273_700, "3 d 4 h"),
-    ],
-)
-def test_a_length_of_time_is_told_in_its_two_largest_units(seconds: float, text: str) -> None:
-    assert told(seconds) == text

@@ -256,7 +256,7 @@ def test_what_a_run_needs_to_be_looked_at_is_on_the_page() -> None:
     page = shown(a_snapshot(read_prices()))
 
     assert "202 of 1,000 samples have come to their end: 200 done, 2 failed" in page
-    assert "4.00 samples/s, 2.1k tokens/s over the last 10 s; ETA 3 min" in page
+    assert "4.00 samples/s, 2.1k tokens/s over the last 10 s; ETA 3 min 20 s" in page
     assert "computed per sample: 1,234; at the least, each prefix once: 1,000" in page
     assert "160 of 200 judged, 80.0%" in page
     assert "Cost: -; per 100 samples -; per accepted caption -" in page
@@ -278,7 +278,7 @@ def test_a_line_for_logs_tells_progress_rate_and_eta() -> None:
     line = snapshot_line(a_snapshot(read_prices()))
 
     assert line == (
-        f"{name_of_run(Path(PLAN))} running: 202/1000 samples, 2 failed, 4.0 samples/s, ETA 3 min, "
+        f"{name_of_run(Path(PLAN))} running: 202/1000 samples, 2 failed, 4.0 samples/s, ETA 3 min 20 s, "
         "2.1k tokens/s, 75.0% cached, 0 workers alive"
     )
 
@@ -312,9 +312,11 @@ def test_where_a_run_stands_follows_from_its_batches(changes: dict[str, int], st
     ("seconds", "told"),
     [
         (0, "0 s"),
-        (119.4, "119 s"),
-        (150, "2 min"),
-        (3599, "60 min"),
+        (0.25, "0.25 s"),
+        (9.7, "10 s"),
+        (45, "45 s"),
+        (200, "3 min 20 s"),
+        (3600, "1 h"),
         (12_000, "3 h 20 min"),
         (190_000, "2 d 4 h"),
         (None, "unknown"),
