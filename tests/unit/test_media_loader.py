@@ -164,7 +164,7 @@ class CrashingCodec(VideoFiles):
 
     def play(self, path: str, *arguments: Any) -> Any:
         if Path(path).name == "bad.mp4":
-            return self._decoders.run(path, 10, crash, path)
+            return self._decoders.run(path, 100, crash, path)
         return super().play(path, *arguments)
 
 
