@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+import psycopg
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import OperationalError
 
 from capflow_tasks.records import Failure
 from capflow_tasks.state import BatchState, SampleState
@@ -60,8 +62,12 @@ def copy_samples(
     ]
     driver = connection.connection.driver_connection
     assert driver is not None
-    with driver.cursor() as cursor, cursor.copy(_COPY_SAMPLES) as copy:
-        copy.write("".join(lines))
+    try:
+        with driver.cursor() as cursor, cursor.copy(_COPY_SAMPLES) as copy:
+            copy.write("".join(lines))
+    except psycopg.OperationalError as error:
+        # As SQLAlchemy says it, for those who wait out a restart of the server.
+        raise OperationalError(_COPY_SAMPLES, None, error) from error
 
 
 def _line(place: str, sample: NewSample) -> str:

@@ -4,7 +4,9 @@ All but the weights is as in the real one: architecture, special tokens, chat te
 serves it by the same code, on a CPU, in seconds; what it writes is noise. The same sources give the same
 files.
 
-    python deploy/demo/tiny_checkpoint.py FOLDER
+    python deploy/demo/tiny_checkpoint.py FOLDER [tiny|small]
+
+The small one has 30 million: enough for the model and not what surrounds it to take the time.
 """
 
 import json
@@ -12,6 +14,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -32,6 +35,31 @@ VOCABULARY_SIZE = 2000
 CONTEXT_TOKENS = 32768
 #: One media token stands for a square of 28 x 28 pixels.
 TOKEN_PIXELS = 28 * 28
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How large the model is."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    key_value_heads: int
+    vision_hidden: int
+    vision_depth: int
+
+    @property
+    def rope_sections(self) -> list[int]:
+        """Time, height and width: together half of a head's size."""
+        half = self.hidden // self.heads // 2
+        return [half // 4, half * 3 // 8, half * 3 // 8]
+
+
+SHAPES = {
+    "tiny": Shape(128, 256, 2, 4, 2, vision_hidden=64, vision_depth=2),
+    "small": Shape(512, 1536, 8, 8, 4, vision_hidden=192, vision_depth=4),
+}
 
 SPECIAL_TOKENS = [
     "<|endoftext|>",
@@ -113,18 +141,21 @@ def train_tokenizer() -> Qwen2Tokenizer:
     return tokenizer
 
 
-def make_config(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
+def make_config(tokenizer: Qwen2Tokenizer, shape: Shape) -> Qwen2_5_VLConfig:
     token_id = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
     text = {
         "vocab_size": len(tokenizer),
-        "hidden_size": 128,
-        "intermediate_size": 256,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.key_value_heads,
         "max_position_embeddings": CONTEXT_TOKENS,
-        # the three sections (time, height, width) sum to half of the head size, 32
-        "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 1e6},
+        "rope_parameters": {
+            "rope_type": "default",
+            "mrope_section": shape.rope_sections,
+            "rope_theta": 1e6,
+        },
         "bos_token_id": token_id["<|endoftext|>"],
         "eos_token_id": token_id["<|im_end|>"],
         "pad_token_id": token_id["<|endoftext|>"],
@@ -132,12 +163,12 @@ def make_config(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
         "dtype": "bfloat16",
     }
     vision = {
-        "depth": 2,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_heads": 2,
+        "depth": shape.vision_depth,
+        "hidden_size": shape.vision_hidden,
+        "intermediate_size": 2 * shape.vision_hidden,
+        "num_heads": shape.vision_hidden // 32,
         "window_size": 112,
-        "fullatt_block_indexes": [1],
+        "fullatt_block_indexes": [shape.vision_depth - 1],
         "out_hidden_size": text["hidden_size"],
         "dtype": "bfloat16",
     }
@@ -162,10 +193,10 @@ def silence_blanks(model: Qwen2_5_VLForConditionalGeneration, tokenizer: Qwen2To
         model.lm_head.weight[blank] = 0
 
 
-def save_checkpoint(folder: Path) -> int:
+def save_checkpoint(folder: Path, shape: Shape) -> int:
     """Write the checkpoint to `folder` and return its number of weights."""
     tokenizer = train_tokenizer()
-    config = make_config(tokenizer)
+    config = make_config(tokenizer, shape)
     torch.manual_seed(0)
     model = Qwen2_5_VLForConditionalGeneration(config).to(torch.bfloat16)
     silence_blanks(model, tokenizer)
@@ -189,11 +220,11 @@ def save_checkpoint(folder: Path) -> int:
     return sum(weight.numel() for weight in model.parameters())
 
 
-def build_checkpoint(folder: Path) -> None:
+def build_checkpoint(folder: Path, shape: Shape) -> None:
     """Write the checkpoint aside and put it in place whole."""
     aside = folder.with_name(f"{folder.name}.{os.getpid()}")
     aside.mkdir(parents=True)
-    weights = save_checkpoint(aside)
+    weights = save_checkpoint(aside, shape)
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
     print(f"{folder}: Qwen2.5-VL, {weights:,} random weights")
@@ -201,4 +232,4 @@ def build_checkpoint(folder: Path) -> None:
 
 if __name__ == "__main__":
     logging.disable_progress_bar()
-    build_checkpoint(Path(sys.argv[1]).absolute())
+    build_checkpoint(Path(sys.argv[1]).absolute(), SHAPES[sys.argv[2] if len(sys.argv) > 2 else "tiny"])

@@ -1,52 +1,64 @@
-"""`python -m tests.benchmarks`: measure, print one table, write build/bench.json."""
+"""`python -m tests.benchmarks`: measure, print one table, write build/bench.json and build/bench.png."""
 
 from __future__ import annotations
 
-import json
+import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 
+import click
 from rich.console import Console
-from rich.table import Table
 
-from tests.benchmarks import decoding, orchestration
+from tests.benchmarks.claims import Bench, Goal, Row, Study, rows_of
+from tests.benchmarks.report import draw, table, write_json
+from tests.benchmarks.studies import STUDIES
 
 BUILD = Path("build")
+#: Characters per line where stdout is no terminal.
+_PLAIN_WIDTH = 150
+
+GOALS: dict[str, Goal] = {claim: goal for study in STUDIES for claim, goal in study.goals.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One claim and what was measured of it."""
+@click.command()
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="CLAIM",
+    type=click.Choice(list(GOALS)),
+    help="Measure this claim; may be given several times. Claims of one study come together.",
+)
+@click.option("--full", is_flag=True, help="10 million samples in 1,000 shards, 10 million rows.")
+def main(only: tuple[str, ...], full: bool) -> None:
+    """Measure what is claimed of speed and scale; 1 when a goal is missed or a study failed."""
+    console = Console(stderr=True)
+    rows: list[Row] = []
+    for study in _chosen(only):
+        started = monotonic()
+        console.print(f"measuring {', '.join(study.goals)}", style="dim", soft_wrap=True)
+        with _folder() as folder:
+            rows += rows_of(study, Bench(folder, full))
+        console.print(f"  took {monotonic() - started:.0f} s", style="dim")
+        # After each study, so that a run that is cut off has kept what it had.
+        write_json(rows, BUILD / "bench.json")
+    draw(rows, BUILD / "bench.png")
+    Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH).print(table(rows))
+    sys.exit(any(row.is_met is False or isinstance(row.measured, str) for row in rows))
 
-    claim: str
-    measured: float
-    goal: str
-    baseline: str
+
+def _chosen(only: Sequence[str]) -> list[Study]:
+    return [study for study in STUDIES if not only or study.goals.keys() & set(only)]
 
 
-def measure(folder: Path) -> list[Row]:
-    rows: list[tuple[str, Callable[[Path], float], str, str]] = [
-        ("decode_over_fetch_video", decoding.measure, "at least 1", "qwen_vl_utils.fetch_video"),
-        ("producer_samples_per_second", orchestration.measure_expansion, "at least 20000", "none"),
-        ("orchestration_samples_per_second", orchestration.measure_fleet, "none set", "none"),
-    ]
-    return [Row(claim, round(call(folder), 3), goal, baseline) for claim, call, goal, baseline in rows]
-
-
-def main() -> None:
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """Readable by the other user that PostgreSQL runs as when root starts it."""
     with tempfile.TemporaryDirectory(prefix="capflow-bench-", ignore_cleanup_errors=True) as name:
         Path(name).chmod(0o755)
-        rows = measure(Path(name))
-    table = Table(title="make bench", title_justify="left")
-    for column in ("claim", "measured", "goal", "baseline"):
-        table.add_column(column)
-    for row in rows:
-        table.add_row(row.claim, f"{row.measured:g}", row.goal, row.baseline)
-    Console().print(table)
-    BUILD.mkdir(exist_ok=True)
-    (BUILD / "bench.json").write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+        yield Path(name)
 
 
 if __name__ == "__main__":

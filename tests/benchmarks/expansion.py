@@ -1,0 +1,90 @@
+"""How quickly annotation files become rows, and how much memory that takes."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+from time import perf_counter, process_time
+
+from capflow_tasks.domains import load_catalogue
+from capflow_tasks.embedded import embedded_postgres
+from capflow_tasks.records import JsonObject, Stage
+from capflow_tasks.store.database import connect, upgrade
+from capflow_tasks.store.runs import RunStore
+from producer.expansion import Expansion
+from producer.reading.plan import read_plan
+from tests.benchmarks.claims import Bench, Measured
+from tests.benchmarks.fleet import write_plan
+
+_SAMPLES, _SHARDS = 200_000, 20
+_FULL_SAMPLES, _FULL_SHARDS = 10_000_000, 1_000
+#: As the producer has them by default.
+_BATCH_SIZE, _BATCHES_AT_A_TIME = 8, 64
+
+
+def measure(bench: Bench) -> Mapping[str, Measured]:
+    """Expand a plan in a process of its own, nothing published, so that its peak is its own."""
+    samples, shards = (_FULL_SAMPLES, _FULL_SHARDS) if bench.is_full else (_SAMPLES, _SHARDS)
+    plan = _write_repeating_plan(bench.folder / "expansion.jsonl", samples // shards, shards)
+    with embedded_postgres(bench.folder) as url:
+        command = [sys.executable, "-m", "tests.benchmarks.expansion", url, str(plan)]
+        answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    found = json.loads(answer.stdout)
+    what = f"none; {samples:,} samples in {shards:,} shards"
+    return {
+        "producer_samples_per_second": Measured(
+            samples / found["seconds"], f"{what}; own CPU {1e6 * found['cpu'] / samples:.0f} µs per sample"
+        ),
+        "producer_peak_mib": Measured(found["peak_mib"], what),
+    }
+
+
+def expand_plan(url: str, path: Path) -> JsonObject:
+    """Insert all of the plan as the producer does, without waiting for anybody to caption it."""
+    engine = connect(url)
+    upgrade(engine)
+    runs, stages = RunStore(engine), tuple(Stage)
+    catalogue = load_catalogue()
+    expansion = Expansion(catalogue, _BATCH_SIZE, stages)
+    began, cpu = perf_counter(), process_time()
+    plan = read_plan(path, lambda task: catalogue.resolve(task).name, set())
+    rows = runs.add_shards(runs.open_run("bench", str(path), "out", stages), plan.shards)
+    for row in rows:
+        cursor, batches = row.expanded_to, expansion.batches(row.shard, row.expanded_to)
+        while chunk := list(islice(batches, _BATCHES_AT_A_TIME)):
+            runs.expand(row.id, cursor, chunk)
+            cursor = chunk[-1].end_idx
+    engine.dispose()
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"seconds": perf_counter() - began, "cpu": process_time() - cpu, "peak_mib": peak_mib}
+
+
+def _write_repeating_plan(path: Path, size: int, shards: int) -> Path:
+    """So many datasets, each an annotation file of its own; on the disk they are one."""
+    media = path.parent / "media"
+    media.mkdir()
+    entries: list[JsonObject] = [
+        {
+            "id": f"sa_{number:07}",
+            "image": f"part_{number % 100:03}/sa_{number:07}.jpg",
+            "conversations": [{"from": "human", "value": "<image>\nDescribe the picture in detail."}],
+        }
+        for number in range(size)
+    ]
+    line = json.loads(write_plan(path, entries, media).read_text())
+    lines = [{**line, "data_name": f"bench{number}"} for number in range(shards)]
+    for each in lines:
+        name = path.with_name(f"{each['data_name']}.jsonl")
+        name.hardlink_to(line["json_url"])
+        each["json_url"] = str(name)
+    path.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    return path
+
+
+if __name__ == "__main__":
+    print(json.dumps(expand_plan(sys.argv[1], Path(sys.argv[2]))))

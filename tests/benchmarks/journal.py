@@ -1,0 +1,135 @@
+"""The fleet's engine with a journal: what was asked when, what that cost, and whether the engine had work.
+
+`CAPFLOW_ENGINE=tests.benchmarks.journal:build` starts a worker with it.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Lock, Thread
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from capflow_tasks.engine import Answer
+from capflow_tasks.records import Completion, Request
+from capflow_tasks.settings import Settings
+
+if TYPE_CHECKING:
+    from capflow_tasks.vllm_engine import VllmEngine
+
+#: Folder of the journals, one file per process.
+JOURNALS = "BENCH_JOURNALS"
+#: Between two looks whether the engine has a request, seconds.
+_LOOK_SECONDS = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One call of `generate`; times are of the clock that all processes of a machine share."""
+
+    started: float
+    ended: float
+    requests: Sequence[Request]
+    #: Prompt tokens that no cache spared, of all requests that were answered.
+    computed_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """From this moment on the engine has work, or has none."""
+
+    at: float
+    is_busy: bool
+    worker: int
+
+
+class JournallingEngine:
+    """The real engine; its answers pass through untouched."""
+
+    def __init__(self, engine: VllmEngine, path: Path) -> None:
+        self.model = engine.model
+        self._engine = engine
+        self._path = path
+        self._lock = Lock()
+        self._stopping = Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def start(self) -> None:
+        self._engine.start()
+        Thread(target=self._watch, name="bench-watch", daemon=True).start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._engine.stop()
+
+    def generate(self, requests: Sequence[Request]) -> list[Answer]:
+        started = monotonic()
+        answers = self._engine.generate(requests)
+        self._write(Exchange(started, monotonic(), requests, _computed_tokens(answers)))
+        return answers
+
+    def _watch(self) -> None:
+        was_busy = None
+        while not self._stopping.wait(_LOOK_SECONDS):
+            is_busy = self._has_work()
+            if is_busy is not was_busy:
+                self._write(Turn(monotonic(), is_busy, os.getpid()))
+            was_busy = is_busy
+
+    def _has_work(self) -> bool:
+        """Whether vLLM has taken a request that is not answered: its pixels are read, its prompt is ready."""
+        llm = self._engine._llm
+        return llm is not None and llm.output_processor.has_unfinished_requests()
+
+    def _write(self, record: Exchange | Turn) -> None:
+        with self._lock, self._path.open("ab") as file:
+            pickle.dump(record, file)
+
+
+def build(settings: Settings, model: str) -> JournallingEngine:
+    from capflow_tasks.vllm_engine import build as build_vllm
+
+    return JournallingEngine(
+        build_vllm(settings, model), Path(os.environ[JOURNALS]) / f"{os.getpid()}.pickle"
+    )
+
+
+def _computed_tokens(answers: Sequence[Answer]) -> int:
+    completions = [answer for answer in answers if isinstance(answer, Completion)]
+    return sum(answer.prompt_tokens - answer.cached_tokens for answer in completions)
+
+
+def read_journals(folder: Path, since: float) -> list[Exchange | Turn]:
+    """All that has happened since then, in all processes; and of each the turn before that."""
+    return [record for path in sorted(folder.glob("*.pickle")) for record in _records(path, since)]
+
+
+def _records(path: Path, since: float) -> Iterator[Exchange | Turn]:
+    with path.open("rb") as file:
+        while file.peek(1):
+            record = pickle.load(file)
+            if isinstance(record, Turn) or record.started >= since:
+                yield record
+
+
+def busy_share(records: Sequence[Exchange | Turn], start: float, end: float) -> float:
+    """Of the time from start to end, the part in which the engine had a request; the mean over workers."""
+    turns = [record for record in records if isinstance(record, Turn)]
+    workers = {turn.worker for turn in turns}
+    return sum(_busy([turn for turn in turns if turn.worker == each], start, end) for each in workers) / len(
+        workers
+    )
+
+
+def _busy(turns: Sequence[Turn], start: float, end: float) -> float:
+    seconds = 0.0
+    for turn, until in zip(turns, [*(turn.at for turn in turns[1:]), end], strict=True):
+        if turn.is_busy:
+            seconds += max(0.0, min(until, end) - max(turn.at, start))
+    return seconds / (end - start)

@@ -1,0 +1,122 @@
+"""Ray Data LLM: the same requests as rows of one data set, through its own vLLM engine.
+
+All is in its favour: rows know their texts in advance, so no call waits for another; calls of a sample stand
+next to each other and have the media first, so that they share a prefix; its start is not counted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from PIL import Image
+from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+from transformers import AutoProcessor
+
+from capflow_tasks.records import Request
+from capflow_tasks.settings import Settings, read_settings
+from tests.benchmarks.workload import IN_FLIGHT, Replayed, Sample, serve
+
+#: What an actor of Ray's is to see of our surroundings.
+_PASSED_ON = ("HF_HUB_OFFLINE", "TORCHDYNAMO_DISABLE", "VLLM_CPU_KVCACHE_SPACE", "PYTHONPATH")
+
+
+class RayData:
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._templates = AutoProcessor.from_pretrained(settings.model)
+
+    def replay(self, samples: Sequence[Sample]) -> Replayed:
+        """Timed by vLLM's own clock, from the first request to the last answer: the start is not in it."""
+        rows = [self._row(request) for sample in samples for turn in sample for request in turn]
+        processor = build_processor(self._config(), preprocess=_with_picture, postprocess=_tokens_of)
+        found = processor(ray.data.from_items(rows)).take_all()
+        seconds = max(row["ended"] for row in found) - min(row["queued"] for row in found)
+        return Replayed(seconds, sum(int(row["prompt_tokens"]) for row in found), None)
+
+    def _row(self, request: Request) -> dict[str, Any]:
+        messages = [
+            {"role": "system", "content": [{"type": "text", "text": request.system}]},
+            {
+                "role": "user",
+                "content": [{"type": "image"}, {"type": "text", "text": request.instruction}],
+            },
+        ]
+        prompt = self._templates.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        cap = None if request.schema else self._settings.max_answer_tokens
+        sampling: dict[str, Any] = {
+            "max_tokens": min(request.sampling.max_tokens, cap or request.sampling.max_tokens),
+            "temperature": request.sampling.temperature,
+            "top_p": request.sampling.top_p,
+            "repetition_penalty": request.sampling.repetition_penalty,
+        }
+        return {
+            "prompt": prompt,
+            "picture": request.media[0].path,
+            "sampling": sampling,
+            # Ray would give all rows the keys of all schemas; as text each keeps its own.
+            "schema": _json(request.schema),
+        }
+
+    def _config(self) -> vLLMEngineProcessorConfig:
+        return vLLMEngineProcessorConfig(
+            model_source=self._settings.model,
+            engine_kwargs={
+                "max_model_len": self._settings.max_model_len,
+                "limit_mm_per_prompt": {"image": self._settings.max_images, "video": 1},
+                "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
+                "enable_prefix_caching": True,
+                "enforce_eager": True,
+                # so that answers carry their times
+                "disable_log_stats": False,
+            },
+            batch_size=IN_FLIGHT,
+            concurrency=1,
+            chat_template_stage=False,
+            tokenize_stage=False,
+            detokenize_stage=False,
+            log_engine_metrics=False,
+            runtime_env={"env_vars": {name: os.environ[name] for name in _PASSED_ON if name in os.environ}},
+        )
+
+
+def _json(schema: Any) -> str:
+    return json.dumps(schema) if schema else ""
+
+
+def _with_picture(row: dict[str, Any]) -> dict[str, Any]:
+    sampling = dict(row["sampling"])
+    if row["schema"]:
+        sampling["structured_outputs"] = {"json": row["schema"]}
+    with Image.open(row["picture"]) as picture:
+        return {
+            "prompt": row["prompt"],
+            "sampling_params": sampling,
+            "multimodal_data": {"image": picture.convert("RGB")},
+        }
+
+
+def _tokens_of(row: dict[str, Any]) -> dict[str, Any]:
+    clock = row["metrics"]
+    return {
+        "prompt_tokens": row["num_input_tokens"],
+        "queued": clock["queued_ts"],
+        "ended": clock["last_token_ts"],
+    }
+
+
+@contextmanager
+def start() -> Iterator[RayData]:
+    # A GPU that is none: Ray gives engines to nodes that have some.
+    ray.init(num_gpus=1, include_dashboard=False, logging_level="WARNING")
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    yield RayData(read_settings())
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    serve(start)
