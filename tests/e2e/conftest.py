@@ -52,6 +52,7 @@ class Cli:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=_hear_ctrl_c,
         )
 
     def run(self, command: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -83,6 +84,11 @@ class Cli:
             _MARK: self.mark,
         }
         return kept | ours | self.environment
+
+
+def _hear_ctrl_c() -> None:
+    """As at a terminal; what runs in the background ignores it, and hands that on to all it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture
