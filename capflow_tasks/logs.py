@@ -13,7 +13,7 @@ from celery import signals
 from capflow_tasks.log_format import RedactingFormatter, json_formatter
 from capflow_tasks.redaction import print_redacted
 from capflow_tasks.settings import Settings
-from capflow_tasks.stage_report import texts_log
+from capflow_tasks.stage_report import log_texts
 
 #: Celery's own two lines per batch and stage, which say less than ours.
 _CHATTER = ("celery.worker.strategy", "celery.app.trace")
@@ -36,7 +36,7 @@ def install(settings: Settings) -> None:
     signals.after_setup_task_logger.connect(adapt, weak=False)
     # Ours is CAPFLOW_LOG_LEVEL's; Celery's -l, by default WARNING, is for all else.
     logging.getLogger("capflow_tasks").setLevel(settings.log_level)
-    texts_log.disabled = not settings.log_text
+    log_texts(settings.log_text)
     sys.excepthook = print_redacted
     if is_json:
         os.environ.setdefault("VLLM_LOGGING_CONFIG_PATH", str(_VLLM_AS_JSON))

@@ -13,9 +13,11 @@ from capflow_tasks.store.rows import Claim, Outcome
 
 log = logging.getLogger(__name__)
 
-#: What the model says; silent unless CAPFLOW_LOG_TEXT is set.
+#: What the model says; silent unless `log_texts` has been called. By its level, since whoever configures
+#: logging from a dictionary, as vLLM does, enables every logger that is disabled.
 texts_log = logging.getLogger("capflow_tasks.texts")
-texts_log.disabled = True
+_SILENT = logging.CRITICAL + 1
+texts_log.setLevel(_SILENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,11 @@ def _is_through(outcome: Outcome, min_confidence: float) -> bool:
     """Whether the sample goes on; it does not when it failed or is held."""
     is_held = outcome.route is not None and outcome.route.confidence < min_confidence
     return outcome.failure is None and not is_held
+
+
+def log_texts(is_wanted: bool) -> None:
+    """Whether what the model says is written to the log."""
+    texts_log.setLevel(logging.INFO if is_wanted else _SILENT)
 
 
 def log_stage(report: StageReport, outcomes: Sequence[Outcome]) -> None:

@@ -29,8 +29,14 @@ class Keys(BaseModel):
 Shape = TypeVar("Shape", bound=Keys)
 
 
+_DATE = "tag:yaml.org,2002:timestamp"
+
+
 class _Loader(yaml.SafeLoader):
-    """yaml.SafeLoader that refuses a key given twice, of which it would silently keep the last."""
+    """yaml.SafeLoader that leaves dates as text and refuses a key given twice, of which it would keep one.
+
+    Its tables are its own: other libraries change those of their parent.
+    """
 
     def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -43,6 +49,15 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
+_Loader.yaml_constructors = {
+    tag: construct for tag, construct in yaml.SafeLoader.yaml_constructors.items() if tag != _DATE
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _DATE]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def read_yaml(entry: Traversable, shape: type[Shape], error_type: type[UserError]) -> Shape:
     """What the file says, of the right keys and types. Raises `error_type` with a line per fault."""
     try:
@@ -52,10 +67,10 @@ def read_yaml(entry: Traversable, shape: type[Shape], error_type: type[UserError
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise error_type(f"{entry}: line {line}: {error.problem}; mend the YAML there") from None
-    # ValueError: YAML makes a date of 2026-13-01; AttributeError: of !!timestamp 1; RecursionError: brackets.
-    except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
+    # ValueError: of !!int one; RecursionError: of brackets.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise error_type(f"{entry}: not YAML in UTF-8 ({reason}); save it as such, quote dates") from None
+        raise error_type(f"{entry}: not YAML in UTF-8 ({reason}); save it as such") from None
     except OSError as error:
         raise error_type(f"{entry}: cannot be read ({error.strerror}); check its permissions") from None
 

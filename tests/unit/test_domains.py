@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from capflow_tasks.domains import Catalogue, Domain, load_catalogue
-from capflow_tasks.errors import WorkflowError
+from capflow_tasks.errors import UserError, WorkflowError
 from capflow_tasks.records import MediaLimits, Modality, Stage
+from capflow_tasks.yaml_file import Keys, read_yaml
 
 #: Domain: aliases, and its agents that perceive, reason, summarize and score.
 TABLE = {
@@ -306,8 +307,7 @@ def test_an_unknown_key_in_the_defaults_is_refused_too(tmp_path: Path) -> None:
         ("name: [Aerial\ndescription: x\n", "line 2: "),
         ("name: a: b\n", "line 1: "),
         ("name: \x07\n", "not YAML in UTF-8"),
-        ("name: 2026-13-01\n", "not YAML in UTF-8 (month must be in 1..12); save it as such, quote dates"),
-        ("!!timestamp 1: x\n", "not YAML in UTF-8 ("),
+        ("!!timestamp 1: x\n", "line 1: could not determine a constructor for the tag"),
         ("name: !!int one\n", "not YAML in UTF-8 ("),
         ("version: " + "9" * 5000, "not YAML in UTF-8 (Exceeds the limit"),
         ("- " * 600, "not YAML in UTF-8 (maximum recursion depth exceeded"),
@@ -481,3 +481,11 @@ def test_windows_and_budgets_that_make_no_sense_are_refused(tmp_path: Path, agen
 def test_only_the_video_agent_is_asked_window_by_window(packaged: Catalogue) -> None:
     windowed = [agent.name for domain in packaged.domains for agent in domain.agents if agent.windows]
     assert windowed == ["video"]
+
+
+def test_a_date_in_a_file_is_only_text(tmp_path: Path) -> None:
+    class Made(Keys):
+        on: str
+
+    (tmp_path / "made.yaml").write_text('"on": 2026-13-01\n')
+    assert read_yaml(tmp_path / "made.yaml", Made, UserError).on == "2026-13-01"

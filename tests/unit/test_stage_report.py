@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import logging.config
 
 import pytest
 from prometheus_client import REGISTRY
@@ -10,7 +11,7 @@ from prometheus_client import REGISTRY
 from capflow_tasks import metrics
 from capflow_tasks.errors import MediaMissing
 from capflow_tasks.records import Failure, Modality, Result, Stage
-from capflow_tasks.stage_report import StageReport, log_stage, report_of, texts_log
+from capflow_tasks.stage_report import StageReport, log_stage, log_texts, report_of
 from capflow_tasks.store.rows import Claim, Outcome, Route
 
 FAILURE = Failure(Stage.ROUTE, MediaMissing.kind, "no such file", is_retryable=False)
@@ -91,9 +92,12 @@ def test_metrics_grow_by_what_is_reported() -> None:
 
 
 def test_what_the_model_says_is_logged_only_when_asked_for(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
 ) -> None:
+    request.addfinalizer(lambda: log_texts(False))
     caplog.set_level(logging.INFO, "capflow_tasks")
+    # As vLLM does when it is imported.
+    logging.config.dictConfig({"version": 1, "disable_existing_loggers": False})
 
     log_stage(a_report(), outcomes(Stage.ROUTE))
     (line,) = caplog.messages
@@ -101,6 +105,6 @@ def test_what_the_model_says_is_logged_only_when_asked_for(
         "batch 3 route: 3 samples, 1 failed (media_missing), 200 prompt tokens (150 cached)"
     )
 
-    monkeypatch.setattr(texts_log, "disabled", False)
+    log_texts(True)
     log_stage(a_report(), outcomes(Stage.ROUTE))
     assert caplog.messages[2:] == ["sample 1 agent says: a red fox", "sample 2 agent says: a red fox"]
