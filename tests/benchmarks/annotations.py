@@ -12,16 +12,17 @@ from time import perf_counter
 from producer.reading.annotations import read_entries
 
 _SCRIPT = """
-import resource, sys
+import sys
 from capflow_tasks.domains import load_catalogue
 from capflow_tasks.records import Stage
 from producer.expansion import Expansion
+from tests.benchmarks.memory import peak_mib
 from tests.stores import a_shard
 shard = a_shard(int(sys.argv[2]), annotation=sys.argv[1], task="Natural")
 for batch in Expansion(load_catalogue(), 8, tuple(Stage)).batches(shard, 0):
     pass
 assert batch.end_idx == shard.end_idx
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(peak_mib())
 """
 
 
@@ -48,7 +49,7 @@ def _peak_mib(folder: Path, entries: int, is_list: bool) -> float:
     command = [sys.executable, "-c", _SCRIPT, str(path), str(entries)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     path.unlink()
-    return int(done.stdout) / 1024
+    return float(done.stdout)
 
 
 def _write(folder: Path, entries: int, is_list: bool) -> Path:

@@ -15,11 +15,12 @@ from tests.benchmarks.claims import Bench, Measured
 from tests.benchmarks.fleet import Fleet, fleet
 from tests.benchmarks.ray_environment import RAY, ray_python
 from tests.benchmarks.scene import Round, Scene
-from tests.benchmarks.workload import IN_FLIGHT, Replayed, RivalProcess, rival
+from tests.benchmarks.workload import Replayed, RivalProcess, rival
 
-_SAMPLES, _ROUNDS = 24, 2
+_SAMPLES, _ROUNDS = 16, 1
+_WARM_UP_SAMPLES = 4
 #: Of the round that two workers share; only tokens are counted in it.
-_PAIR_SAMPLES = 16
+_PAIR_SAMPLES = 8
 #: The first to start finds nothing in the page cache, so it is not the bare engine, which is timed.
 _RIVALS = {
     "static_batches": "vllm.LLM.generate, stage by stage, media last",
@@ -37,7 +38,7 @@ class Contest:
     replays: dict[str, list[Replayed]] = field(default_factory=lambda: {name: [] for name in _RIVALS})
 
     def play(self, running: Fleet, rivals: Mapping[str, RivalProcess]) -> None:
-        warm_up = self.scene.play(running, "warm-up", IN_FLIGHT)
+        warm_up = self.scene.play(running, "warm-up", _WARM_UP_SAMPLES)
         for other in rivals.values():
             other.replay(warm_up.samples)
         for number in range(_ROUNDS):

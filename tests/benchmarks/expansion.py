@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from producer.expansion import Expansion
 from producer.reading.plan import read_plan
 from tests.benchmarks.claims import Bench, Measured
 from tests.benchmarks.fleet import write_plan
+from tests.benchmarks.memory import peak_mib
 
 _SAMPLES, _SHARDS = 200_000, 20
 _FULL_SAMPLES, _FULL_SHARDS = 10_000_000, 1_000
@@ -60,8 +60,7 @@ def expand_plan(url: str, path: Path) -> JsonObject:
             runs.expand(row.id, cursor, chunk)
             cursor = chunk[-1].end_idx
     engine.dispose()
-    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": perf_counter() - began, "cpu": process_time() - cpu, "peak_mib": peak_mib}
+    return {"seconds": perf_counter() - began, "cpu": process_time() - cpu, "peak_mib": peak_mib()}
 
 
 def _write_repeating_plan(path: Path, size: int, shards: int) -> Path:
