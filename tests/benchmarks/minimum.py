@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 from capflow_tasks.records import Request
@@ -13,33 +13,42 @@ BLOCK_TOKENS = 128
 
 
 class PromptCost:
-    """Counts prompt tokens as the engine does: text by its tokenizer, all pictures at the same number."""
+    """Counts prompt tokens as the engine does: text by its tokenizer, all media at the same number."""
 
-    def __init__(self, processor: Any, picture_tokens: int) -> None:
+    def __init__(self, processor: Any, picture_tokens: int, block_tokens: int = BLOCK_TOKENS) -> None:
         self._processor = processor
         self._picture_tokens = picture_tokens
-        self._picture = processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+        self._block = block_tokens
+        token_of = processor.tokenizer.convert_tokens_to_ids
+        self._pads = {token_of("<|image_pad|>"), token_of("<|video_pad|>")}
 
     def minimum(self, samples: Sequence[Sample]) -> int:
         """Tokens to compute when every block is computed once.
 
-        A block is a full run of 128 tokens with all that stands before it. It is free if any earlier request
-        of the set held it, in any sample, also one that runs at the same time. The last token of a prompt is
-        computed always, since the first word of the answer comes from it; so a prompt that ends with a block
-        computes that block again.
+        A block is a full run of so many tokens with all that stands before it. It is free if any earlier
+        request of the set held it, in any sample, also one that runs at the same time. The last token of a
+        prompt is computed always, since the first word of the answer comes from it; so a prompt that ends
+        with a block computes that block again.
         """
-        known: set[Hashable] = set()
+        known: set[int] = set()
         return sum(
             self._computed(request, known) for sample in samples for turn in sample for request in turn
         )
 
-    def _computed(self, request: Request, known: set[Hashable]) -> int:
+    def _computed(self, request: Request, known: set[int]) -> int:
         tokens = self._tokens(request)
-        blocks = [tuple(tokens[:end]) for end in range(BLOCK_TOKENS, len(tokens) + 1, BLOCK_TOKENS)]
-        reusable = blocks[: (len(tokens) - 1) // BLOCK_TOKENS]
+        blocks = list(self._blocks(tokens))
+        reusable = blocks[: (len(tokens) - 1) // self._block]
         spared = next((number for number, block in enumerate(reusable) if block not in known), len(reusable))
         known.update(blocks)
-        return len(tokens) - spared * BLOCK_TOKENS
+        return len(tokens) - spared * self._block
+
+    def _blocks(self, tokens: Sequence[Hashable]) -> Iterator[int]:
+        """For each full block a number that stands for it and all before it."""
+        number = 0
+        for end in range(self._block, len(tokens) + 1, self._block):
+            number = hash((number, *tokens[end - self._block : end]))
+            yield number
 
     def _tokens(self, request: Request) -> list[Hashable]:
         parts = [{"type": ref.kind.value} for ref in request.media]
@@ -51,6 +60,6 @@ class PromptCost:
         pictures = iter(request.media)
         found: list[Hashable] = []
         for token in self._processor.tokenizer(text)["input_ids"]:
-            is_picture = token == self._picture
+            is_picture = token in self._pads
             found += [next(pictures).path] * self._picture_tokens if is_picture else [token]
         return found

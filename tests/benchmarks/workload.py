@@ -25,7 +25,7 @@ Turn = tuple[Request, ...]
 Sample = tuple[Turn, ...]
 
 #: Samples in flight, for everybody.
-IN_FLIGHT = 8
+IN_FLIGHT = int(os.environ.get("BENCH_IN_FLIGHT", "8"))
 
 
 @dataclass(frozen=True, slots=True)
