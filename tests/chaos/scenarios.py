@@ -100,7 +100,10 @@ SCENARIOS: Mapping[str, Scenario] = {
     "poison-crowd": _poison("worker", CAPFLOW_CONCURRENCY="8"),
     "duplicates": Scenario(faults.deliver_everything_twice),
     "random": Scenario(faults.random_faults(40), share=4, latency_seconds=0.4, timeout_seconds=900),
-    "medley": Scenario(faults.each_fault_once, latency_seconds=0.5),
+    # Few batches at a time, so that there are some in every stage until the last fault.
+    "medley": Scenario(
+        faults.each_fault_once, latency_seconds=0.6, share=2, environment={"CAPFLOW_WINDOW": "4"}
+    ),
 }
 #: What the short form plays.
 SHORT = ("medley", "poison-engine", "duplicates")

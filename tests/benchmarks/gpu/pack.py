@@ -94,7 +94,10 @@ def pack(files: Sequence[Path], folder: Path, part_bytes: int) -> list[Part]:
 
 
 def _without_times(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    return member.replace(deep=False, mtime=0, uid=0, gid=0, uname="", gname="", mode=0o644)
+    member.mtime = member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    member.mode = 0o644
+    return member
 
 
 def _cut(archive: Path, folder: Path, part_bytes: int) -> Iterator[Part]:
