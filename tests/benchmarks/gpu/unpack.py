@@ -87,11 +87,21 @@ def join(manifest: Manifest, store: Path) -> Path:
     archive = _joined(manifest, store)
     aside = store / "wheels.aside"
     shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
     with tarfile.open(archive) as tar:
-        tar.extractall(aside, filter="data")
+        for member in tar:
+            _extract(tar, member, aside)
     aside.rename(wheels)
     archive.unlink()
     return wheels
+
+
+def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    """By hand, since the safe way to extract all came with Python 3.11.4."""
+    source = tar.extractfile(member)
+    assert source is not None
+    with source, (folder / Path(member.name).name).open("wb") as target:
+        shutil.copyfileobj(source, target)
 
 
 def _joined(manifest: Manifest, store: Path) -> Path:
