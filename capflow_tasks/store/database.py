@@ -11,12 +11,17 @@ from alembic.util.exc import CommandError
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError
+from tenacity import retry, retry_if_exception, stop_after_delay, wait_fixed
 
 from capflow_tasks.embedded import running_services
 from capflow_tasks.errors import ServiceError
 from capflow_tasks.settings import Settings
 
 PACKAGE = Path(__file__).parent.parent
+
+#: How long a server that is starting is waited for, and how often it is asked, seconds.
+_START_SECONDS = 30
+_LOOK_SECONDS = 0.5
 
 
 def connect(url: str, pool_size: int = 5) -> Engine:
@@ -53,21 +58,36 @@ def shown(url: str) -> str:
 def upgrade(engine: Engine) -> str:
     """Bring the schema to its newest version and name it; does nothing when it is there already.
 
-    Raises ServiceError when the server cannot be reached.
+    Waits a little for a server that is starting. Raises ServiceError when it cannot be reached.
     """
     try:
-        with engine.begin() as connection:
-            # Two processes that start together migrate one after the other.
-            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7321405)")
-            config = alembic_config(connection)
-            command.upgrade(config, "head")
-            return ScriptDirectory.from_config(config).get_current_head() or ""
+        return _migrate(engine)
     except OperationalError as error:
         raise unreachable(engine, error) from error
     except CommandError as error:
         raise ServiceError(
             f"the database {shown(str(engine.url))} was made by a newer Capflow: {error}; upgrade this one"
         ) from error
+
+
+def _is_starting(error: BaseException) -> bool:
+    """Whether the server is there and takes no connections yet; libpq hands on its words, not their code."""
+    return isinstance(error, OperationalError) and "the database system is " in str(error.orig)
+
+
+@retry(
+    retry=retry_if_exception(_is_starting),
+    stop=stop_after_delay(_START_SECONDS),
+    wait=wait_fixed(_LOOK_SECONDS),
+    reraise=True,
+)
+def _migrate(engine: Engine) -> str:
+    with engine.begin() as connection:
+        # Two processes that start together migrate one after the other.
+        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7321405)")
+        config = alembic_config(connection)
+        command.upgrade(config, "head")
+        return ScriptDirectory.from_config(config).get_current_head() or ""
 
 
 def unreachable(engine: Engine, error: OperationalError) -> ServiceError:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import struct
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -52,6 +54,30 @@ def test_processes_that_start_together_migrate_one_after_the_other(empty_databas
 
     assert [answer.returncode for answer in answers] == [0, 0, 0], answers
     assert len({answer.stdout for answer in answers}) == 1
+
+
+def turn_away(server: socket.socket, times: int) -> None:
+    """Answer as PostgreSQL does while it starts, then be gone."""
+    fields = (b"SFATAL", b"VFATAL", b"C57P03", b"Mthe database system is starting up")
+    body = b"".join(field + b"\0" for field in fields) + b"\0"
+    with server:
+        for _ in range(times):
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1024)
+                connection.sendall(b"E" + struct.pack("!i", len(body) + 4) + body)
+
+
+def test_a_database_that_is_starting_is_waited_for() -> None:
+    server = socket.create_server(("127.0.0.1", 0))
+    port = server.getsockname()[1]
+    url = f"postgresql+psycopg://user@127.0.0.1:{port}/capflow?sslmode=disable&gssencmode=disable"
+    with ThreadPoolExecutor(1) as thread:
+        turned_away = thread.submit(turn_away, server, times=3)
+        with pytest.raises(ServiceError, match="refused"):
+            upgrade(connect(url))
+
+    assert turned_away.done()
 
 
 def test_an_unreachable_database_is_named_without_its_password() -> None:
