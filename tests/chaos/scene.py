@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 from sqlalchemy import Engine, select
 from sqlalchemy.exc import OperationalError
 
+from capflow_tasks.errors import EXIT_SERVICE
 from capflow_tasks.records import Stage
 from capflow_tasks.state import BatchState
 from capflow_tasks.store.tables import Batch
@@ -131,7 +132,10 @@ class Scene:
         code = self.fleet.producer.code
         if code in (0, 1) or self.fleet.producer.starts > _MAX_STARTS:
             return False
-        self.complaints.append(f"the producer ended with code {code}: {self.fleet.last_words()}")
+        words = self.fleet.last_words()
+        # What starts while a server is away may say so and end; what has started has to wait.
+        if code != EXIT_SERVICE or "cannot be reached" not in words:
+            self.complaints.append(f"the producer ended with code {code}: {words}")
         self.fleet.producer.start()
         return True
 
