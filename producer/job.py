@@ -106,12 +106,12 @@ class JobRunner:
             upgrade(engine)
             broker = Broker(make_app(self._settings, reached.broker_url))
             broker.check()
-            self._continue(engine)
+            run_id = self._continue(engine)
             if retry is not None:
-                self._reopen(engine, retry)
+                self._reopen(engine, run_id, retry)
             with (
                 embedded_worker(self._settings, reached, self._pinned_ranks()) as worker,
-                progress(count, self._ask(engine)) as bar,
+                progress(count, self._ask(engine, run_id)) as bar,
             ):
 
                 def look(tally: Tally, running: int) -> None:
@@ -139,12 +139,11 @@ class JobRunner:
     def _pinned_ranks(self) -> set[int]:
         return {shard.assign_rank for shard in self._job.shards} if self._job.pin_ranks else set()
 
-    def _ask(self, engine: Engine) -> Callable[[], UnderWay]:
-        run_id, _ = self._open(engine)
+    def _ask(self, engine: Engine, run_id: int) -> Callable[[], UnderWay]:
         return partial(under_way, Statistics(engine), run_id, self._settings.lease_seconds)
 
-    def _continue(self, engine: Engine) -> None:
-        """Open what an earlier run with fewer stages or a higher bar left. Raises UserError."""
+    def _continue(self, engine: Engine) -> int:
+        """Open what an earlier run with fewer stages or a higher bar left; the run's id. Raises UserError."""
         run_id, shards = self._open(engine)
         if self._job.forgets_other_shards:
             RunStore(engine).forget_other_shards(run_id, [row.id for row in shards])
@@ -155,9 +154,9 @@ class JobRunner:
                 "finish it with its earlier --stages first, or give this one a --run of its own"
             )
         RunStore(engine).continue_run(run_id, self._job.stages, self._job.min_confidence)
+        return run_id
 
-    def _reopen(self, engine: Engine, retry: Retry) -> None:
-        run_id, _ = self._open(engine)
+    def _reopen(self, engine: Engine, run_id: int, retry: Retry) -> None:
         if count := RunStore(engine).retry_failed(run_id, retry.kinds, retry.domains):
             log.warning("%s failed samples are tried again", count)
 

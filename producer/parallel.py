@@ -32,11 +32,12 @@ class ToldProgress:
         self._what = what
         self._told_at = monotonic()
 
-    def __call__(self, done: int, total: int) -> None:
-        if done < total and monotonic() - self._told_at < _LINE_SECONDS:
+    def __call__(self, done: int, total: int | None = None) -> None:
+        if done != total and monotonic() - self._told_at < _LINE_SECONDS:
             return
         self._told_at = monotonic()
-        print(f"{done}/{total} {self._what}", file=sys.stderr, flush=True)
+        of = "" if total is None else f"/{total}"
+        print(f"{done}{of} {self._what}", file=sys.stderr, flush=True)
 
 
 def call_all(call: Callable[[T], R], tasks: Sequence[T], processes: int, progress: Progress) -> list[R]:

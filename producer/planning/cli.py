@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ import click
 
 from capflow_tasks.console import EXIT_CODES, Command
 from capflow_tasks.settings import Settings, read_settings
+from producer import options as flags
 
 if TYPE_CHECKING:
     from producer.planning.planner import Planned, PlanOrder
@@ -93,14 +93,7 @@ def _fraction(context: click.Context, option: click.Parameter, value: float) -> 
     is_flag=True,
     help="Leave out what any run in the database has captioned.  [default: plan everything]",
 )
-@click.option(
-    "--processes",
-    envvar="CAPFLOW_PLAN_PROCESSES",
-    default=min(4, os.cpu_count() or 1),
-    type=click.IntRange(1, 256),
-    help="Annotation files read at a time.  [default: one per CPU, at most 4]",
-    show_envvar=True,
-)
+@flags.processes("CAPFLOW_PLAN_PROCESSES", "Annotation files read")
 @click.option("--json", "as_json", is_flag=True, help="Print what was planned as one JSON object.")
 def plan(
     metafile: Path, output: Path, samples: Path | None, remaining: bool, as_json: bool, **options: Any

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import click
 
 from capflow_tasks.console import EXIT_CODES, Command
 from capflow_tasks.settings import read_settings
+from producer import options as flags
 
 EPILOG = f"""\b
 Examples:
@@ -21,9 +20,6 @@ Examples:
   capflow-report plan.jsonl --json | jq .shown
 
 {EXIT_CODES}"""
-
-#: Between two lines of progress, seconds.
-_LINE_SECONDS = 5.0
 
 
 @click.command(cls=Command, epilog=EPILOG)
@@ -66,21 +62,8 @@ _LINE_SECONDS = 5.0
     show_envvar=True,
     show_default=True,
 )
-@click.option(
-    "--processes",
-    envvar="CAPFLOW_REPORT_PROCESSES",
-    default=min(4, os.cpu_count() or 1),
-    type=click.IntRange(1, 256),
-    help="Pictures drawn at a time.  [default: one per CPU, at most 4]",
-    show_envvar=True,
-)
-@click.option(
-    "--prices",
-    envvar="CAPFLOW_PRICES",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Your price table, laid over ours, for what the run cost.  [default: ours alone]",
-    show_envvar=True,
-)
+@flags.processes("CAPFLOW_REPORT_PROCESSES", "Pictures drawn")
+@flags.prices()
 @click.option("--json", "as_json", is_flag=True, help="Print what was made as one JSON object.")
 def report(run: str, output: Path, prices: Path | None, as_json: bool, **options: Any) -> None:
     """Write a page to look at the captions of RUN with, a run's name or its plan.
@@ -92,30 +75,20 @@ def report(run: str, output: Path, prices: Path | None, as_json: bool, **options
     """
     # Only now: `--help` need not wait.
     from producer.database import database, reading
+    from producer.parallel import ToldProgress
     from producer.report.gallery import Size
     from producer.report.report import make_report
     from producer.status.prices import read_prices
 
     settings, table = read_settings(), read_prices(prices)
-    progress = _Progress()
     with database(settings) as url, reading(url) as engine:
-        made = make_report(engine, run, output.absolute(), Size(**options), table, progress)
+        made = make_report(
+            engine, run, output.absolute(), Size(**options), table, ToldProgress("samples written")
+        )
     if as_json:
         click.echo(json.dumps(asdict(made) | {"page": str(made.page)}, ensure_ascii=False))
     else:
         click.echo(f"{made.page}: {made.shown} of {made.samples} samples, {made.pictures} with pictures")
-
-
-class _Progress:
-    """A line on stderr now and then."""
-
-    def __init__(self) -> None:
-        self._shown_at = monotonic()
-
-    def __call__(self, done: int) -> None:
-        if monotonic() - self._shown_at >= _LINE_SECONDS:
-            self._shown_at = monotonic()
-            click.echo(f"{done} samples written", err=True)
 
 
 if __name__ == "__main__":

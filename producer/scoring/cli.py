@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import click
 
 from capflow_tasks.console import EXIT_CODES, Command, settings_help
 from capflow_tasks.settings import read_settings
+from producer import options as flags
 from producer.cli import BATCH_SIZE, WINDOW, stop_on_signals, tell
 
 EPILOG = f"""\b
@@ -54,14 +54,7 @@ Examples:
     help="Name of the scoring; the same name goes on with it.  [default: from FOLDER's path]",
     show_envvar=True,
 )
-@click.option(
-    "--processes",
-    envvar="CAPFLOW_SCORE_PROCESSES",
-    default=min(4, os.cpu_count() or 1),
-    type=click.IntRange(1, 256),
-    help="Caption files looked through at a time.  [default: one per CPU, at most 4]",
-    show_envvar=True,
-)
+@flags.processes("CAPFLOW_SCORE_PROCESSES", "Caption files looked through")
 @click.option("--dry-run", is_flag=True, help="Count what has no scores yet, send nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
 def score(as_json: bool, dry_run: bool, **options: Any) -> None:

@@ -11,6 +11,7 @@ import click
 
 from capflow_tasks.console import Command
 from capflow_tasks.settings import read_settings
+from producer import options as flags
 from producer.filtering.options import minimum_options, minimums_of
 
 if TYPE_CHECKING:
@@ -46,13 +47,7 @@ Exit codes: 0 shown; 2 there is no such run, or the price table must be mended;
     show_envvar=True,
     show_default=True,
 )
-@click.option(
-    "--prices",
-    envvar="CAPFLOW_PRICES",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Price table (YAML) that is laid over the one that is shipped.  [default: that one alone]",
-    show_envvar=True,
-)
+@flags.prices()
 @minimum_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object; with --watch one per line.")
 def status(

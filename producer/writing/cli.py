@@ -6,7 +6,6 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,9 +27,6 @@ Examples:
 \b
 Exit codes: 0 all that is captioned is in the files; 1 some media could not be read, see *.left_out.jsonl;
 2 the input must be mended; 3 the database cannot be reached or the disk not be written; 130 interrupted."""
-
-#: Between two lines of progress, seconds.
-_LINE_SECONDS = 5.0
 
 
 @click.command("export", cls=Command, epilog=EPILOG)
@@ -74,12 +70,13 @@ def export_captions(run_or_plan: str, as_json: bool, **options: Any) -> None:
     # Only now: `--help` need not wait for SQLAlchemy.
     from producer.chosen_run import chosen_run
     from producer.database import database, reading
+    from producer.parallel import ToldProgress
     from producer.writing.formats import ExportOrder, ReadingViews, export_run
 
     settings, order = read_settings(), ExportOrder(**options)
     with database(settings) as url, reading(url) as engine:
         run = chosen_run(engine, run_or_plan)
-        exported = export_run(run, ReadingViews(engine, _Progress()), order, settings)
+        exported = export_run(run, ReadingViews(engine, ToldProgress("samples")), order, settings)
     if as_json:
         click.echo(json.dumps(_as_json(run.name, order.format, exported), ensure_ascii=False))
     else:
@@ -88,20 +85,6 @@ def export_captions(run_or_plan: str, as_json: bool, **options: Any) -> None:
     click.echo(_told(exported), err=True)
     if exported.left_out:
         sys.exit(EXIT_SAMPLES_FAILED)
-
-
-class _Progress:
-    """A line on stderr now and then."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._shown_at = monotonic()
-
-    def __call__(self) -> None:
-        self._count += 1
-        if monotonic() - self._shown_at >= _LINE_SECONDS:
-            self._shown_at = monotonic()
-            click.echo(f"{self._count} samples", err=True)
 
 
 def _as_json(run: str, form: str, exported: Exported) -> JsonObject:

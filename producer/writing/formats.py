@@ -48,17 +48,19 @@ class Exported:
 
 
 class ReadingViews(Views):
-    """Views that call `progress` for each sample that is read from them."""
+    """Views that tell `progress` how many samples have been read from them."""
 
-    def __init__(self, engine: Engine, progress: Callable[[], None]) -> None:
+    def __init__(self, engine: Engine, progress: Callable[[int], None]) -> None:
         super().__init__(engine)
         self._progress = progress
+        self._read = 0
 
     def finished_samples(
         self, shard_id: int, state: SampleState, page_size: int = PAGE
     ) -> Iterator[FinishedSample]:
         for sample in super().finished_samples(shard_id, state, page_size):
-            self._progress()
+            self._read += 1
+            self._progress(self._read)
             yield sample
 
 
