@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from alembic import command
-from alembic.config import Config
-from alembic.script import ScriptDirectory
-from alembic.util.exc import CommandError
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError
 from tenacity import retry, retry_if_exception, stop_after_delay, wait_fixed
@@ -17,7 +11,8 @@ from capflow_tasks.embedded import running_services
 from capflow_tasks.errors import ServiceError
 from capflow_tasks.settings import Settings
 
-PACKAGE = Path(__file__).parent.parent
+#: The newest revision of the schema.
+SCHEMA_REVISION = "2026_11_22_finished_batches"
 
 #: How long a server that is starting is waited for, and how often it is asked, seconds.
 _START_SECONDS = 30
@@ -56,18 +51,15 @@ def shown(url: str) -> str:
 
 
 def upgrade(engine: Engine) -> str:
-    """Bring the schema to its newest version and name it; does nothing when it is there already.
+    """Bring the schema to its newest revision and name it; does nothing when it is there already.
 
-    Waits a little for a server that is starting. Raises ServiceError when it cannot be reached.
+    Waits a little for a server that is starting. Raises ServiceError when it cannot be reached, or is ahead.
     """
     try:
-        return _migrate(engine)
+        _upgrade(engine)
     except OperationalError as error:
         raise unreachable(engine, error) from error
-    except CommandError as error:
-        raise ServiceError(
-            f"the database {shown(str(engine.url))} was made by a newer Capflow: {error}; upgrade this one"
-        ) from error
+    return SCHEMA_REVISION
 
 
 def _is_starting(error: BaseException) -> bool:
@@ -81,13 +73,23 @@ def _is_starting(error: BaseException) -> bool:
     wait=wait_fixed(_LOOK_SECONDS),
     reraise=True,
 )
-def _migrate(engine: Engine) -> str:
+def _upgrade(engine: Engine) -> None:
     with engine.begin() as connection:
+        if _revision(connection) == SCHEMA_REVISION:
+            return
+        from capflow_tasks.store.migrations import migrate
+
         # Two processes that start together migrate one after the other.
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7321405)")
-        config = alembic_config(connection)
-        command.upgrade(config, "head")
-        return ScriptDirectory.from_config(config).get_current_head() or ""
+        migrate(connection)
+
+
+def _revision(connection: Connection) -> str | None:
+    """The schema's revision as Alembic notes it; None before the first migration."""
+    if connection.exec_driver_sql("SELECT to_regclass('alembic_version')").scalar() is None:
+        return None
+    revision: str | None = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    return revision
 
 
 def unreachable(engine: Engine, error: OperationalError) -> ServiceError:
@@ -96,17 +98,3 @@ def unreachable(engine: Engine, error: OperationalError) -> ServiceError:
         f"the database {shown(str(engine.url))} cannot be reached: {reason}; "
         "start it, or correct CAPFLOW_DATABASE_URL"
     )
-
-
-def alembic_config(connection: object) -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(_migrations()))
-    config.set_main_option("path_separator", "os")
-    config.attributes["connection"] = connection
-    return config
-
-
-def _migrations() -> Path:
-    """Inside the package when installed from a wheel, beside it in a checkout."""
-    packaged = PACKAGE / "migrations"
-    return packaged if packaged.is_dir() else PACKAGE.parent / "migrations"

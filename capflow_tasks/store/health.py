@@ -10,7 +10,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, func, select, text
 
 from capflow_tasks.state import BatchState
-from capflow_tasks.store.database import alembic_config
+from capflow_tasks.store.migrations import alembic_config
 from capflow_tasks.store.tables import Batch, Worker
 
 

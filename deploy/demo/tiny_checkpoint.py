@@ -58,7 +58,7 @@ class Shape:
 
 SHAPES = {
     "tiny": Shape(128, 256, 2, 4, 2, vision_hidden=64, vision_depth=2),
-    "small": Shape(512, 1536, 8, 8, 4, vision_hidden=192, vision_depth=4),
+    "small": Shape(1024, 3072, 2, 16, 4, vision_hidden=192, vision_depth=4),
 }
 
 SPECIAL_TOKENS = [

@@ -1,116 +1,119 @@
 """The whole fleet with a real model, next to others that make the very same model calls.
 
-All of them are up from the beginning; in each round the fleet captions pictures that nobody has seen, and
-then every other replays the requests that this took.
+All but Ray are up from the beginning; the fleet captions pictures that nobody has seen, and then every
+other replays the requests that this took.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from statistics import mean
+from dataclasses import dataclass
 
 from tests.benchmarks.claims import Bench, Measured
 from tests.benchmarks.fleet import Fleet, fleet
 from tests.benchmarks.ray_environment import RAY, ray_python
 from tests.benchmarks.scene import Round, Scene
-from tests.benchmarks.workload import Replayed, RivalProcess, rival
+from tests.benchmarks.workload import COUNT_FILE, Replayed, RivalProcess, rival
 
-_SAMPLES, _ROUNDS = 16, 1
-_WARM_UP_SAMPLES = 4
-#: Of the round that two workers share; only tokens are counted in it.
-_PAIR_SAMPLES = 8
-#: The first to start finds nothing in the page cache, so it is not the bare engine, which is timed.
+_SAMPLES, _FULL_SAMPLES = 12, 48
+#: What two workers share; only tokens are counted in it, and everybody warms up with some of it.
+_PAIR_SAMPLES, _WARM_UP_SAMPLES = 8, 2
 _RIVALS = {
+    "bare": "the same engine and requests, no fleet",
     "static_batches": "vllm.LLM.generate, stage by stage, media last",
     "openai_client": "vLLM's server and an asyncio client",
-    "bare": "the same engine and requests, no fleet",
 }
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Contest:
-    """What the fleet did round by round, and what each rival took for the same."""
+    """What the fleet did, and what each rival took for the same."""
 
     scene: Scene
-    rounds: list[Round] = field(default_factory=list)
-    replays: dict[str, list[Replayed]] = field(default_factory=lambda: {name: [] for name in _RIVALS})
-
-    def play(self, running: Fleet, rivals: Mapping[str, RivalProcess]) -> None:
-        warm_up = self.scene.play(running, "warm-up", _WARM_UP_SAMPLES)
-        for other in rivals.values():
-            other.replay(warm_up.samples)
-        for number in range(_ROUNDS):
-            self.rounds.append(self.scene.play(running, f"round{number}", _SAMPLES))
-            for name, other in rivals.items():
-                self.replays[name].append(other.replay(self.rounds[-1].samples))
+    #: Of two workers.
+    pair: Round
+    #: Of one.
+    ours: Round
+    replays: Mapping[str, Replayed]
 
     def against(self, name: str) -> Measured:
-        return _against(self.rounds, self.replays[name], _RIVALS[name])
+        return _against(self.ours, self.replays[name], _RIVALS[name])
 
     def against_ray(self) -> Measured:
-        """The last round alone, with nobody else up: Ray starts an engine at every replay."""
+        """With nobody else up: Ray starts its engine when it is asked."""
         try:
             python = str(ray_python())
         except RuntimeError as error:
             return Measured(None, str(error))
-        last = self.rounds[-1]
-        with rival("ray_data", self.scene.folder, self.scene.environment, python) as (other, _):
-            replayed = other.replay(last.samples)
-        return _against([last], [replayed], f"{RAY}, its start not counted, no call waits for another")
+        environment = {**self.scene.environment, COUNT_FILE: str(self.scene.folder / "ray-tokens.json")}
+        with rival("ray_data", self.scene.folder, environment, python) as other:
+            other.wait_until_ready()
+            replayed = other.replay(self.ours.samples)
+        return _against(self.ours, replayed, f"{RAY}, one start for all stages and not counted")
 
-    def computed_over_minimum(self, pair: Round) -> Measured:
+    def computed_over_minimum(self) -> Measured:
         """The larger of what one worker and two workers computed, over the least there is."""
-        least = [self.scene.least_tokens(each.samples) for each in self.rounds]
-        alone = sum(each.computed_tokens for each in self.rounds) / sum(least)
-        together = pair.computed_tokens / self.scene.least_tokens(pair.samples)
+        least = self.scene.least_tokens(self.ours.samples)
+        alone = self.ours.computed_tokens / least
+        together = self.pair.computed_tokens / self.scene.least_tokens(self.pair.samples)
         baseline = (
-            f"each block of 128 tokens once: {sum(least) / _SAMPLES / _ROUNDS:.0f} tokens per sample; "
+            f"each block of 128 tokens once: {least / len(self.ours.samples):.0f} tokens per sample; "
             f"1 worker {alone:.3f}, 2 workers {together:.3f}"
         )
         return Measured(max(alone, together), baseline)
 
     def busy_share(self) -> Measured:
-        seconds = sum(each.seconds for each in self.rounds)
-        busy = sum(each.busy_share * each.seconds for each in self.rounds)
-        return Measured(busy / seconds, "none; share of the time in which vLLM holds a request")
+        return Measured(self.ours.busy_share, "none; share of the time in which vLLM holds a request")
 
 
 def measure(bench: Bench) -> Mapping[str, Measured]:
-    contest = Contest(Scene(bench.folder))
     with ExitStack() as stack:
-        environment = contest.scene.environment
-        running = stack.enter_context(fleet(bench.folder, environment))
-        rivals: dict[str, RivalProcess] = {}
-        for name in _RIVALS:
-            rivals[name], bare_start = stack.enter_context(rival(name, bench.folder, environment))
+        scene = Scene(bench.folder)
+
+        def rival_of(name: str) -> RivalProcess:
+            return stack.enter_context(rival(name, scene.folder, scene.environment))
+
+        running = stack.enter_context(fleet(scene.folder, scene.environment))
+        # Two at a time, one for each core, and those two together that are compared.
+        bare = rival_of("bare")
         worker_start = running.add_workers(1)
-        contest.play(running, rivals)
+        bare_start = bare.wait_until_ready()
+        others = {name: rival_of(name) for name in _RIVALS if name != "bare"}
         running.add_workers(1)
-        pair = contest.scene.play(running, "pair", _PAIR_SAMPLES)
+        for other in others.values():
+            other.wait_until_ready()
+        count = _FULL_SAMPLES if bench.is_full else _SAMPLES
+        contest = _play(scene, running, {"bare": bare, **others}, count)
     return {
         "fleet_over_bare": contest.against("bare"),
-        "computed_over_minimum_prompt_tokens": contest.computed_over_minimum(pair),
+        "computed_over_minimum_prompt_tokens": contest.computed_over_minimum(),
         "engine_busy_share": contest.busy_share(),
         "over_static_batches": contest.against("static_batches"),
         "over_openai_client": contest.against("openai_client"),
         "over_ray_data": contest.against_ray(),
         "worker_start_over_bare": Measured(
-            worker_start / bare_start, f"the engine alone: {bare_start:.1f} s from the start of its process"
+            worker_start / bare_start,
+            f"the engine alone: {bare_start:.1f} s from the start of its process; both started together",
         ),
     }
 
 
-def _against(rounds: Sequence[Round], replays: Sequence[Replayed], name: str) -> Measured:
-    """Samples per second over theirs, the mean of the rounds; and their computed prompt tokens over ours."""
-    ratios = [theirs.seconds / ours.seconds for ours, theirs in zip(rounds, replays, strict=True)]
-    rate = _SAMPLES * len(replays) / sum(each.seconds for each in replays)
-    told = [each.computed_tokens for each in replays if each.computed_tokens is not None]
-    tokens = sum(told) / sum(each.computed_tokens for each in rounds)
+def _play(scene: Scene, running: Fleet, rivals: Mapping[str, RivalProcess], count: int) -> Contest:
+    """Two workers warm up, and one of them goes on alone."""
+    pair = scene.play(running, "pair", _PAIR_SAMPLES)
+    running.end_newest_worker()
+    for other in rivals.values():
+        other.replay(pair.samples[:_WARM_UP_SAMPLES])
+    ours = scene.play(running, "round", count)
+    return Contest(scene, pair, ours, {name: other.replay(ours.samples) for name, other in rivals.items()})
+
+
+def _against(ours: Round, theirs: Replayed, name: str) -> Measured:
+    """Samples per second over theirs; and their computed prompt tokens over ours."""
+    rate = len(ours.samples) / theirs.seconds
+    tokens = theirs.computed_tokens / ours.computed_tokens
     return Measured(
-        mean(ratios),
-        f"{name}: {rate:.2f} samples/s, "
-        + (f"{tokens:.2f} times our computed prompt tokens; " if told else "computed tokens not told; ")
-        + f"rounds {', '.join(f'{ratio:.2f}' for ratio in ratios)}",
+        theirs.seconds / ours.seconds,
+        f"{name}: {rate:.2f} samples/s, {tokens:.2f} times our computed prompt tokens",
     )

@@ -30,7 +30,7 @@ _BATCH_SIZE, _BATCHES_AT_A_TIME = 8, 64
 def measure(bench: Bench) -> Mapping[str, Measured]:
     """Expand a plan in a process of its own, nothing published, so that its peak is its own."""
     samples, shards = (_FULL_SAMPLES, _FULL_SHARDS) if bench.is_full else (_SAMPLES, _SHARDS)
-    plan = _write_repeating_plan(bench.folder / "expansion.jsonl", samples // shards, shards)
+    plan = write_repeating_plan(bench.folder / "expansion.jsonl", samples // shards, shards)
     with embedded_postgres(bench.folder) as url:
         command = [sys.executable, "-m", "tests.benchmarks.expansion", url, str(plan)]
         answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
@@ -63,7 +63,7 @@ def expand_plan(url: str, path: Path) -> JsonObject:
     return {"seconds": perf_counter() - began, "cpu": process_time() - cpu, "peak_mib": peak_mib()}
 
 
-def _write_repeating_plan(path: Path, size: int, shards: int) -> Path:
+def write_repeating_plan(path: Path, size: int, shards: int) -> Path:
     """So many datasets, each an annotation file of its own; on the disk they are one."""
     media = path.parent / "media"
     media.mkdir()

@@ -7,11 +7,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import TimeoutExpired
 from threading import Event
-from time import monotonic
+from time import monotonic, time
 
 import psutil
 from sqlalchemy import Engine, func, select
@@ -22,48 +23,49 @@ from capflow_tasks.state import BatchState
 from capflow_tasks.store.database import connect
 from capflow_tasks.store.tables import Batch, Run, Shard
 from tests.chaos.fleet import REPOSITORY, Service
-from tests.chaos.services import postgres, running_redis
+from tests.chaos.services import Message, Redis, postgres, running_redis
 
-_POLL_SECONDS = 0.1
+#: Between two looks at a run, seconds.
+_LOOK_SECONDS = 0.5
 _PATIENCE_SECONDS = 300.0
 _STOP_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Glance:
+class Stretch:
+    """A run without its start and stop: from the end of the first batch of every slot to that of the last."""
+
+    #: Of the clock that all processes of a machine share, seconds.
+    start: float
+    end: float
+    #: Samples that came to their end in that time.
+    samples: int
+    #: From the last batch's end to the command's: what is left to export and to tell.
+    closing_seconds: float
+    #: What the machine spent on each of them, by kind of process.
+    cpu_milliseconds_per_sample: Mapping[str, float]
+
+    @property
+    def samples_per_second(self) -> float:
+        return self.samples / (self.end - self.start)
+
+
+@dataclass(frozen=True, slots=True)
+class _Glance:
     """The fleet at one moment of a run."""
 
-    at: float
     #: Samples that have come to their end.
     done: int
     #: Seconds of CPU so far, by kind of process.
     cpu: Mapping[str, float]
 
 
-@dataclass(frozen=True, slots=True)
-class Stretch:
-    """A run between its first finished batch and its last: without start and stop of anything."""
-
-    first: Glance
-    last: Glance
-
-    @property
-    def samples(self) -> int:
-        return self.last.done - self.first.done
-
-    @property
-    def samples_per_second(self) -> float:
-        return self.samples / (self.last.at - self.first.at)
-
-    def cpu_milliseconds_per_sample(self, kind: str) -> float:
-        return 1000 * (self.last.cpu[kind] - self.first.cpu[kind]) / self.samples
-
-
 class Fleet:
     """Workers that stay up while plans come and go."""
 
-    def __init__(self, home: Path, engine: Engine, environment: Mapping[str, str]) -> None:
+    def __init__(self, home: Path, engine: Engine, broker: Redis, environment: Mapping[str, str]) -> None:
         self.engine = engine
+        self._broker = broker
         self._home = home
         self._environment = environment
         self.workers: list[Service] = []
@@ -82,53 +84,85 @@ class Fleet:
         _wait_until(lambda: all(b" ready." in worker.log() for worker in new), self._last_words)
         return monotonic() - started
 
-    def run(self, plan: Path, *options: str) -> Stretch:
-        """Caption the plan with the real command and watch it from the first batch to the last."""
+    def end_newest_worker(self) -> None:
+        self.workers.pop().end(_STOP_SECONDS)
+
+    def run(self, plan: Path, *options: str, slots: int = 1) -> Stretch:
+        """Caption the plan with the real command; `slots` is how many batches run at a time."""
+        producer = self.start_producer(plan, *options)
+        try:
+            return self._watch(producer, plan.stem, slots)
+        finally:
+            producer.end(_STOP_SECONDS)
+
+    def start_producer(self, plan: Path, *options: str) -> Service:
+        """The real command, under way."""
         script = str(Path(sys.executable).parent / "capflow-produce")
         output = self._home / "captions" / plan.stem
         command = [script, str(plan), "--run", plan.stem, "--output", str(output), "--json", *options]
         producer = Service(f"producer-{plan.stem}", command, self._home, self._environment)
         producer.start()
-        try:
-            return self._watch(producer, plan.stem)
-        finally:
-            producer.end(_STOP_SECONDS)
+        return producer
 
-    def _watch(self, producer: Service, run: str) -> Stretch:
-        first = last = None
+    def messages(self) -> list[Message]:
+        """What waits in the broker."""
+        return self._broker.messages()
+
+    def _watch(self, producer: Service, run: str, slots: int) -> Stretch:
+        """Look rarely, since looking takes CPU as well; when batches ended, the database knows."""
+        glances: list[_Glance] = []
         while producer.code is None:
-            glance = Glance(monotonic(), self._done(run), self._cpu(producer))
-            if glance.done and first is None:
-                first = glance
-            if last is None or glance.done > last.done:
-                last = glance
-            Event().wait(_POLL_SECONDS)
+            glance = _Glance(self._done(run), self._cpu(producer))
+            if glance.done > (glances[-1].done if glances else 0):
+                glances.append(glance)
+            with suppress(TimeoutExpired):
+                producer.wait(_LOOK_SECONDS)
         # Random weights now and then say what no caption may be: a sample fails, and all else goes on.
-        if producer.code not in (EXIT_OK, EXIT_SAMPLES_FAILED) or first is None or last is None:
+        if producer.code not in (EXIT_OK, EXIT_SAMPLES_FAILED):
             raise RuntimeError(f"capflow-produce ended with {producer.code}: {self._last_words()}")
-        return Stretch(first, last)
+        closed = monotonic()
+        ends = self._batch_ends(run)
+        (start, _), (end, _) = ends[slots - 1], ends[-1]
+        samples = sum(count for _, count in ends[slots:])
+        return Stretch(start, end, samples, closed - end, _spent(glances) if glances else {})
 
     def _done(self, run: str) -> int:
+        return sum(count for _, count in self._batch_ends(run))
+
+    def _batch_ends(self, run: str) -> list[tuple[float, int]]:
+        """When each finished batch ended, and how many samples it had, the first first."""
         statement = (
-            select(func.coalesce(func.sum(Batch.done_count + Batch.failed_count), 0))
+            select(func.extract("epoch", Batch.finished_at), Batch.done_count + Batch.failed_count)
             .join(Shard, Shard.id == Batch.shard_id)
             .join(Run, Run.id == Shard.run_id)
             .where(Run.name == run, Batch.state == BatchState.DONE)
+            .order_by(Batch.finished_at)
         )
         with self.engine.connect() as connection:
-            return int(connection.execute(statement).scalar_one())
+            found = connection.execute(statement).all()
+        shared_clock = monotonic() - time()
+        return [(float(at) + shared_clock, count) for at, count in found]
 
     def _cpu(self, producer: Service) -> dict[str, float]:
-        children = psutil.Process().children()
-        redis = [process.pid for process in children if "redis" in process.name()]
+        """Seconds of CPU by kind, of processes and of all that they started."""
+        redis = [child.pid for child in psutil.Process().children() if "redis" in child.name()]
         postmaster = int((self._home / "postgres" / "postmaster.pid").read_text().partition("\n")[0])
-        pids = {
-            "worker": [worker.pid for worker in self.workers],
-            "producer": [producer.pid],
-            "Redis": redis,
-            "PostgreSQL": [postmaster],
+        kinds = {
+            **{worker.pid: "worker" for worker in self.workers},
+            producer.pid: "producer",
+            **dict.fromkeys(redis, "Redis"),
+            postmaster: "PostgreSQL",
         }
-        return {kind: sum(map(_cpu_seconds, found)) for kind, found in pids.items()}
+        spent = dict.fromkeys(("worker", "producer", "Redis", "PostgreSQL"), 0.0)
+        processes = {each.pid: each.info for each in psutil.process_iter(["ppid", "cpu_times"])}
+        for pid, info in processes.items():
+            root: int | None = pid
+            while root is not None and root not in kinds:
+                root = processes[root]["ppid"] if root in processes else None
+            if root is not None and info["cpu_times"]:
+                # Of children that ended as well, as far as the process has waited for them.
+                spent[kinds[root]] += sum(info["cpu_times"][:4] if pid == root else info["cpu_times"][:2])
+        return spent
 
     def _last_words(self) -> str:
         logs = [path.read_text(errors="replace") for path in (self._home / "logs").glob("*.log")]
@@ -157,7 +191,7 @@ def fleet(home: Path, environment: Mapping[str, str]) -> Iterator[Fleet]:
             "CAPFLOW_HOME": str(home),
             **environment,
         }
-        found = Fleet(home, engine, surroundings)
+        found = Fleet(home, engine, broker, surroundings)
         stack.callback(found.end)
         yield found
 
@@ -188,21 +222,11 @@ def write_plan(
     return path
 
 
-def _cpu_seconds(pid: int) -> float:
-    """Of a process and its living children; of children that ended, as far as it has waited for them."""
-    try:
-        parent = psutil.Process(pid)
-        tree = [parent, *parent.children(recursive=True)]
-        return sum(map(_own_cpu_seconds, tree)) + sum(parent.cpu_times()[2:4])
-    except psutil.Error:
-        return 0.0
-
-
-def _own_cpu_seconds(process: psutil.Process) -> float:
-    try:
-        return float(sum(process.cpu_times()[:2]))
-    except psutil.Error:
-        return 0.0
+def _spent(glances: Sequence[_Glance]) -> dict[str, float]:
+    """CPU milliseconds per sample between the first look at which any were done and the last."""
+    first, last = glances[0], glances[-1]
+    samples = last.done - first.done
+    return {kind: 1000 * (last.cpu[kind] - first.cpu[kind]) / samples for kind in last.cpu if samples}
 
 
 def _clean_environment() -> dict[str, str]:

@@ -106,8 +106,9 @@ def _computed_tokens(answers: Sequence[Answer]) -> int:
 
 
 def read_journals(folder: Path, since: float) -> list[Exchange | Turn]:
-    """All that has happened since then, in all processes; and of each the turn before that."""
-    return [record for path in sorted(folder.glob("*.pickle")) for record in _records(path, since)]
+    """All that was asked since then, of all engines that were asked; and of each its turns."""
+    found = (list(_records(path, since)) for path in sorted(folder.glob("*.pickle")))
+    return [record for each in found if any(map(_is_exchange, each)) for record in each]
 
 
 def _records(path: Path, since: float) -> Iterator[Exchange | Turn]:
@@ -116,6 +117,10 @@ def _records(path: Path, since: float) -> Iterator[Exchange | Turn]:
             record = pickle.load(file)
             if isinstance(record, Turn) or record.started >= since:
                 yield record
+
+
+def _is_exchange(record: Exchange | Turn) -> bool:
+    return isinstance(record, Exchange)
 
 
 def busy_share(records: Sequence[Exchange | Turn], start: float, end: float) -> float:

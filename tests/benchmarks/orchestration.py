@@ -20,7 +20,7 @@ def measure(bench: Bench) -> Mapping[str, Measured]:
     with fleet(bench.folder, _ENVIRONMENT) as running:
         running.add_workers(1)
         stretch = running.run(plan)
-    spent = ", ".join(f"{kind} {stretch.cpu_milliseconds_per_sample(kind):.1f}" for kind in stretch.last.cpu)
+    spent = ", ".join(f"{kind} {each:.1f}" for kind, each in stretch.cpu_milliseconds_per_sample.items())
     return {
         "orchestration_samples_per_second": Measured(
             stretch.samples_per_second, f"none; CPU milliseconds per sample: {spent}"

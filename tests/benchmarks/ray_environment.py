@@ -18,6 +18,7 @@ def ray_python() -> Path:
     python = _FOLDER / "bin" / "python"
     if not (_FOLDER / "complete").exists():
         _make(python)
+    _connect()
     return python
 
 
@@ -28,8 +29,18 @@ def _make(python: Path) -> None:
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     if answer.returncode:
         raise RuntimeError(f"{RAY} cannot be installed: {answer.stderr.strip().splitlines()[-1]}")
+    (_FOLDER / "complete").touch()
+
+
+def _connect() -> None:
+    """Show it our packages, and its vLLM what counts tokens."""
     ours = sysconfig.get_path("purelib")
     theirs = next(_FOLDER.glob("lib/python*/site-packages"))
     # addsitedir and not the bare path: what our own .pth files do is needed as well.
     (theirs / "capflow_packages.pth").write_text(f"import site; site.addsitedir({ours!r})\n")
-    (_FOLDER / "complete").touch()
+    plugin = theirs / "capflow_bench-0.dist-info"
+    plugin.mkdir(exist_ok=True)
+    (plugin / "METADATA").write_text("Metadata-Version: 2.1\nName: capflow-bench\nVersion: 0\n")
+    (plugin / "entry_points.txt").write_text(
+        "[vllm.stat_logger_plugins]\nbench = tests.benchmarks.rivals.ray_tokens:PromptTokens\n"
+    )

@@ -10,16 +10,15 @@ from tests.chaos import engine as engines
 from tests.datasets import draw_picture
 
 #: Worker counts, each measured with the workers of the one before and some more.
-_COUNTS = (1, 4, 8)
+_COUNTS, _FULL_COUNTS = (1, 8), (1, 2, 4, 8, 16, 32)
 #: Slow enough that the largest fleet leaves cores idle: what is measured is waiting, not computing.
-_LATENCY_SECONDS = 1.0
+_LATENCY_SECONDS, _FULL_LATENCY_SECONDS = 1.0, 4.0
 _BATCHES_AT_A_TIME, _BATCH = 2, 8
 _ROUNDS = 4
 _ENVIRONMENT = {
     "CAPFLOW_ENGINE": "tests.chaos.engine:build",
     "CAPFLOW_CONCURRENCY": str(_BATCHES_AT_A_TIME),
     "CAPFLOW_LOG_LEVEL": "WARNING",
-    engines.LATENCY: str(_LATENCY_SECONDS),
     engines.POISON: "none",
 }
 
@@ -28,14 +27,18 @@ def measure(bench: Bench) -> Mapping[str, Measured]:
     """The lowest efficiency of any count of workers, next to as many times one worker's rate."""
     draw_picture(bench.folder / "media" / "a.png", 1)
     rates: dict[int, float] = {}
-    with fleet(bench.folder, _ENVIRONMENT) as running:
-        for count in _COUNTS:
+    counts = _FULL_COUNTS if bench.is_full else _COUNTS
+    latency = _FULL_LATENCY_SECONDS if bench.is_full else _LATENCY_SECONDS
+    with fleet(bench.folder, {**_ENVIRONMENT, engines.LATENCY: str(latency)}) as running:
+        for count in counts:
             running.add_workers(count - len(running.workers))
-            entries = [{"image": "a.png"} for _ in range(count * _BATCHES_AT_A_TIME * _BATCH * _ROUNDS)]
+            slots = count * _BATCHES_AT_A_TIME
+            entries = [{"image": "a.png"} for _ in range(slots * _BATCH * _ROUNDS)]
             plan = write_plan(
                 bench.folder / f"w{count}.jsonl", entries, bench.folder / "media", task="Natural"
             )
-            rates[count] = running.run(plan, "--batch-size", str(_BATCH)).samples_per_second
+            stretch = running.run(plan, "--batch-size", str(_BATCH), slots=slots)
+            rates[count] = stretch.samples_per_second
     shown = ", ".join(f"{count}: {rate:.2f}" for count, rate in rates.items())
     lowest = min(rate / count / rates[1] for count, rate in rates.items() if count > 1)
     return {

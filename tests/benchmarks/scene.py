@@ -33,6 +33,8 @@ class Round:
     start: float
     #: When the last batch had come to its end.
     end: float
+    #: What the command took after that, to export and to end.
+    closing_seconds: float
     records: Sequence[Exchange | Turn]
 
     @property
@@ -72,6 +74,8 @@ class Scene:
             "CAPFLOW_MAX_MODEL_LEN": "8192",
             "CAPFLOW_MAX_ANSWER_TOKENS": "32",
             "CAPFLOW_CONCURRENCY": str(IN_FLIGHT // _BATCH),
+            # Random weights now and then say what no caption may be; nobody is to wait for a second attempt.
+            "CAPFLOW_MAX_ATTEMPTS": "1",
             "CAPFLOW_LOG_LEVEL": "WARNING",
             "HF_HUB_OFFLINE": "1",
             "TORCHDYNAMO_DISABLE": "1",
@@ -92,7 +96,7 @@ class Scene:
         stretch = running.run(plan, "--batch-size", str(_BATCH))
         records = read_journals(self._journals, began)
         start = min(record.started for record in records if isinstance(record, Exchange))
-        return Round(start, stretch.last.at, records)
+        return Round(start, stretch.end, stretch.closing_seconds, records)
 
     def least_tokens(self, samples: Sequence[Calls]) -> int:
         """What a perfect prefix cache would have computed of their prompts."""

@@ -44,6 +44,7 @@ STUDIES = (
         producer_samples_per_second=at_least(20_000),
         producer_peak_mib=at_most(300),
     ),
+    _study("first_task", "measure", first_task_seconds=at_most(2)),
     _study("queries", "measure", hot_statements_that_scan=at_most(0)),
     _study("orchestration", "measure", orchestration_samples_per_second=Goal()),
     _study("scaling", "measure", scaling_efficiency=at_least(0.95)),

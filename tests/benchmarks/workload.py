@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from time import monotonic
 from typing import IO, Protocol
@@ -24,6 +25,9 @@ Turn = tuple[Request, ...]
 #: What is asked about one sample, a turn after the other.
 Sample = tuple[Turn, ...]
 
+#: Names the file in which a rival's engine keeps count of its prompt tokens, where it doesn't tell otherwise.
+COUNT_FILE = "BENCH_COUNT_FILE"
+
 #: Samples in flight, for everybody.
 IN_FLIGHT = int(os.environ.get("BENCH_IN_FLIGHT", "8"))
 
@@ -34,8 +38,8 @@ class Replayed:
 
     seconds: float
     prompt_tokens: int
-    #: What the prefix cache did not spare; None where that is not told.
-    computed_tokens: int | None
+    #: What the prefix cache did not spare.
+    computed_tokens: int
 
 
 class Rival(Protocol):
@@ -57,6 +61,12 @@ def samples_of(exchanges: Sequence[Exchange]) -> list[Sample]:
     return [tuple(each) for each in turns.values()]
 
 
+def stages_of(samples: Sequence[Sample]) -> list[list[Request]]:
+    """The first turns of all samples, then their second, and so on."""
+    stages = zip_longest(*samples, fillvalue=())
+    return [[request for turn in stage for request in turn] for stage in stages]
+
+
 class RivalProcess:
     """A rival in a process of its own, which stays up between rounds."""
 
@@ -64,15 +74,20 @@ class RivalProcess:
         self._name = name
         self._process = process
         self._path = folder / f"workload-{name}.pickle"
+        self._started = monotonic()
+
+    def wait_until_ready(self) -> float:
+        """Seconds from its very start until it was ready, however long ago that may be."""
+        return float(self._read_line()) - self._started
 
     def replay(self, samples: Sequence[Sample]) -> Replayed:
         self._path.write_bytes(pickle.dumps(list(samples)))
         assert self._process.stdin
         self._process.stdin.write(f"{self._path}\n")
         self._process.stdin.flush()
-        return Replayed(**json.loads(self.read_line()))
+        return Replayed(**json.loads(self._read_line()))
 
-    def read_line(self) -> str:
+    def _read_line(self) -> str:
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
@@ -83,9 +98,8 @@ class RivalProcess:
 @contextmanager
 def rival(
     module: str, folder: Path, environment: Mapping[str, str], python: str = sys.executable
-) -> Iterator[tuple[RivalProcess, float]]:
-    """The rival of `tests.benchmarks.rivals`, ready, and the seconds that took from its very start."""
-    started = monotonic()
+) -> Iterator[RivalProcess]:
+    """The rival of `tests.benchmarks.rivals`, which is starting; stopped at the end."""
     with (folder / f"{module}.log").open("w") as log:
         process = subprocess.Popen(
             [python, "-m", f"tests.benchmarks.rivals.{module}"],
@@ -99,9 +113,7 @@ def rival(
         )
     with process:
         try:
-            found = RivalProcess(module, process, folder)
-            found.read_line()
-            yield found, monotonic() - started
+            yield RivalProcess(module, process, folder)
         finally:
             assert process.stdin
             process.stdin.close()
@@ -112,10 +124,10 @@ def rival(
 
 
 def serve(start: Callable[[], AbstractContextManager[Rival]]) -> None:
-    """A rival's side: say that it is ready, then replay each workload that a line on stdin names."""
+    """A rival's side: say when it was ready, then replay each workload that a line on stdin names."""
     answers = _own_stdout()
     with start() as found:
-        print("ready", file=answers, flush=True)
+        print(monotonic(), file=answers, flush=True)
         for line in sys.stdin:
             samples = pickle.loads(Path(line.strip()).read_bytes())
             print(json.dumps(asdict(found.replay(samples))), file=answers, flush=True)

@@ -11,10 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from alembic import command
+from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, inspect
 
 from capflow_tasks.errors import ServiceError
-from capflow_tasks.store.database import alembic_config, connect, upgrade
+from capflow_tasks.store.database import SCHEMA_REVISION, connect, upgrade
+from capflow_tasks.store.migrations import alembic_config
 
 pytestmark = pytest.mark.integration
 
@@ -35,6 +37,13 @@ def upgrade_elsewhere(url: str) -> subprocess.CompletedProcess[str]:
 def test_the_migrations_make_what_the_models_say(engine: Engine) -> None:
     with engine.begin() as connection:
         command.check(alembic_config(connection))
+
+
+def test_the_newest_migration_is_the_one_that_is_looked_for(engine: Engine) -> None:
+    with engine.connect() as connection:
+        scripts = ScriptDirectory.from_config(alembic_config(connection))
+
+    assert scripts.get_current_head() == SCHEMA_REVISION
 
 
 def test_capflow_db_upgrade_makes_the_tables_and_may_be_repeated(empty_database_url: str) -> None:

@@ -94,7 +94,8 @@ def _against(scene: GpuScene, take: Take, name: str, limit: int) -> Measured:
     """Samples per hour over theirs, for the same requests."""
     *others, last = take.round.samples
     samples = others[:limit] or [last]
-    with rival(name, scene.folder, scene.environment) as (other, _):
+    with rival(name, scene.folder, scene.environment) as other:
+        other.wait_until_ready()
         # What is compiled at the first request is in nobody's time; then this sample is cached.
         other.replay([last])
         theirs = other.replay(samples)

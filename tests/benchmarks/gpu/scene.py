@@ -124,7 +124,7 @@ class GpuScene:
         (run,) = statistics.runs(name=name)
         if not run.tally.done:
             raise RuntimeError(f"all {run.tally.failed} samples of {name} failed")
-        made = Round(start, stretch.last.at, records)
+        made = Round(start, stretch.end, stretch.closing_seconds, records)
         return Take(made, run.tally.done, run.tally.failed, statistics.usage(run.id))
 
     def least_tokens(self, kind: Modality, take: Take) -> int:

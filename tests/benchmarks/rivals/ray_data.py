@@ -1,7 +1,8 @@
-"""Ray Data LLM: the same requests as rows of one data set, through its own vLLM engine.
+"""Ray Data LLM: the same requests as rows of one data set, stage after stage, through its own vLLM engine.
 
-All is in its favour: rows know their texts in advance, so no call waits for another; calls of a sample stand
-next to each other and have the media first, so that they share a prefix; its start is not counted.
+Much is in its favour: rows know their texts in advance, so no call waits for another; all stages share one
+engine and so its cache, where Ray would start an engine for each; the media come first; its start is not
+counted.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -19,10 +21,12 @@ from transformers import AutoProcessor
 
 from capflow_tasks.records import Request
 from capflow_tasks.settings import Settings, read_settings
-from tests.benchmarks.workload import IN_FLIGHT, Replayed, Sample, serve
+from tests.benchmarks.workload import COUNT_FILE, IN_FLIGHT, Replayed, Sample, serve, stages_of
 
+#: At a time; what Ray does unless it is told.
+_BATCHES = 8
 #: What an actor of Ray's is to see of our surroundings.
-_PASSED_ON = ("HF_HUB_OFFLINE", "TORCHDYNAMO_DISABLE", "VLLM_CPU_KVCACHE_SPACE", "PYTHONPATH")
+_PASSED_ON = ("HF_HUB_OFFLINE", "TORCHDYNAMO_DISABLE", "VLLM_CPU_KVCACHE_SPACE", "PYTHONPATH", COUNT_FILE)
 
 
 class RayData:
@@ -32,11 +36,12 @@ class RayData:
 
     def replay(self, samples: Sequence[Sample]) -> Replayed:
         """Timed by vLLM's own clock, from the first request to the last answer: the start is not in it."""
-        rows = [self._row(request) for sample in samples for turn in sample for request in turn]
+        rows = [self._row(request) for stage in stages_of(samples) for request in stage]
         processor = build_processor(self._config(), preprocess=_with_picture, postprocess=_tokens_of)
         found = processor(ray.data.from_items(rows)).take_all()
         seconds = max(row["ended"] for row in found) - min(row["queued"] for row in found)
-        return Replayed(seconds, sum(int(row["prompt_tokens"]) for row in found), None)
+        prompt = sum(int(row["prompt_tokens"]) for row in found)
+        return Replayed(seconds, prompt, json.loads(Path(os.environ[COUNT_FILE]).read_text()))
 
     def _row(self, request: Request) -> dict[str, Any]:
         messages = [
@@ -74,7 +79,9 @@ class RayData:
                 # so that answers carry their times
                 "disable_log_stats": False,
             },
-            batch_size=IN_FLIGHT,
+            # Together as many calls in flight as the fleet's samples make when they are perceived.
+            batch_size=2 * IN_FLIGHT // _BATCHES,
+            max_concurrent_batches=_BATCHES,
             concurrency=1,
             chat_template_stage=False,
             tokenize_stage=False,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import zip_longest
 from time import perf_counter
 from typing import Any
 
@@ -22,7 +21,7 @@ from capflow_tasks.settings import read_settings
 from capflow_tasks.video_files import shared_video_files
 from capflow_tasks.vllm_engine import _engine_args
 from capflow_tasks.vllm_requests import sampling_params
-from tests.benchmarks.workload import IN_FLIGHT, Replayed, Sample, serve
+from tests.benchmarks.workload import IN_FLIGHT, Replayed, Sample, serve, stages_of
 
 
 class StaticBatches:
@@ -36,10 +35,9 @@ class StaticBatches:
     def replay(self, samples: Sequence[Sample]) -> Replayed:
         began = perf_counter()
         outputs = []
-        for stage in zip_longest(*samples, fillvalue=()):
-            requests = [request for turn in stage for request in turn]
-            for start in range(0, len(requests), IN_FLIGHT):
-                outputs += self._generate(requests[start : start + IN_FLIGHT])
+        for stage in stages_of(samples):
+            for start in range(0, len(stage), IN_FLIGHT):
+                outputs += self._generate(stage[start : start + IN_FLIGHT])
         prompt = sum(len(output.prompt_token_ids) for output in outputs)
         cached = sum(output.num_cached_tokens or 0 for output in outputs)
         return Replayed(perf_counter() - began, prompt, prompt - cached)

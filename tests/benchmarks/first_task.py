@@ -1,0 +1,34 @@
+"""How long a big plan makes its first worker wait: from the command's start to the first message in Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from threading import Event
+from time import monotonic
+
+from tests.benchmarks.claims import Bench, Measured
+from tests.benchmarks.expansion import write_repeating_plan
+from tests.benchmarks.fleet import fleet
+
+_SAMPLES, _SHARDS = 10_000_000, 1_000
+_LOOK_SECONDS = 0.005
+_PATIENCE_SECONDS = 120.0
+
+
+def measure(bench: Bench) -> Mapping[str, Measured]:
+    """The real command, started with servers up and no worker; all shards are one file on the disk."""
+    plan = write_repeating_plan(bench.folder / "first.jsonl", _SAMPLES // _SHARDS, _SHARDS)
+    with fleet(bench.folder, {}) as running:
+        started = monotonic()
+        producer = running.start_producer(plan)
+        try:
+            while not running.messages():
+                if monotonic() - started > _PATIENCE_SECONDS or producer.code is not None:
+                    raise TimeoutError(f"no message: {producer.log().decode()[-500:]}")
+                Event().wait(_LOOK_SECONDS)
+            seconds = monotonic() - started
+        finally:
+            producer.end()
+    return {
+        "first_task_seconds": Measured(seconds, f"none; {_SAMPLES:,} samples in {_SHARDS:,} shards, new run")
+    }
