@@ -16,9 +16,9 @@ from tests.benchmarks.ray_environment import RAY, ray_python
 from tests.benchmarks.scene import Round, Scene
 from tests.benchmarks.workload import COUNT_FILE, Replayed, RivalProcess, rival
 
-_SAMPLES, _FULL_SAMPLES = 12, 48
+_SAMPLES, _FULL_SAMPLES = 10, 48
 #: What two workers share; only tokens are counted in it, and everybody warms up with some of it.
-_PAIR_SAMPLES, _WARM_UP_SAMPLES = 8, 2
+_PAIR_SAMPLES, _WARM_UP_SAMPLES = 6, 1
 _RIVALS = {
     "bare": "the same engine and requests, no fleet",
     "static_batches": "vllm.LLM.generate, stage by stage, media last",
@@ -64,7 +64,9 @@ class Contest:
         return Measured(max(alone, together), baseline)
 
     def busy_share(self) -> Measured:
-        return Measured(self.ours.busy_share, "none; share of the time in which vLLM holds a request")
+        what = "none; share of the time in which vLLM holds a request"
+        closing = f"{self.ours.closing_seconds:.1f} s for export and end of the command not in it"
+        return Measured(self.ours.busy_share, f"{what}; {self.ours.seconds:.1f} s, {closing}")
 
 
 def measure(bench: Bench) -> Mapping[str, Measured]:

@@ -12,9 +12,9 @@ from tests.datasets import draw_picture
 #: Worker counts, each measured with the workers of the one before and some more.
 _COUNTS, _FULL_COUNTS = (1, 8), (1, 2, 4, 8, 16, 32)
 #: Slow enough that the largest fleet leaves cores idle: what is measured is waiting, not computing.
-_LATENCY_SECONDS, _FULL_LATENCY_SECONDS = 1.0, 4.0
+_LATENCY_SECONDS, _FULL_LATENCY_SECONDS = 2.0, 4.0
 _BATCHES_AT_A_TIME, _BATCH = 2, 8
-_ROUNDS = 4
+_ROUNDS = 3
 _ENVIRONMENT = {
     "CAPFLOW_ENGINE": "tests.chaos.engine:build",
     "CAPFLOW_CONCURRENCY": str(_BATCHES_AT_A_TIME),
