@@ -10,7 +10,7 @@ import unicodedata
 from collections import Counter
 from typing import Any
 
-from capflow_tasks.domains import Agent
+from capflow_tasks.domains.catalogue import Agent
 from capflow_tasks.errors import BadAnswer
 
 _GRADES = (1, 2, 3)

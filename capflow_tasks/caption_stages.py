@@ -19,11 +19,11 @@ import yaml
 
 from capflow_tasks.clips import Clip, VideoTask, Window
 from capflow_tasks.errors import SampleError
-from capflow_tasks.media import MediaBudget
+from capflow_tasks.media.pictures import MediaBudget
 from capflow_tasks.prompt_formatter import PromptFormatter
 from capflow_tasks.qwen_lm import QwenLM
 from capflow_tasks.qwen_vl import OnError, QwenVL
-from capflow_tasks.video_windows import REMAINDER_FRAMES, WINDOW_FRAMES, load_windows
+from capflow_tasks.video.windows import REMAINDER_FRAMES, WINDOW_FRAMES, load_windows
 
 logger = logging.getLogger(__name__)
 

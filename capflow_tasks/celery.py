@@ -11,7 +11,7 @@ from capflow_tasks import logs
 from capflow_tasks.application import find_broker, make_app
 from capflow_tasks.errors import WORKER_ERROR_MARK, SettingsError
 from capflow_tasks.settings import read_settings
-from capflow_tasks.worker import install
+from capflow_tasks.worker.bootsteps import install
 
 #: What Flower's list of tasks shows unless it is told otherwise: stage, samples, what came of them, where.
 _FLOWER_COLUMNS = "name,args,state,result,worker,received,runtime"

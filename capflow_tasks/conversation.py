@@ -6,11 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from capflow_tasks.answers import check_text, parse_scores
-from capflow_tasks.domains import Agent, Catalogue, Domain
-from capflow_tasks.entries import media_of
-from capflow_tasks.errors import BadEntry, SampleError, WorkflowError
-from capflow_tasks.media_paths import resolve_media
-from capflow_tasks.prompts import (
+from capflow_tasks.domains.catalogue import Agent, Catalogue, Domain
+from capflow_tasks.domains.prompts import (
     WHOLE_VIDEO,
     WINDOW_MARK,
     instruction_for,
@@ -18,6 +15,9 @@ from capflow_tasks.prompts import (
     scores_schema,
     window_text,
 )
+from capflow_tasks.entries import media_of
+from capflow_tasks.errors import BadEntry, SampleError, WorkflowError
+from capflow_tasks.media.paths import resolve_media
 from capflow_tasks.records import (
     Completion,
     Failure,
@@ -30,7 +30,7 @@ from capflow_tasks.records import (
     Stage,
 )
 from capflow_tasks.store.rows import Claim, Outcome, PendingSample, Route
-from capflow_tasks.video_spans import Windows
+from capflow_tasks.video.spans import Windows
 
 
 @dataclass(frozen=True, slots=True)

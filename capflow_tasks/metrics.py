@@ -14,7 +14,7 @@ from functools import partial
 import psutil
 from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 
-from capflow_tasks.engine import EngineState
+from capflow_tasks.engine.interface import EngineState
 from capflow_tasks.records import Stage
 from capflow_tasks.stage_report import StageReport
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from capflow_tasks.frames import describe_frames
 from capflow_tasks.on_demand import AutoProcessor
 from capflow_tasks.qwen_vl import _QWEN_VARIANTS_INFO
 from capflow_tasks.records import JsonObject
+from capflow_tasks.video.frames import describe_frames
 
 #: Hub name of each variant's checkpoint, which holds the chat template.
 VARIANT_MAPPING: dict[str, str] = dict(_QWEN_VARIANTS_INFO)

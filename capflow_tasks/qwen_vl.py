@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
 from capflow_tasks import grouping
-from capflow_tasks.frames import CLIP_COLOURS, EVEN_COLOURS, complete_video
 from capflow_tasks.model_interface import ModelInterface
 from capflow_tasks.model_weights import download_model_from_hf, has_all_weights
 from capflow_tasks.on_demand import LLM, VLLM_AVAILABLE, SamplingParams, missing_vllm
 from capflow_tasks.records import JsonObject
+from capflow_tasks.video.frames import CLIP_COLOURS, EVEN_COLOURS, complete_video
 
 logger = logging.getLogger(__name__)
 

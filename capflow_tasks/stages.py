@@ -22,19 +22,19 @@ from tenacity import (
 )
 
 from capflow_tasks import metrics
-from capflow_tasks.capacity import Capacity
 from capflow_tasks.conversation import Conversation
-from capflow_tasks.domains import Catalogue
-from capflow_tasks.engine import Engine, cache_tokens_of
+from capflow_tasks.domains.catalogue import Catalogue
+from capflow_tasks.engine.interface import Engine, cache_tokens_of
 from capflow_tasks.errors import EngineDead, Quarantined, ServiceError
-from capflow_tasks.gate import Gate
-from capflow_tasks.heartbeat import Heartbeat
 from capflow_tasks.records import JsonObject, Stage
 from capflow_tasks.stage_report import log_stage, report_of
 from capflow_tasks.state import stage_after
 from capflow_tasks.store.batches import BatchStore, NotClaimed
 from capflow_tasks.store.rows import Claim, Outcome, PendingSample, RetryPolicy
-from capflow_tasks.video_spans import Windows
+from capflow_tasks.video.spans import Windows
+from capflow_tasks.worker.capacity import Capacity
+from capflow_tasks.worker.gate import Gate
+from capflow_tasks.worker.heartbeat import Heartbeat
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from capflow_tasks.celery import app
 from capflow_tasks.errors import EXIT_SERVICE, CapflowError, ServiceError
 from capflow_tasks.records import JsonObject, Stage
 from capflow_tasks.store.batches import NotClaimed
-from capflow_tasks.worker import end_when_too_big, follow_capacity, runner, stop_worker
+from capflow_tasks.worker.bootsteps import end_when_too_big, follow_capacity, runner, stop_worker
 
 
 @app.task(name="capflow.route")

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 
-from capflow_tasks.engine import Answer
+from capflow_tasks.engine.interface import Answer
 from capflow_tasks.errors import SampleError
 from capflow_tasks.records import Completion, Request
 from capflow_tasks.settings import Settings

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from capflow_tasks.domains import Catalogue
+from capflow_tasks.domains.catalogue import Catalogue
 from capflow_tasks.entries import media_of, task_of
 from capflow_tasks.errors import BadEntry, PlanError
 from capflow_tasks.records import Failure, JsonObject, Modality, Shard, Stage

@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Event
 
 from capflow_tasks.application import make_app
-from capflow_tasks.domains import Catalogue, load_catalogue
+from capflow_tasks.domains.catalogue import Catalogue, load_catalogue
 from capflow_tasks.errors import SettingsError
 from capflow_tasks.records import Modality, Stage
 from capflow_tasks.settings import Settings

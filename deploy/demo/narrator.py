@@ -14,7 +14,7 @@ from threading import Event
 
 import yaml
 
-from capflow_tasks.engine import Answer
+from capflow_tasks.engine.interface import Answer
 from capflow_tasks.records import Request
 from capflow_tasks.settings import Settings
 from capflow_tasks.testing import ScriptedEngine

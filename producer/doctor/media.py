@@ -8,10 +8,10 @@ from itertools import islice
 from operator import attrgetter
 from pathlib import Path
 
-from capflow_tasks.domains import load_catalogue
+from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.entries import media_of
 from capflow_tasks.errors import PlanError, SampleError
-from capflow_tasks.media_paths import check_file, resolve_media
+from capflow_tasks.media.paths import check_file, resolve_media
 from capflow_tasks.records import Shard
 from capflow_tasks.settings import Settings
 from producer.doctor.finding import Finding, fail, ok, warn

@@ -7,9 +7,9 @@ from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
-from capflow_tasks.domain_files import DEFAULTS, laid_over, merged_defaults, read_file, read_folder
-from capflow_tasks.domain_rules import agent_faults, domain_faults
-from capflow_tasks.domains import load_catalogue, make_domain
+from capflow_tasks.domains.catalogue import load_catalogue, make_domain
+from capflow_tasks.domains.files import DEFAULTS, laid_over, merged_defaults, read_file, read_folder
+from capflow_tasks.domains.rules import agent_faults, domain_faults
 from capflow_tasks.errors import WorkflowError
 from capflow_tasks.records import JsonObject, Stage
 

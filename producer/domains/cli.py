@@ -16,7 +16,7 @@ from capflow_tasks.errors import EXIT_USAGE, WorkflowError
 from capflow_tasks.settings import read_settings
 
 if TYPE_CHECKING:
-    from capflow_tasks.domains import Agent, Catalogue, Domain
+    from capflow_tasks.domains.catalogue import Agent, Catalogue, Domain
     from producer.domains.rendering import Prompt
 
 LIST_EPILOG = f"""\b
@@ -124,7 +124,7 @@ def check(folder: Path, as_json: bool) -> None:
 
 
 def _catalogue(folder: Path | None) -> Catalogue:
-    from capflow_tasks.domains import load_catalogue
+    from capflow_tasks.domains.catalogue import load_catalogue
 
     return load_catalogue(folder)
 

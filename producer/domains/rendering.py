@@ -9,10 +9,10 @@ from pathlib import Path
 import av
 from PIL import Image
 
-from capflow_tasks.domains import Agent, Catalogue, Domain
+from capflow_tasks.domains.catalogue import Agent, Catalogue, Domain
+from capflow_tasks.domains.prompts import instruction_for, router_instruction
 from capflow_tasks.errors import MediaUnsupported, SampleError, UserError
-from capflow_tasks.media_paths import check_file, unrecognised
-from capflow_tasks.prompts import instruction_for, router_instruction
+from capflow_tasks.media.paths import check_file, unrecognised
 from capflow_tasks.records import Modality
 from capflow_tasks.settings import Settings
 

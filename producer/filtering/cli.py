@@ -60,7 +60,7 @@ def filter_captions(data_folder: Path, output: Path | None, as_json: bool, **ask
     never kept; they are counted as invalid.
     """
     # Only now: `--help` need not wait.
-    from capflow_tasks.domains import load_catalogue
+    from capflow_tasks.domains.catalogue import load_catalogue
     from producer.filtering.caption_filter import Filter
     from producer.filtering.rubrics import Rubrics
 

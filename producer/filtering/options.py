@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from capflow_tasks.domains import Catalogue
+    from capflow_tasks.domains.catalogue import Catalogue
     from producer.filtering.rubrics import Rubrics
     from producer.filtering.scores import Minimums
 

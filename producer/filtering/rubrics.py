@@ -6,7 +6,7 @@ from collections.abc import Collection
 from functools import lru_cache
 from typing import Any
 
-from capflow_tasks.domains import Catalogue
+from capflow_tasks.domains.catalogue import Catalogue
 from capflow_tasks.errors import WorkflowError
 from capflow_tasks.records import Stage
 

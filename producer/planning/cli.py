@@ -120,7 +120,7 @@ def plan(
 
 
 def _plan(metafile: Path, order: PlanOrder, remaining: bool, settings: Settings) -> Planned:
-    from capflow_tasks.domains import load_catalogue
+    from capflow_tasks.domains.catalogue import load_catalogue
     from capflow_tasks.records import Modality
     from producer.parallel import ToldProgress
     from producer.planning.metafile import read_metafile

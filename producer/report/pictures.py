@@ -13,10 +13,10 @@ from pathlib import Path
 from PIL import Image
 
 from capflow_tasks.errors import SampleError
-from capflow_tasks.media_budget import MediaBudget
-from capflow_tasks.media_paths import resolve_media
+from capflow_tasks.media.budget import MediaBudget
+from capflow_tasks.media.paths import resolve_media
 from capflow_tasks.records import Modality
-from capflow_tasks.video_files import shared_video_files
+from capflow_tasks.video.files import shared_video_files
 from producer.parallel import call_all
 
 #: Frames of a film strip.
@@ -59,7 +59,7 @@ def draw_all(tasks: Sequence[PictureTask], processes: int) -> list[Drawn]:
     """Make the files of all tasks, several at a time."""
     if any(task.kind is Modality.IMAGE for task in tasks):
         # It takes seconds, so only now; and before the processes begin, which have it then.
-        import_module("capflow_tasks.media")
+        import_module("capflow_tasks.media.pictures")
     return call_all(draw, tasks, processes, lambda done, total: None)
 
 
@@ -73,7 +73,7 @@ def draw(task: PictureTask) -> Drawn:
 
 
 def _draw_picture(path: str, task: PictureTask) -> Drawn:
-    from capflow_tasks.media import load_image
+    from capflow_tasks.media.pictures import load_image
 
     picture = load_image(path, MediaBudget(factor=1, min_pixels=1, max_pixels=task.size**2))
     picture.thumbnail((task.size, task.size))

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from capflow_tasks.answers import check_text
-from capflow_tasks.domains import Catalogue, Domain
+from capflow_tasks.domains.catalogue import Catalogue, Domain
+from capflow_tasks.domains.prompts import WINDOW_MARK
 from capflow_tasks.entries import MEDIA_KEYS, media_of, task_of, type_name, unstorable
 from capflow_tasks.errors import BadAnswer, BadEntry
-from capflow_tasks.prompts import WINDOW_MARK
 from capflow_tasks.records import Failure, JsonObject, Modality, Result, Stage
 from capflow_tasks.store.rows import NewSample
 from producer.reading.caption_files import CaptionLine

@@ -9,7 +9,7 @@ from heapq import merge
 from operator import attrgetter
 from typing import BinaryIO
 
-from capflow_tasks.domains import Catalogue
+from capflow_tasks.domains.catalogue import Catalogue
 from capflow_tasks.entries import unstorable
 from capflow_tasks.records import FinishedSample, JsonObject, Stage
 from capflow_tasks.state import SampleState

@@ -10,7 +10,7 @@ from pathlib import Path
 from threading import Event
 from time import monotonic
 
-from capflow_tasks.domains import Catalogue, load_catalogue
+from capflow_tasks.domains.catalogue import Catalogue, load_catalogue
 from capflow_tasks.errors import PlanError, UserError
 from capflow_tasks.records import FinishedSample, Modality, Shard, Stage
 from capflow_tasks.settings import Settings

@@ -63,7 +63,7 @@ def status(
     no terminal, --watch prints a line per look.
     """
     # Only now: `--help` need not wait.
-    from capflow_tasks.domains import load_catalogue
+    from capflow_tasks.domains.catalogue import load_catalogue
     from producer.database import database, is_asleep, reading
     from producer.filtering.rubrics import Rubrics
     from producer.status.prices import read_prices

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
-from capflow_tasks.domains import load_catalogue
+from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.errors import UserError
 from capflow_tasks.records import FinishedSample
 from capflow_tasks.settings import Settings

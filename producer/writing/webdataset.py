@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from capflow_tasks.entries import media_of
 from capflow_tasks.errors import MediaCorrupt, SampleError
-from capflow_tasks.media_paths import check_file, file_errors, resolve_media
+from capflow_tasks.media.paths import check_file, file_errors, resolve_media
 from capflow_tasks.records import FinishedSample, JsonObject, Modality, Shard
 from capflow_tasks.state import SampleState
 from capflow_tasks.store.rows import ShardRow

@@ -13,7 +13,7 @@ from producer.reading.annotations import read_entries
 
 _SCRIPT = """
 import sys
-from capflow_tasks.domains import load_catalogue
+from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.records import Stage
 from producer.expansion import Expansion
 from tests.benchmarks.memory import peak_mib

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from time import perf_counter, process_time
 
-from capflow_tasks.domains import load_catalogue
+from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.embedded import embedded_postgres
 from capflow_tasks.records import JsonObject, Stage
 from capflow_tasks.store.database import connect, upgrade

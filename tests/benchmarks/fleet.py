@@ -32,22 +32,34 @@ _STOP_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
-    """A run without its start and stop: from the end of the first batch of every slot to that of the last."""
+class Steady:
+    """A run without its start: from the end of the first batch of every slot to that of the last batch."""
 
     #: Of the clock that all processes of a machine share, seconds.
     start: float
     end: float
     #: Samples that came to their end in that time.
     samples: int
-    #: From the last batch's end to the command's: what is left to export and to tell.
-    closing_seconds: float
-    #: What the machine spent on each of them, by kind of process.
-    cpu_milliseconds_per_sample: Mapping[str, float]
+
+    @classmethod
+    def of(cls, ends: Sequence[tuple[float, int]], slots: int) -> Steady:
+        """Of batches by their ends, each with its samples; so many batches run at a time."""
+        return cls(ends[slots - 1][0], ends[-1][0], sum(count for _, count in ends[slots:]))
 
     @property
     def samples_per_second(self) -> float:
         return self.samples / (self.end - self.start)
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """A run that was watched."""
+
+    steady: Steady
+    #: From the last batch's end to the command's: what is left to export and to tell.
+    closing_seconds: float
+    #: What the machine spent on a sample, by kind of process.
+    cpu_milliseconds_per_sample: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +133,8 @@ class Fleet:
         if producer.code not in (EXIT_OK, EXIT_SAMPLES_FAILED):
             raise RuntimeError(f"capflow-produce ended with {producer.code}: {self._last_words()}")
         closed = monotonic()
-        ends = self._batch_ends(run)
-        (start, _), (end, _) = ends[slots - 1], ends[-1]
-        samples = sum(count for _, count in ends[slots:])
-        return Stretch(start, end, samples, closed - end, _spent(glances) if glances else {})
+        steady = Steady.of(self._batch_ends(run), slots)
+        return Stretch(steady, closed - steady.end, _spent(glances) if glances else {})
 
     def _done(self, run: str) -> int:
         return sum(count for _, count in self._batch_ends(run))

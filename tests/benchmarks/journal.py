@@ -14,12 +14,12 @@ from threading import Event, Lock, Thread
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from capflow_tasks.engine import Answer
+from capflow_tasks.engine.interface import Answer
 from capflow_tasks.records import Completion, Request
 from capflow_tasks.settings import Settings
 
 if TYPE_CHECKING:
-    from capflow_tasks.vllm_engine import VllmEngine
+    from capflow_tasks.engine.vllm_engine import VllmEngine
 
 #: Folder of the journals, one file per process.
 JOURNALS = "BENCH_JOURNALS"
@@ -93,7 +93,7 @@ class JournallingEngine:
 
 
 def build(settings: Settings, model: str) -> JournallingEngine:
-    from capflow_tasks.vllm_engine import build as build_vllm
+    from capflow_tasks.engine.vllm_engine import build as build_vllm
 
     return JournallingEngine(
         build_vllm(settings, model), Path(os.environ[JOURNALS]) / f"{os.getpid()}.pickle"

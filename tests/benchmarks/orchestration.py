@@ -23,6 +23,6 @@ def measure(bench: Bench) -> Mapping[str, Measured]:
     spent = ", ".join(f"{kind} {each:.1f}" for kind, each in stretch.cpu_milliseconds_per_sample.items())
     return {
         "orchestration_samples_per_second": Measured(
-            stretch.samples_per_second, f"none; CPU milliseconds per sample: {spent}"
+            stretch.steady.samples_per_second, f"none; CPU milliseconds per sample: {spent}"
         )
     }

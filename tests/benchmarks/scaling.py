@@ -38,7 +38,7 @@ def measure(bench: Bench) -> Mapping[str, Measured]:
                 bench.folder / f"w{count}.jsonl", entries, bench.folder / "media", task="Natural"
             )
             stretch = running.run(plan, "--batch-size", str(_BATCH), slots=slots)
-            rates[count] = stretch.samples_per_second
+            rates[count] = stretch.steady.samples_per_second
     shown = ", ".join(f"{count}: {rate:.2f}" for count, rate in rates.items())
     lowest = min(rate / count / rates[1] for count, rate in rates.items() if count > 1)
     return {

@@ -96,7 +96,7 @@ class Scene:
         stretch = running.run(plan, "--batch-size", str(_BATCH))
         records = read_journals(self._journals, began)
         start = min(record.started for record in records if isinstance(record, Exchange))
-        return Round(start, stretch.end, stretch.closing_seconds, records)
+        return Round(start, stretch.steady.end, stretch.closing_seconds, records)
 
     def least_tokens(self, samples: Sequence[Calls]) -> int:
         """What a perfect prefix cache would have computed of their prompts."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from threading import Condition
 from time import time
 
-from capflow_tasks.engine import Answer, Engine
+from capflow_tasks.engine.interface import Answer, Engine
 from capflow_tasks.errors import EngineDead
 from capflow_tasks.records import Completion, Request
 from capflow_tasks.settings import Settings
@@ -157,7 +157,7 @@ def build(settings: Settings, model: str) -> Engine:
 
 def build_vllm(settings: Settings, model: str) -> Engine:
     """The engine of the fleet itself."""
-    from capflow_tasks.vllm_engine import build
+    from capflow_tasks.engine.vllm_engine import build
 
     return _journalled(build(settings, model))
 

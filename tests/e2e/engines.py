@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from threading import Event, Lock
 
-from capflow_tasks.engine import Answer
+from capflow_tasks.engine.interface import Answer
 from capflow_tasks.records import Request
 from capflow_tasks.settings import Settings
 from capflow_tasks.testing import ScriptedEngine, scripted_text

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
 
-from capflow_tasks.engine import Answer
+from capflow_tasks.engine.interface import Answer
 from capflow_tasks.errors import SampleError
-from capflow_tasks.media_loader import MediaLoader, Room
+from capflow_tasks.media.loader import MediaLoader, Room
 from capflow_tasks.records import Request
 from capflow_tasks.settings import Settings
 from capflow_tasks.testing import ScriptedEngine

@@ -13,14 +13,14 @@ import psutil
 import pytest
 
 from capflow_tasks.errors import EngineDead, MediaMissing, PromptTooLong
-from capflow_tasks.media import Media, load_media
+from capflow_tasks.media.pictures import Media, load_media
 from capflow_tasks.records import Completion, MediaRef, Modality, Request, Sampling
 from capflow_tasks.settings import Settings
 from tests.conftest import Eventually
 from tests.datasets import draw_picture
 
 if TYPE_CHECKING:
-    from capflow_tasks.vllm_engine import VllmEngine
+    from capflow_tasks.engine.vllm_engine import VllmEngine
 
 pytestmark = [
     pytest.mark.e2e,
@@ -40,7 +40,7 @@ SCHEMA = {
 
 
 def start_engine(model: Path, **changes: Any) -> VllmEngine:
-    from capflow_tasks.vllm_engine import build
+    from capflow_tasks.engine.vllm_engine import build
 
     engine = build(Settings(model=str(model), max_model_len=2048, **changes), str(model))
     engine.start()
@@ -178,7 +178,7 @@ def files_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(Path(ref.path).name)
         return load_media(ref, *arguments)
 
-    monkeypatch.setattr("capflow_tasks.media_loader.load_media", read)
+    monkeypatch.setattr("capflow_tasks.media.loader.load_media", read)
     return names
 
 

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from capflow_tasks.caption_stages import CaptionGenerationStage, CaptionPreparationStage
 from capflow_tasks.clips import Clip, Video, VideoTask
-from capflow_tasks.frames import CLIP_COLOURS, normalise
-from capflow_tasks.media import MediaBudget
+from capflow_tasks.media.pictures import MediaBudget
 from capflow_tasks.prompt_formatter import PromptFormatter
 from capflow_tasks.qwen_vl import QwenVL
-from capflow_tasks.video import load_video
+from capflow_tasks.video.frames import CLIP_COLOURS, normalise
+from capflow_tasks.video.reader import load_video
 
 pytestmark = pytest.mark.e2e
 

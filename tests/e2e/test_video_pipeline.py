@@ -17,12 +17,12 @@ import pytest
 from numpy.typing import NDArray
 from sqlalchemy import Engine, select
 
-from capflow_tasks import video_player
-from capflow_tasks.media import MediaBudget, load_media
+from capflow_tasks.media.pictures import MediaBudget, load_media
 from capflow_tasks.records import JsonObject, MediaLimits, MediaRef, Modality
 from capflow_tasks.store.tables import AgentResult, Sample
-from capflow_tasks.video import here, plan_frames
-from capflow_tasks.video_spans import WindowRule
+from capflow_tasks.video import player as video_player
+from capflow_tasks.video.reader import here, plan_frames
+from capflow_tasks.video.spans import WindowRule
 from tests.clips import (
     ENCRYPTED,
     NOISE,

@@ -21,9 +21,9 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["producer", "capflow_tasks"]):
-    from capflow_tasks.domain_files import DEFAULTS, read_file, read_folder
-    from capflow_tasks.domain_rules import domain_faults, refuse
-    from capflow_tasks.domains import load_catalogue, make_domain
+    from capflow_tasks.domains.catalogue import load_catalogue, make_domain
+    from capflow_tasks.domains.files import DEFAULTS, read_file, read_folder
+    from capflow_tasks.domains.rules import domain_faults, refuse
     from capflow_tasks.errors import CapflowError
     from producer.filtering.caption_filter import Filter
     from producer.filtering.rubrics import Rubrics

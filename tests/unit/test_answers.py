@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capflow_tasks.answers import check_text, parse_scores
-from capflow_tasks.domains import Agent, load_catalogue
+from capflow_tasks.domains.catalogue import Agent, load_catalogue
 from capflow_tasks.errors import BadAnswer
 
 JUDGE: Agent = load_catalogue(None).resolve("Natural").agents[-1]

@@ -17,10 +17,10 @@ LINE_LIMIT = 300
 #: even inside a function.
 HEAVY_LIBRARIES = {"torch", "torchvision", "vllm", "transformers", "qwen_vl_utils", "cv2"}
 MAY_IMPORT_HEAVY_LIBRARIES = {
-    "capflow_tasks/media.py",
+    "capflow_tasks/media/pictures.py",
     "capflow_tasks/on_demand.py",
-    "capflow_tasks/vllm_engine.py",
-    "capflow_tasks/vllm_requests.py",
+    "capflow_tasks/engine/vllm_engine.py",
+    "capflow_tasks/engine/vllm_requests.py",
 }
 
 

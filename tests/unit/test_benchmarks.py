@@ -10,10 +10,11 @@ import pytest
 
 from capflow_tasks.records import MediaRef, Modality, Request, Sampling
 from tests.benchmarks.claims import Bench, Goal, Measured, Study, rows_of
+from tests.benchmarks.fleet import Steady
 from tests.benchmarks.journal import Exchange, Turn, busy_share
 from tests.benchmarks.minimum import BLOCK_TOKENS, PromptCost
 from tests.benchmarks.report import write_json
-from tests.benchmarks.workload import samples_of
+from tests.benchmarks.workload import Sample, samples_of, stages_of
 
 
 class Words:
@@ -68,6 +69,19 @@ def test_the_busy_share_counts_only_what_lies_between_start_and_end() -> None:
     turns = [Turn(0, True, 1), Turn(12, False, 1), Turn(15, True, 1)]
 
     assert busy_share(turns, 10, 20) == pytest.approx(0.7)
+
+
+def test_the_first_batch_of_every_slot_is_not_counted_as_free() -> None:
+    two_at_a_time = [(4.0, 8), (4.0, 8), (8.0, 8), (8.0, 8), (12.0, 8), (12.0, 8)]
+
+    assert Steady.of(two_at_a_time, slots=2).samples_per_second == 16 / 4
+
+
+def test_stages_are_made_of_the_turns_that_samples_take_together() -> None:
+    first, second = a_request("a", "describe it"), a_request("a", "judge it")
+    samples: list[Sample] = [((first,), (second, second)), ((first,),)]
+
+    assert stages_of(samples) == [[first, first], [second, second]]
 
 
 @pytest.mark.parametrize(

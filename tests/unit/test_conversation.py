@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from capflow_tasks.conversation import Conversation
-from capflow_tasks.domains import load_catalogue
+from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.errors import BadAnswer, MediaCorrupt
 from capflow_tasks.records import Completion, JsonObject, Modality, Result, Stage
 from capflow_tasks.store.rows import Claim, PendingSample

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from capflow_tasks.domains import Catalogue, Domain, load_catalogue
+from capflow_tasks.domains.catalogue import Catalogue, Domain, load_catalogue
 from capflow_tasks.errors import UserError, WorkflowError
 from capflow_tasks.records import MediaLimits, Modality, Stage
 from capflow_tasks.yaml_file import Keys, read_yaml

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from capflow_tasks.domains import Catalogue, load_catalogue
+from capflow_tasks.domains.catalogue import Catalogue, load_catalogue
 from capflow_tasks.errors import PlanError
 from capflow_tasks.records import Stage
 from capflow_tasks.store.rows import NewBatch, NewSample

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from numpy.random import default_rng
 
-from capflow_tasks.domains import load_catalogue
+from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.records import Stage
 from tests.benchmarks.gpu import unpack
 from tests.benchmarks.gpu.__main__ import main

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageFile
 
-from capflow_tasks import media_budget
 from capflow_tasks.errors import (
     MediaCorrupt,
     MediaMissing,
@@ -24,7 +23,16 @@ from capflow_tasks.errors import (
     MediaUnsupported,
     SettingsError,
 )
-from capflow_tasks.media import MediaBudget, fit, fit_image, image_tokens, load_image, load_media, media_key
+from capflow_tasks.media import budget as media_budget
+from capflow_tasks.media.pictures import (
+    MediaBudget,
+    fit,
+    fit_image,
+    image_tokens,
+    load_image,
+    load_media,
+    media_key,
+)
 from capflow_tasks.records import MediaRef, Modality
 
 #: Between 4 and 64 tokens, so that tests stay quick.

@@ -6,7 +6,7 @@ from threading import Event
 
 import pytest
 
-from capflow_tasks.media_cache import MediaCache
+from capflow_tasks.media.cache import MediaCache
 
 BYTES = 10
 

@@ -16,7 +16,7 @@ from capflow_tasks.errors import (
     MediaUnreadable,
     MediaUnsupported,
 )
-from capflow_tasks.media_paths import check_file, file_errors, resolve_media, unrecognised
+from capflow_tasks.media.paths import check_file, file_errors, resolve_media, unrecognised
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def test_the_reason_names_what_the_file_holds(
 def test_paths_are_resolved_without_torch_or_a_codec() -> None:
     code = (
         "import sys, importlib.util, types; "
-        "import capflow_tasks.media_paths; "
+        "import capflow_tasks.media.paths; "
         "print(sorted({'torch', 'av', 'PIL', 'qwen_vl_utils'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from capflow_tasks.domains import Agent, Catalogue, Domain, load_catalogue
+from capflow_tasks.domains.catalogue import Agent, Catalogue, Domain, load_catalogue
+from capflow_tasks.domains.prompts import instruction_for, router_instruction, scores_schema
 from capflow_tasks.errors import BadEntry
-from capflow_tasks.prompts import instruction_for, router_instruction, scores_schema
 from capflow_tasks.records import Stage
 
 HOSTILE = [

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from capflow_tasks import qwen_vl
-from capflow_tasks.frames import CLIP_COLOURS, EVEN_COLOURS
 from capflow_tasks.model_weights import download_model_from_hf, has_all_weights
 from capflow_tasks.qwen_vl import QwenVL
+from capflow_tasks.video.frames import CLIP_COLOURS, EVEN_COLOURS
 
 HEAD = "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>"
 TAIL = "<|im_end|>\n<|im_start|>assistant\n"

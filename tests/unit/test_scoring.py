@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from capflow_tasks.conversation import Conversation
-from capflow_tasks.domains import load_catalogue
+from capflow_tasks.domains.catalogue import load_catalogue
+from capflow_tasks.domains.prompts import instruction_for
 from capflow_tasks.errors import BadEntry
-from capflow_tasks.prompts import instruction_for
 from capflow_tasks.records import Failure, FinishedSample, JsonObject, Modality, Result, Stage
 from capflow_tasks.store.rows import Claim, NewSample, PendingSample
 from producer.filtering.rubrics import Rubrics

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from capflow_tasks import video_player, video_source
 from capflow_tasks.errors import (
     MediaCorrupt,
     MediaMissing,
@@ -21,9 +20,11 @@ from capflow_tasks.errors import (
     MediaUnreadable,
     MediaUnsupported,
 )
-from capflow_tasks.media import MediaBudget, Video, count_frames, fit_frame, load_media, video_tokens
+from capflow_tasks.media.pictures import MediaBudget, Video, count_frames, fit_frame, load_media, video_tokens
 from capflow_tasks.records import MediaRef, Modality
-from capflow_tasks.video import load_video
+from capflow_tasks.video import player as video_player
+from capflow_tasks.video import source as video_source
+from capflow_tasks.video.reader import load_video
 from tests.clips import (
     ENCRYPTED,
     NOISE,

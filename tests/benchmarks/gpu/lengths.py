@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from capflow_tasks.domains import load_catalogue
+from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.records import JsonObject, Stage
 
 #: Tokens of an answer, by stage.
@@ -24,7 +24,8 @@ def write_domains(folder: Path, tokens: Mapping[Stage, int]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     agents = [agent for domain in load_catalogue().domains for agent in domain.agents]
     limits = {agent.name: tokens[agent.stage] for agent in agents if agent.answer == "text"}
-    for file in (files("capflow_tasks") / "domains").iterdir():
+    packaged = (files("capflow_tasks") / "domains").iterdir()
+    for file in (each for each in packaged if each.name.endswith(".yaml")):
         content = yaml.safe_load(file.read_text("utf-8"))
         content["agents"] = {
             name: _limited(keys, limits.get(name)) for name, keys in content["agents"].items()

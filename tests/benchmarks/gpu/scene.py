@@ -9,8 +9,8 @@ from time import monotonic
 
 from transformers import AutoProcessor
 
-from capflow_tasks.media import image_tokens, video_tokens
-from capflow_tasks.media_budget import budget_of
+from capflow_tasks.media.budget import budget_of
+from capflow_tasks.media.pictures import image_tokens, video_tokens
 from capflow_tasks.records import JsonObject, Modality
 from capflow_tasks.settings import Settings
 from capflow_tasks.store.figures import Tokens, Usage
@@ -124,7 +124,7 @@ class GpuScene:
         (run,) = statistics.runs(name=name)
         if not run.tally.done:
             raise RuntimeError(f"all {run.tally.failed} samples of {name} failed")
-        made = Round(start, stretch.end, stretch.closing_seconds, records)
+        made = Round(start, stretch.steady.end, stretch.closing_seconds, records)
         return Take(made, run.tally.done, run.tally.failed, statistics.usage(run.id))
 
     def least_tokens(self, kind: Modality, take: Take) -> int:

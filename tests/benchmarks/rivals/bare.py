@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from time import perf_counter
 
+from capflow_tasks.engine.vllm_engine import VllmEngine, build
 from capflow_tasks.records import Completion
 from capflow_tasks.settings import read_settings
-from capflow_tasks.vllm_engine import VllmEngine, build
 from tests.benchmarks.workload import IN_FLIGHT, Replayed, Sample, serve
 
 

@@ -17,13 +17,10 @@ from celery import Celery, bootsteps
 from celery.worker import components
 from celery.worker import state as worker_state
 
-from capflow_tasks.domains import load_catalogue
-from capflow_tasks.drain import DrainStep, give_back_with
-from capflow_tasks.engine import Engine, EngineState, build_engine, state_of
+from capflow_tasks.domains.catalogue import load_catalogue
+from capflow_tasks.engine.interface import Engine, EngineState, build_engine, state_of
 from capflow_tasks.errors import EXIT_RESTART, WORKER_ERROR_MARK, CapflowError, ServiceError
-from capflow_tasks.heartbeat import Heartbeat
-from capflow_tasks.media_budget import budget_of
-from capflow_tasks.pulse import PulseStep
+from capflow_tasks.media.budget import budget_of
 from capflow_tasks.queues import shared_queue
 from capflow_tasks.records import Stage
 from capflow_tasks.redaction import redacted
@@ -33,9 +30,12 @@ from capflow_tasks.store.batches import BatchStore
 from capflow_tasks.store.database import connect, database_url, upgrade
 from capflow_tasks.store.rows import RetryPolicy
 from capflow_tasks.store.workers import WorkerStore
-from capflow_tasks.video_files import shared_video_files
-from capflow_tasks.video_spans import WindowRule, Windows
-from capflow_tasks.vitals import vitals
+from capflow_tasks.video.files import shared_video_files
+from capflow_tasks.video.spans import WindowRule, Windows
+from capflow_tasks.worker.drain import DrainStep, give_back_with
+from capflow_tasks.worker.heartbeat import Heartbeat
+from capflow_tasks.worker.pulse import PulseStep
+from capflow_tasks.worker.vitals import vitals
 
 log = logging.getLogger(__name__)
 

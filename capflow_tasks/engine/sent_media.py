@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 
-from capflow_tasks.media_loader import LoadedMedia
+from capflow_tasks.media.loader import LoadedMedia
 
 #: Keys kept, most recently used; some 200 bytes each.
 _MOST = 100_000

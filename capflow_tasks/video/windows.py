@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from capflow_tasks.media import MediaBudget, Video
+from capflow_tasks.media.pictures import MediaBudget, Video
 from capflow_tasks.records import Span
-from capflow_tasks.video import plan_frames
-from capflow_tasks.video_player import measure_video, playing
-from capflow_tasks.video_spans import REMAINDER_FRAMES as REMAINDER_FRAMES
-from capflow_tasks.video_spans import WINDOW_FRAMES as WINDOW_FRAMES
-from capflow_tasks.video_spans import WindowFrameInfo
-from capflow_tasks.video_spans import compute_windows as compute_windows
+from capflow_tasks.video.player import measure_video, playing
+from capflow_tasks.video.reader import plan_frames
+from capflow_tasks.video.spans import REMAINDER_FRAMES as REMAINDER_FRAMES
+from capflow_tasks.video.spans import WINDOW_FRAMES as WINDOW_FRAMES
+from capflow_tasks.video.spans import WindowFrameInfo
+from capflow_tasks.video.spans import compute_windows as compute_windows
 
 
 @dataclass(frozen=True, slots=True)

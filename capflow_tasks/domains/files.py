@@ -1,7 +1,7 @@
 """The YAML of domain files: which keys there are, and how a user's files are laid over the packaged ones.
 
-Gives plain dicts whose keys and types are right. Knows nothing of what they mean: that is `domain_rules.py`
-and `domains.py`. Whatever is wrong in a file is a WorkflowError, a line per fault: file, key, fault, remedy.
+Gives plain dicts whose keys and types are right. Knows nothing of what they mean: that is `rules.py` and
+`catalogue.py`. Whatever is wrong in a file is a WorkflowError, a line per fault: file, key, fault, remedy.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The one way to read a picture, and what pictures and videos share: budgets, sizes, tokens and keys.
 
-Knows nothing of prompts or the engine; videos are decoded in `video.py`. Safe to call from many threads.
+Knows nothing of prompts or the engine; videos are read in `video/`. Safe to call from many threads.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from qwen_vl_utils.vision_process import FRAME_FACTOR, MAX_RATIO, smart_nframes, smart_resize
 
 from capflow_tasks.errors import MediaCorrupt, MediaTooLarge, MediaUnsupported, SampleError
-from capflow_tasks.media_budget import MediaBudget as MediaBudget
-from capflow_tasks.media_budget import check_source_size
-from capflow_tasks.media_paths import check_file, file_errors, unrecognised
+from capflow_tasks.media.budget import MediaBudget as MediaBudget
+from capflow_tasks.media.budget import check_source_size
+from capflow_tasks.media.paths import check_file, file_errors, unrecognised
 from capflow_tasks.records import MediaRef, Modality, Span
 
 if TYPE_CHECKING:
-    from capflow_tasks.video import VideoReader
+    from capflow_tasks.video.reader import VideoReader
 
 _PAIR: int = FRAME_FACTOR
 #: Fields of the budget that refuse media but never change a pixel.
@@ -154,7 +154,7 @@ def load_media(ref: MediaRef, budget: MediaBudget, videos: VideoReader | None = 
     if ref.kind is Modality.IMAGE:
         image = load_image(ref.path, budget)
         return Media(image, 3 * image.width * image.height, image_tokens(*image.size, budget))
-    from capflow_tasks.video import here, load_video  # it takes its sizes from here
+    from capflow_tasks.video.reader import here, load_video  # it takes its sizes from here
 
     video = load_video(ref.path, budget, ref.span, videos or here)
     count, height, width, _ = video.frames.shape

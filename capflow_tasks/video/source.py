@@ -1,4 +1,4 @@
-"""Opens a video file for `video.py`, and says why it cannot be opened."""
+"""Opens a video file for `player.py`, and says why it cannot be opened."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from av import VideoStream
 from av.container import InputContainer
 
 from capflow_tasks.errors import MediaCorrupt, MediaUnreadable, MediaUnsupported
-from capflow_tasks.media_budget import MediaBudget, check_source_size
-from capflow_tasks.media_paths import file_errors, unrecognised
+from capflow_tasks.media.budget import MediaBudget, check_source_size
+from capflow_tasks.media.paths import file_errors, unrecognised
 
 #: Containers that FFmpeg may try; playlists and image sequences, which open other files, are left out.
 _FORMATS = "mov,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif"

@@ -8,11 +8,11 @@ from functools import cache, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from capflow_tasks.decoders import Decoders
-from capflow_tasks.media_budget import MediaBudget
-from capflow_tasks.media_paths import check_file
-from capflow_tasks.video_player import measure_video, play_video
-from capflow_tasks.video_source import VideoFacts
+from capflow_tasks.media.budget import MediaBudget
+from capflow_tasks.media.paths import check_file
+from capflow_tasks.video.decoders import Decoders
+from capflow_tasks.video.player import measure_video, play_video
+from capflow_tasks.video.source import VideoFacts
 
 
 @cache

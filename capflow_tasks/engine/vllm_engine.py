@@ -24,7 +24,9 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from capflow_tasks import metrics
-from capflow_tasks.engine import Answer, EngineState
+from capflow_tasks.engine.interface import Answer, EngineState
+from capflow_tasks.engine.sent_media import SentMedia
+from capflow_tasks.engine.vllm_requests import completion_of, prompt_of, sampling_params
 from capflow_tasks.errors import (
     EngineDead,
     PromptTooLong,
@@ -34,11 +36,9 @@ from capflow_tasks.errors import (
     SampleError,
     ServiceError,
 )
-from capflow_tasks.media_loader import MediaLoader, Room
+from capflow_tasks.media.loader import MediaLoader, Room
 from capflow_tasks.records import Completion, Modality, Request
-from capflow_tasks.sent_media import SentMedia
 from capflow_tasks.settings import Settings
-from capflow_tasks.vllm_requests import completion_of, prompt_of, sampling_params
 
 log = logging.getLogger(__name__)
 

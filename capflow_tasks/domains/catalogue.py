@@ -1,7 +1,7 @@
 """Domains and their agents: what the domain files mean.
 
 Owns the catalogue: the packaged domains with a user's folder laid over them, checked and digested. Knows
-nothing of YAML (`domain_files.py`), of how a prompt is filled (`prompts.py`) or of who runs it.
+nothing of YAML (`files.py`), of how a prompt is filled (`prompts.py`) or of who runs it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, Literal
 
-from capflow_tasks.domain_files import DEFAULTS, laid_over, merged_defaults, read_folder
-from capflow_tasks.domain_rules import agent_faults, domain_faults, folded, refuse
+from capflow_tasks.domains.files import DEFAULTS, laid_over, merged_defaults, read_folder
+from capflow_tasks.domains.rules import agent_faults, domain_faults, folded, refuse
 from capflow_tasks.errors import WorkflowError
 from capflow_tasks.records import JsonObject, MediaLimits, Modality, Sampling, Stage
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 from string import Template
 
-from capflow_tasks.domains import Agent, Catalogue, Dimension, Domain
+from capflow_tasks.domains.catalogue import Agent, Catalogue, Dimension, Domain
 from capflow_tasks.errors import BadEntry
 from capflow_tasks.records import JsonObject, Span, Stage, clock
 

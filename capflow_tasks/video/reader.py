@@ -1,6 +1,6 @@
 """The one way to read a video: which of its frames the model gets, and in what size.
 
-Decoding is `video_player.py`'s, in this process or in one of its own. Knows nothing of prompts or the engine.
+Decoding is `player.py`'s, in this process or in one of its own. Knows nothing of prompts or the engine.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from capflow_tasks.media import MediaBudget, Video, count_frames, fit_frame, video_tokens
+from capflow_tasks.media.pictures import MediaBudget, Video, count_frames, fit_frame, video_tokens
 from capflow_tasks.records import Span
-from capflow_tasks.video_player import measure_video, play_video
-from capflow_tasks.video_source import VideoFacts
+from capflow_tasks.video.player import measure_video, play_video
+from capflow_tasks.video.source import VideoFacts
 
 
 class VideoReader(Protocol):

@@ -3,7 +3,7 @@
 A file is first measured (its packets are read, not decoded), then played from one chosen time to the next,
 skipping to a keyframe where one lies ahead. However long it is, two decoded frames are held at a time, and
 those that the decoder itself holds. Runs in the child processes of `decoders.py`, so it imports no torch;
-which frames, and how large, is decided in `video.py`.
+which frames, and how large, is decided in `reader.py`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from av import Packet, VideoFrame, VideoStream
 from numpy.typing import NDArray
 
 from capflow_tasks.errors import MediaCorrupt, MediaUnsupported
-from capflow_tasks.media_budget import MediaBudget
-from capflow_tasks.media_paths import check_file
-from capflow_tasks.video_source import VideoFacts, VideoSource, open_video
+from capflow_tasks.media.budget import MediaBudget
+from capflow_tasks.media.paths import check_file
+from capflow_tasks.video.source import VideoFacts, VideoSource, open_video
 
 #: Files up to this many bytes are measured whole, larger ones by their end.
 _SCAN_BYTES = 64 * 2**20

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from capflow_tasks.errors import FatalSampleError
 from capflow_tasks.records import MediaLimits, Span
-from capflow_tasks.video_source import VideoFacts
+from capflow_tasks.video.source import VideoFacts
 
 #: Frames per window.
 WINDOW_FRAMES = 256

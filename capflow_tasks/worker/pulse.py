@@ -6,7 +6,7 @@ from typing import Any
 
 from celery import bootsteps
 
-from capflow_tasks.vitals import vitals
+from capflow_tasks.worker.vitals import vitals
 
 _TICK_SECONDS = 2.0
 

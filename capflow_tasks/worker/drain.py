@@ -18,7 +18,7 @@ from celery.utils.nodenames import worker_direct
 from celery.worker import state as worker_state
 
 from capflow_tasks.errors import EXIT_OK
-from capflow_tasks.vitals import vitals
+from capflow_tasks.worker.vitals import vitals
 
 log = logging.getLogger(__name__)
 

@@ -58,7 +58,7 @@ def cache_tokens_of(engine: Engine) -> int | None:
 
 def build_engine(settings: Settings, model: str) -> Engine:
     """The engine of this model, not started yet. Raises SettingsError."""
-    path = "capflow_tasks.vllm_engine:build" if settings.engine == "vllm" else settings.engine
+    path = "capflow_tasks.engine.vllm_engine:build" if settings.engine == "vllm" else settings.engine
     module, _, factory = path.partition(":")
     try:
         build = getattr(import_module(module), factory)

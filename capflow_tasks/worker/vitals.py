@@ -15,12 +15,12 @@ from time import monotonic
 from prometheus_client import REGISTRY
 
 from capflow_tasks import metrics
-from capflow_tasks.engine import EngineState
-from capflow_tasks.heartbeat import Heartbeat
+from capflow_tasks.engine.interface import EngineState
 from capflow_tasks.queues import is_stopping
 from capflow_tasks.records import JsonObject, Stage
 from capflow_tasks.settings import Settings
 from capflow_tasks.web_pages import Page, WebPages, metrics_page
+from capflow_tasks.worker.heartbeat import Heartbeat
 
 #: A loop that has not turned for so long hangs. It turns every few seconds.
 LOOP_LIMIT_SECONDS = 60.0

@@ -15,13 +15,13 @@ from typing import Any
 
 from capflow_tasks import metrics
 from capflow_tasks.errors import PromptTooLong
-from capflow_tasks.media import Media, MediaBudget, load_media, media_key
-from capflow_tasks.media_budget import budget_of
-from capflow_tasks.media_cache import MediaCache
+from capflow_tasks.media.budget import budget_of
+from capflow_tasks.media.cache import MediaCache
+from capflow_tasks.media.pictures import Media, MediaBudget, load_media, media_key
 from capflow_tasks.records import MediaRef, Modality, Request
 from capflow_tasks.settings import Settings
-from capflow_tasks.video import VideoReader, plan_frames
-from capflow_tasks.video_files import shared_video_files
+from capflow_tasks.video.files import shared_video_files
+from capflow_tasks.video.reader import VideoReader, plan_frames
 
 
 @dataclass(frozen=True, slots=True)

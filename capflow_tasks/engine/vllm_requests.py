@@ -9,7 +9,7 @@ from typing import Any
 from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-from capflow_tasks.media_loader import LoadedMedia
+from capflow_tasks.media.loader import LoadedMedia
 from capflow_tasks.records import Completion, Request
 
 

@@ -1,0 +1,1 @@
+"""Domains as data: the packaged YAML files, and what reads, checks and fills them."""

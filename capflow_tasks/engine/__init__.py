@@ -1,0 +1,1 @@
+"""What answers requests. Stages see the interface only; vLLM is imported when an engine is built."""
