@@ -6,7 +6,7 @@ import re
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -29,6 +29,9 @@ def _psycopg_dialect(url: str | None) -> str | None:
     is_known = scheme in ("postgres", "postgresql", "postgresql+psycopg") and separator
     if not is_known or not _has_sound_port(url):
         raise ValueError("expected postgresql://user:password@host:5432/database")
+    thresholds = parse_qs(urlsplit(url).query).get("prepare_threshold", ["none"])
+    if len(thresholds) > 1 or not (thresholds[0] == "none" or thresholds[0].isdecimal()):
+        raise ValueError("prepare_threshold is a number of executions, or none; and stands once")
     return f"postgresql+psycopg://{rest}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sqlalchemy import Connection, Engine, create_engine
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import OperationalError
 from tenacity import retry, retry_if_exception, stop_after_delay, wait_fixed
 
@@ -19,18 +19,33 @@ _START_SECONDS = 30
 _LOOK_SECONDS = 0.5
 
 
+_THRESHOLD = "prepare_threshold"
+
+
 def connect(url: str, pool_size: int = 5) -> Engine:
-    """A pool that notices a restarted server before it hands out a dead connection."""
+    """A pool that notices a restarted server before it hands out a dead connection.
+
+    `prepare_threshold` in the URL's query is psycopg's own. `none` is for a PgBouncer in transaction mode: it
+    may ask a prepared statement of another connection than the one that knows it.
+    """
+    location = make_url(url)
     return create_engine(
-        url,
+        location.difference_update_query([_THRESHOLD]),
         pool_size=pool_size,
         max_overflow=pool_size,
         pool_pre_ping=True,
         pool_recycle=1800,
         # Else the message of a failed statement tells captions to the log.
         hide_parameters=True,
-        connect_args={"connect_timeout": 10, "application_name": "capflow"},
+        connect_args={"connect_timeout": 10, "application_name": "capflow", **_prepare_threshold(location)},
     )
+
+
+def _prepare_threshold(url: URL) -> dict[str, int | None]:
+    value = url.query.get(_THRESHOLD)
+    if not isinstance(value, str):
+        return {}
+    return {_THRESHOLD: None if value == "none" else int(value)}
 
 
 def database_url(settings: Settings) -> str:

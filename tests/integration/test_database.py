@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, inspect
+from sqlalchemy import Engine, inspect, text
+from sqlalchemy.engine import make_url
 
 from capflow_tasks.errors import ServiceError
 from capflow_tasks.store.database import SCHEMA_REVISION, connect, upgrade
@@ -63,6 +64,22 @@ def test_processes_that_start_together_migrate_one_after_the_other(empty_databas
 
     assert [answer.returncode for answer in answers] == [0, 0, 0], answers
     assert len({answer.stdout for answer in answers}) == 1
+
+
+@pytest.mark.parametrize(("threshold", "prepared"), [("", True), ("none", False), ("0", True)])
+def test_a_pooler_between_gets_no_prepared_statements_when_the_url_says_so(
+    database_url: str, threshold: str, prepared: bool
+) -> None:
+    url = make_url(database_url)
+    url = url.update_query_dict({"prepare_threshold": threshold} if threshold else {})
+    engine = connect(url.render_as_string(hide_password=False))
+    with engine.connect() as connection:
+        for _ in range(20):
+            connection.execute(text("SELECT count(*) FROM batches"))
+        names = connection.execute(text("SELECT name FROM pg_prepared_statements")).all()
+    engine.dispose()
+
+    assert bool(names) is prepared
 
 
 def turn_away(server: socket.socket, times: int) -> None:

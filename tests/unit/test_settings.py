@@ -30,6 +30,7 @@ def refusal(monkeypatch: pytest.MonkeyPatch, **variables: str) -> list[str]:
         ("DATABASE_URL", "mysql://host/database"),
         ("DATABASE_URL", "postgresql"),
         ("DATABASE_URL", "postgresql://user:word@host:port/database"),
+        ("DATABASE_URL", "postgresql://host/database?prepare_threshold=never"),
         ("BROKER_URL", "carrier-pigeon://loft"),
         ("MAX_NUM_SEQS", "0"),
         ("GPU_MEMORY_UTILIZATION", "1.5"),
