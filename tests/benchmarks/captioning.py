@@ -14,7 +14,7 @@ from tests.benchmarks.claims import Bench, Measured
 from tests.benchmarks.fleet import Fleet, fleet
 from tests.benchmarks.ray_environment import RAY, ray_python
 from tests.benchmarks.scene import Round, Scene
-from tests.benchmarks.workload import COUNT_FILE, Replayed, RivalProcess, rival
+from tests.benchmarks.workload import COUNT_FILE, ENGINE_PER_STAGE, Replayed, RivalProcess, rival
 
 _SAMPLES, _FULL_SAMPLES = 10, 48
 #: What two workers share; only tokens are counted in it, and everybody warms up with some of it.
@@ -40,17 +40,21 @@ class Contest:
     def against(self, name: str) -> Measured:
         return _against(self.ours, self.replays[name], _RIVALS[name])
 
-    def against_ray(self) -> Measured:
-        """With nobody else up: Ray starts its engine when it is asked."""
+    def against_ray(self, has_engine_per_stage: bool) -> Measured:
+        """With nobody else up: Ray starts its engines when it is asked."""
         try:
             python = str(ray_python())
         except RuntimeError as error:
             return Measured(None, str(error))
         environment = {**self.scene.environment, COUNT_FILE: str(self.scene.folder / "ray-tokens.json")}
+        engines = "one engine for all stages"
+        if has_engine_per_stage:
+            environment |= {ENGINE_PER_STAGE: "1"}
+            engines = "an engine for each stage"
         with rival("ray_data", self.scene.folder, environment, python) as other:
             other.wait_until_ready()
             replayed = other.replay(self.ours.samples)
-        return _against(self.ours, replayed, f"{RAY}, one start for all stages and not counted")
+        return _against(self.ours, replayed, f"{RAY}, {engines}, starts not counted")
 
     def computed_over_minimum(self) -> Measured:
         """The larger of what one worker and two workers computed, over the least there is."""
@@ -93,7 +97,7 @@ def measure(bench: Bench) -> Mapping[str, Measured]:
         "engine_busy_share": contest.busy_share(),
         "over_static_batches": contest.against("static_batches"),
         "over_openai_client": contest.against("openai_client"),
-        "over_ray_data": contest.against_ray(),
+        "over_ray_data": contest.against_ray(has_engine_per_stage=bench.is_full),
         "worker_start_over_bare": Measured(
             worker_start / bare_start,
             f"the engine alone: {bare_start:.1f} s from the start of its process; both started together",

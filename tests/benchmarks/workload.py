@@ -28,6 +28,9 @@ Sample = tuple[Turn, ...]
 #: Names the file in which a rival's engine keeps count of its prompt tokens, where it doesn't tell otherwise.
 COUNT_FILE = "BENCH_COUNT_FILE"
 
+#: Has a rival that starts an engine for every pass over a data set make one for each stage.
+ENGINE_PER_STAGE = "BENCH_ENGINE_PER_STAGE"
+
 #: Samples in flight, for everybody.
 IN_FLIGHT = int(os.environ.get("BENCH_IN_FLIGHT", "8"))
 
