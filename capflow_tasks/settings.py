@@ -29,8 +29,8 @@ def _psycopg_dialect(url: str | None) -> str | None:
     is_known = scheme in ("postgres", "postgresql", "postgresql+psycopg") and separator
     if not is_known or not _has_sound_port(url):
         raise ValueError("expected postgresql://user:password@host:5432/database")
-    thresholds = parse_qs(urlsplit(url).query).get("prepare_threshold", ["none"])
-    if len(thresholds) > 1 or not (thresholds[0] == "none" or thresholds[0].isdecimal()):
+    thresholds = parse_qs(urlsplit(url).query).get("prepare_threshold", [])
+    if len(thresholds) > 1 or not all(each == "none" or each.isdecimal() for each in thresholds):
         raise ValueError("prepare_threshold is a number of executions, or none; and stands once")
     return f"postgresql+psycopg://{rest}"
 

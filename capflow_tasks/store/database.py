@@ -18,7 +18,7 @@ SCHEMA_REVISION = "2026_11_22_finished_batches"
 _START_SECONDS = 30
 _LOOK_SECONDS = 0.5
 
-
+#: In the URL's query: after how many executions psycopg prepares a statement.
 _THRESHOLD = "prepare_threshold"
 
 
@@ -90,7 +90,7 @@ def _is_starting(error: BaseException) -> bool:
 )
 def _upgrade(engine: Engine) -> None:
     with engine.begin() as connection:
-        if _revision(connection) == SCHEMA_REVISION:
+        if revision_of(connection) == SCHEMA_REVISION:
             return
         from capflow_tasks.store.migrations import migrate
 
@@ -99,7 +99,7 @@ def _upgrade(engine: Engine) -> None:
         migrate(connection)
 
 
-def _revision(connection: Connection) -> str | None:
+def revision_of(connection: Connection) -> str | None:
     """The schema's revision as Alembic notes it; None before the first migration."""
     if connection.exec_driver_sql("SELECT to_regclass('alembic_version')").scalar() is None:
         return None

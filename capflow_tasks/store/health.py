@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 
-from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, func, select, text
 
 from capflow_tasks.state import BatchState
+from capflow_tasks.store.database import revision_of
 from capflow_tasks.store.migrations import alembic_config
 from capflow_tasks.store.tables import Batch, Worker
 
@@ -41,7 +41,7 @@ class WorkerHealth:
 def health_of(engine: Engine) -> DatabaseHealth:
     with engine.connect() as connection:
         scripts = ScriptDirectory.from_config(alembic_config(connection))
-        revision = MigrationContext.configure(connection).get_current_revision()
+        revision = revision_of(connection)
         known = {script.revision for script in scripts.walk_revisions()}
         return DatabaseHealth(
             server_version=_number(connection, "SELECT current_setting('server_version_num')") // 10_000,

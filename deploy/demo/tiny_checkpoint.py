@@ -6,7 +6,7 @@ files.
 
     python deploy/demo/tiny_checkpoint.py FOLDER [tiny|small]
 
-The small one has 30 million: enough for the model and not what surrounds it to take the time.
+The small one has 31 million: enough for the model and not what surrounds it to take the time.
 """
 
 import json

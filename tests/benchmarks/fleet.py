@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from capflow_tasks.records import JsonObject
 from capflow_tasks.state import BatchState
 from capflow_tasks.store.database import connect
 from capflow_tasks.store.tables import Batch, Run, Shard
-from tests.chaos.fleet import REPOSITORY, Service
+from tests.chaos.fleet import Service, clean_environment
 from tests.chaos.services import Message, Redis, postgres, running_redis
 
 #: Between two looks at a run, seconds.
@@ -195,7 +194,7 @@ def fleet(home: Path, environment: Mapping[str, str]) -> Iterator[Fleet]:
         engine = connect(url)
         stack.callback(engine.dispose)
         surroundings = {
-            **_clean_environment(),
+            **clean_environment(),
             "CAPFLOW_DATABASE_URL": url,
             "CAPFLOW_BROKER_URL": broker.url,
             "CAPFLOW_HOME": str(home),
@@ -237,11 +236,6 @@ def _spent(glances: Sequence[_Glance]) -> dict[str, float]:
     first, last = glances[0], glances[-1]
     samples = last.done - first.done
     return {kind: 1000 * (last.cpu[kind] - first.cpu[kind]) / samples for kind in last.cpu if samples}
-
-
-def _clean_environment() -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("CAPFLOW_")}
-    return kept | {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "160"}
 
 
 def _wait_until(is_so: Callable[[], bool], explain: Callable[[], str]) -> None:

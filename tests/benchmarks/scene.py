@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,7 @@ from tests.benchmarks.journal import JOURNALS, Exchange, Turn, busy_share, read_
 from tests.benchmarks.minimum import PromptCost
 from tests.benchmarks.workload import IN_FLIGHT, samples_of
 from tests.benchmarks.workload import Sample as Calls
-from tests.chaos.fleet import REPOSITORY
+from tests.checkpoints import small_checkpoint
 from tests.datasets import draw_picture
 
 _BATCH = 2
@@ -69,7 +67,7 @@ class Scene:
         self._journals = folder / "journals"
         self._journals.mkdir()
         self.environment = {
-            "CAPFLOW_MODEL": str(_checkpoint()),
+            "CAPFLOW_MODEL": str(small_checkpoint()),
             "CAPFLOW_ENGINE": "tests.benchmarks.journal:build",
             "CAPFLOW_MAX_MODEL_LEN": "8192",
             "CAPFLOW_MAX_ANSWER_TOKENS": "32",
@@ -102,14 +100,3 @@ class Scene:
         """What a perfect prefix cache would have computed of their prompts."""
         processor = AutoProcessor.from_pretrained(self.environment["CAPFLOW_MODEL"])
         return PromptCost(processor, _PICTURE_TOKENS).minimum(samples)
-
-
-def _checkpoint() -> Path:
-    """30 million random weights, made once; anew when what they are made of is newer."""
-    folder = REPOSITORY / "build" / "bench-model"
-    script = REPOSITORY / "deploy" / "demo" / "tiny_checkpoint.py"
-    sources = [script, *(REPOSITORY / "capflow_tasks" / "domains").glob("*.yaml")]
-    made = folder / "config.json"
-    if not made.exists() or made.stat().st_mtime < max(path.stat().st_mtime for path in sources):
-        subprocess.run([sys.executable, str(script), str(folder), "small"], check=True, stdout=sys.stderr)
-    return folder

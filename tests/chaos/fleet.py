@@ -93,7 +93,7 @@ class Fleet:
     def __init__(self, home: Path, environment: Mapping[str, str], plan: Path, workers: int) -> None:
         self.home = home
         self.output = home / "captions"
-        self._environment = {**_clean_environment(), **environment}
+        self._environment = {**clean_environment(), **environment}
         self.workers = {f"w{number}": self._worker(f"w{number}") for number in range(1, workers + 1)}
         self._plan = plan
         #: The one whose end is the run's.
@@ -146,7 +146,8 @@ def running(fleet: Fleet) -> Iterator[Fleet]:
         fleet.end()
 
 
-def _clean_environment() -> dict[str, str]:
+def clean_environment() -> dict[str, str]:
+    """Ours without what would change a fleet."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("CAPFLOW_", "CHAOS_"))}
     return kept | {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "160"}
 

@@ -18,10 +18,10 @@ from capflow_tasks.store.database import connect
 from tests.chaos import engine as engines
 from tests.chaos import faults
 from tests.chaos.audit import Verdict, count_duplicates, count_lost, count_repeated, describe_lost
-from tests.chaos.checkpoint import tiny_checkpoint
 from tests.chaos.fleet import Fleet, running
 from tests.chaos.scene import RunOver, Scene
 from tests.chaos.services import Postgres, Redis, running_redis
+from tests.checkpoints import tiny_checkpoint
 from tests.datasets import entries_with_pictures, write_plan
 
 #: How quickly the fleet notices; an operator's defaults are ten times that.

@@ -17,6 +17,7 @@ import pytest
 from selenium import webdriver
 
 from deploy.browser import NoBrowser, chromium
+from tests.checkpoints import tiny_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPTS = Path(sys.executable).parent
@@ -109,17 +110,8 @@ def cli(folder: Path) -> Iterator[Cli]:
 
 @pytest.fixture(scope="session")
 def tiny_model() -> Path:
-    """The demo's checkpoint of random weights, made anew when what it is made of is newer."""
-    folder = REPOSITORY / ".capflow" / "tests" / "model"
-    script = REPOSITORY / "deploy" / "demo" / "tiny_checkpoint.py"
-    sources = [script, *(REPOSITORY / "capflow_tasks" / "domains").glob("*.yaml")]
-    made = folder / "config.json"
-    if not made.exists() or made.stat().st_mtime < max(path.stat().st_mtime for path in sources):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run(
-            [sys.executable, str(script), str(folder)], check=True, timeout=240, capture_output=True
-        )
-    return folder
+    """The demo's checkpoint of random weights."""
+    return tiny_checkpoint()
 
 
 @pytest.fixture

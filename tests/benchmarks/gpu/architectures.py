@@ -15,7 +15,7 @@ import click
 from capflow_tasks.console import Command
 from capflow_tasks.records import JsonObject
 from tests.benchmarks.gpu.vocabulary import VOCABULARY, filled_up
-from tests.chaos.checkpoint import tiny_checkpoint
+from tests.checkpoints import tiny_checkpoint
 
 #: The layers whose attention sees a whole picture; all others look through windows.
 _FULL_ATTENTION = (7, 15, 23, 31)

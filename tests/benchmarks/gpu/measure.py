@@ -100,5 +100,5 @@ def _against(scene: GpuScene, take: Take, name: str, limit: int) -> Measured:
         other.replay([last])
         theirs = other.replay(samples)
     rate = len(samples) / theirs.seconds * 3600
-    computed = f"{theirs.computed_tokens or 0:,} of {theirs.prompt_tokens:,} prompt tokens computed"
+    computed = f"{theirs.computed_tokens:,} of {theirs.prompt_tokens:,} prompt tokens computed"
     return Measured(take.per_hour / rate, f"{_RIVALS[name]}: {rate:,.0f} per hour, {computed}")

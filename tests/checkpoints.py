@@ -1,0 +1,31 @@
+"""Models of random weights, made once for all who need one: tests, scenarios and benchmarks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def tiny_checkpoint() -> Path:
+    """The folder of the demo's model."""
+    return _checkpoint(REPOSITORY / ".capflow" / "tests" / "model", "tiny")
+
+
+def small_checkpoint() -> Path:
+    """The folder of one of 31 million weights."""
+    return _checkpoint(REPOSITORY / "build" / "bench-model", "small")
+
+
+def _checkpoint(folder: Path, shape: str) -> Path:
+    """Made anew when what it is made of is newer."""
+    script = REPOSITORY / "deploy" / "demo" / "tiny_checkpoint.py"
+    sources = [script, *(REPOSITORY / "capflow_tasks" / "domains").glob("*.yaml")]
+    made = folder / "config.json"
+    if not made.exists() or made.stat().st_mtime < max(path.stat().st_mtime for path in sources):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, str(script), str(folder), shape]
+        subprocess.run(command, check=True, timeout=240, stdout=sys.__stderr__)
+    return folder
