@@ -36,6 +36,7 @@ check: setup ## lint, formatting, types, architecture
 	@$(bin)/ruff check
 	@$(bin)/ruff format --check
 	@$(bin)/mypy
+	@$(bin)/lint-imports --no-logo
 	@$(run) $(bin)/python -m pytest -q tests/unit/test_architecture.py
 	@deploy/check.sh
 

@@ -7,11 +7,12 @@ import sys
 
 from celery import Celery
 
-from capflow_tasks import logs
-from capflow_tasks.application import find_broker, make_app
 from capflow_tasks.errors import WORKER_ERROR_MARK, SettingsError
+from capflow_tasks.fleet.application import make_app
+from capflow_tasks.fleet.embedded import find_broker
+from capflow_tasks.fleet.worker import install
+from capflow_tasks.observe import logs
 from capflow_tasks.settings import read_settings
-from capflow_tasks.worker.bootsteps import install
 
 #: What Flower's list of tasks shows unless it is told otherwise: stage, samples, what came of them, where.
 _FLOWER_COLUMNS = "name,args,state,result,worker,received,runtime"

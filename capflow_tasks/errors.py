@@ -152,3 +152,12 @@ class RequestFailed(RetryableSampleError):
 
 class BadAnswer(RetryableSampleError):
     """The model's answer could not be used."""
+
+
+#: What stands between a URL's user and its host. A password that holds an @ is hidden to its last one.
+_PASSWORD = re.compile(r"""(://[^:/@\s"']*:)[^\s"'<>]*@""")
+
+
+def redacted(text: str) -> str:
+    """The text with `***` for the password of every URL in it."""
+    return _PASSWORD.sub(r"\1***@", text)

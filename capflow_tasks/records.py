@@ -29,7 +29,7 @@ class Modality(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Shard:
+class PlanShard:
     """One line of the split plan: samples [start_idx, end_idx) of one annotation file."""
 
     #: `data_name` of the plan.

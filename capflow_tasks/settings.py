@@ -12,9 +12,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings import SettingsError as UnparsableSetting
 
-from capflow_tasks.errors import SettingsError
+from capflow_tasks.errors import SettingsError, redacted
 from capflow_tasks.records import Stage
-from capflow_tasks.redaction import redacted
 
 
 def _none_when_blank(value: Any) -> Any:

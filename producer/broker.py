@@ -16,11 +16,11 @@ from kombu.utils.json import loads
 from redis.exceptions import RedisError
 
 from capflow_tasks.errors import ServiceError
-from capflow_tasks.queues import RANK_HEADER, task_name
+from capflow_tasks.fleet.application import RANK_HEADER, task_name
 from capflow_tasks.records import Stage
-from capflow_tasks.state import stages_from
 from capflow_tasks.store.rows import ReadyBatch
 from capflow_tasks.store.runs import RunStore
+from capflow_tasks.store.states import stages_from
 
 log = logging.getLogger(__name__)
 

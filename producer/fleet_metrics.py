@@ -15,7 +15,7 @@ from prometheus_client.core import GaugeMetricFamily as Family
 from prometheus_client.registry import Collector
 from sqlalchemy.exc import SQLAlchemyError
 
-from capflow_tasks.queues import PRIORITY_STEPS
+from capflow_tasks.fleet.application import PRIORITY_STEPS
 from capflow_tasks.store.figures import RunFigures, RunState, WorkerFigures
 from capflow_tasks.store.statistics import Statistics
 from producer.broker import Broker, QueueLengths

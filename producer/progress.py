@@ -12,7 +12,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from capflow_tasks.store.figures import Pace, StageFigures
+from capflow_tasks.store.figures import StageFigures, Throughput
 from capflow_tasks.store.rows import Tally
 from capflow_tasks.store.statistics import Statistics
 from producer.amounts import duration, percent, short_count
@@ -32,7 +32,7 @@ class UnderWay:
     """What the fleet is doing for a run at one moment."""
 
     stages: Sequence[StageFigures]
-    pace: Pace
+    pace: Throughput
     workers_alive: int
 
     def speed(self, remaining: int) -> str:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 from time import monotonic
 
+from capflow_tasks.store.claims import WorkerStore
 from capflow_tasks.store.runs import RunStore
-from capflow_tasks.store.workers import WorkerStore
 from producer.broker import Broker, Held
 
 log = logging.getLogger(__name__)

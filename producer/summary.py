@@ -13,7 +13,7 @@ from capflow_tasks.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_SAMPLES_FAILED,
 from capflow_tasks.records import JsonObject, Stage
 from capflow_tasks.store.rows import Tally
 from capflow_tasks.store.views import DomainCounts, FailedSample
-from producer.writing.export import ExportedFile
+from producer.writing.captions import ExportedFile
 
 #: Failures listed on the terminal; all of them are in the *.failed.jsonl files.
 SHOWN_FAILURES = 20

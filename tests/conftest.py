@@ -20,7 +20,7 @@ import redis
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.engine import make_url
 
-from capflow_tasks.embedded import embedded_postgres, embedded_redis
+from capflow_tasks.fleet.embedded import embedded_postgres, embedded_redis
 from capflow_tasks.store.database import connect, upgrade
 
 _TEMPLATE = "capflow_template"

@@ -10,9 +10,9 @@ from typing import Any
 from sqlalchemy import Engine, event, text
 
 from capflow_tasks.records import Stage
-from capflow_tasks.state import SampleState
+from capflow_tasks.store.claims import WorkerStore
 from capflow_tasks.store.rows import Outcome, Route
-from capflow_tasks.store.workers import WorkerStore
+from capflow_tasks.store.states import SampleState
 from tests.stores import Fleet, a_failure, a_shard
 
 _PLANNED = ("SELECT", "UPDATE", "INSERT", "DELETE", "WITH")

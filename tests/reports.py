@@ -9,9 +9,9 @@ from typing import Any
 
 from capflow_tasks.errors import MediaMissing
 from capflow_tasks.records import Failure, FinishedSample, Result, Stage
-from capflow_tasks.state import SampleState
 from capflow_tasks.store.figures import RunFigures
 from capflow_tasks.store.rows import Tally
+from capflow_tasks.store.states import SampleState
 from producer.report.gallery import Gallery, Size
 from producer.report.overview import Overview
 from producer.report.page import write_page

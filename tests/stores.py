@@ -9,8 +9,8 @@ from typing import Any
 from sqlalchemy import Engine, text
 
 from capflow_tasks.errors import RequestTimeout, SampleError
-from capflow_tasks.records import Failure, JsonObject, Modality, Result, Shard, Stage
-from capflow_tasks.store.batches import BatchStore
+from capflow_tasks.records import Failure, JsonObject, Modality, PlanShard, Result, Stage
+from capflow_tasks.store.claims import BatchStore
 from capflow_tasks.store.rows import Claim, NewBatch, NewSample, Outcome, ReadyBatch, RetryPolicy
 from capflow_tasks.store.runs import RunStore
 from capflow_tasks.store.views import Views
@@ -19,7 +19,7 @@ LEASE_SECONDS = 60.0
 RETRY = RetryPolicy(max_attempts=3, first_wait_seconds=60)
 
 
-def a_shard(count: int, root: str = "/data", **changes: Any) -> Shard:
+def a_shard(count: int, root: str = "/data", **changes: Any) -> PlanShard:
     fields: dict[str, Any] = {
         "dataset": "set",
         "annotation": "/data/set.json",
@@ -33,7 +33,7 @@ def a_shard(count: int, root: str = "/data", **changes: Any) -> Shard:
         "assign_rank": 0,
         **changes,
     }
-    return Shard(**fields)
+    return PlanShard(**fields)
 
 
 def a_result(stage: Stage, agent: str = "agent", text: str = "said") -> Result:

@@ -15,8 +15,16 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, Literal
 
-from capflow_tasks.domains.files import DEFAULTS, laid_over, merged_defaults, read_folder
-from capflow_tasks.domains.rules import agent_faults, domain_faults, folded, refuse
+from capflow_tasks.domains.files import (
+    DEFAULTS,
+    agent_faults,
+    domain_faults,
+    folded,
+    laid_over,
+    merged_defaults,
+    read_folder,
+    refuse,
+)
 from capflow_tasks.errors import WorkflowError
 from capflow_tasks.records import JsonObject, MediaLimits, Modality, Sampling, Stage
 

@@ -7,26 +7,23 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import Coroutine, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from math import exp
 from threading import Lock, Thread
 from time import monotonic
 from typing import Any
-
-# vLLM reads its environment when it is imported.
-os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 from transformers import AutoProcessor
 from vllm import SamplingParams
 from vllm import exceptions as vllm_exceptions
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from capflow_tasks import metrics
 from capflow_tasks.engine.interface import Answer, EngineState
-from capflow_tasks.engine.sent_media import SentMedia
-from capflow_tasks.engine.vllm_requests import completion_of, prompt_of, sampling_params
 from capflow_tasks.errors import (
     EngineDead,
     PromptTooLong,
@@ -36,9 +33,108 @@ from capflow_tasks.errors import (
     SampleError,
     ServiceError,
 )
-from capflow_tasks.media.loader import MediaLoader, Room
+from capflow_tasks.media.loader import LoadedMedia, MediaLoader, Room
+from capflow_tasks.observe import metrics
 from capflow_tasks.records import Completion, Modality, Request
 from capflow_tasks.settings import Settings
+
+
+def sampling_params(request: Request, max_answer_tokens: int | None) -> SamplingParams:
+    """How vLLM is to answer; free text is cut at `max_answer_tokens` at the latest."""
+    sampling, constraint = request.sampling, _constraint(request)
+    # A constrained answer that is cut off is none.
+    cap = max_answer_tokens if constraint is None else None
+    return SamplingParams(
+        max_tokens=min(sampling.max_tokens, cap or sampling.max_tokens),
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        repetition_penalty=sampling.repetition_penalty,
+        logprobs=len(request.choices) or None,
+        structured_outputs=constraint,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def prompt_of(text: str, media: Sequence[LoadedMedia]) -> dict[str, Any]:
+    """The chat's text and its media; those without pixels are named only.
+
+    Each kind is a list of as many items as there are placeholders: vLLM drops a picture without a word where
+    None stands for the list.
+    """
+    if not media:
+        return {"prompt": text}
+    data: dict[str, list[Any]] = {}
+    uuids: dict[str, list[str]] = {}
+    for each in media:
+        data.setdefault(each.kind.value, []).append(each.value)
+        uuids.setdefault(each.kind.value, []).append(each.key)
+    return {"prompt": text, "multi_modal_data": data, "multi_modal_uuids": uuids}
+
+
+def completion_of(output: Any, request: Request, seconds: float) -> Completion:
+    """What vLLM's finished output says."""
+    answer = output.outputs[0]
+    return Completion(
+        text=answer.text,
+        prompt_tokens=len(output.prompt_token_ids),
+        cached_tokens=output.num_cached_tokens or 0,
+        completion_tokens=len(answer.token_ids),
+        finish_reason=answer.finish_reason or "",
+        seconds=seconds,
+        probabilities=_probabilities(answer.logprobs, request.choices),
+    )
+
+
+def _probabilities(logprobs: Any, choices: Sequence[str]) -> dict[str, float]:
+    """Probability per choice, from the log-probabilities of the first token, summing to 1."""
+    if not choices:
+        return {}
+    found = {entry.decoded_token.strip(): exp(entry.logprob) for entry in logprobs[0].values()}
+    allowed = {choice: found.get(choice, 0.0) for choice in choices}
+    total = sum(allowed.values())
+    return {choice: value / total for choice, value in allowed.items()}
+
+
+def _constraint(request: Request) -> StructuredOutputsParams | None:
+    if request.choices:
+        return StructuredOutputsParams(choice=list(request.choices))
+    if request.schema is not None:
+        return StructuredOutputsParams(json=dict(request.schema))
+    return None
+
+
+#: Keys kept, most recently used; some 200 bytes each.
+_MOST = 100_000
+
+
+class SentMedia:
+    """Keys of media that the engine has answered about, with the tokens that each costs."""
+
+    def __init__(self) -> None:
+        self._tokens: OrderedDict[str, int] = OrderedDict()
+
+    def tokens(self, key: str) -> int | None:
+        """The tokens of media that need not be sent again, else None."""
+        if key in self._tokens:
+            self._tokens.move_to_end(key)
+        return self._tokens.get(key)
+
+    def add(self, media: Iterable[LoadedMedia]) -> None:
+        self._tokens.update((each.key, each.tokens) for each in media)
+        while len(self._tokens) > _MOST:
+            self._tokens.popitem(last=False)
+
+    def forget(self, media: Iterable[LoadedMedia]) -> None:
+        for each in media:
+            self._tokens.pop(each.key, None)
+
+    def clear(self) -> None:
+        self._tokens.clear()
+
+
+# vLLM reads its environment when it is imported.
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
 
 log = logging.getLogger(__name__)
 

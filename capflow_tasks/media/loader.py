@@ -6,22 +6,85 @@ Knows nothing of vLLM. Runs on the engine's event loop; files are read in thread
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Hashable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from threading import Lock
+from typing import Any, Generic, TypeVar
 
-from capflow_tasks import metrics
 from capflow_tasks.errors import PromptTooLong
 from capflow_tasks.media.budget import budget_of
-from capflow_tasks.media.cache import MediaCache
-from capflow_tasks.media.pictures import Media, MediaBudget, load_media, media_key
+from capflow_tasks.media.decoders import shared_video_files
+from capflow_tasks.media.pictures import MediaBudget, image_tokens, load_image, media_key, video_tokens
+from capflow_tasks.media.video import VideoReader, here, load_video, plan_frames
+from capflow_tasks.observe import metrics
 from capflow_tasks.records import MediaRef, Modality, Request
 from capflow_tasks.settings import Settings
-from capflow_tasks.video.files import shared_video_files
-from capflow_tasks.video.reader import VideoReader, plan_frames
+
+T = TypeVar("T")
+
+
+class MediaCache(Generic[T]):
+    """Least recently used first out, bounded in bytes. Callers that ask at once share one load."""
+
+    def __init__(self, executor: Executor, max_bytes: int, size_of: Callable[[T], int]) -> None:
+        self._executor = executor
+        self._max_bytes = max_bytes
+        self._size_of = size_of
+        self._lock = Lock()
+        self._futures: OrderedDict[Hashable, Future[T]] = OrderedDict()
+        #: Bytes of what is here, by key.
+        self._sizes: dict[Hashable, int] = {}
+
+    def load(self, key: Hashable, loader: Callable[[], T]) -> Future[T]:
+        """The value for this key, loaded in the executor unless it is here or on its way."""
+        with self._lock:
+            if (known := self._futures.get(key)) is not None:
+                self._futures.move_to_end(key)
+                return known
+            future = self._futures[key] = self._executor.submit(loader)
+        future.add_done_callback(lambda done: self._settle(key, done))
+        return future
+
+    def _settle(self, key: Hashable, future: Future[T]) -> None:
+        with self._lock:
+            if future.cancelled() or future.exception():
+                # A failure is not kept: the file may be readable the next time.
+                self._futures.pop(key, None)
+                return
+            self._sizes[key] = self._size_of(future.result())
+            while sum(self._sizes.values()) > self._max_bytes:
+                self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        """What is still being loaded has no size yet, and stays."""
+        oldest = next(key for key in self._futures if key in self._sizes)
+        del self._futures[oldest], self._sizes[oldest]
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """One picture or video as vLLM takes it."""
+
+    #: An item for `multi_modal_data`.
+    value: Any
+    #: Bytes of decoded pixels.
+    nbytes: int
+    #: Tokens that it costs in the prompt.
+    tokens: int
+
+
+def load_media(ref: MediaRef, budget: MediaBudget, videos: VideoReader | None = None) -> Media:
+    """Return the picture or video, decoded and sized; videos are read by `videos`, or in this process."""
+    if ref.kind is Modality.IMAGE:
+        image = load_image(ref.path, budget)
+        return Media(image, 3 * image.width * image.height, image_tokens(*image.size, budget))
+    video = load_video(ref.path, budget, ref.span, videos or here)
+    count, height, width, _ = video.frames.shape
+    return Media(video.for_vllm(), video.frames.nbytes, video_tokens(width, height, count, budget))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 from qwen_vl_utils.vision_process import FRAME_FACTOR, MAX_RATIO, smart_nframes, smart_resize
 
@@ -21,10 +19,7 @@ from capflow_tasks.errors import MediaCorrupt, MediaTooLarge, MediaUnsupported, 
 from capflow_tasks.media.budget import MediaBudget as MediaBudget
 from capflow_tasks.media.budget import check_source_size
 from capflow_tasks.media.paths import check_file, file_errors, unrecognised
-from capflow_tasks.records import MediaRef, Modality, Span
-
-if TYPE_CHECKING:
-    from capflow_tasks.video.reader import VideoReader
+from capflow_tasks.records import Span
 
 _PAIR: int = FRAME_FACTOR
 #: Fields of the budget that refuse media but never change a pixel.
@@ -90,75 +85,6 @@ def media_key(path: str, budget: MediaBudget, span: Span | None = None) -> str:
     part = None if span is None else str(span)
     identity = [str(Path(path).resolve()), found.st_size, found.st_mtime_ns, shape, part]
     return hashlib.sha256(json.dumps(identity).encode("utf-8", "surrogateescape")).hexdigest()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Video:
-    """What the model gets of a video."""
-
-    #: RGB, (frames, height, width, 3); the number of frames is even.
-    frames: NDArray[np.uint8]
-    #: Seconds since the first frame of the file, per frame: when it is first shown, true to the container.
-    timestamps: tuple[float, ...]
-    #: Frames in the file.
-    total_num_frames: int
-    #: From the first frame's start to the last one's end.
-    duration_seconds: float
-
-    @property
-    def fps(self) -> float:
-        """Frames per second as sampled: each frame stands for 1 / fps seconds."""
-        return len(self.frames) / self.duration_seconds
-
-    @property
-    def source_fps(self) -> float:
-        """Frames per second in the file, on average."""
-        return self.total_num_frames / self.duration_seconds
-
-    @property
-    def frames_indices(self) -> tuple[int, ...]:
-        """The number in the file of the frame at each even time, as if the rate were constant."""
-        count = len(self.frames)
-        return tuple(number * self.total_num_frames // count for number in range(count))
-
-    def for_vllm(self) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-        """Return the item for vLLM's `multi_modal_data["video"]`.
-
-        Its `fps` is the file's: Qwen2.5-VL's second_per_grid_ts is 2 * total_num_frames / (frames * fps),
-        which is 2 * duration / frames, and Qwen3-VL writes frames_indices / fps into the prompt.
-        """
-        return self.frames, {
-            "fps": self.source_fps,
-            "frames_indices": list(self.frames_indices),
-            "total_num_frames": self.total_num_frames,
-            "duration": self.duration_seconds,
-            "video_backend": "pyav",
-            "do_sample_frames": False,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Media:
-    """One picture or video as vLLM takes it."""
-
-    #: An item for `multi_modal_data`.
-    value: Any
-    #: Bytes of decoded pixels.
-    nbytes: int
-    #: Tokens that it costs in the prompt.
-    tokens: int
-
-
-def load_media(ref: MediaRef, budget: MediaBudget, videos: VideoReader | None = None) -> Media:
-    """Return the picture or video, decoded and sized; videos are read by `videos`, or in this process."""
-    if ref.kind is Modality.IMAGE:
-        image = load_image(ref.path, budget)
-        return Media(image, 3 * image.width * image.height, image_tokens(*image.size, budget))
-    from capflow_tasks.video.reader import here, load_video  # it takes its sizes from here
-
-    video = load_video(ref.path, budget, ref.span, videos or here)
-    count, height, width, _ = video.frames.shape
-    return Media(video.for_vllm(), video.frames.nbytes, video_tokens(width, height, count, budget))
 
 
 #: What Pillow may try; PostScript and the like, which start other programs, are left out.

@@ -11,8 +11,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, Select, func, select
 
 from capflow_tasks.records import Result, Stage
-from capflow_tasks.state import STAGE_ORDER, BatchState, SampleState
 from capflow_tasks.store.rows import Tally
+from capflow_tasks.store.states import STAGE_ORDER, BatchState, SampleState
 from capflow_tasks.store.tables import AgentResult
 
 _RESULT_COLUMNS = [getattr(AgentResult, field.name) for field in fields(Result)]

@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 
 from capflow_tasks.records import Stage
-from capflow_tasks.state import BatchState, SampleState
+from capflow_tasks.store.states import BatchState, SampleState
 from capflow_tasks.store.tables import AgentResult, Batch, Run, Sample, Shard
 
 #: Rows read at a time.

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import OperationalError
 from tenacity import retry, retry_if_exception, stop_after_delay, wait_fixed
 
-from capflow_tasks.embedded import running_services
 from capflow_tasks.errors import ServiceError
-from capflow_tasks.settings import Settings
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 #: The newest revision of the schema.
 SCHEMA_REVISION = "2026_11_22_finished_batches"
@@ -48,18 +52,6 @@ def _prepare_threshold(url: URL) -> dict[str, int | None]:
     return {_THRESHOLD: None if value == "none" else int(value)}
 
 
-def database_url(settings: Settings) -> str:
-    """The database set, else the embedded one that runs under this home. Raises ServiceError."""
-    embedded = running_services(settings.home)
-    url = settings.database_url or (embedded.database_url if embedded else None)
-    if url is None:
-        raise ServiceError(
-            "no database: set CAPFLOW_DATABASE_URL, or start capflow-produce, which embeds one "
-            f"under {settings.home}"
-        )
-    return url
-
-
 def shown(url: str) -> str:
     """The URL without its password."""
     return make_url(url).set(drivername="postgresql").render_as_string(hide_password=True)
@@ -92,7 +84,6 @@ def _upgrade(engine: Engine) -> None:
     with engine.begin() as connection:
         if revision_of(connection) == SCHEMA_REVISION:
             return
-        from capflow_tasks.store.migrations import migrate
 
         # Two processes that start together migrate one after the other.
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7321405)")
@@ -113,3 +104,37 @@ def unreachable(engine: Engine, error: OperationalError) -> ServiceError:
         f"the database {shown(str(engine.url))} cannot be reached: {reason}; "
         "start it, or correct CAPFLOW_DATABASE_URL"
     )
+
+
+_PACKAGE = Path(__file__).parent.parent
+
+
+def migrate(connection: Connection) -> None:
+    """Bring the schema to its newest revision. Raises ServiceError when a newer Capflow has made it."""
+    # Alembic takes half a second to import, and there is seldom something to migrate.
+    from alembic import command
+    from alembic.util.exc import CommandError
+
+    try:
+        command.upgrade(alembic_config(connection), "head")
+    except CommandError as error:
+        url = shown(str(connection.engine.url))
+        raise ServiceError(
+            f"the database {url} was made by a newer Capflow: {error}; upgrade this one"
+        ) from error
+
+
+def alembic_config(connection: Connection) -> Config:
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(_scripts()))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    return config
+
+
+def _scripts() -> Path:
+    """Inside the package when installed from a wheel, beside it in a checkout."""
+    packaged = _PACKAGE / "migrations"
+    return packaged if packaged.is_dir() else _PACKAGE.parent / "migrations"

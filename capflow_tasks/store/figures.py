@@ -9,8 +9,8 @@ from datetime import datetime
 from enum import StrEnum
 
 from capflow_tasks.records import Stage
-from capflow_tasks.state import BatchState, SampleState
 from capflow_tasks.store.rows import Tally
+from capflow_tasks.store.states import BatchState, SampleState
 
 
 class RunState(StrEnum):
@@ -195,7 +195,7 @@ class FailureKind:
 
 
 @dataclass(frozen=True, slots=True)
-class Grades:
+class GradeCount:
     """Captions of one domain that the judge gave the very same grades."""
 
     domain: str | None
@@ -214,7 +214,7 @@ class Bucket:
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class Throughput:
     """What was finished lately."""
 
     #: The time looked at: shorter than asked for when work began within it.
@@ -263,7 +263,7 @@ def worker_spans(usages: Iterable[Usage]) -> list[WorkerSpan]:
     ]
 
 
-def grade_histograms(grades: Iterable[Grades]) -> dict[str, dict[int, int]]:
+def grade_histograms(grades: Iterable[GradeCount]) -> dict[str, dict[int, int]]:
     """Captions by grade, for each dimension in alphabetical order, and for `overall` at the end."""
     found: defaultdict[str, dict[int, int]] = defaultdict(lambda: dict.fromkeys((1, 2, 3), 0))
     for each in grades:

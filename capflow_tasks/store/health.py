@@ -8,9 +8,8 @@ from datetime import timedelta
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, func, select, text
 
-from capflow_tasks.state import BatchState
-from capflow_tasks.store.database import revision_of
-from capflow_tasks.store.migrations import alembic_config
+from capflow_tasks.store.database import alembic_config, revision_of
+from capflow_tasks.store.states import BatchState
 from capflow_tasks.store.tables import Batch, Worker
 
 

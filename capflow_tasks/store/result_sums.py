@@ -9,7 +9,7 @@ from sqlalchemy import Select, Text, cast, func, or_, select
 from sqlalchemy.dialects.postgresql import distinct_on
 
 from capflow_tasks.records import Stage
-from capflow_tasks.state import BatchState
+from capflow_tasks.store.states import BatchState
 from capflow_tasks.store.tables import AgentResult, Batch, Sample, Shard
 
 _TOKENS = tuple(

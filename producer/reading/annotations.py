@@ -7,30 +7,106 @@ the file at an integer beyond 64 bits, a NaN or one byte that is not UTF-8. Here
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from bisect import bisect_right
+from codecs import BOM_UTF8
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from io import TextIOWrapper
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, NoReturn, TextIO, cast
+from threading import Lock
+from typing import Any, BinaryIO, NoReturn, TextIO, cast
 
 from capflow_tasks.entries import type_name, unstorable
 from capflow_tasks.errors import PlanError
 from capflow_tasks.records import JsonObject
-from producer.reading.entry_offsets import (
-    EVERY,
-    START,
-    Note,
-    Place,
-    byte_length,
-    first_place,
-    forget,
-    offsets_of,
-    open_bytes,
-)
+
+#: Entries from one remembered place to the next.
+EVERY = 1000
+#: Files whose places are kept.
+_FILES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an entry begins; line and column from 1."""
+
+    index: int = 0
+    byte: int = 0
+    line: int = 1
+    column: int = 1
+
+
+START = Place()
+#: What a reader tells the places to that it passes.
+Note = Callable[[Place], None]
+
+
+def forget(place: Place) -> None:
+    """For who reads a file once."""
+
+
+class EntryOffsets:
+    """The known places of one file, in order. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._places: list[Place] = []
+        self._lock = Lock()
+
+    def note(self, place: Place) -> None:
+        with self._lock:
+            last = self._places[-1].index if self._places else 0
+            if place.index >= last + EVERY:
+                self._places.append(place)
+
+    def before(self, index: int) -> Place | None:
+        """The last known place that is not behind this entry."""
+        with self._lock:
+            count = bisect_right(self._places, index, key=attrgetter("index"))
+            return self._places[count - 1] if count else None
+
+
+def offsets_of(path: Path) -> EntryOffsets:
+    """What is known of the file as it is now. Raises OSError."""
+    found = path.stat()
+    return _offsets(path.absolute(), found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=_FILES)
+def _offsets(path: Path, *version: int) -> EntryOffsets:
+    return EntryOffsets()
+
+
+def first_place(path: Path) -> Place:
+    """Where the text begins: behind the byte order mark, if there is one."""
+    with open_bytes(path) as file:
+        has_mark = file.read(len(BOM_UTF8)) == BOM_UTF8
+    return Place(byte=len(BOM_UTF8) if has_mark else 0)
+
+
+def open_bytes(path: Path, byte: int = 0) -> BinaryIO:
+    """The file from this byte on, unpacked; what is packed has to be unpacked up to there."""
+    opened = gzip.open if path.suffix == ".gz" else open
+    file = cast(BinaryIO, opened(path, "rb"))
+    try:
+        file.seek(byte)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def byte_length(text: str) -> int:
+    """How long the text was before it was decoded."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogateescape"))
+
 
 #: Characters read at a time.
 CHUNK_CHARACTERS = 1 << 18
@@ -278,3 +354,88 @@ class _Window:
             f"{self._path}:{self._line}:{self._column}: entry {self.entries} is not JSON: {reason}; "
             "mend the file there, nothing after it can be read"
         )
+
+
+_OPENING = re.compile(r"[ \t\r\n]*\[[ \t\r\n]*(\]?)")
+_DELIMITER = re.compile(r"[ \t\r\n]*([,\]])[ \t\r\n]*")
+_BLANKS = " \t\r\n"
+#: As `raw_decode`, without its checks.
+_scan = json.scanner.make_scanner(json.JSONDecoder())  # type: ignore[attr-defined]
+
+#: How much is kept of what cannot be an entry.
+_SHOWN_CHARACTERS = 200
+
+
+def count_entries(path: Path) -> int:
+    """The number of entries that `read_entries` finds, unusable ones included, in one pass and flat memory.
+
+    A list is decoded all the way, so that PlanError names the place where it breaks.
+    """
+    with _readable(path):
+        is_list = opens_list(path)
+        with open_text(path) as stream:
+            count = _count_elements(stream) if is_list else sum(1 for _ in _filled_lines(path, stream))
+        if count is not None:
+            return count
+        with open_text(path) as stream:
+            return sum(1 for _ in list_elements(path, stream))
+
+
+def _count_elements(stream: TextIO) -> int | None:
+    """The number of a list's elements; None when anything is odd, which the slower way finds the place of."""
+    text, at, count = stream.read(CHUNK_CHARACTERS), 0, 0
+    delimiter = _OPENING.match(text)
+    while delimiter is not None and delimiter[1] != "]":
+        at = delimiter.end()
+        # Only a delimiter behind the element shows that the window's edge has not cut it.
+        while (delimiter := _next_delimiter(text, at)) is None:
+            rest = text[at:]
+            if len(rest) > ENTRY_CHARACTERS or not (more := stream.read(max(CHUNK_CHARACTERS, len(rest)))):
+                return None
+            text, at = (rest + more).lstrip(_BLANKS), 0
+        count += 1
+    return count if delimiter is not None else None
+
+
+def _next_delimiter(text: str, at: int) -> re.Match[str] | None:
+    """What ends the element that begins here; None when it is cut or broken."""
+    try:
+        _, end = _scan(text, at)
+    except (StopIteration, ValueError, RecursionError):
+        return None
+    return _DELIMITER.match(text, end)
+
+
+def entry_texts(path: Path) -> Iterator[str]:
+    """Each entry as a line of JSONL, without its end. Raises PlanError where the file breaks.
+
+    What cannot be an entry becomes a string, so that it fails alone wherever it stands.
+    """
+    with _readable(path), open_text(path) as stream:
+        if opens_list(path):
+            # ASCII, so that half of a surrogate pair survives the way out and is refused by who reads it.
+            texts = (json.dumps(found.value) for found in list_elements(path, stream))
+        else:
+            texts = (line.strip() for line in _filled_lines(path, stream))
+        for text in texts:
+            yield text if text.startswith("{") and text != "{" else json.dumps(text[:_SHOWN_CHARACTERS])
+
+
+def _filled_lines(path: Path, stream: TextIO) -> Iterator[str]:
+    with open_text(path) as head:
+        # Refuses an object spread over several lines.
+        next(text_lines(path, head, 1), None)
+    is_continued = False
+    while line := stream.readline(ENTRY_CHARACTERS):
+        if not is_continued and line.strip():
+            yield line
+        is_continued = not line.endswith("\n")
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise PlanError(f"{path}: cannot be read: {reason}; mend the file or its permissions") from error

@@ -18,12 +18,12 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from capflow_tasks.state import SampleState
 from capflow_tasks.store.rows import ShardRow
+from capflow_tasks.store.states import SampleState
 from capflow_tasks.store.views import PAGE, Views
+from producer.report.page import as_script
 from producer.report.pictures import Drawn, PictureTask, draw_all
 from producer.report.sample_data import MOST_PICTURES, ShownSample, detail, overall, searchable
-from producer.report.script_data import as_script
 
 #: Samples of one chunk.
 CHUNK = 200

@@ -9,7 +9,6 @@ from datetime import datetime, timedelta
 from markupsafe import Markup
 
 from capflow_tasks.records import Stage
-from capflow_tasks.state import SampleState
 from capflow_tasks.store.figures import (
     Bucket,
     DomainFigures,
@@ -20,12 +19,12 @@ from capflow_tasks.store.figures import (
     grade_histograms,
     worker_spans,
 )
+from capflow_tasks.store.states import SampleState
 from capflow_tasks.store.statistics import Statistics
 from capflow_tasks.store.views import Views
 from producer.amounts import duration, percent, short_count
 from producer.report.charts import Column, Part, bar, columns
-from producer.status.cost import cost_of
-from producer.status.prices import Prices
+from producer.status.cost import Prices, cost_of
 
 GRADE_NAMES = {1: "bad", 2: "good", 3: "excellent"}
 

@@ -14,9 +14,9 @@ from PIL import Image
 
 from capflow_tasks.errors import SampleError
 from capflow_tasks.media.budget import MediaBudget
+from capflow_tasks.media.decoders import shared_video_files
 from capflow_tasks.media.paths import resolve_media
 from capflow_tasks.records import Modality
-from capflow_tasks.video.files import shared_video_files
 from producer.parallel import call_all
 
 #: Frames of a film strip.

@@ -9,12 +9,11 @@ from sqlalchemy import Engine
 
 from capflow_tasks.store.statistics import Statistics
 from capflow_tasks.store.views import Views
-from producer.chosen_run import chosen_run
-from producer.report.folder import check_replaceable, whole_folder
 from producer.report.gallery import Gallery, Progress, Size, samples_of
 from producer.report.overview import overview_of
-from producer.report.page import write_page
-from producer.status.prices import Prices
+from producer.report.page import check_replaceable, whole_folder, write_page
+from producer.services import chosen_run
+from producer.status.cost import Prices
 
 
 @dataclass(frozen=True, slots=True)

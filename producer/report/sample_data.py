@@ -9,8 +9,8 @@ from typing import Any
 
 from capflow_tasks.entries import media_of
 from capflow_tasks.errors import BadEntry
-from capflow_tasks.records import FinishedSample, JsonObject, Modality, Result, Shard, Stage
-from capflow_tasks.state import SampleState
+from capflow_tasks.records import FinishedSample, JsonObject, Modality, PlanShard, Result, Stage
+from capflow_tasks.store.states import SampleState
 from producer.report.pictures import Drawn
 
 #: Pictures of one sample that are shown.
@@ -21,7 +21,7 @@ MOST_PICTURES = 4
 class ShownSample:
     """A sample on its way into the report."""
 
-    shard: Shard
+    shard: PlanShard
     sample: FinishedSample
     state: SampleState
 

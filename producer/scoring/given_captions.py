@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from capflow_tasks.answers import check_text
+from capflow_tasks.captioning.answers import check_text
 from capflow_tasks.domains.catalogue import Catalogue, Domain
 from capflow_tasks.domains.prompts import WINDOW_MARK
 from capflow_tasks.entries import MEDIA_KEYS, media_of, task_of, type_name, unstorable

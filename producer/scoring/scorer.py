@@ -12,21 +12,18 @@ from time import monotonic
 
 from capflow_tasks.domains.catalogue import Catalogue, load_catalogue
 from capflow_tasks.errors import PlanError, UserError
-from capflow_tasks.records import FinishedSample, Modality, Shard, Stage
+from capflow_tasks.records import FinishedSample, Modality, PlanShard, Stage
 from capflow_tasks.settings import Settings
 from capflow_tasks.store.rows import NewBatch
-from producer.expansion import batches_of
-from producer.filtering.rubrics import Rubrics
-from producer.job import Ending, Job, JobRunner, Retry
+from producer.dispatch import batches_of
 from producer.parallel import ToldProgress, call_all
-from producer.production import checked_plan, name_of_run
 from producer.reading.caption_files import CaptionLine, dataset_of, scored_beside, unscored_files
 from producer.reading.plan import file_name_part
+from producer.reading.scores import Rubrics
+from producer.run import Ending, Job, JobRunner, Retry, checked_plan, name_of_run
 from producer.scoring.given_captions import GivenCaptions
-from producer.scoring.grades import Grades
-from producer.scoring.known_scores import CaptionFile, judged_lines
-from producer.scoring.publishing import Publisher, Survey, finished_lines, survey
-from producer.scoring.score_summary import ScoreSummary
+from producer.scoring.publishing import CaptionFile, Publisher, Survey, finished_lines, judged_lines, survey
+from producer.scoring.summary import ScoreCounts, ScoreSummary
 
 #: Where a domain is known, the chain begins with the judge.
 _STAGES = (Stage.ROUTE, Stage.SCORE)
@@ -70,7 +67,7 @@ class Scorer:
         told = ToldProgress("caption files looked through")
         self.surveys = call_all(partial(survey, self._catalogue), files, order.processes, told)
         self._files = {str(file.path): file for file in files}
-        self._published: dict[Path, Grades] = {}
+        self._published: dict[Path, ScoreCounts] = {}
 
     @property
     def to_score(self) -> int:
@@ -110,7 +107,7 @@ class Scorer:
 
     def _summary(self, problems: list[str], seconds: float, *, is_complete: bool = True) -> ScoreSummary:
         published = [found.file.scored for found in self.surveys if found.file.path in self._published]
-        grades = sum(self._published.values(), Grades())
+        grades = sum(self._published.values(), ScoreCounts())
         told = [*problems, *grades.problems]
         return ScoreSummary(self._order.run_name, is_complete, told, grades, published, seconds)
 
@@ -129,7 +126,7 @@ class Scorer:
             forgets_other_shards=True,
         )
 
-    def _batches(self, shard: Shard, start_idx: int) -> Iterator[NewBatch]:
+    def _batches(self, shard: PlanShard, start_idx: int) -> Iterator[NewBatch]:
         """What has no scores yet, numbered from 0, in batches. Raises PlanError."""
         given = GivenCaptions(self._catalogue, shard.task)
         lines = enumerate(self._lines_to_score(self._files[shard.annotation]))
@@ -160,14 +157,14 @@ def _files(order: ScoreOrder, catalogue: Catalogue) -> Iterator[CaptionFile]:
         )
 
 
-def _shard(found: Survey) -> Shard:
+def _shard(found: Survey) -> PlanShard:
     file = found.file
     if file.root is None:
         raise UserError(
             f"{file.path}: where its media lie is not known; name their folder with --root, "
             "or with --plan the split plan that it was captioned by"
         )
-    return Shard(
+    return PlanShard(
         dataset=file.path.name,
         annotation=str(file.path),
         root=str(file.root.absolute()),

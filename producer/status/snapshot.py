@@ -9,20 +9,19 @@ from time import monotonic
 from capflow_tasks.store.figures import (
     DomainFigures,
     FailureKind,
-    Grades,
-    Pace,
+    GradeCount,
     PromptEconomy,
     RunFigures,
     ShardFigures,
     StageFigures,
+    Throughput,
     Tokens,
     Usage,
     WorkerFigures,
 )
 from capflow_tasks.store.statistics import Statistics
-from producer.filtering.scores import NO_DOMAIN, Minimums, Scores
-from producer.status.cost import Cost, cost_of
-from producer.status.prices import Prices
+from producer.reading.scores import NO_DOMAIN, Minimums, Scores
+from producer.status.cost import Cost, Prices, cost_of
 
 #: Of the time that passes, what may go to the questions that take long.
 _SHARE_OF_TIME = 0.05
@@ -36,7 +35,7 @@ class Details:
     domains: Sequence[DomainFigures]
     usages: Sequence[Usage]
     economy: PromptEconomy
-    grades: Sequence[Grades]
+    grades: Sequence[GradeCount]
 
     @property
     def tokens(self) -> Tokens:
@@ -54,7 +53,7 @@ class Snapshot:
     run: RunFigures
     stages: Sequence[StageFigures]
     failures: Sequence[FailureKind]
-    pace: Pace
+    pace: Throughput
     #: All workers of the fleet, which may serve other runs too.
     workers: Sequence[WorkerFigures]
     details: Details
@@ -125,7 +124,7 @@ class Observer:
         return self._details
 
 
-def accepted_of(grades: Sequence[Grades], minimums: Minimums) -> int:
+def accepted_of(grades: Sequence[GradeCount], minimums: Minimums) -> int:
     """How many captions are good enough."""
     return sum(
         each.count

@@ -15,9 +15,15 @@ from rich.live import Live
 
 from capflow_tasks.records import JsonObject
 from capflow_tasks.store.statistics import Statistics
-from producer.status.document import document, runs_document
 from producer.status.snapshot import Observer
-from producer.status.tables import runs_line, runs_table, snapshot_line, snapshot_tables
+from producer.status.views import (
+    document,
+    runs_document,
+    runs_line,
+    runs_table,
+    snapshot_line,
+    snapshot_tables,
+)
 
 #: A look at a large run takes long; between two of them the database rests for so many times that.
 _RESTS = 4

@@ -10,15 +10,57 @@ is null where the domain was given.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from capflow_tasks.entries import media_of
-from capflow_tasks.errors import BadEntry
+from capflow_tasks.errors import BadEntry, ServiceError
 from capflow_tasks.records import FinishedSample, JsonObject, Modality, Result, Stage
-from producer.writing.whole_file import whole_file
+from capflow_tasks.store.rows import ShardRow
+from capflow_tasks.store.states import SampleState
+from capflow_tasks.store.views import Views
+from producer.reading.plan import output_name
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which takes the place of `path` when the block ends well and leaves no trace when not.
+
+    Raises ServiceError when the disk does not take it.
+    """
+    aside = path.with_name(f".capflow-{secrets.token_hex(8)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ServiceError(
+            f"{path}: cannot be written: {reason}; free or mend the disk, then run again"
+        ) from error
+    finally:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the renaming itself survive a power cut, where the file system can."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def caption_record(sample: FinishedSample, model: str | None = None) -> JsonObject:
@@ -115,3 +157,41 @@ def write_lines(path: Path, records: Iterable[JsonObject], *, keep_empty: bool =
             count += 1
             file.write(json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n")
     return count
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedFile:
+    path: Path
+    #: Lines in it.
+    samples: int
+
+
+def latest(rows: Sequence[ShardRow]) -> list[ShardRow]:
+    """Without those whose files a later one would write over: their plan line has changed since."""
+    by_name = {output_name(row.shard): row for row in rows}
+    return [row for row in rows if by_name[output_name(row.shard)] is row]
+
+
+#: Which samples go to which part of a shard's files, and as what.
+_PARTS = (
+    (SampleState.DONE, "", caption_record),
+    (SampleState.FAILED, "failed", failed_record),
+    (SampleState.HELD, "held", caption_record),
+)
+
+
+def export(views: Views, shards: Sequence[ShardRow], folder: Path) -> list[ExportedFile]:
+    """Write `<folder>/Rank*_node*_*.jsonl`, and `*.failed.jsonl` and `*.held.jsonl` where there are such."""
+    return [file for row in shards for file in _export_shard(views, row, folder)]
+
+
+def _export_shard(views: Views, row: ShardRow, folder: Path) -> list[ExportedFile]:
+    files = []
+    for state, part, record in _PARTS:
+        path = folder / output_name(row.shard, part)
+        samples = map(record, views.finished_samples(row.id, state))
+        # A shard has its file of captions even when that is empty.
+        is_main = not part
+        if (count := write_lines(path, samples, keep_empty=is_main)) or is_main:
+            files.append(ExportedFile(path, count))
+    return files

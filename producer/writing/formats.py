@@ -12,13 +12,13 @@ from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.errors import UserError
 from capflow_tasks.records import FinishedSample
 from capflow_tasks.settings import Settings
-from capflow_tasks.state import SampleState
 from capflow_tasks.store.figures import RunFigures
 from capflow_tasks.store.rows import ShardRow, Tally
+from capflow_tasks.store.states import SampleState
 from capflow_tasks.store.views import PAGE, Views
-from producer.filtering.rubrics import Rubrics
 from producer.reading.plan import file_name_part
-from producer.writing.export import ExportedFile, export, latest
+from producer.reading.scores import Rubrics
+from producer.writing.captions import ExportedFile, export, latest
 from producer.writing.webdataset import export_webdataset
 
 

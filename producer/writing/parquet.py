@@ -18,14 +18,12 @@ from pyarrow import parquet
 
 from capflow_tasks.entries import media_of
 from capflow_tasks.errors import BadEntry
-from capflow_tasks.records import FinishedSample, JsonObject, Shard
-from capflow_tasks.state import SampleState
+from capflow_tasks.records import FinishedSample, JsonObject, PlanShard
 from capflow_tasks.store.rows import ShardRow
+from capflow_tasks.store.states import SampleState
 from capflow_tasks.store.views import Views
 from producer.reading.plan import output_name
-from producer.writing.captions import caption_record
-from producer.writing.export import ExportedFile
-from producer.writing.whole_file import whole_file
+from producer.writing.captions import ExportedFile, caption_record, whole_file
 
 #: Samples that are in memory at a time, and that a reader can take out at a time.
 ROW_GROUP = 1000
@@ -81,7 +79,7 @@ def _export_shard(views: Views, row: ShardRow, folder: Path, schema: arrow.Schem
     return ExportedFile(path, count)
 
 
-def _values(shard: Shard, sample: FinishedSample) -> JsonObject:
+def _values(shard: PlanShard, sample: FinishedSample) -> JsonObject:
     record = caption_record(sample)
     # What an annotation file brought along under these names may be of any type.
     scores = {name: _grade(grade) for name, grade in _items(record.get("scores"))}
@@ -105,7 +103,7 @@ def _values(shard: Shard, sample: FinishedSample) -> JsonObject:
     }
 
 
-def _media(shard: Shard, entry: JsonObject) -> Iterator[dict[str, str]]:
+def _media(shard: PlanShard, entry: JsonObject) -> Iterator[dict[str, str]]:
     try:
         media = media_of(entry, shard.modality)
     except BadEntry:

@@ -28,14 +28,12 @@ from typing import TYPE_CHECKING, BinaryIO
 from capflow_tasks.entries import media_of
 from capflow_tasks.errors import MediaCorrupt, SampleError
 from capflow_tasks.media.paths import check_file, file_errors, resolve_media
-from capflow_tasks.records import FinishedSample, JsonObject, Modality, Shard
-from capflow_tasks.state import SampleState
+from capflow_tasks.records import FinishedSample, JsonObject, Modality, PlanShard
 from capflow_tasks.store.rows import ShardRow
+from capflow_tasks.store.states import SampleState
 from capflow_tasks.store.views import Views
 from producer.reading.plan import output_name
-from producer.writing.captions import caption_record
-from producer.writing.export import ExportedFile
-from producer.writing.whole_file import whole_file
+from producer.writing.captions import ExportedFile, caption_record, whole_file
 
 if TYPE_CHECKING:
     from _typeshed import SupportsRead
@@ -125,13 +123,13 @@ def _samples(views: Views, rows: Sequence[ShardRow], left_out: _LeftOut) -> Iter
                 yield _Sample(key, caption_record(sample), media)
 
 
-def key_of(shard: Shard, index: int) -> str:
+def key_of(shard: PlanShard, index: int) -> str:
     """What names a sample in all tars of a run; without a dot."""
     name = output_name(shard).removesuffix(".jsonl").replace(".", "~")
     return f"{name}-{index:09}"
 
 
-def _media(shard: Shard, sample: FinishedSample) -> list[tuple[str, str]]:
+def _media(shard: PlanShard, sample: FinishedSample) -> list[tuple[str, str]]:
     media = media_of(sample.entry, shard.modality)
     found = []
     for number, (kind, relative) in enumerate(media):

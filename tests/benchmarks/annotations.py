@@ -15,7 +15,7 @@ _SCRIPT = """
 import sys
 from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.records import Stage
-from producer.expansion import Expansion
+from producer.dispatch import Expansion
 from tests.benchmarks.memory import peak_mib
 from tests.stores import a_shard
 shard = a_shard(int(sys.argv[2]), annotation=sys.argv[1], task="Natural")

@@ -14,7 +14,7 @@ from qwen_vl_utils import fetch_video
 from qwen_vl_utils.vision_process import VIDEO_READER_BACKENDS, smart_nframes
 
 from capflow_tasks.media.budget import MediaBudget
-from capflow_tasks.video.reader import load_video
+from capflow_tasks.media.video import load_video
 from tests.benchmarks.claims import Bench, Measured
 
 _SECONDS, _FPS, _SIZE = 60, 24, (640, 480)

@@ -11,11 +11,11 @@ from pathlib import Path
 from time import perf_counter, process_time
 
 from capflow_tasks.domains.catalogue import load_catalogue
-from capflow_tasks.embedded import embedded_postgres
+from capflow_tasks.fleet.embedded import embedded_postgres
 from capflow_tasks.records import JsonObject, Stage
 from capflow_tasks.store.database import connect, upgrade
 from capflow_tasks.store.runs import RunStore
-from producer.expansion import Expansion
+from producer.dispatch import Expansion
 from producer.reading.plan import read_plan
 from tests.benchmarks.claims import Bench, Measured
 from tests.benchmarks.fleet import write_plan

@@ -18,8 +18,8 @@ from sqlalchemy import Engine, func, select
 
 from capflow_tasks.errors import EXIT_OK, EXIT_SAMPLES_FAILED
 from capflow_tasks.records import JsonObject
-from capflow_tasks.state import BatchState
 from capflow_tasks.store.database import connect
+from capflow_tasks.store.states import BatchState
 from capflow_tasks.store.tables import Batch, Run, Shard
 from tests.chaos.fleet import Service, clean_environment
 from tests.chaos.services import Message, Redis, postgres, running_redis

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from time import perf_counter
 
-from capflow_tasks.embedded import embedded_postgres
+from capflow_tasks.fleet.embedded import embedded_postgres
 from capflow_tasks.store.database import connect, upgrade
 from tests.benchmarks.claims import Bench, Measured
 from tests.explained import everyday, fill

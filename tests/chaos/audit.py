@@ -10,7 +10,7 @@ from pathlib import Path
 from sqlalchemy import Engine, func, select
 
 from capflow_tasks.records import Stage
-from capflow_tasks.state import SampleState
+from capflow_tasks.store.states import SampleState
 from capflow_tasks.store.tables import AgentResult, Sample, Shard
 from tests.chaos.engine import Call
 from tests.datasets import read_lines

@@ -9,7 +9,7 @@ from threading import Event
 
 from capflow_tasks.errors import EXIT_RESTART
 from capflow_tasks.records import Stage
-from capflow_tasks.state import BatchState
+from capflow_tasks.store.states import BatchState
 from tests.chaos.fleet import engine_cores
 from tests.chaos.scene import OpenBatch, Scene
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from capflow_tasks.embedded import open_log
+from capflow_tasks.fleet.embedded import open_log
 from capflow_tasks.lifeline import die_with_parent
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -15,7 +15,7 @@ from sqlalchemy.exc import OperationalError
 
 from capflow_tasks.errors import EXIT_SERVICE
 from capflow_tasks.records import Stage
-from capflow_tasks.state import BatchState
+from capflow_tasks.store.states import BatchState
 from capflow_tasks.store.tables import Batch
 from tests.chaos.fleet import Fleet
 from tests.chaos.services import Postgres, Redis

@@ -18,7 +18,7 @@ import redis
 from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 
-from capflow_tasks.embedded import embedded_postgres, open_log
+from capflow_tasks.fleet.embedded import embedded_postgres, open_log
 from capflow_tasks.lifeline import die_with_parent
 from capflow_tasks.records import JsonObject
 from capflow_tasks.store.database import connect, upgrade

@@ -19,8 +19,8 @@ from rich.table import Table
 from sqlalchemy import Engine, func, select
 
 from capflow_tasks.errors import EXIT_INTERRUPTED
-from capflow_tasks.state import BatchState
 from capflow_tasks.store.database import connect
+from capflow_tasks.store.states import BatchState
 from capflow_tasks.store.tables import Batch
 from tests.chaos import engine as engines
 from tests.chaos.fleet import Fleet, Service, running

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import redis
 
+from capflow_tasks.store.claims import WorkerStore
 from capflow_tasks.store.database import connect
-from capflow_tasks.store.workers import WorkerStore
 from tests.datasets import entries_with_pictures, write_plan
 from tests.e2e.conftest import Cli
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from capflow_tasks.errors import EngineDead, MediaMissing, PromptTooLong
-from capflow_tasks.media.pictures import Media, load_media
+from capflow_tasks.media.loader import Media, load_media
 from capflow_tasks.records import Completion, MediaRef, Modality, Request, Sampling
 from capflow_tasks.settings import Settings
 from tests.conftest import Eventually

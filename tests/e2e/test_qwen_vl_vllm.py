@@ -14,13 +14,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from capflow_tasks.caption_stages import CaptionGenerationStage, CaptionPreparationStage
-from capflow_tasks.clips import Clip, Video, VideoTask
+from capflow_tasks.curator.caption_stages import (
+    CaptionGenerationStage,
+    CaptionPreparationStage,
+    Clip,
+    Video,
+    VideoTask,
+)
+from capflow_tasks.curator.frames import CLIP_COLOURS, normalise
+from capflow_tasks.curator.prompt_formatter import PromptFormatter
+from capflow_tasks.curator.qwen_vl import QwenVL
 from capflow_tasks.media.pictures import MediaBudget
-from capflow_tasks.prompt_formatter import PromptFormatter
-from capflow_tasks.qwen_vl import QwenVL
-from capflow_tasks.video.frames import CLIP_COLOURS, normalise
-from capflow_tasks.video.reader import load_video
+from capflow_tasks.media.video import load_video
 
 pytestmark = pytest.mark.e2e
 

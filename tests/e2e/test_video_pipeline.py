@@ -17,12 +17,12 @@ import pytest
 from numpy.typing import NDArray
 from sqlalchemy import Engine, select
 
-from capflow_tasks.media.pictures import MediaBudget, load_media
+from capflow_tasks.media import player as video_player
+from capflow_tasks.media.loader import load_media
+from capflow_tasks.media.pictures import MediaBudget
+from capflow_tasks.media.video import WindowRule, here, plan_frames
 from capflow_tasks.records import JsonObject, MediaLimits, MediaRef, Modality
 from capflow_tasks.store.tables import AgentResult, Sample
-from capflow_tasks.video import player as video_player
-from capflow_tasks.video.reader import here, plan_frames
-from capflow_tasks.video.spans import WindowRule
 from tests.clips import (
     ENCRYPTED,
     NOISE,

@@ -22,17 +22,14 @@ import atheris
 
 with atheris.instrument_imports(include=["producer", "capflow_tasks"]):
     from capflow_tasks.domains.catalogue import load_catalogue, make_domain
-    from capflow_tasks.domains.files import DEFAULTS, read_file, read_folder
-    from capflow_tasks.domains.rules import domain_faults, refuse
+    from capflow_tasks.domains.files import DEFAULTS, domain_faults, read_file, read_folder, refuse
     from capflow_tasks.errors import CapflowError
-    from producer.filtering.caption_filter import Filter
-    from producer.filtering.rubrics import Rubrics
-    from producer.filtering.scores import Minimums
-    from producer.planning.entry_count import count_entries
+    from producer.filtering import Filter
     from producer.planning.metafile import read_metafile
-    from producer.reading.annotations import read_entries
+    from producer.reading.annotations import count_entries, read_entries
     from producer.reading.plan import read_plan
-    from producer.status.prices import read_prices
+    from producer.reading.scores import Minimums, Rubrics
+    from producer.status.cost import read_prices
 
 CATALOGUE = load_catalogue()
 PACKAGED = read_folder(Path(__file__).parents[2] / "capflow_tasks" / "domains")

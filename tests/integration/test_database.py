@@ -16,8 +16,7 @@ from sqlalchemy import Engine, inspect, text
 from sqlalchemy.engine import make_url
 
 from capflow_tasks.errors import ServiceError
-from capflow_tasks.store.database import SCHEMA_REVISION, connect, upgrade
-from capflow_tasks.store.migrations import alembic_config
+from capflow_tasks.store.database import SCHEMA_REVISION, alembic_config, connect, upgrade
 
 pytestmark = pytest.mark.integration
 
@@ -26,7 +25,7 @@ TABLES = {"runs", "shards", "batches", "samples", "results"}
 
 def upgrade_elsewhere(url: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "capflow_tasks.db", "upgrade"],
+        [sys.executable, "-m", "producer.cli.db", "upgrade"],
         env=os.environ | {"CAPFLOW_DATABASE_URL": url},
         capture_output=True,
         text=True,

@@ -8,14 +8,14 @@ import pytest
 from prometheus_client import CollectorRegistry
 from sqlalchemy import Engine, event
 
-from capflow_tasks.application import make_app
 from capflow_tasks.errors import MediaMissing
+from capflow_tasks.fleet.application import make_app
 from capflow_tasks.records import Stage
 from capflow_tasks.settings import Settings
+from capflow_tasks.store.claims import WorkerStore
 from capflow_tasks.store.database import connect
 from capflow_tasks.store.rows import Outcome
 from capflow_tasks.store.statistics import Statistics
-from capflow_tasks.store.workers import WorkerStore
 from producer.broker import Broker
 from producer.fleet_metrics import FleetCollector
 from tests.stores import Fleet, a_failure, some_entries

@@ -11,16 +11,15 @@ from threading import Event
 import pytest
 from sqlalchemy import Engine, text
 
+from capflow_tasks.captioning.heartbeat import Heartbeat
+from capflow_tasks.captioning.stages import Patience, StageRunner
 from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.errors import EngineDead, MediaCorrupt
 from capflow_tasks.records import Request, Stage
-from capflow_tasks.stages import Patience, StageRunner
-from capflow_tasks.state import SampleState
-from capflow_tasks.store.batches import NotClaimed
+from capflow_tasks.store.claims import NotClaimed, WorkerStore
 from capflow_tasks.store.rows import RetryPolicy
-from capflow_tasks.store.workers import WorkerStore
+from capflow_tasks.store.states import SampleState
 from capflow_tasks.testing import ScriptedEngine, scripted_text
-from capflow_tasks.worker.heartbeat import Heartbeat
 from tests.conftest import Eventually
 from tests.datasets import entries_with_pictures
 from tests.stores import Fleet

@@ -9,9 +9,8 @@ from sqlalchemy import Engine
 
 from capflow_tasks.errors import MediaMissing
 from capflow_tasks.records import Stage
-from capflow_tasks.store.batches import NotClaimed
+from capflow_tasks.store.claims import NotClaimed, WorkerStore
 from capflow_tasks.store.rows import Claim, Outcome, RetryPolicy, Route
-from capflow_tasks.store.workers import WorkerStore
 from tests.stores import Fleet, a_failure, a_result, some_entries
 
 pytestmark = pytest.mark.integration

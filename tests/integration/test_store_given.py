@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Engine
 
 from capflow_tasks.records import Stage
-from capflow_tasks.store.batches import BatchStore
+from capflow_tasks.store.claims import BatchStore
 from capflow_tasks.store.rows import Claim, NewBatch, NewSample
 from capflow_tasks.store.runs import RunStore
 from capflow_tasks.store.views import Views

@@ -9,11 +9,11 @@ from sqlalchemy import Engine, text
 
 from capflow_tasks.errors import BadAnswer, MediaMissing
 from capflow_tasks.records import Result, Stage
-from capflow_tasks.state import BatchState, SampleState
-from capflow_tasks.store.figures import Grades, RunState, Tokens, grade_histograms, worker_spans
+from capflow_tasks.store.claims import WorkerStore
+from capflow_tasks.store.figures import GradeCount, RunState, Tokens, grade_histograms, worker_spans
 from capflow_tasks.store.rows import Outcome, Tally
+from capflow_tasks.store.states import BatchState, SampleState
 from capflow_tasks.store.statistics import Statistics
-from capflow_tasks.store.workers import WorkerStore
 from tests.stores import LEASE_SECONDS, Fleet, a_failure, a_result, a_shard, some_entries
 
 pytestmark = pytest.mark.integration
@@ -213,8 +213,8 @@ def test_captions_with_the_same_grades_are_counted_together(engine: Engine) -> N
     grades = Statistics(engine).grades(fleet.run_id)
 
     assert sorted(grades, key=lambda each: each.overall) == [
-        Grades("Natural", {"factual_accuracy": 1, "professionalism": 3}, 1, 1),
-        Grades("Natural", {"factual_accuracy": 3, "professionalism": 3}, 3, 2),
+        GradeCount("Natural", {"factual_accuracy": 1, "professionalism": 3}, 1, 1),
+        GradeCount("Natural", {"factual_accuracy": 3, "professionalism": 3}, 3, 2),
     ]
     assert grade_histograms(grades) == {
         "factual_accuracy": {1: 1, 2: 0, 3: 2},

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capflow_tasks.answers import check_text, parse_scores
+from capflow_tasks.captioning.answers import check_text, parse_scores
 from capflow_tasks.domains.catalogue import Agent, load_catalogue
 from capflow_tasks.errors import BadAnswer
 

@@ -6,7 +6,7 @@ import ssl
 
 import pytest
 
-from capflow_tasks.application import make_app
+from capflow_tasks.fleet.application import make_app
 from capflow_tasks.settings import Settings
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
+from capflow_tasks.captioning.admission import Capacity
 from capflow_tasks.records import Result, Stage
-from capflow_tasks.worker.capacity import Capacity
 
 
 def results(*prompts: int, completion: int = 0) -> Sequence[Result]:

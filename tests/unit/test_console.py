@@ -4,9 +4,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from capflow_tasks.console import Command, settings_help
 from capflow_tasks.errors import PlanError, ServiceError
 from capflow_tasks.settings import Settings
+from producer.cli.options import Command, settings_help
 
 
 def a_command(error: BaseException) -> click.Command:

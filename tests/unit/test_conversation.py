@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from capflow_tasks.conversation import Conversation
+from capflow_tasks.captioning.conversation import Conversation
 from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.errors import BadAnswer, MediaCorrupt
 from capflow_tasks.records import Completion, JsonObject, Modality, Result, Stage

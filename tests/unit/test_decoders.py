@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from capflow_tasks.errors import MediaCorrupt, MediaTooLarge, MediaUnreadable
-from capflow_tasks.video import decoders as decoders_module
-from capflow_tasks.video.decoders import Decoders
+from capflow_tasks.media import decoders as decoders_module
+from capflow_tasks.media.decoders import Decoders
 from tests.conftest import Eventually
 
 
@@ -63,7 +63,7 @@ def test_one_child_does_one_job_after_the_other(decoders: Decoders) -> None:
 
 
 def test_a_child_imports_neither_torch_nor_vllm(decoders: Decoders) -> None:
-    from capflow_tasks.video.player import measure_video
+    from capflow_tasks.media.player import measure_video
 
     with pytest.raises(MediaCorrupt, match="decoder failed"):
         decoders.run("a.mp4", 10, measure_video, None, None)  # type: ignore[arg-type]
@@ -141,7 +141,7 @@ def test_a_job_that_hangs_does_not_outlive_a_parent_that_is_killed(
 ) -> None:
     mark = tmp_path / "pid"
     script = (
-        "import sys; from pathlib import Path; from capflow_tasks.video.decoders import Decoders\n"
+        "import sys; from pathlib import Path; from capflow_tasks.media.decoders import Decoders\n"
         "from tests.unit.test_decoders import hang\n"
         f"if __name__ == '__main__': Decoders(1).run('a.mp4', 600, hang, Path({str(mark)!r}))"
     )

@@ -9,9 +9,9 @@ import pytest
 
 from capflow_tasks.settings import Settings
 from capflow_tasks.store.health import WorkerHealth
-from producer.doctor.finding import Finding, Level, exit_code, fail, ok, warn
-from producer.doctor.model import check_models
-from producer.doctor.workers import check_workers
+from producer.doctor.findings import Finding, Level, exit_code, fail, ok, warn
+from producer.doctor.machine import check_models
+from producer.doctor.services import check_workers
 
 FILES = [
     "config.json",

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from capflow_tasks.domains.catalogue import Catalogue, Domain, load_catalogue
+from capflow_tasks.domains.yaml_file import Keys, read_yaml
 from capflow_tasks.errors import UserError, WorkflowError
 from capflow_tasks.records import MediaLimits, Modality, Stage
-from capflow_tasks.yaml_file import Keys, read_yaml
 
 #: Domain: aliases, and its agents that perceive, reason, summarize and score.
 TABLE = {

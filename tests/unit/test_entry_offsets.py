@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from capflow_tasks.errors import PlanError
+from producer.reading import annotations as entry_offsets
 from producer.reading import annotations as reader
-from producer.reading import entry_offsets
 from producer.reading.annotations import Entry, read_entries
 
 ENTRIES = [

@@ -10,7 +10,7 @@ from capflow_tasks.domains.catalogue import Catalogue, load_catalogue
 from capflow_tasks.errors import PlanError
 from capflow_tasks.records import Stage
 from capflow_tasks.store.rows import NewBatch, NewSample
-from producer.expansion import Expansion
+from producer.dispatch import Expansion
 from tests.stores import a_shard
 
 CATALOGUE: Catalogue = load_catalogue()

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from capflow_tasks.errors import MediaMissing
 from capflow_tasks.records import FinishedSample, Stage
-from capflow_tasks.state import SampleState
 from capflow_tasks.store.rows import ShardRow
+from capflow_tasks.store.states import SampleState
 from capflow_tasks.store.views import PAGE, Views
-from producer.writing.export import export
+from producer.writing.captions import export
 from tests.stores import a_failure, a_result, a_shard
 
 ROW = ShardRow(id=1, expanded_to=2, shard=a_shard(2, dataset="my set", assign_rank=3, shard_index=4))

@@ -9,11 +9,11 @@ import pytest
 from pyarrow import parquet
 
 from capflow_tasks.records import FinishedSample, JsonObject, Result, Stage
-from capflow_tasks.state import SampleState
 from capflow_tasks.store.rows import ShardRow
+from capflow_tasks.store.states import SampleState
 from capflow_tasks.store.views import PAGE, Views
 from producer.writing import parquet as parquet_export
-from producer.writing.export import latest
+from producer.writing.captions import latest
 from producer.writing.parquet import export_parquet
 from producer.writing.webdataset import export_webdataset, key_of
 from tests.stores import a_result, a_shard

@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.errors import UserError
 from capflow_tasks.records import JsonObject
-from producer.filtering.caption_filter import REASONS_KEY, Filter, Report, Tally
-from producer.filtering.rubrics import Rubrics
-from producer.filtering.scores import NO_DOMAIN, Minimums, Scores, scores_of
+from producer.filtering import REASONS_KEY, Filter, FilterCounts, FilterResult
 from producer.reading import caption_files as reader
 from producer.reading.caption_files import caption_files, read_captions
+from producer.reading.scores import NO_DOMAIN, Minimums, Rubrics, Scores, scores_of
 
 RUBRICS = Rubrics(load_catalogue())
 IMAGE = (
@@ -49,10 +48,10 @@ def a_record(overall: Any = 3, task: Any = "Natural", **grades: Any) -> JsonObje
 
 
 @pytest.fixture
-def parted(tmp_path: Path) -> Callable[..., Report]:
+def parted(tmp_path: Path) -> Callable[..., FilterResult]:
     """Filters one file of these records or lines."""
 
-    def parted(*lines: JsonObject | bytes, minimums: Minimums = Minimums(3, 3)) -> Report:  # noqa: B008
+    def parted(*lines: JsonObject | bytes, minimums: Minimums = Minimums(3, 3)) -> FilterResult:  # noqa: B008
         encoded = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
         (tmp_path / NAME).write_bytes(b"\n".join(encoded))
         told: list[str] = []
@@ -68,13 +67,13 @@ def lines_of(folder: Path, part: str) -> list[JsonObject]:
 
 
 def test_only_straight_top_grades_pass_the_highest_minimums(
-    parted: Callable[..., Report], tmp_path: Path
+    parted: Callable[..., FilterResult], tmp_path: Path
 ) -> None:
     good, low, lacking = a_record(), a_record(2), a_record(2, reasoning_rigor=1, professionalism=2)
 
     report = parted(good, low, lacking)
 
-    assert report.by_domain == {"Natural": Tally(kept=1, rejected=2)}
+    assert report.by_domain == {"Natural": FilterCounts(kept=1, rejected=2)}
     assert report.all.keep_rate == pytest.approx(1 / 3)
     assert report.rejected_by.most_common() == [
         ("overall", 2),
@@ -96,7 +95,7 @@ def test_only_straight_top_grades_pass_the_highest_minimums(
 
 
 def test_a_minimum_of_a_dimension_or_domain_takes_the_place_of_the_general_one(
-    parted: Callable[..., Report],
+    parted: Callable[..., FilterResult],
 ) -> None:
     minimums = Minimums(3, 1, dimensions={"factual_accuracy": 2}, domains={"Medical & Bio-Imaging": 1})
 
@@ -108,10 +107,13 @@ def test_a_minimum_of_a_dimension_or_domain_takes_the_place_of_the_general_one(
         minimums=minimums,
     )
 
-    assert report.by_domain == {"Natural": Tally(kept=1, rejected=2), "Medical & Bio-Imaging": Tally(kept=1)}
+    assert report.by_domain == {
+        "Natural": FilterCounts(kept=1, rejected=2),
+        "Medical & Bio-Imaging": FilterCounts(kept=1),
+    }
 
 
-def test_kept_lines_come_out_byte_for_byte(parted: Callable[..., Report], tmp_path: Path) -> None:
+def test_kept_lines_come_out_byte_for_byte(parted: Callable[..., FilterResult], tmp_path: Path) -> None:
     odd = (
         b'{"overall":3, "x": 1e0,  "scores": '
         + json.dumps(dict.fromkeys(IMAGE, 3)).encode()
@@ -152,7 +154,7 @@ def test_kept_lines_come_out_byte_for_byte(parted: Callable[..., Report], tmp_pa
     ],
 )
 def test_a_record_without_valid_scores_is_never_kept(
-    parted: Callable[..., Report], tmp_path: Path, record: JsonObject, reason: str
+    parted: Callable[..., FilterResult], tmp_path: Path, record: JsonObject, reason: str
 ) -> None:
     report = parted(record, minimums=Minimums(1, 1))
 
@@ -175,11 +177,11 @@ def test_a_record_without_valid_scores_is_never_kept(
     ],
 )
 def test_a_line_that_is_no_record_is_invalid_and_shown_with_its_number(
-    parted: Callable[..., Report], tmp_path: Path, line: bytes, reason: str
+    parted: Callable[..., FilterResult], tmp_path: Path, line: bytes, reason: str
 ) -> None:
     report = parted(a_record(), line)
 
-    assert report.by_domain == {"Natural": Tally(kept=1), NO_DOMAIN: Tally(invalid=1)}
+    assert report.by_domain == {"Natural": FilterCounts(kept=1), NO_DOMAIN: FilterCounts(invalid=1)}
     (shown,) = lines_of(tmp_path, "rejected")
     assert shown["line_number"] == 2
     assert shown["line"].startswith(line[:10].decode("utf-8", "replace"))
@@ -187,13 +189,13 @@ def test_a_line_that_is_no_record_is_invalid_and_shown_with_its_number(
 
 
 def test_a_line_without_end_does_not_fill_the_memory(
-    parted: Callable[..., Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    parted: Callable[..., FilterResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reader, "LINE_BYTES", 1000)
 
     report = parted(b"x" * 3500, a_record())
 
-    assert report.all == Tally(kept=1, invalid=1)
+    assert report.all == FilterCounts(kept=1, invalid=1)
     assert lines_of(tmp_path, "rejected")[0][REASONS_KEY] == ["is longer than 1000 bytes"]
 
 
@@ -205,13 +207,15 @@ def test_scores_may_hold_the_overall_grade_and_further_dimensions() -> None:
     assert scores == Scores("Video & Temporal", {**grades, "rhythm": 3}, 1)
 
 
-def test_captions_of_an_unknown_domain_are_judged_by_any_rubric(parted: Callable[..., Report]) -> None:
+def test_captions_of_an_unknown_domain_are_judged_by_any_rubric(parted: Callable[..., FilterResult]) -> None:
     report = parted(a_record(task="Pottery"), a_record(task=["Natural"]), a_record(task=None))
 
-    assert report.by_domain == {NO_DOMAIN: Tally(kept=3)}
+    assert report.by_domain == {NO_DOMAIN: FilterCounts(kept=3)}
 
 
-def test_half_a_surrogate_pair_survives_rejection(parted: Callable[..., Report], tmp_path: Path) -> None:
+def test_half_a_surrogate_pair_survives_rejection(
+    parted: Callable[..., FilterResult], tmp_path: Path
+) -> None:
     parted(a_record(1) | {"caption": "\ud800"})
 
     assert lines_of(tmp_path, "rejected")[0]["caption"] == "\ud800"
@@ -247,7 +251,7 @@ def test_a_folder_that_would_be_written_over_is_refused(tmp_path: Path) -> None:
 
 
 def test_filtering_what_was_kept_again_needs_no_other_folder(
-    parted: Callable[..., Report], tmp_path: Path
+    parted: Callable[..., FilterResult], tmp_path: Path
 ) -> None:
     parted(a_record(), a_record(2), minimums=Minimums(2, 2))
 

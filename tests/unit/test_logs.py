@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from capflow_tasks.log_format import RedactingFormatter, json_formatter
-from capflow_tasks.redaction import redacted
+from capflow_tasks.errors import redacted
+from capflow_tasks.observe.logs import RedactingFormatter, json_formatter
 
 
 def a_record(message: str, error: Exception | None = None, **extra: object) -> logging.LogRecord:

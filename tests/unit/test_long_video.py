@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from capflow_tasks.conversation import Call, Conversation
+from capflow_tasks.captioning.conversation import Call, Conversation
 from capflow_tasks.domains.catalogue import Catalogue, load_catalogue
 from capflow_tasks.errors import MediaCorrupt, MediaUnreadable
+from capflow_tasks.media.player import VideoFacts
+from capflow_tasks.media.video import WindowRule, Windows
 from capflow_tasks.records import Completion, Modality, Result, Stage
 from capflow_tasks.store.rows import Claim, PendingSample
 from capflow_tasks.testing import ScriptedEngine
-from capflow_tasks.video.source import VideoFacts
-from capflow_tasks.video.spans import WindowRule, Windows
 
 CLAIM = Claim(
     batch_id=1,

@@ -24,15 +24,8 @@ from capflow_tasks.errors import (
     SettingsError,
 )
 from capflow_tasks.media import budget as media_budget
-from capflow_tasks.media.pictures import (
-    MediaBudget,
-    fit,
-    fit_image,
-    image_tokens,
-    load_image,
-    load_media,
-    media_key,
-)
+from capflow_tasks.media.loader import load_media
+from capflow_tasks.media.pictures import MediaBudget, fit, fit_image, image_tokens, load_image, media_key
 from capflow_tasks.records import MediaRef, Modality
 
 #: Between 4 and 64 tokens, so that tests stay quick.

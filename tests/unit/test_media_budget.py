@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from capflow_tasks.media.budget import MediaBudget, budget_of
+from capflow_tasks.media.player import VideoFacts
+from capflow_tasks.media.video import plan_frames
 from capflow_tasks.records import MediaLimits
 from capflow_tasks.settings import Settings
-from capflow_tasks.video.reader import plan_frames
-from capflow_tasks.video.source import VideoFacts
 
 TOKEN = 28 * 28
 

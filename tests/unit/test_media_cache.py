@@ -6,7 +6,7 @@ from threading import Event
 
 import pytest
 
-from capflow_tasks.media.cache import MediaCache
+from capflow_tasks.media.loader import MediaCache
 
 BYTES = 10
 

@@ -12,13 +12,12 @@ from typing import Any
 
 import pytest
 
-from capflow_tasks.engine.sent_media import SentMedia
+from capflow_tasks.engine.vllm_engine import SentMedia
 from capflow_tasks.errors import MediaCorrupt, PromptTooLong
+from capflow_tasks.media.decoders import Decoders, VideoFiles, shared_video_files
 from capflow_tasks.media.loader import LoadedMedia, MediaLoader, Room
 from capflow_tasks.records import MediaLimits, MediaRef, Modality, Request, Sampling, Span
 from capflow_tasks.settings import Settings
-from capflow_tasks.video.decoders import Decoders
-from capflow_tasks.video.files import VideoFiles, shared_video_files
 from tests.datasets import draw_picture, film_video
 
 ROOMY = Room(model=32_768, text=500, answer=512)

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from prometheus_client import metrics as kinds
 
-from capflow_tasks import metrics
+from capflow_tasks.observe import metrics
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = REPOSITORY / "deploy" / "observability"

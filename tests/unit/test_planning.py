@@ -15,13 +15,10 @@ from hypothesis import strategies as st
 
 from capflow_tasks.errors import PlanError
 from capflow_tasks.records import JsonObject, Modality
-from producer.planning import entry_count
-from producer.planning.balance import Work, plan_lines
-from producer.planning.entry_count import count_entries
 from producer.planning.metafile import Dataset
-from producer.planning.planner import Planned, PlanOrder, make_plan
-from producer.planning.remaining import Captioned
-from producer.reading.annotations import read_entries
+from producer.planning.planner import Captioned, Planned, PlanOrder, Work, make_plan, plan_lines
+from producer.reading import annotations as entry_count
+from producer.reading.annotations import count_entries, read_entries
 from producer.reading.plan import Plan, read_plan
 
 WEIGHTS = {Modality.IMAGE: Fraction(1), Modality.VIDEO: Fraction(11)}

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import pytest
 
 from capflow_tasks.records import Stage
-from capflow_tasks.state import BatchState
-from capflow_tasks.store.figures import Pace, StageFigures, Tokens
+from capflow_tasks.store.figures import StageFigures, Throughput, Tokens
 from capflow_tasks.store.rows import Tally
+from capflow_tasks.store.states import BatchState
 from producer import progress as module
 from producer.progress import UnderWay, progress
 
@@ -28,7 +28,7 @@ class Fleet:
             StageFigures(stage, dict.fromkeys(BatchState, 0) | {BatchState.RUNNING: RUNNING.get(stage, 0)})
             for stage in Stage
         ]
-        return UnderWay(stages, Pace(10, 20, Tokens(40_000, 30_000, 3000)), workers_alive=4)
+        return UnderWay(stages, Throughput(10, 20, Tokens(40_000, 30_000, 3000)), workers_alive=4)
 
 
 def test_a_line_tells_rate_eta_stages_tokens_and_workers(

@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 from celery.worker import state as worker_state
 
-from capflow_tasks.application import make_app
-from capflow_tasks.queues import PRIORITY_STEPS, RANK_HEADER, StageRouter, task_name
+from capflow_tasks.fleet.application import PRIORITY_STEPS, RANK_HEADER, StageRouter, make_app, task_name
 from capflow_tasks.records import Stage
 from capflow_tasks.settings import Settings
 

@@ -13,9 +13,9 @@ from unittest.mock import Mock, patch
 import numpy as np
 import pytest
 
-from capflow_tasks import qwen_vl
-from capflow_tasks.model_interface import ModelInterface
-from capflow_tasks.qwen_vl import _QWEN2_5_VL_MODEL_ID, _QWEN_VARIANTS_INFO, QwenVL
+from capflow_tasks.curator import qwen_vl
+from capflow_tasks.curator.library import ModelInterface
+from capflow_tasks.curator.qwen_vl import _QWEN2_5_VL_MODEL_ID, _QWEN_VARIANTS_INFO, QwenVL
 
 VIDEO_PROMPT = "<|vision_start|><|video_pad|><|vision_end|>"
 
@@ -70,7 +70,7 @@ def mocked_model(**arguments: Any) -> QwenVL:
 @pytest.mark.usefixtures("engine")
 def test_the_basic_example_of_the_manual_runs_as_written(tmp_path: Path) -> None:
     formatted_prompt, video_tensor = f"{VIDEO_PROMPT}What happens?", np.zeros((4, 3, 28, 28), np.float32)
-    with patch("capflow_tasks.qwen_vl.download_model_from_hf") as download:
+    with patch("capflow_tasks.curator.qwen_vl.download_model_from_hf") as download:
         QwenVL.download_weights_on_node(str(tmp_path))
     model = QwenVL(
         model_dir=str(tmp_path),
@@ -156,10 +156,10 @@ def test_setup_asks_vllm_for_what_the_manual_says(is_fp8: bool, is_preprocessing
         max_output_tokens=77,
     )
     with (
-        patch("capflow_tasks.qwen_vl.VLLM_AVAILABLE", True),
-        patch("capflow_tasks.qwen_vl.LLM") as llm,
-        patch("capflow_tasks.qwen_vl.SamplingParams") as sampling,
-        patch("capflow_tasks.qwen_vl.logger") as logger,
+        patch("capflow_tasks.curator.qwen_vl.VLLM_AVAILABLE", True),
+        patch("capflow_tasks.curator.qwen_vl.LLM") as llm,
+        patch("capflow_tasks.curator.qwen_vl.SamplingParams") as sampling,
+        patch("capflow_tasks.curator.qwen_vl.logger") as logger,
     ):
         model.setup()
     llm.assert_called_once_with(
@@ -196,7 +196,7 @@ def test_further_arguments_go_to_vllm_and_win(engine: type[ScriptedLLM]) -> None
 
 def test_without_vllm_setup_says_what_to_install() -> None:
     with (
-        patch("capflow_tasks.qwen_vl.VLLM_AVAILABLE", False),
+        patch("capflow_tasks.curator.qwen_vl.VLLM_AVAILABLE", False),
         pytest.raises(ImportError, match="vllm is required for QwenVL model but is not installed") as raised,
     ):
         make_model().setup()
@@ -206,7 +206,7 @@ def test_without_vllm_setup_says_what_to_install() -> None:
 def test_the_module_imports_where_vllm_is_not_installed_and_loads_nothing_heavy() -> None:
     script = (
         "import sys; sys.modules['vllm'] = None\n"
-        "from capflow_tasks import prompt_formatter, qwen_lm, qwen_vl\n"
+        "from capflow_tasks.curator import prompt_formatter, qwen_lm, qwen_vl\n"
         "print(qwen_vl.VLLM_AVAILABLE, qwen_lm.VLLM_AVAILABLE)\n"
         "print(*sys.modules.keys() & {'torch', 'transformers', 'qwen_vl_utils', 'cv2'})\n"
     )
@@ -220,7 +220,7 @@ def test_batches_go_to_vllm_one_by_one_and_captions_keep_their_order() -> None:
     model = mocked_model()
     videos = [{"prompt": f"{number}", "multi_modal_data": {"video": "video"}} for number in range(4)]
     model.model.generate.side_effect = [said("a", "b"), said("c", "d")]
-    with patch("capflow_tasks.qwen_vl.grouping.split_by_chunk_size") as split:
+    with patch("capflow_tasks.curator.qwen_vl.grouping.split_by_chunk_size") as split:
         split.return_value = [videos[:2], videos[2:]]
         assert model.generate(videos, generate_stage2_caption=False, batch_size=2) == ["a", "b", "c", "d"]
     split.assert_called_once_with(videos, 2)
@@ -234,7 +234,7 @@ def test_stage_two_is_one_substitution_as_their_tests_see_it() -> None:
     model = mocked_model()
     videos = [{"prompt": "Initial prompt", "multi_modal_data": {"video": "video1"}}]
     model.model.generate.side_effect = [said("Stage 1 caption"), said("Stage 2 final caption")]
-    with patch("capflow_tasks.qwen_vl.re.sub", return_value="Updated prompt") as substitute:
+    with patch("capflow_tasks.curator.qwen_vl.re.sub", return_value="Updated prompt") as substitute:
         assert model.generate(videos, generate_stage2_caption=True) == ["Stage 2 final caption"]
     substitute.assert_called_once_with(
         model.pattern, r"\1Stage 2 prompt: Stage 1 caption\3", "Initial prompt", flags=re.DOTALL
@@ -246,7 +246,7 @@ def test_an_error_of_the_engine_is_logged_and_raised() -> None:
     model = mocked_model()
     model.model.generate.side_effect = RuntimeError("Test error")
     with (
-        patch("capflow_tasks.qwen_vl.logger") as logger,
+        patch("capflow_tasks.curator.qwen_vl.logger") as logger,
         pytest.raises(RuntimeError, match="Test error"),
     ):
         model.generate([{"prompt": "Test prompt", "multi_modal_data": {"video": "video1"}}])
@@ -271,9 +271,9 @@ def test_verbose_logs_the_first_captions(caplog: pytest.LogCaptureFixture) -> No
 
 def test_the_download_takes_names_and_revision_from_where_tests_patch_them(tmp_path: Path) -> None:
     with (
-        patch("capflow_tasks.qwen_vl._QWEN2_5_VL_MODEL_ID", "someone/else"),
-        patch("capflow_tasks.qwen_vl._QWEN2_5_VL_MODEL_REVISION", "1234567"),
-        patch("capflow_tasks.qwen_vl.download_model_from_hf") as download,
+        patch("capflow_tasks.curator.qwen_vl._QWEN2_5_VL_MODEL_ID", "someone/else"),
+        patch("capflow_tasks.curator.qwen_vl._QWEN2_5_VL_MODEL_REVISION", "1234567"),
+        patch("capflow_tasks.curator.qwen_vl.download_model_from_hf") as download,
     ):
         QwenVL.download_weights_on_node(str(tmp_path))
     folder = tmp_path / "someone" / "else"

@@ -13,10 +13,10 @@ from unittest.mock import Mock, patch
 import numpy as np
 import pytest
 
-from capflow_tasks import qwen_vl
-from capflow_tasks.model_weights import download_model_from_hf, has_all_weights
-from capflow_tasks.qwen_vl import QwenVL
-from capflow_tasks.video.frames import CLIP_COLOURS, EVEN_COLOURS
+from capflow_tasks.curator import qwen_vl
+from capflow_tasks.curator.frames import CLIP_COLOURS, EVEN_COLOURS
+from capflow_tasks.curator.qwen_vl import QwenVL
+from capflow_tasks.engine.weights import download_model_from_hf, has_all_weights
 
 HEAD = "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>"
 TAIL = "<|im_end|>\n<|im_start|>assistant\n"
@@ -244,7 +244,7 @@ def test_the_index_has_the_last_word_on_what_is_complete(tmp_path: Path) -> None
 
 def test_one_shard_of_five_is_downloaded_again_and_five_are_not(tmp_path: Path) -> None:
     folder = fill(tmp_path / qwen_vl._QWEN2_5_VL_MODEL_ID, SHARDS[0])
-    with patch("capflow_tasks.qwen_vl.download_model_from_hf") as download:
+    with patch("capflow_tasks.curator.qwen_vl.download_model_from_hf") as download:
         QwenVL.download_weights_on_node(str(tmp_path))
         assert download.call_count == 1
         fill(folder, *SHARDS)

@@ -10,14 +10,17 @@ import av
 import numpy as np
 import pytest
 
-from capflow_tasks.caption_stages import (
+from capflow_tasks.curator.caption_stages import (
     CaptionEnhancementStage,
     CaptionGenerationStage,
     CaptionPreparationStage,
+    Clip,
+    Video,
+    VideoTask,
+    Window,
     prompt_for,
 )
-from capflow_tasks.clips import Clip, Video, VideoTask, Window
-from capflow_tasks.qwen_lm import QwenLM
+from capflow_tasks.curator.qwen_lm import QwenLM
 
 
 def task_of(*clips: Clip) -> VideoTask:
@@ -40,7 +43,7 @@ def test_preparation_cuts_windows_and_asks_about_each(tmp_path: Path) -> None:
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     stage = CaptionPreparationStage(prompt_text="What?", window_size=10, remainder_threshold=6)
-    with patch("capflow_tasks.caption_stages.PromptFormatter") as formatter:
+    with patch("capflow_tasks.curator.caption_stages.PromptFormatter") as formatter:
         stage.setup()
     formatter.assert_called_once_with("qwen")
     formatter.return_value.generate_inputs.side_effect = lambda prompt, video: {
@@ -86,7 +89,7 @@ def test_generation_makes_the_model_of_its_fields() -> None:
     stage = CaptionGenerationStage(
         "models", "qwen3", stage2_prompt_text="Again: ", vllm_kwargs={"dtype": "half"}
     )
-    with patch("capflow_tasks.caption_stages.QwenVL") as made:
+    with patch("capflow_tasks.curator.caption_stages.QwenVL") as made:
         stage.setup()
     made.assert_called_once_with(
         model_dir="models",
@@ -136,10 +139,10 @@ def test_prompts_are_kept_by_stage_and_variant() -> None:
 def test_the_text_model_is_loaded_as_theirs(is_fp8: bool) -> None:
     model = QwenLM("/models", 4, is_fp8, 256)
     with (
-        patch("capflow_tasks.qwen_lm.VLLM_AVAILABLE", True),
-        patch("capflow_tasks.qwen_lm.LLM") as llm,
-        patch("capflow_tasks.qwen_lm.SamplingParams") as sampling,
-        patch("capflow_tasks.qwen_lm.AutoTokenizer") as tokenizers,
+        patch("capflow_tasks.curator.qwen_lm.VLLM_AVAILABLE", True),
+        patch("capflow_tasks.curator.qwen_lm.LLM") as llm,
+        patch("capflow_tasks.curator.qwen_lm.SamplingParams") as sampling,
+        patch("capflow_tasks.curator.qwen_lm.AutoTokenizer") as tokenizers,
     ):
         model.setup()
     weights = "/models/Qwen/Qwen2.5-14B-Instruct"
@@ -166,11 +169,11 @@ def test_the_text_model_answers_chats() -> None:
 
 def test_the_text_model_says_what_is_missing_and_fetches_its_weights_once(tmp_path: Path) -> None:
     with (
-        patch("capflow_tasks.qwen_lm.VLLM_AVAILABLE", False),
+        patch("capflow_tasks.curator.qwen_lm.VLLM_AVAILABLE", False),
         pytest.raises(ImportError, match="vllm is required for QwenLM"),
     ):
         QwenLM("models", 4, False, 256).setup()
-    with patch("capflow_tasks.qwen_lm.download_model_from_hf") as download:
+    with patch("capflow_tasks.curator.qwen_lm.download_model_from_hf") as download:
         QwenLM.download_weights_on_node(str(tmp_path))
         folder = tmp_path / "Qwen" / "Qwen2.5-14B-Instruct"
         (folder / "model.safetensors").touch()

@@ -10,11 +10,9 @@ from PIL import Image
 
 from capflow_tasks.errors import UserError
 from capflow_tasks.records import Modality
-from producer.report.folder import check_replaceable, whole_folder
 from producer.report.gallery import CHUNK, Size
-from producer.report.page import POLICY
+from producer.report.page import POLICY, as_script, check_replaceable, whole_folder
 from producer.report.pictures import PictureTask, draw, film_sheet, film_strip
-from producer.report.script_data import as_script
 from tests.datasets import draw_picture
 from tests.reports import SIZE, a_sample, write_report
 

@@ -12,19 +12,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from capflow_tasks.conversation import Conversation
+from capflow_tasks.captioning.conversation import Conversation
 from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.domains.prompts import instruction_for
 from capflow_tasks.errors import BadEntry
 from capflow_tasks.records import Failure, FinishedSample, JsonObject, Modality, Result, Stage
 from capflow_tasks.store.rows import Claim, NewSample, PendingSample
-from producer.filtering.rubrics import Rubrics
 from producer.reading.caption_files import CaptionLine, caption_files, scored_beside, unscored_files
+from producer.reading.scores import Rubrics
 from producer.scoring.given_captions import GivenCaptions, caption_of, place_of
-from producer.scoring.grades import Grades
-from producer.scoring.known_scores import CaptionFile, judged_lines
-from producer.scoring.publishing import Publisher, survey
-from producer.scoring.score_summary import ScoreSummary
+from producer.scoring.publishing import CaptionFile, Publisher, judged_lines, survey
+from producer.scoring.summary import ScoreCounts, ScoreSummary
 from producer.writing.captions import caption_record
 from tests.datasets import draw_picture, read_lines
 from tests.stores import a_result
@@ -80,7 +78,7 @@ def finished(file: CaptionFile, failures: Mapping[int, str] | None = None) -> It
         yield FinishedSample(index, place_of(line), "Natural", 0.8, (result,), failure, 1)
 
 
-def publish(file: CaptionFile, failures: Mapping[int, str] | None = None) -> Grades:
+def publish(file: CaptionFile, failures: Mapping[int, str] | None = None) -> ScoreCounts:
     return Publisher(file, finished(file, failures), RUBRICS).publish()
 
 
@@ -330,7 +328,7 @@ def test_a_scored_file_takes_the_place_of_the_one_it_was_made_from(
 def test_the_exit_code_tells_how_it_ended(
     is_complete: bool, problems: list[str], failed: int, code: int
 ) -> None:
-    assert ScoreSummary("run", is_complete, problems, Grades(failed=failed), [], 1.0).exit_code == code
+    assert ScoreSummary("run", is_complete, problems, ScoreCounts(failed=failed), [], 1.0).exit_code == code
 
 
 ANY_JSON = st.recursive(

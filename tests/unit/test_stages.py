@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from capflow_tasks.captioning.heartbeat import Heartbeat
+from capflow_tasks.captioning.stages import Patience, StageRunner
 from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.errors import EngineDead
 from capflow_tasks.records import Modality, Request, Stage
-from capflow_tasks.stages import Patience, StageRunner
-from capflow_tasks.store.batches import BatchStore, NotClaimed
+from capflow_tasks.store.claims import BatchStore, NotClaimed
 from capflow_tasks.store.rows import Claim, Outcome, PendingSample, RetryPolicy
 from capflow_tasks.testing import ScriptedEngine
-from capflow_tasks.worker.heartbeat import Heartbeat
 from tests.datasets import draw_picture
 
 

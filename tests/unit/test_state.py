@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from capflow_tasks.records import Stage
-from capflow_tasks.state import stage_after, stages_from
+from capflow_tasks.store.states import stage_after, stages_from
 
 ALL = tuple(Stage)
 

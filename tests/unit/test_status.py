@@ -17,29 +17,27 @@ from rich.console import Console
 
 from capflow_tasks.errors import SettingsError
 from capflow_tasks.records import Stage
-from capflow_tasks.state import BatchState, SampleState
 from capflow_tasks.store.figures import (
     DomainFigures,
     FailureKind,
-    Grades,
-    Pace,
+    GradeCount,
     PromptEconomy,
     RunFigures,
     RunState,
     ShardFigures,
     StageFigures,
+    Throughput,
     Tokens,
     Usage,
 )
 from capflow_tasks.store.rows import Tally
+from capflow_tasks.store.states import BatchState, SampleState
 from producer.amounts import duration, short_count, usd
-from producer.filtering.scores import Minimums
-from producer.production import name_of_run
-from producer.status.cost import cost_of
-from producer.status.prices import GpuPrice, Prices, TokenPrice, read_prices
-from producer.status.remedies import retry_line
+from producer.reading.scores import Minimums
+from producer.run import name_of_run
+from producer.status.cost import GpuPrice, Prices, TokenPrice, cost_of, read_prices
 from producer.status.snapshot import Details, Snapshot, accepted_of
-from producer.status.tables import snapshot_line, snapshot_tables
+from producer.status.views import retry_line, snapshot_line, snapshot_tables
 from producer.status.watch import Look, watch
 
 PLAN = "/data/plan.jsonl"
@@ -87,14 +85,14 @@ def a_snapshot(prices: Prices, **changes: Any) -> Snapshot:
         run=run,
         stages=[StageFigures(stage, dict.fromkeys(BatchState, 8)) for stage in Stage],
         failures=[MISSING],
-        pace=Pace(10, 40, Tokens(20_000, 15_000, 1000)),
+        pace=Throughput(10, 40, Tokens(20_000, 15_000, 1000)),
         workers=[],
         details=Details(
             [ShardFigures("set", "/set.json", 0, 1, 0, 1000, 40, run.tally)],
             [DomainFigures("Natural", dict.fromkeys(SampleState, 1))],
             usages,
             PromptEconomy(10, 50_000, 12_345, 10_000),
-            [Grades("Natural", {"factual_accuracy": 3}, 3, 160), Grades("Natural", {}, 2, 40)],
+            [GradeCount("Natural", {"factual_accuracy": 3}, 3, 160), GradeCount("Natural", {}, 2, 40)],
         ),
         accepted=160,
         cost=cost_of(usages, prices),
@@ -242,9 +240,9 @@ def test_no_retry_is_told_where_none_can_help() -> None:
 
 def test_captions_are_accepted_by_the_same_minimums_as_in_capflow_filter() -> None:
     grades = [
-        Grades("Natural", {"factual_accuracy": 3, "professionalism": 3}, 3, 5),
-        Grades("Natural", {"factual_accuracy": 2, "professionalism": 3}, 3, 7),
-        Grades("Medical", {"factual_accuracy": 3, "professionalism": 3}, 2, 11),
+        GradeCount("Natural", {"factual_accuracy": 3, "professionalism": 3}, 3, 5),
+        GradeCount("Natural", {"factual_accuracy": 2, "professionalism": 3}, 3, 7),
+        GradeCount("Medical", {"factual_accuracy": 3, "professionalism": 3}, 2, 11),
     ]
 
     assert accepted_of(grades, Minimums(3, 3)) == 5

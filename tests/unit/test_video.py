@@ -20,11 +20,12 @@ from capflow_tasks.errors import (
     MediaUnreadable,
     MediaUnsupported,
 )
-from capflow_tasks.media.pictures import MediaBudget, Video, count_frames, fit_frame, load_media, video_tokens
+from capflow_tasks.media import player as video_player
+from capflow_tasks.media import player as video_source
+from capflow_tasks.media.loader import load_media
+from capflow_tasks.media.pictures import MediaBudget, count_frames, fit_frame, video_tokens
+from capflow_tasks.media.video import DecodedVideo, load_video
 from capflow_tasks.records import MediaRef, Modality
-from capflow_tasks.video import player as video_player
-from capflow_tasks.video import source as video_source
-from capflow_tasks.video.reader import load_video
 from tests.clips import (
     ENCRYPTED,
     NOISE,
@@ -41,7 +42,7 @@ TOKEN = 28 * 28
 BUDGET = MediaBudget(video_frame_min_pixels=4 * TOKEN, video_frame_max_pixels=16 * TOKEN)
 
 
-def levels(video: Video) -> list[int]:
+def levels(video: DecodedVideo) -> list[int]:
     """Return which of `make_clip`'s frames were taken."""
     height, width = video.frames.shape[1:3]
     return [round(float(frame[height // 2, width // 2].mean()) / STEP) for frame in video.frames]

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from capflow_tasks.errors import MediaCorrupt, MediaUnreadable, SampleError
+from capflow_tasks.media.player import VideoFacts
+from capflow_tasks.media.video import WindowRule, Windows
 from capflow_tasks.records import MediaLimits, Span
-from capflow_tasks.video.source import VideoFacts
-from capflow_tasks.video.spans import WindowRule, Windows
 
 
 def facts(seconds: float, fps: float = 25.0) -> VideoFacts:

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
+from capflow_tasks.curator.caption_stages import load_windows
 from capflow_tasks.errors import MediaUnsupported
 from capflow_tasks.media.pictures import MediaBudget
-from capflow_tasks.video.reader import load_video
-from capflow_tasks.video.windows import compute_windows, load_windows
+from capflow_tasks.media.video import compute_windows, load_video
 
 TOKEN = 28 * 28
 BUDGET = MediaBudget(video_frame_min_pixels=4 * TOKEN, video_frame_max_pixels=16 * TOKEN)

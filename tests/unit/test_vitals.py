@@ -9,13 +9,13 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
+from capflow_tasks.captioning.heartbeat import Heartbeat
 from capflow_tasks.engine.interface import EngineState
 from capflow_tasks.errors import SettingsError
+from capflow_tasks.fleet import vitals as module
+from capflow_tasks.fleet.vitals import Vitals
+from capflow_tasks.observe.pages import WebPages, metrics_page, plain_page
 from capflow_tasks.settings import Settings
-from capflow_tasks.web_pages import WebPages, metrics_page, plain_page
-from capflow_tasks.worker import vitals as module
-from capflow_tasks.worker.heartbeat import Heartbeat
-from capflow_tasks.worker.vitals import Vitals
 
 
 class OnceBeaten(Heartbeat):

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
-from capflow_tasks.console import Command
 from capflow_tasks.errors import UserError
 from capflow_tasks.records import JsonObject, Modality
+from producer.cli.options import Command
 from tests.benchmarks.claims import Bench, Row, Study, rows_of
 from tests.benchmarks.gpu.architectures import ARCHITECTURES, write_model
 from tests.benchmarks.gpu.load import REALISTIC, TINY

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import click
 
-from capflow_tasks.console import Command
 from capflow_tasks.records import JsonObject
+from producer.cli.options import Command
 from tests.benchmarks.gpu.vocabulary import VOCABULARY, filled_up
 from tests.checkpoints import tiny_checkpoint
 

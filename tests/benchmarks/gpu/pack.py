@@ -18,8 +18,8 @@ from typing import BinaryIO
 import click
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
-from capflow_tasks.console import Command
 from capflow_tasks.errors import ServiceError
+from producer.cli.options import Command
 from tests.benchmarks.gpu.unpack import MANIFEST, Part, digest
 
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")

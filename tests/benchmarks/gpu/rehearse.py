@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 from packaging.utils import canonicalize_name
 
-from capflow_tasks.console import Command
+from producer.cli.options import Command
 from tests.chaos.fleet import REPOSITORY
 
 _HERE = Path(__file__).parent
@@ -30,7 +30,7 @@ vllm.v1.executor.uniproc_executor vllm.v1.worker.gpu_worker vllm.v1.worker.gpu_m
 vllm.v1.attention.backends.flash_attn vllm.v1.structured_output.backend_xgrammar vllm.v1.sample.sampler
 vllm.model_executor.models.qwen2_5_vl vllm.model_executor.model_loader.dummy_loader
 vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors vllm.compilation.backends
-capflow_tasks.engine.vllm_engine capflow_tasks.application producer.cli
+capflow_tasks.engine.vllm_engine capflow_tasks.fleet.application producer.cli.caption
 tests.benchmarks.gpu.measure tests.benchmarks.gpu.worker
 tests.benchmarks.rivals.bare tests.benchmarks.rivals.static_batches
 """

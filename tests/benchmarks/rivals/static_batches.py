@@ -14,13 +14,12 @@ from typing import Any
 from transformers import AutoProcessor
 from vllm import LLM
 
-from capflow_tasks.engine.vllm_engine import _engine_args
-from capflow_tasks.engine.vllm_requests import sampling_params
+from capflow_tasks.engine.vllm_engine import _engine_args, sampling_params
 from capflow_tasks.media.budget import budget_of
-from capflow_tasks.media.pictures import load_media
+from capflow_tasks.media.decoders import shared_video_files
+from capflow_tasks.media.loader import load_media
 from capflow_tasks.records import Request
 from capflow_tasks.settings import read_settings
-from capflow_tasks.video.files import shared_video_files
 from tests.benchmarks.workload import IN_FLIGHT, Replayed, Sample, serve, stages_of
 
 

@@ -1,0 +1,1 @@
+"""What happens to a batch: stages, conversations, answers, admission, heartbeat."""

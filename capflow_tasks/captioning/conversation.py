@@ -1,0 +1,211 @@
+"""One sample inside one stage: which agents are to speak, what each is asked, what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from capflow_tasks.captioning.answers import check_text, parse_scores
+from capflow_tasks.domains.catalogue import Agent, Catalogue, Domain
+from capflow_tasks.domains.prompts import (
+    WHOLE_VIDEO,
+    WINDOW_MARK,
+    instruction_for,
+    router_instruction,
+    scores_schema,
+    window_text,
+)
+from capflow_tasks.entries import media_of
+from capflow_tasks.errors import BadEntry, SampleError, WorkflowError
+from capflow_tasks.media.paths import resolve_media
+from capflow_tasks.media.video import Windows
+from capflow_tasks.records import (
+    Completion,
+    Failure,
+    JsonObject,
+    MediaRef,
+    Modality,
+    Request,
+    Result,
+    Span,
+    Stage,
+)
+from capflow_tasks.store.rows import Claim, Outcome, PendingSample, Route
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request to the engine, and whose answer it will be."""
+
+    conversation: Conversation
+    #: Of a window its name tells which: `name@start-end`.
+    agent: Agent
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """An agent about to speak, of all the media or of one window."""
+
+    agent: Agent
+    #: The agent's name in the domain file.
+    role: str
+    span: Span | None = None
+    #: What `$window` says.
+    window: str = WHOLE_VIDEO
+
+
+@dataclass(slots=True)
+class Conversation:
+    """Asks the agents of one stage about one sample, each as soon as those it sees have answered."""
+
+    claim: Claim
+    sample: PendingSample
+    catalogue: Catalogue
+    #: Name of the model that answers, as stored with the results.
+    model: str
+    #: None where a video is never cut.
+    windows: Windows | None = None
+    _media: tuple[MediaRef, ...] = ()
+    _domain: Domain | None = None
+    _results: list[Result] = field(default_factory=list)
+    _route: Route | None = None
+    _failure: Failure | None = None
+    #: The windows by agent, so that the file is looked at once.
+    _cuts: dict[str, tuple[Span, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        try:
+            self._media = _media_refs(self.sample.entry, self.claim)
+            if self.sample.domain is not None:
+                self._domain = self.catalogue.resolve(self.sample.domain)
+        except SampleError as error:
+            self.fail(error)
+        except WorkflowError as error:
+            self.fail(BadEntry(str(error)))
+
+    def calls(self) -> list[Call]:
+        """What to ask now: agents who have not spoken yet and have heard all that they are to hear."""
+        if self._failure:
+            return []
+        try:
+            heard = self._heard()
+            turns = [turn for agent in self._agents() for turn in self._turns(agent, heard)]
+            waiting = {turn.role for turn in turns}
+            due = [turn for turn in turns if waiting.isdisjoint(turn.agent.sees)]
+            return [Call(self, turn.agent, self._request(turn)) for turn in due]
+        except SampleError as error:
+            self.fail(error)
+            return []
+
+    def _turns(self, agent: Agent, heard: Mapping[str, str]) -> list[_Turn]:
+        """What is left for the agent to say, here or in one turn for each window."""
+        if agent.name in heard:
+            return []
+        spans = self._spans(agent)
+        turns = [
+            _Turn(
+                agent=replace(agent, name=f"{agent.name}{WINDOW_MARK}{span}"),
+                role=agent.name,
+                span=span,
+                window=window_text(number, spans),
+            )
+            for number, span in enumerate(spans)
+        ]
+        turns = turns or [_Turn(agent, agent.name)]
+        return [turn for turn in turns if turn.agent.name not in heard]
+
+    def _spans(self, agent: Agent) -> tuple[Span, ...]:
+        """The windows of the sample's video, none where the agent is to see all of it at once."""
+        videos = [ref.path for ref in self._media if ref.kind is Modality.VIDEO]
+        if self.windows is None or not agent.windows or len(videos) != 1:
+            return ()
+        if agent.name not in self._cuts:
+            self._cuts[agent.name] = self.windows.of(videos[0], agent.limits)
+        return self._cuts[agent.name]
+
+    def _request(self, turn: _Turn) -> Request:
+        agent = turn.agent
+        choices: tuple[str, ...] = ()
+        schema: JsonObject | None = None
+        if self._domain is None:
+            instruction, choices = router_instruction(self.catalogue), tuple(self.catalogue.letters)
+        else:
+            instruction = instruction_for(agent, self._domain, self._heard(), turn.window)
+            schema = scores_schema(agent) if agent.answer == "scores" else None
+        media = self._media if agent.media else ()
+        if turn.span is not None:
+            media = tuple(
+                replace(ref, span=turn.span) if ref.kind is Modality.VIDEO else ref for ref in media
+            )
+        system, limits = self.catalogue.system, agent.limits
+        return Request(system, media, instruction, agent.sampling, choices, schema, limits)
+
+    def take(self, agent: Agent, answer: Completion | SampleError) -> None:
+        """Keep the agent's answer, or the reason why there is none."""
+        try:
+            if isinstance(answer, SampleError):
+                raise answer
+            data = self._read(agent, answer)
+        except SampleError as error:
+            self.fail(error)
+            return
+        self._results.append(
+            Result(
+                stage=agent.stage,
+                agent=agent.name,
+                text=answer.text.strip(),
+                data=data,
+                model=self.model,
+                workflow=agent.digest,
+                prompt_tokens=answer.prompt_tokens,
+                cached_tokens=answer.cached_tokens,
+                completion_tokens=answer.completion_tokens,
+                finish_reason=answer.finish_reason,
+                seconds=answer.seconds,
+                worker=self.claim.owner,
+                position=self._position(agent),
+            )
+        )
+
+    def _position(self, agent: Agent) -> int:
+        names = [each.name for each in self._domain.agents] if self._domain else []
+        name = agent.name.partition(WINDOW_MARK)[0]
+        return names.index(name) if name in names else 0
+
+    def fail(self, error: SampleError) -> None:
+        self._failure = Failure(self.claim.stage, error.kind, str(error), error.is_retryable)
+
+    def outcome(self) -> Outcome:
+        """What is to be written: the answers there are, and the failure if one agent has none."""
+        return Outcome(self.sample.id, tuple(self._results), self._route, self._failure)
+
+    def _agents(self) -> tuple[Agent, ...]:
+        if self._domain is not None:
+            return self._domain.agents_of(self.claim.stage)
+        return (self.catalogue.router,) if self.claim.stage is Stage.ROUTE else ()
+
+    def _heard(self) -> dict[str, str]:
+        return {result.agent: result.text for result in (*self.sample.results, *self._results)}
+
+    def _read(self, agent: Agent, answer: Completion) -> JsonObject | None:
+        if agent.answer == "letter":
+            return self._read_route(answer.probabilities)
+        if agent.answer == "scores":
+            return dict(parse_scores(answer.text, agent))
+        check_text(answer.text)
+        return None
+
+    def _read_route(self, probabilities: Mapping[str, float]) -> JsonObject:
+        """The likeliest letter is the domain; all probabilities are kept beside it."""
+        letters = self.catalogue.letters
+        best = max(probabilities, key=probabilities.__getitem__)
+        self._route = Route(letters[best].name, probabilities[best])
+        return {letters[letter].name: value for letter, value in probabilities.items()}
+
+
+def _media_refs(entry: JsonObject, claim: Claim) -> tuple[MediaRef, ...]:
+    if not isinstance(entry, dict):
+        raise BadEntry("the entry is no JSON object")
+    named = media_of(entry, claim.modality)
+    return tuple(MediaRef(kind, resolve_media(claim.root, path)) for kind, path in named)

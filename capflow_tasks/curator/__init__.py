@@ -1,0 +1,1 @@
+"""NeMo Curator's captioning classes, under its names and signatures."""

@@ -1,0 +1,284 @@
+"""What the caption stages hand on: a video, its clips, their windows and what was said of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+from uuid import UUID, uuid4
+
+import yaml
+
+from capflow_tasks.curator.prompt_formatter import PromptFormatter
+from capflow_tasks.curator.qwen_lm import QwenLM
+from capflow_tasks.curator.qwen_vl import OnError, QwenVL
+from capflow_tasks.errors import SampleError
+from capflow_tasks.media.pictures import MediaBudget
+from capflow_tasks.media.player import measure_video, playing
+from capflow_tasks.media.video import (
+    REMAINDER_FRAMES,
+    WINDOW_FRAMES,
+    DecodedVideo,
+    WindowFrameInfo,
+    compute_windows,
+    plan_frames,
+)
+from capflow_tasks.records import JsonObject, Span
+
+
+@dataclass(slots=True)
+class Window:
+    """A stretch of a clip that is captioned at once."""
+
+    #: First and last frame of the clip that belong to it.
+    start_frame: int
+    end_frame: int
+    #: What each model is to be asked, by variant; gone once it was asked.
+    llm_inputs: dict[str, JsonObject] = field(default_factory=dict)
+    #: What each model said, by variant.
+    caption: dict[str, str] = field(default_factory=dict)
+    #: What became of the caption, by the model that rewrote it.
+    enhanced_caption: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Clip:
+    """A video file that is captioned window by window."""
+
+    source_video: str
+    #: From where to where in the video that it was cut from, in seconds.
+    span: tuple[float, float] = (0.0, 0.0)
+    #: The clip's own file, as bytes; without it `source_video` is read.
+    buffer: bytes | None = None
+    windows: list[Window] = field(default_factory=list)
+    #: Why something of it has no caption, by what.
+    errors: dict[str, str] = field(default_factory=dict)
+    uuid: UUID = field(default_factory=uuid4)
+
+
+@dataclass(slots=True)
+class Video:
+    """A video and the clips that it was cut into."""
+
+    input_video: Path
+    clips: list[Clip] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class VideoTask:
+    """What a stage is given and gives back."""
+
+    data: Video
+
+
+@dataclass(frozen=True, slots=True)
+class VideoWindow:
+    """One decoded window."""
+
+    info: WindowFrameInfo
+    #: Its timestamps are the file's, everything else is the window's own.
+    video: DecodedVideo
+
+
+def load_windows(
+    path: str,
+    budget: MediaBudget,
+    window_size: int = WINDOW_FRAMES,
+    remainder_threshold: int = REMAINDER_FRAMES,
+) -> Iterator[VideoWindow]:
+    """Yield the windows in order; each is sampled and sized by the whole `budget`."""
+    facts = measure_video(path, budget)
+    with playing(path, budget, facts) as player:
+        for info in compute_windows(facts.frame_count, window_size, remainder_threshold):
+            span = Span(info.start / facts.fps, (info.end + 1) / facts.fps)
+            plan = plan_frames(facts, budget, span)
+            frames, timestamps = player.collect(plan.times, plan.size)
+            yield VideoWindow(info, DecodedVideo(frames, tuple(timestamps), plan.frame_count, plan.seconds))
+
+
+logger = logging.getLogger(__name__)
+
+#: Pixels per side of one token, where it is not Qwen2.5-VL's.
+_FACTORS = {"qwen3": 32}
+#: What a rewritten caption is filed under.
+_ENHANCER = "qwen_lm"
+
+
+@cache
+def _prompts() -> dict[str, dict[str, str]]:
+    loaded: dict[str, dict[str, str]] = yaml.safe_load(
+        Path(__file__).with_name("caption_prompts.yaml").read_text("utf-8")
+    )
+    return loaded
+
+
+def prompt_for(stage: str, prompt_variant: str, prompt_text: str | None) -> str:
+    """Return the text given, else the one that is kept for the stage ("caption" or "enhance") and variant."""
+    if prompt_text is not None:
+        return prompt_text
+    if prompt_variant not in _prompts()[stage]:
+        valid = ", ".join(_prompts()[stage])
+        raise ValueError(f"Invalid prompt variant: {prompt_variant}. Valid variants are: {valid}")
+    return _prompts()[stage][prompt_variant]
+
+
+@dataclass
+class CaptionPreparationStage:
+    """Cuts every clip into windows and writes what the model is to be asked about each."""
+
+    model_variant: str = "qwen"
+    prompt_variant: str = "default"
+    prompt_text: str | None = None
+    sampling_fps: float = 2.0
+    window_size: int = WINDOW_FRAMES
+    remainder_threshold: int = REMAINDER_FRAMES
+    #: Where the chat template is read from; None for the hub.
+    model_dir: str | None = None
+    #: How much of a window the model gets; the frame rate and the token size are set by the fields above.
+    budget: MediaBudget = field(default_factory=MediaBudget)
+    name: str = "caption_preparation"
+
+    def setup(self) -> None:
+        if self.model_dir is None:
+            self.prompt_formatter = PromptFormatter(self.model_variant)
+        else:
+            self.prompt_formatter = PromptFormatter(self.model_variant, self.model_dir)
+
+    def process(self, task: VideoTask) -> VideoTask:
+        prompt = prompt_for("caption", self.prompt_variant, self.prompt_text)
+        for clip in task.data.clips:
+            try:
+                clip.windows.extend(self._windows(clip, prompt))
+            except SampleError as error:
+                logger.error(f"Clip {clip.uuid} cannot be read: {error}")
+                clip.errors["windows"] = str(error)
+        return task
+
+    def _windows(self, clip: Clip, prompt: str) -> Iterator[Window]:
+        factor = _FACTORS.get(self.model_variant, self.budget.factor)
+        budget = replace(self.budget, video_fps=self.sampling_fps, factor=factor)
+        with _file_of(clip) as path:
+            for window in load_windows(path, budget, self.window_size, self.remainder_threshold):
+                asked = self.prompt_formatter.generate_inputs(prompt, window.video.for_vllm())
+                yield Window(window.info.start, window.info.end, llm_inputs={self.model_variant: asked})
+
+
+@contextmanager
+def _file_of(clip: Clip) -> Iterator[str]:
+    if clip.buffer is None:
+        yield clip.source_video
+        return
+    with NamedTemporaryFile(prefix="clip-") as file:
+        file.write(clip.buffer)
+        file.flush()
+        yield file.name
+
+
+@dataclass
+class CaptionGenerationStage:
+    """Captions all windows of a task in one call of `QwenVL`."""
+
+    model_dir: str = "models/qwen"
+    model_variant: str = "qwen"
+    caption_batch_size: int = 16
+    fp8: bool = False
+    max_output_tokens: int = 512
+    model_does_preprocess: bool = False
+    disable_mmcache: bool = False
+    generate_stage2_caption: bool = False
+    stage2_prompt_text: str | None = None
+    verbose: bool = False
+    vllm_kwargs: dict[str, Any] = field(default_factory=dict)
+    on_error: OnError = "skip"
+    name: str = "caption_generation"
+
+    def setup(self) -> None:
+        self.model = QwenVL(
+            model_dir=self.model_dir,
+            model_variant=self.model_variant,
+            caption_batch_size=self.caption_batch_size,
+            fp8=self.fp8,
+            max_output_tokens=self.max_output_tokens,
+            model_does_preprocess=self.model_does_preprocess,
+            disable_mmcache=self.disable_mmcache,
+            stage2_prompt_text=self.stage2_prompt_text,
+            verbose=self.verbose,
+            **self.vllm_kwargs,
+        )
+        self.model.setup()
+
+    def process(self, task: VideoTask) -> VideoTask:
+        asked = [placed for placed in _windows_of(task) if self._is_ready(*placed)]
+        captions = self.model.generate(
+            [window.llm_inputs.pop(self.model_variant) for _, _, window in asked],
+            generate_stage2_caption=self.generate_stage2_caption,
+            batch_size=self.caption_batch_size,
+            on_error=self.on_error,
+        )
+        for (clip, number, window), caption in zip(asked, captions, strict=True):
+            if caption is None:
+                clip.errors[f"window-{number}"] = "not captioned"
+            else:
+                window.caption[self.model_variant] = caption
+        return task
+
+    def _is_ready(self, clip: Clip, number: int, window: Window) -> bool:
+        if self.model_variant in window.llm_inputs:
+            return True
+        logger.error(f"Clip {clip.uuid} window {number} has no prepared inputs for {self.model_variant}.")
+        clip.errors[f"window-{number}"] = f"no_{self.model_variant}_input"
+        return False
+
+
+@dataclass
+class CaptionEnhancementStage:
+    """Has `QwenLM` rewrite every caption."""
+
+    model_dir: str = "models/qwen"
+    model_variant: str = "qwen"
+    prompt_variant: str = "default"
+    prompt_text: str | None = None
+    model_batch_size: int = 128
+    fp8: bool = False
+    max_output_tokens: int = 512
+    vllm_kwargs: dict[str, Any] = field(default_factory=dict)
+    name: str = "caption_enhancement"
+
+    def __post_init__(self) -> None:
+        self.prompt = prompt_for("enhance", self.prompt_variant, self.prompt_text)
+
+    def setup(self) -> None:
+        self.model = QwenLM(
+            model_dir=self.model_dir,
+            caption_batch_size=self.model_batch_size,
+            fp8=self.fp8,
+            max_output_tokens=self.max_output_tokens,
+            **self.vllm_kwargs,
+        )
+        self.model.setup()
+
+    def process(self, task: VideoTask) -> VideoTask:
+        windows = [window for _, _, window in _windows_of(task) if self.model_variant in window.caption]
+        for start in range(0, len(windows), self.model_batch_size):
+            part = windows[start : start + self.model_batch_size]
+            chats = [self._chat(window.caption[self.model_variant]) for window in part]
+            for window, caption in zip(part, self.model.generate(chats), strict=True):
+                window.enhanced_caption[_ENHANCER] = caption
+        return task
+
+    def _chat(self, caption: str) -> list[dict[str, str]]:
+        return [{"role": "system", "content": self.prompt}, {"role": "user", "content": caption}]
+
+
+def _windows_of(task: VideoTask) -> Iterator[tuple[Clip, int, Window]]:
+    for clip in task.data.clips:
+        if not clip.windows and "windows" not in clip.errors:
+            logger.warning(f"Clip {clip.uuid} has no windows")
+            clip.errors["windows"] = "empty"
+        for number, window in enumerate(clip.windows):
+            yield clip, number, window

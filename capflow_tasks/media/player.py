@@ -1,0 +1,338 @@
+"""Opens a video file for `player.py`, and says why it cannot be opened."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import av
+import numpy as np
+from av import Packet, VideoFrame, VideoStream
+from av.container import InputContainer
+from numpy.typing import NDArray
+
+from capflow_tasks.errors import MediaCorrupt, MediaUnreadable, MediaUnsupported
+from capflow_tasks.media.budget import MediaBudget, check_source_size
+from capflow_tasks.media.paths import check_file, file_errors, unrecognised
+
+#: Containers that FFmpeg may try; playlists and image sequences, which open other files, are left out.
+_FORMATS = "mov,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif"
+#: Containers that know where their keyframes are, and how long they should be.
+_INDEXED = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"})
+#: Threads per decoder: many videos are decoded side by side.
+_THREADS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class VideoFacts:
+    """What is known of a video file once it has been measured."""
+
+    frame_count: int
+    #: When the first frame is shown, in the container's time.
+    start_seconds: float
+    #: From the first frame's start to the last one's end.
+    seconds: float
+    #: In pixels, upright, as if they were square.
+    width: int
+    height: int
+
+    @property
+    def fps(self) -> float:
+        """Frames per second, on average."""
+        return self.frame_count / self.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class VideoSource:
+    """An open file and its video stream."""
+
+    path: str
+    container: InputContainer
+    stream: VideoStream
+    #: When to give up, on the monotonic clock.
+    deadline: float
+
+    @property
+    def is_indexed(self) -> bool:
+        return self.container.format.name in _INDEXED
+
+    @property
+    def has_times(self) -> bool:
+        """Whether frames have times of their own; AVI has none, and what FFmpeg guesses is out of order."""
+        return self.container.format.name != "avi"
+
+    @property
+    def rate(self) -> float:
+        return float(self.stream.average_rate or self.stream.guessed_rate or 25)
+
+    def check_time(self) -> None:
+        if time.monotonic() > self.deadline:
+            raise MediaUnreadable(f"{self.path} was not decoded within its time limit.")
+
+
+@contextmanager
+def open_video(path: str, budget: MediaBudget, deadline: float) -> Iterator[VideoSource]:
+    """Yield the file's video; it is read through Python's file, so that the disk's errors stay apart."""
+    options = {"format_whitelist": _FORMATS, "protocol_whitelist": ""}
+    is_known = False
+    with file_errors(path):
+        try:
+            with (
+                Path(path).open("rb") as file,
+                av.open(file, "r", None, None, options, buffer_size=2**18) as container,
+            ):
+                is_known = True
+                yield VideoSource(path, container, _video_stream(container, path, budget), deadline)
+        except av.error.MemoryError:
+            raise
+        except (av.error.DecoderNotFoundError, av.error.PatchWelcomeError) as error:
+            raise MediaUnsupported(f"{path} cannot be decoded here: {error.strerror}.") from error
+        except av.error.FFmpegError as error:
+            if is_known:
+                raise MediaCorrupt(f"{path} is damaged or cut short: {error.strerror}.") from error
+            raise unrecognised(path, "video") from error
+
+
+def _video_stream(container: InputContainer, path: str, budget: MediaBudget) -> VideoStream:
+    cover = av.stream.Disposition.attached_pic
+    stream = next((stream for stream in container.streams.video if not stream.disposition & cover), None)
+    if stream is None:
+        others = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
+        raise MediaUnsupported(f"{path} holds no video, only {others}.")
+    codec = stream.codec_context
+    if codec is None:
+        raise MediaUnsupported(f"{path} holds video in a codec that has no decoder here.")
+    if not (codec.width and codec.height):
+        raise MediaCorrupt(f"{path} is damaged: its {codec.name} video has no size.")
+    check_source_size(path, codec.width, codec.height, budget)
+    codec.options = {"max_pixels": str(budget.max_source_pixels)}
+    codec.thread_type = "AUTO"
+    codec.thread_count = _THREADS
+    return stream
+
+
+#: Files up to this many bytes are measured whole, larger ones by their end.
+_SCAN_BYTES = 64 * 2**20
+#: Seconds that a jump lands before its aim, so that reordered frames are complete there.
+_RUN_UP_SECONDS = 1.0
+#: Share of frames that may be damaged; those are never shown, the frame before stands in.
+_DAMAGED_SHARE = 0.05
+#: (height, width, RGB) or (frames, height, width, RGB).
+_Pixels = NDArray[np.uint8]
+#: (a, b, c, d): a pixel (x, y) is shown at (ax + cy, bx + dy), as FFmpeg has it; a and d, or b and c, are 0.
+_Matrix = tuple[int, int, int, int]
+
+
+def measure_video(path: str, budget: MediaBudget) -> VideoFacts:
+    """Return how long and how large the video is, from its packets and its first frame."""
+    is_small = check_file(path, budget.max_file_bytes).st_size <= _SCAN_BYTES
+    deadline = time.monotonic() + budget.timeout_seconds
+    with open_video(path, budget, deadline) as source:
+        length = _measure(source, is_small)
+    facts = VideoFacts(length.frame_count, length.start_seconds, length.seconds, 0, 0)
+    with playing(path, budget, facts) as player:
+        width, height = player.upright_size()
+    return VideoFacts(length.frame_count, length.start_seconds, length.seconds, width, height)
+
+
+def play_video(
+    path: str, budget: MediaBudget, facts: VideoFacts, times: Sequence[float], size: tuple[int, int]
+) -> tuple[_Pixels, list[float]]:
+    """Return, per time, the frame on the screen in this (width, height), and when it began."""
+    with playing(path, budget, facts) as player:
+        return player.collect(times, size)
+
+
+@contextmanager
+def playing(path: str, budget: MediaBudget, facts: VideoFacts) -> Iterator[Player]:
+    """Yield the player of a measured file; the budget's deadline is for all that is done with it."""
+    with open_video(path, budget, time.monotonic() + budget.timeout_seconds) as source:
+        player = Player(source, facts)
+        try:
+            yield player
+        finally:
+            player.close()
+
+
+@dataclass(slots=True)
+class _Length:
+    """What the packets that were read cover, in the container's time."""
+
+    frame_count: int = 0
+    start_seconds: float = float("inf")
+    end_seconds: float = float("-inf")
+    #: The end of any stream: sound often outlasts the picture.
+    overall_end_seconds: float = float("-inf")
+    #: Whether the file ends inside the last packet.
+    is_cut: bool = False
+
+    @property
+    def seconds(self) -> float:
+        return max(self.end_seconds - self.start_seconds, 1e-3)
+
+
+def _measure(source: VideoSource, is_small: bool) -> _Length:
+    """Return the video's true length, and refuse a file that ends long before the end it claims."""
+    container, stream, length = source.container, source.stream, _Length()
+    claimed = container.duration / av.time_base if container.duration and source.is_indexed else 0.0
+    offset = (container.start_time or 0) / av.time_base
+    if claimed and not is_small:
+        container.seek(int((offset + claimed - 2) * av.time_base))
+        length = _scan(source)
+        length.start_seconds = (stream.start_time or 0) * float(stream.time_base or 0)
+        length.frame_count = length.frame_count and (stream.frames or round(length.seconds * source.rate))
+        container.seek(int(offset * av.time_base))
+    if length.frame_count == 0:
+        length = _scan(source)
+    real = length.overall_end_seconds - offset
+    if length.frame_count == 0:
+        raise MediaCorrupt(f"{source.path} is cut short: it holds no video data.")
+    if real < claimed - max(0.5, 0.02 * claimed):
+        raise MediaCorrupt(f"{source.path} claims {claimed:.1f} s, but its data ends at {real:.1f} s.")
+    if length.is_cut and source.is_indexed:
+        raise MediaCorrupt(f"{source.path} is cut short: its last frame is incomplete.")
+    return length
+
+
+def _scan(source: VideoSource) -> _Length:
+    length, last = _Length(), float("-inf")
+    for packet in source.container.demux():
+        source.check_time()
+        stamp = packet.pts if source.has_times and packet.pts is not None else packet.dts
+        if stamp is None or packet.is_discard:
+            continue
+        start, end = (float(at * packet.time_base) for at in (stamp, stamp + (packet.duration or 0)))
+        length.overall_end_seconds = max(length.overall_end_seconds, end)
+        length.is_cut = packet.is_corrupt
+        if packet.stream_index != source.stream.index:
+            continue
+        if packet.has_sidedata("encryption_info"):
+            raise MediaUnsupported(f"{source.path} is encrypted.")
+        length.frame_count += 1
+        length.start_seconds = min(length.start_seconds, start)
+        if start > last:
+            # of reordered frames a packet's duration may be its neighbour's: only the last one's counts
+            last, length.end_seconds = start, end if packet.duration else start + 1 / source.rate
+    return length
+
+
+class Player:
+    """Plays a video forwards, with jumps."""
+
+    def __init__(self, source: VideoSource, facts: VideoFacts) -> None:
+        self.stream = source.stream
+        self._source, self._facts = source, facts
+        self._can_jump = source.is_indexed
+        self._good = self._damaged = 0
+        self._shown: tuple[float, VideoFrame] | None = None
+        if self._can_jump:
+            source.container.seek(self._stamp(0.0), stream=source.stream)  # Matroska reads its index then
+        self._coming = self._play()
+        self._next = next(self._coming, None)
+
+    def close(self) -> None:
+        """Let go of the frames at once, and not when the garbage collector comes by."""
+        self._coming.close()
+        self._shown = self._next = None
+
+    def collect(self, times: Sequence[float], size: tuple[int, int]) -> tuple[_Pixels, list[float]]:
+        """Return, per time, the frame on the screen in this (width, height), and when it began."""
+        width, height = size
+        frames = np.empty((len(times), height, width, 3), np.uint8)
+        timestamps: list[float] = []
+        matrix = last = None
+        for number, (began, frame) in enumerate(self._show(times)):
+            matrix = matrix or _display_matrix(frame)
+            frames[number] = frames[number - 1] if frame is last else _pixels(frame, width, height, matrix)
+            timestamps.append(began)
+            last = frame
+        return frames, timestamps
+
+    def upright_size(self) -> tuple[int, int]:
+        """Return the (width, height) of the first frame as it is to be shown, its pixels square."""
+        _, frame = next(self._show([0.0]))
+        width = max(1, round(frame.width * (self.stream.sample_aspect_ratio or 1)))
+        return (width, frame.height) if _display_matrix(frame)[0] else (frame.height, width)
+
+    def _show(self, times: Sequence[float]) -> Iterator[tuple[float, VideoFrame]]:
+        """Yield (its start in seconds, the frame) that is on the screen at each of the ascending times."""
+        for seconds in times:
+            if self._is_keyframe_ahead(seconds):
+                self._seek(seconds - _RUN_UP_SECONDS)
+                if self._next is None or self._next[0] > seconds:
+                    # the index led past the aim: play all that lies before
+                    self._can_jump = False
+                    self._seek(0.0)
+            while self._next and (self._shown is None or self._next[0] <= seconds + 1e-6):
+                self._shown = self._next
+                self._next = next(self._coming, None)
+            if self._shown is None:
+                raise MediaCorrupt(f"{self._source.path} is damaged: none of its frames can be decoded.")
+            yield self._shown
+        if self._damaged > _DAMAGED_SHARE * (self._good + self._damaged):
+            lost = f"{self._damaged} of {self._good + self._damaged} frames are lost"
+            raise MediaCorrupt(f"{self._source.path} is damaged: {lost}.")
+
+    def _seek(self, seconds: float) -> None:
+        self._source.container.seek(self._stamp(max(0.0, seconds)), stream=self.stream)
+        self._coming = self._play()
+        self._next = next(self._coming, None)
+
+    def _play(self) -> Generator[tuple[float, VideoFrame], None, None]:
+        at = first = None
+        for packet in self._source.container.demux(self.stream):
+            self._source.check_time()
+            first = packet.dts if first is None else first
+            for frame in self._decode(packet, has_begun=at is not None):
+                if self._source.has_times and frame.time is not None:
+                    at = max(0.0, frame.time - self._facts.start_seconds)
+                elif at is None:
+                    at = max(0.0, float((first or 0) * packet.time_base) - self._facts.start_seconds)
+                else:
+                    at += 1 / self._facts.fps
+                self._good += 1
+                yield at, frame
+
+    def _decode(self, packet: Packet[VideoStream], has_begun: bool) -> list[VideoFrame]:
+        """Return the whole frames; after a seek, what comes before the first of them is no damage."""
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError:
+            self._damaged += has_begun
+            return []
+        whole = [frame for frame in frames if not frame.is_corrupt]
+        self._damaged += (len(frames) - len(whole)) * has_begun
+        return whole
+
+    def _is_keyframe_ahead(self, seconds: float) -> bool:
+        if not self._can_jump or self._next is None or self._next[0] + _RUN_UP_SECONDS >= seconds:
+            return False
+        entries = self.stream.index_entries
+        found = entries.search_timestamp(self._stamp(seconds - _RUN_UP_SECONDS))
+        return found >= 0 and entries[found].timestamp > self._stamp(self._next[0] + _RUN_UP_SECONDS)
+
+    def _stamp(self, seconds: float) -> int:
+        return int((self._facts.start_seconds + seconds) / float(self.stream.time_base or 1))
+
+
+def _display_matrix(frame: VideoFrame) -> _Matrix:
+    # asking ties a frame into a cycle that only the garbage collector can free: a small copy is asked
+    data = frame.reformat(16, 16).side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return 1, 0, 0, 1
+    a, b, _, c, d = np.frombuffer(bytes(cast(Any, data)), np.int32)[:5].tolist()
+    return (0, b, c, 0) if abs(b) > abs(a) else (a, 0, 0, d)
+
+
+def _pixels(frame: VideoFrame, width: int, height: int, matrix: _Matrix) -> _Pixels:
+    """Return the frame as (height, width, 3), upright."""
+    a, b, c, d = matrix
+    size = (width, height) if a else (height, width)
+    small = frame.reformat(*size, format="rgb24", interpolation="BICUBIC")
+    pixels = np.asarray(small.to_ndarray(), np.uint8).transpose((0, 1, 2) if a else (1, 0, 2))
+    right, down = (a, d) if a else (c, b)
+    return pixels[:: -1 if down < 0 else 1, :: -1 if right < 0 else 1]

@@ -1,0 +1,1 @@
+"""Metric definitions, logs, probe pages."""

@@ -1,1 +1,0 @@
-"""capflow-domains: what the domain files say, and what the model gets."""

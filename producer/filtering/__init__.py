@@ -1,1 +1,0 @@
-"""capflow-filter: parts a folder of captions into kept and rejected."""
