@@ -36,6 +36,7 @@ from capflow_tasks.store.clauses import (
     stages_of,
     storable,
     tally_of,
+    unleased,
 )
 from capflow_tasks.store.rows import Claim, Outcome, PendingSample, RetryPolicy
 from capflow_tasks.store.states import STAGE_ORDER, BatchState, SampleState, stage_after
@@ -72,7 +73,7 @@ class BatchStore:
         takes = (
             update(Batch)
             .where(Batch.id == free.c.id)
-            .where(Batch.shard_id == Shard.id, Shard.run_id == Run.id)
+            .where(Batch.shard_id == Shard.id, Shard.run_id == Run.id, Run.stopped_at.is_(None))
             .values(
                 state=BatchState.RUNNING,
                 lease_owner=owner,
@@ -96,6 +97,7 @@ class BatchStore:
         with self.engine.begin() as connection:
             row = connection.execute(takes).one_or_none()
             if row is None:
+                _take_back_if_stopped(connection, batch_id)
                 return _why_not_claimed(connection.execute(looks).one_or_none(), stage)
         values = row._asdict() | {"stages": stages_of(row.stages)}
         return Claim(batch_id=batch_id, stage=stage, owner=owner, **values)
@@ -176,13 +178,20 @@ class BatchStore:
         False when the lease was lost to another worker; then nothing is written.
         """
         with self.engine.begin() as connection:
-            mine = select(Batch.id).where(*_is_mine(claim)).with_for_update()
-            if connection.execute(mine).first() is None:
+            mine = (
+                select(Run.stopped_at)
+                .where(*_is_mine(claim), Batch.shard_id == Shard.id, Shard.run_id == Run.id)
+                .with_for_update(of=Batch)
+            )
+            batch = connection.execute(mine).one_or_none()
+            if batch is None:
                 return False
             write_outcomes(connection, claim, outcomes)
             following = stage_after(claim.stage, claim.stages)
             if following is None or not _has_pending(connection, claim.batch_id):
                 _finish_batch(connection, claim, retry)
+            elif batch.stopped_at is not None:
+                _set_batch(connection, claim.batch_id, **opened() | {"next_stage": following})
             else:
                 _set_batch(
                     connection,
@@ -203,6 +212,16 @@ def _is_mine(claim: Claim) -> tuple[ColumnElement[bool], ...]:
         Batch.state == BatchState.RUNNING,
         Batch.lease_owner == claim.owner,
         Batch.attempt == claim.attempt,
+    )
+
+
+def _take_back_if_stopped(connection: Connection, batch_id: int) -> None:
+    """Make a queued batch of a stopped run ready: its message has arrived and led to nothing."""
+    connection.execute(
+        update(Batch)
+        .where(Batch.id == batch_id, Batch.state == BatchState.QUEUED)
+        .where(Batch.shard_id == Shard.id, Shard.run_id == Run.id, Run.stopped_at.is_not(None))
+        .values(**unleased())
     )
 
 
@@ -343,7 +362,7 @@ class WorkerStore:
         gives_back = (
             update(Batch)
             .where(Batch.lease_owner == owner, Batch.state.in_([BatchState.QUEUED, BatchState.RUNNING]))
-            .values(state=BatchState.READY, lease_owner=None, lease_until=func.now())
+            .values(**unleased())
         )
         with self.engine.begin() as connection:
             connection.execute(gives_back)

@@ -31,14 +31,14 @@ def stages_of(words: Iterable[str]) -> tuple[Stage, ...]:
     return tuple(Stage(word) for word in words)
 
 
+def unleased() -> dict[str, Any]:
+    """Values of a batch that may be sent again at once."""
+    return {"state": BatchState.READY, "lease_owner": None, "lease_until": func.now()}
+
+
 def opened() -> dict[str, Any]:
-    return {
-        "state": BatchState.READY,
-        "tries": 0,
-        "lease_owner": None,
-        "lease_until": func.now(),
-        "finished_at": None,
-    }
+    """The same for a batch that starts its next stage afresh."""
+    return unleased() | {"tries": 0, "finished_at": None}
 
 
 def earliest_stages(rows: Iterable[Any]) -> dict[int, Stage]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 #: The newest revision of the schema.
-SCHEMA_REVISION = "2026_11_22_finished_batches"
+SCHEMA_REVISION = "2026_11_25_stopped_runs"
 
 #: How long a server that is starting is waited for, and how often it is asked, seconds.
 _START_SECONDS = 30

@@ -137,6 +137,16 @@ class Tally:
 
 
 @dataclass(frozen=True, slots=True)
+class StoppedRun:
+    """What stopping a run did to its batches."""
+
+    #: Batches that were queued and are not sent to anybody now.
+    taken_back: int
+    #: Batches whose stage a worker still runs; it finishes that stage and goes no further.
+    running: int
+
+
+@dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """When a sample whose failure may pass is tried again."""
 

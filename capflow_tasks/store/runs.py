@@ -21,6 +21,7 @@ from sqlalchemy import (
     case,
     delete,
     func,
+    or_,
     select,
     update,
 )
@@ -29,9 +30,9 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from capflow_tasks.errors import BadEntry
 from capflow_tasks.records import PlanShard, Stage
 from capflow_tasks.store.claims import insert_results
-from capflow_tasks.store.clauses import earliest_stages, in_seconds, opened, stages_of
+from capflow_tasks.store.clauses import earliest_stages, in_seconds, opened, stages_of, unleased
 from capflow_tasks.store.intake import copy_samples, insert_batches
-from capflow_tasks.store.rows import NewBatch, Outcome, ReadyBatch, ShardRow
+from capflow_tasks.store.rows import NewBatch, Outcome, ReadyBatch, ShardRow, StoppedRun
 from capflow_tasks.store.states import BatchState, SampleState, stage_after
 from capflow_tasks.store.tables import Batch, Run, Sample, Shard
 
@@ -55,18 +56,46 @@ class RunStore:
         *,
         pin_ranks: bool = False,
     ) -> int:
-        """The run of this name, made when it is new; what is asked of it may change."""
+        """Insert the run of this name, or update it and let it go on if it was stopped; return its id."""
         asked = {
             "plan": plan,
             "output": output,
             "stages": [stage.value for stage in stages],
             "min_confidence": min_confidence,
             "pin_ranks": pin_ranks,
+            "stopped_at": None,
         }
         statement = upsert(Run).values(name=name, **asked)
         statement = statement.on_conflict_do_update(index_elements=[Run.name], set_=asked)
         with self.engine.begin() as connection:
             return connection.execute(statement.returning(Run.id)).scalar_one()
+
+    def stop(self, run_id: int) -> StoppedRun:
+        """Send no more batches of the run, and take back those that are queued."""
+        is_queued = Batch.state == BatchState.QUEUED
+        is_abandoned = and_(Batch.state == BatchState.RUNNING, Batch.lease_until < func.now())
+        takes_back = (
+            update(Batch)
+            .where(_is_of_run(run_id), or_(is_queued, is_abandoned))
+            .values(**unleased())
+            .returning(Batch.id)
+        )
+        running = select(func.count(Batch.id)).where(_is_of_run(run_id), Batch.state == BatchState.RUNNING)
+        with self.engine.begin() as connection:
+            connection.execute(update(Run).where(Run.id == run_id).values(stopped_at=func.now()))
+            taken_back = len(connection.execute(takes_back).all())
+            return StoppedRun(taken_back, connection.execute(running).scalar_one())
+
+    def is_stopped(self, run_id: int) -> bool:
+        """Whether the run has been stopped or deleted."""
+        goes_on = select(Run.id).where(Run.id == run_id, Run.stopped_at.is_(None))
+        with self.engine.connect() as connection:
+            return connection.execute(goes_on).first() is None
+
+    def delete(self, run_id: int) -> None:
+        """Delete the run with its shards, batches, samples and results."""
+        with self.engine.begin() as connection:
+            connection.execute(delete(Run).where(Run.id == run_id))
 
     def add_shards(self, run_id: int, shards: Sequence[PlanShard]) -> list[ShardRow]:
         """The rows of these plan lines, new or known, in the order given."""
@@ -120,9 +149,9 @@ class RunStore:
         A process that dies inside the block leaves them ready; what it sent is then a duplicate,
         which a claim makes harmless.
         """
-        due = select(Batch.id).where(Batch.state == BatchState.READY, Batch.lease_until <= func.now())
-        if run_id is not None:
-            due = due.where(Batch.shard_id == Shard.id, Shard.run_id == run_id)
+        due = select(Batch.id).where(
+            Batch.state == BatchState.READY, Batch.lease_until <= func.now(), _is_going(run_id)
+        )
         due = due.order_by(Batch.lease_until, Batch.id).limit(limit).correlate(None)
         takes = (
             update(Batch)
@@ -136,38 +165,33 @@ class RunStore:
             yield [_ready_batch(row) for row in rows]
 
     def requeue_stale(self, run_id: int | None = None) -> int:
-        """Make ready what was queued or leased for longer than it may be; how many those were."""
-        return self._requeue(and_(Batch.state != BatchState.READY, Batch.lease_until < func.now()), run_id)
+        """Make ready what was queued or leased for too long, except in stopped runs; return the count."""
+        # Not `IN (queued, running)`, which would not use the index on batches that are not done.
+        is_held = and_(Batch.state != BatchState.DONE, Batch.state != BatchState.READY)
+        return self._requeue(is_held, Batch.lease_until < func.now(), _is_going(run_id))
 
     def requeue_lost(self, batch_ids: Collection[int]) -> int:
         """Make ready those of these batches that are queued: their messages are gone."""
-        return self._requeue(and_(Batch.state == BatchState.QUEUED, Batch.id.in_(batch_ids)), None)
+        return self._requeue(Batch.state == BatchState.QUEUED, Batch.id.in_(batch_ids))
 
     def queued(self, run_id: int | None = None) -> set[int]:
         """Batches that a message in the broker is to start."""
         statement = select(Batch.id).where(Batch.state == BatchState.QUEUED)
         if run_id is not None:
-            statement = statement.where(Batch.shard_id == Shard.id, Shard.run_id == run_id)
+            statement = statement.where(_is_of_run(run_id))
         with self.engine.connect() as connection:
             return set(connection.execute(statement).scalars())
 
-    def _requeue(self, condition: ColumnElement[bool], run_id: int | None) -> int:
-        statement = (
-            update(Batch)
-            .where(Batch.state != BatchState.DONE, condition)
-            .values(state=BatchState.READY, lease_owner=None, lease_until=func.now())
-        )
-        if run_id is not None:
-            statement = statement.where(Batch.shard_id == Shard.id, Shard.run_id == run_id)
+    def _requeue(self, *conditions: ColumnElement[bool]) -> int:
         with self.engine.begin() as connection:
-            return connection.execute(statement).rowcount
+            return connection.execute(update(Batch).where(*conditions).values(**unleased())).rowcount
 
     def continue_run(self, run_id: int, stages: Sequence[Stage], min_confidence: float) -> int:
         """Open again what an earlier, narrower run of the plan left; how many batches that were.
 
         That is: finished batches with stages still to do, and held samples that are now sure enough.
         """
-        of_run = and_(Batch.shard_id == Shard.id, Shard.run_id == run_id)
+        of_run = _is_of_run(run_id)
         further = (
             update(Batch)
             .where(of_run, Batch.state == BatchState.DONE, Batch.next_stage.in_(stages))
@@ -215,6 +239,17 @@ class RunStore:
                 values = opened() | {"next_stage": stage}
                 connection.execute(update(Batch).where(Batch.id == batch_id).values(**values))
         return len(reopened)
+
+
+def _is_of_run(run_id: int) -> ColumnElement[bool]:
+    """The batch belongs to the run."""
+    return and_(Batch.shard_id == Shard.id, Shard.run_id == run_id)
+
+
+def _is_going(run_id: int | None) -> ColumnElement[bool]:
+    """The batch belongs to this run, or to any, and the run is not stopped."""
+    of_run = and_(Batch.shard_id == Shard.id, Shard.run_id == Run.id, Run.stopped_at.is_(None))
+    return of_run if run_id is None else and_(of_run, Run.id == run_id)
 
 
 def _ready_batch(row: Row[*tuple[Any, ...]]) -> ReadyBatch:

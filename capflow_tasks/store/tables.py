@@ -75,6 +75,8 @@ class Run(Table):
     #: Whether only the workers of a shard's rank may take it.
     pin_ranks: Mapped[bool] = mapped_column(server_default="false")
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    #: When the run was stopped; None for a run whose batches may be sent.
+    stopped_at: Mapped[datetime | None]
 
 
 class Shard(Table):
