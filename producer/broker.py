@@ -1,4 +1,4 @@
-"""The producer's side of the broker: publishes chains, and sees whether messages were lost."""
+"""The producer's side of the broker: publishes chains, and finds the messages that are still there."""
 
 from __future__ import annotations
 
@@ -19,37 +19,33 @@ from capflow_tasks.errors import ServiceError
 from capflow_tasks.fleet.application import RANK_HEADER, task_name
 from capflow_tasks.records import Stage
 from capflow_tasks.store.rows import ReadyBatch
-from capflow_tasks.store.runs import RunStore
 from capflow_tasks.store.states import stages_from
 
 log = logging.getLogger(__name__)
 
-#: Batches published in one transaction, at most.
-_PUBLISH_CHUNK = 256
-
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class HeldBatches:
     """Ids of the batches that have a message in the broker."""
 
     #: In a queue.
     waiting: set[int]
-    #: Taken by a worker, which has not acknowledged it or died before that.
+    #: Taken by a worker that has not acknowledged it; the worker may have died.
     delivered: set[int]
 
 
 @dataclass(frozen=True, slots=True)
 class QueueLengths:
-    """How many messages there are."""
+    """Numbers of messages."""
 
     #: In the queues that hold some, by name and priority.
     by_queue: dict[tuple[str, int], int]
-    #: Taken and not acknowledged.
+    #: Taken by workers and not acknowledged.
     unacked: int
 
 
 class Broker:
-    """Redis as a producer uses it: a doorbell."""
+    """Redis as a producer uses it. Its messages carry the ids of batches, nothing else."""
 
     def __init__(self, app: Celery) -> None:
         self._app = app
@@ -66,11 +62,11 @@ class Broker:
                 ) from error
 
     def publish(self, batch: ReadyBatch) -> None:
-        """Send what is left of the batch's chain. The messages carry the batch's id only."""
+        """Send the stages that are left of the batch's chain."""
         chain(*map(partial(self._task, batch), stages_from(batch.next_stage, batch.stages))).apply_async()
 
     def _task(self, batch: ReadyBatch, stage: Stage) -> Signature[Any]:
-        # The task's id tells the batch, to people in Flower and to `look`.
+        # The task's id names the batch, for people in Flower and for `held_batches`.
         return self._app.signature(
             task_name(stage),
             kwargs={"batch_id": batch.id},
@@ -82,8 +78,8 @@ class Broker:
             headers={} if batch.pinned_to is None else {RANK_HEADER: batch.pinned_to},
         )
 
-    def look(self) -> Held | None:
-        """Batches that have a message in the broker; None while it is away."""
+    def held_batches(self) -> HeldBatches | None:
+        """Find the batches that have a message in the broker; None while it is away."""
         with self._app.connection_for_read() as connection:
             try:
                 channel: Any = connection.default_channel
@@ -93,10 +89,10 @@ class Broker:
                 delivered = [loads(entry)[0] for entry in channel.client.hvals(channel.unacked_key)]
             except (RedisError, OperationalError):
                 return None
-        return Held(_batch_ids(map(loads, waiting)), _batch_ids(delivered))
+        return HeldBatches(_batch_ids(map(loads, waiting)), _batch_ids(delivered))
 
     def lengths(self) -> QueueLengths | None:
-        """How many messages wait, and how many are with workers; None while the broker is away."""
+        """Count the messages that wait and those that workers hold; None while the broker is away."""
         with self._app.connection_for_read() as connection:
             try:
                 connection.ensure_connection(max_retries=1)
@@ -105,26 +101,16 @@ class Broker:
                 unacked = channel.client.hlen(channel.unacked_key)
             except (RedisError, OperationalError):
                 return None
-        # Priority 0 has no suffix; a reply to Celery's remote control is no message of ours.
+        # Priority 0 has no suffix; replies to Celery's remote control are not batches.
         queues = {_queue_of(name): count for name, count in lists.items() if "pidbox" not in name}
         return QueueLengths(queues, unacked)
 
     def drop_queues_of(self, nodes: Collection[str]) -> None:
-        """Remove the own queues of dead workers; what they held is sent again to the living."""
+        """Remove the personal queues of dead workers; their batches are sent again to others."""
         for node in nodes:
-            log.warning("worker %s is gone; its queue is removed", node)
+            log.warning("worker %s is gone; removing its queue", node)
             with self._app.connection_for_write() as connection:
                 worker_direct(node)(connection.default_channel).purge()
-
-
-def publish_ready(runs: RunStore, broker: Broker, queue_seconds: float, run_id: int | None = None) -> None:
-    """Publish every batch that is ready, of one run or of all."""
-    while True:
-        with runs.publishing(_PUBLISH_CHUNK, queue_seconds, run_id) as ready:
-            for batch in ready:
-                broker.publish(batch)
-        if len(ready) < _PUBLISH_CHUNK:
-            return
 
 
 def _batch_ids(messages: Iterable[Any]) -> set[int]:
@@ -133,7 +119,7 @@ def _batch_ids(messages: Iterable[Any]) -> set[int]:
 
 
 def _queue_of(name: str) -> tuple[str, int]:
-    """Queue and priority of a Redis list: `gpu:9`, or `gpu` for priority 0."""
+    """Split the name of a Redis list into queue and priority: `gpu:9`, or `gpu` for priority 0."""
     queue, separator, priority = name.rpartition(":")
     return (queue, int(priority)) if separator and priority.isdecimal() else (name, 0)
 

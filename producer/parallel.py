@@ -1,11 +1,11 @@
-"""One call per task, in several processes. Knows nothing of what is called."""
+"""Calls a function for many tasks in several processes, and prints progress now and then."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import active_children, parent_process
@@ -18,33 +18,37 @@ from capflow_tasks.errors import EXIT_INTERRUPTED, ServiceError
 T = TypeVar("T")
 R = TypeVar("R")
 
-#: Called with the number of tasks that are done and the number of all.
+#: Called with the number of finished tasks and the number of all.
 Progress = Callable[[int, int], None]
 
-#: Between two lines of progress, seconds.
+#: Between two lines of progress.
 _LINE_SECONDS = 5.0
 
 
-class ToldProgress:
-    """A line on stderr now and then."""
+class ProgressLines:
+    """Prints a line on stderr every few seconds, and at the end."""
 
     def __init__(self, what: str) -> None:
         self._what = what
-        self._told_at = monotonic()
+        self._printed_at = monotonic()
 
     def __call__(self, done: int, total: int | None = None) -> None:
-        if done != total and monotonic() - self._told_at < _LINE_SECONDS:
+        if done != total and monotonic() - self._printed_at < _LINE_SECONDS:
             return
-        self._told_at = monotonic()
+        self._printed_at = monotonic()
         of = "" if total is None else f"/{total}"
         print(f"{done}{of} {self._what}", file=sys.stderr, flush=True)
 
 
 def call_all(call: Callable[[T], R], tasks: Sequence[T], processes: int, progress: Progress) -> list[R]:
-    """What `call` gives for each task, in the order of the tasks; its first error ends all."""
+    """Return what `call` returns for each task, in the order of the tasks; the first error ends all."""
     if min(processes, len(tasks)) < 2:
-        return list(_one_by_one(call, tasks, progress))
-    with ProcessPoolExecutor(min(processes, len(tasks)), initializer=_live_with_parent) as pool:
+        results = []
+        for done, task in enumerate(tasks, start=1):
+            results.append(call(task))
+            progress(done, len(tasks))
+        return results
+    with ProcessPoolExecutor(min(processes, len(tasks)), initializer=_follow_parent) as pool:
         try:
             futures = [pool.submit(call, task) for task in tasks]
             for done, future in enumerate(as_completed(futures), start=1):
@@ -53,7 +57,7 @@ def call_all(call: Callable[[T], R], tasks: Sequence[T], processes: int, progres
             return [future.result() for future in futures]
         except BrokenProcessPool as error:
             raise ServiceError(
-                "a process that reads files was killed, perhaps for want of memory; "
+                "a process that reads files was killed, perhaps for lack of memory; "
                 "run again with --processes 1"
             ) from error
         except BaseException:
@@ -62,19 +66,13 @@ def call_all(call: Callable[[T], R], tasks: Sequence[T], processes: int, progres
             raise
 
 
-def _one_by_one(call: Callable[[T], R], tasks: Sequence[T], progress: Progress) -> Iterator[R]:
-    for done, task in enumerate(tasks, start=1):
-        yield call(task)
-        progress(done, len(tasks))
-
-
-def _live_with_parent() -> None:
-    """Leave Ctrl-C to the parent, and end when it has ended."""
+def _follow_parent() -> None:
+    """Leave Ctrl-C to the parent, and exit when it exits."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Thread(target=_end_with_parent, daemon=True).start()
+    Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     if (parent := parent_process()) is not None:
         parent.join()
         os._exit(EXIT_INTERRUPTED)

@@ -1,4 +1,4 @@
-"""The embedded fleet: PostgreSQL, Redis and one worker for a producer that was given none."""
+"""Reaches the services that a command needs: those that settings name, else embedded ones and one worker."""
 
 from __future__ import annotations
 
@@ -6,13 +6,26 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from time import monotonic
+from typing import TypeVar
 
+from kombu.exceptions import OperationalError as BrokerAway
 from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError, ProgrammingError
+from tenacity import (
+    RetryCallState,
+    RetryError,
+    Retrying,
+    retry_if_exception_type,
+    sleep_using_event,
+    stop_when_event_set,
+    wait_fixed,
+)
 
 from capflow_tasks.errors import (
     EXIT_SERVICE,
@@ -22,7 +35,7 @@ from capflow_tasks.errors import (
     SettingsError,
     UserError,
 )
-from capflow_tasks.fleet.application import queue_of_rank
+from capflow_tasks.fleet.application import make_app, queue_of_rank
 from capflow_tasks.fleet.embedded import (
     Services,
     announce,
@@ -35,96 +48,50 @@ from capflow_tasks.fleet.embedded import (
 )
 from capflow_tasks.lifeline import die_with_parent
 from capflow_tasks.settings import Settings
-from capflow_tasks.store.database import connect, unreachable
+from capflow_tasks.store.database import connect, unreachable, upgrade
 from capflow_tasks.store.figures import RunFigures
 from capflow_tasks.store.statistics import Statistics
+from producer.broker import Broker
 
 log = logging.getLogger(__name__)
 
-#: A worker that ends sooner than this did not get to work.
-_TOO_SOON_SECONDS = 120
-_MAX_FRUITLESS_STARTS = 3
+T = TypeVar("T")
 
-#: On top of the worker's own deadline, for its engine to end.
+#: A worker that exits sooner than this has failed to start.
+_START_SECONDS = 120
+_MAX_FAILED_STARTS = 3
+#: For the worker's engine to shut down, on top of the worker's own deadline.
 _STOP_GRACE_SECONDS = 20
+#: Between two attempts to reach a database or a broker that is away.
+_OUTAGE_WAIT_SECONDS = 2.0
+#: Runs that a message names.
+_SHOWN_RUNS = 10
 
 
-class EmbeddedWorker:
-    """A worker process, started again when it ends unasked."""
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """The services of a run, reached; its workers are the fleet's own or an embedded one."""
 
-    def __init__(self, settings: Settings, queues: Sequence[str], environment: Mapping[str, str]) -> None:
-        self._settings = settings
-        self._queues = queues
-        self._environment = environment
-        self._fruitless_starts = 0
-        self._process: subprocess.Popen[bytes] | None = None
-        self._started_at = 0.0
+    settings: Settings
+    services: Services
+    engine: Engine
+    broker: Broker
 
-    def start(self) -> None:
-        queues = ",".join(self._queues)
-        command = [sys.executable, "-m", "celery", "-A", "capflow_tasks", "worker", "-Q", queues]
-        with open_log(self._settings.home, "worker") as output:
-            self._log_start = output.tell()
-            self._process = subprocess.Popen(
-                [*command, "-n", f"embedded-{os.getpid()}@%h", "-l", self._settings.log_level],
-                env={**os.environ, **self._environment},
-                stdout=output,
-                stderr=output,
-                stdin=subprocess.DEVNULL,
-                preexec_fn=die_with_parent,
-                # Ctrl-C is the producer's to hear; it tells the worker.
-                start_new_session=True,
-            )
-        self._started_at = monotonic()
 
-    def check(self) -> None:
-        """Start the worker, also when it has ended unasked. Raises ServiceError when that is no use."""
-        code = self._process.poll() if self._process else None
-        if self._process is None:
-            self.start()
-        if code is None:
-            return
-        if code in (EXIT_USAGE, EXIT_SERVICE) and (reason := self._reason()):
-            raise ServiceError(reason)
-        is_fruitless = monotonic() - self._started_at < _TOO_SOON_SECONDS
-        self._fruitless_starts = self._fruitless_starts + 1 if is_fruitless else 0
-        if self._fruitless_starts >= _MAX_FRUITLESS_STARTS:
-            raise ServiceError(
-                f"the worker ended {self._fruitless_starts} times in a row; see {self.log_path}"
-            )
-        log.warning("the worker ended with code %s and is started again; see %s", code, self.log_path)
-        self.start()
-
-    def stop(self, deadline_seconds: float) -> None:
-        """Let the worker finish what it runs; end it at the deadline."""
-        if self._process is None:
-            return
-        self._process.terminate()
-        try:
-            self._process.wait(deadline_seconds)
-        except subprocess.TimeoutExpired:
-            log.warning("the worker did not end within %g s and is killed; nothing is lost", deadline_seconds)
-        finally:
-            self._process.kill()
-            self._process.wait()
-
-    @property
-    def log_path(self) -> Path:
-        return self._settings.home / "logs" / "worker.log"
-
-    def _reason(self) -> str | None:
-        """The sentence with which this start of the worker gave up, None if it wrote none."""
-        with self.log_path.open(encoding="utf-8", errors="replace") as lines:
-            lines.seek(self._log_start)
-            reasons = [
-                line.removeprefix(WORKER_ERROR_MARK) for line in lines if line.startswith(WORKER_ERROR_MARK)
-            ]
-        return reasons[-1].strip() if reasons else None
+@contextmanager
+def reach_fleet(settings: Settings) -> Iterator[Fleet]:
+    """Reach database and broker, and upgrade the schema. Raises ServiceError when one cannot be reached."""
+    with services(settings) as found:
+        engine = connect(found.database_url)
+        upgrade(engine)
+        broker = Broker(make_app(settings, found.broker_url))
+        broker.check()
+        yield Fleet(settings, found, engine, broker)
 
 
 @contextmanager
 def services(settings: Settings) -> Iterator[Services]:
-    """The servers that settings name; embedded ones for those they do not."""
+    """Yield the servers that settings name; start embedded ones in place of those that they don't."""
     database_url, broker_url = settings.database_url, settings.broker_url
     if database_url and broker_url:
         yield Services(database_url, broker_url)
@@ -142,13 +109,111 @@ def services(settings: Settings) -> Iterator[Services]:
         yield found
 
 
+def through_outages(call: Callable[[], T], stopping: Event) -> T:
+    """Call again for as long as the database or the broker is away; the call may be cut short anywhere.
+
+    Raises ServiceError when stopped during an outage.
+    """
+    retrying = Retrying(
+        retry=retry_if_exception_type((OperationalError, BrokerAway)),
+        wait=wait_fixed(_OUTAGE_WAIT_SECONDS),
+        sleep=sleep_using_event(stopping),
+        stop=stop_when_event_set(stopping),
+        before_sleep=_log_outage,
+    )
+    try:
+        return retrying(call)
+    except RetryError as error:
+        raise ServiceError("stopped while the database or the broker was away") from error
+
+
+def _log_outage(state: RetryCallState) -> None:
+    error = state.outcome and state.outcome.exception()
+    log.warning("waiting for the database and the broker: %s", str(error).partition("\n")[0])
+
+
+class EmbeddedWorker:
+    """A worker process of this producer, started again when it exits by itself."""
+
+    def __init__(self, settings: Settings, queues: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._settings = settings
+        self._queues = queues
+        self._environment = environment
+        self._failed_starts = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started_at = 0.0
+
+    def start(self) -> None:
+        queues = ",".join(self._queues)
+        command = [sys.executable, "-m", "celery", "-A", "capflow_tasks", "worker", "-Q", queues]
+        with open_log(self._settings.home, "worker") as output:
+            self._log_start = output.tell()
+            self._process = subprocess.Popen(
+                [*command, "-n", f"embedded-{os.getpid()}@%h", "-l", self._settings.log_level],
+                env={**os.environ, **self._environment},
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+                preexec_fn=die_with_parent,
+                # Ctrl-C goes to the producer alone, which then stops the worker.
+                start_new_session=True,
+            )
+        self._started_at = monotonic()
+
+    def check(self) -> None:
+        """Start the worker if it does not run. Raises ServiceError when starting it again would not help."""
+        code = self._process.poll() if self._process else None
+        if self._process is None:
+            self.start()
+        if code is None:
+            return
+        if code in (EXIT_USAGE, EXIT_SERVICE) and (reason := self._reason()):
+            raise ServiceError(reason)
+        has_failed = monotonic() - self._started_at < _START_SECONDS
+        self._failed_starts = self._failed_starts + 1 if has_failed else 0
+        if self._failed_starts >= _MAX_FAILED_STARTS:
+            raise ServiceError(
+                f"the worker failed to start {self._failed_starts} times in a row; see {self.log_path}"
+            )
+        log.warning("the worker exited with code %s and is started again; see %s", code, self.log_path)
+        self.start()
+
+    def stop(self, deadline_seconds: float) -> None:
+        """Let the worker finish the stages that it runs; kill it at the deadline."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(deadline_seconds)
+        except subprocess.TimeoutExpired:
+            log.warning(
+                "killing the worker, which did not stop within %g s; nothing is lost", deadline_seconds
+            )
+        finally:
+            self._process.kill()
+            self._process.wait()
+
+    @property
+    def log_path(self) -> Path:
+        return self._settings.home / "logs" / "worker.log"
+
+    def _reason(self) -> str | None:
+        """Read from its log why this start of the worker gave up; None if it does not say."""
+        with self.log_path.open(encoding="utf-8", errors="replace") as lines:
+            lines.seek(self._log_start)
+            reasons = [
+                line.removeprefix(WORKER_ERROR_MARK) for line in lines if line.startswith(WORKER_ERROR_MARK)
+            ]
+        return reasons[-1].strip() if reasons else None
+
+
 @contextmanager
 def embedded_worker(
     settings: Settings, reached: Services, ranks: Collection[int] = ()
 ) -> Iterator[EmbeddedWorker | None]:
-    """A worker for an embedded broker, started at its first check; None where others start the workers.
+    """Yield a worker for an embedded broker, which its first check starts; None where settings name a broker.
 
-    It takes what is for all, and what is pinned to these ranks.
+    It takes the batches that are for all, and those that are pinned to these ranks.
     """
     if settings.broker_url is not None:
         yield None
@@ -166,7 +231,7 @@ def embedded_worker(
 
 
 def is_asleep(settings: Settings) -> bool:
-    """Whether the database is the embedded one and nobody runs it: what is in it cannot change."""
+    """Whether the database is an embedded one that no process runs, so that nothing in it can change."""
     if settings.database_url is not None or not (settings.home / "postgres").is_dir():
         return False
     return running_services(settings.home) is None
@@ -174,7 +239,7 @@ def is_asleep(settings: Settings) -> bool:
 
 @contextmanager
 def database(settings: Settings) -> Iterator[str]:
-    """The database set or running, else the one that an earlier run has left under this home."""
+    """Yield the URL of the database set or running; start the embedded one that an earlier run has left."""
     if is_asleep(settings):
         with sole_use(settings.home), embedded_postgres(settings.home) as url:
             yield url
@@ -184,24 +249,20 @@ def database(settings: Settings) -> Iterator[str]:
 
 @contextmanager
 def reading(url: str) -> Iterator[Engine]:
-    """A pool for questions. Raises ServiceError when there is no server, or it lacks the tables."""
+    """Yield a pool for queries. Raises ServiceError when there is no server, or it lacks the tables."""
     engine = connect(url)
     try:
         yield engine
     except OperationalError as error:
         raise unreachable(engine, error) from error
     except ProgrammingError as error:
-        raise ServiceError("the database lacks Capflow's tables; run capflow-db upgrade") from error
+        raise ServiceError("the database lacks Capflow's tables; run capflow db upgrade") from error
     finally:
         engine.dispose()
 
 
-#: Runs that a message names.
-_SHOWN = 10
-
-
-def chosen_run(engine: Engine, name_or_plan: str) -> RunFigures:
-    """The run of this name, else the only one of this plan. Raises UserError when there is not just one."""
+def find_run(engine: Engine, name_or_plan: str) -> RunFigures:
+    """Find the run of this name, else the only one of this plan. Raises UserError unless there is one."""
     statistics = Statistics(engine)
     found = statistics.runs(name_or_plan, str(Path(name_or_plan).resolve()))
     found = [run for run in found if run.name == name_or_plan] or found
@@ -210,11 +271,11 @@ def chosen_run(engine: Engine, name_or_plan: str) -> RunFigures:
     if found:
         raise UserError(f"{name_or_plan} has several runs; name one of them: {_names(found)}")
     known = statistics.runs()
-    remedy = f"name one of: {_names(known)}" if known else "start one with capflow-produce"
+    remedy = f"name one of: {_names(known)}" if known else "start one with capflow caption"
     raise UserError(f"{name_or_plan}: the database has no run of this name or plan; {remedy}")
 
 
 def _names(runs: list[RunFigures]) -> str:
-    """The newest of them."""
-    shown = [run.name for run in runs[:_SHOWN]]
-    return ", ".join([*shown, f"and {len(runs) - _SHOWN} more"] if len(runs) > _SHOWN else shown)
+    """List the newest runs."""
+    shown = [run.name for run in runs[:_SHOWN_RUNS]]
+    return ", ".join([*shown, f"and {len(runs) - _SHOWN_RUNS} more"] if len(runs) > _SHOWN_RUNS else shown)

@@ -146,7 +146,9 @@ def produce(plan: Path | None, as_json: bool, dry_run: bool, reconcile: bool, **
     The first Ctrl-C lets the worker finish what it runs; the second stops at once.
     """
     # Only now: `--help` need not wait for SQLAlchemy and Celery.
-    from producer.run import Order, Production, reconcile_until_stopped
+    from producer.caption_run import CaptionRun
+    from producer.reconcile import reconcile_until_stopped
+    from producer.run import Order
 
     if reconcile == (plan is not None):
         raise click.UsageError("name a PLAN, or --reconcile alone")
@@ -154,13 +156,13 @@ def produce(plan: Path | None, as_json: bool, dry_run: bool, reconcile: bool, **
         with stop_on_signals() as stopping:
             reconcile_until_stopped(read_settings(), stopping)
         return
-    production = Production(Order(plan, **options), read_settings())
+    captioning = CaptionRun(Order(plan, **options), read_settings())
     if dry_run:
-        checked = production.plan
+        checked = captioning.plan
         click.echo(f"{plan}: {len(checked.shards)} shards, {checked.sample_count} samples, nothing to mend")
         return
     with stop_on_signals() as stopping:
-        summary = production.run(stopping)
+        summary = captioning.run(stopping)
     tell(summary, as_json)
 
 
@@ -173,11 +175,12 @@ def retry(
     plan: Path, as_json: bool, kinds: tuple[str, ...], domains: tuple[str, ...], **options: Any
 ) -> None:
     """Caption again what failed in the run of PLAN, and nothing else; then write the caption files."""
-    from producer.run import Order, Production, Retry
+    from producer.caption_run import CaptionRun, Retry
+    from producer.run import Order
 
-    production = Production(Order(plan, **options), read_settings())
+    captioning = CaptionRun(Order(plan, **options), read_settings())
     with stop_on_signals() as stopping:
-        summary = production.run(stopping, Retry(kinds, domains))
+        summary = captioning.run(stopping, Retry(kinds, domains))
     tell(summary, as_json)
 
 
@@ -190,7 +193,7 @@ def tell(summary: Summary | ScoreSummary, as_json: bool) -> NoReturn:
     for problem in summary.problems:
         click.echo(f"error: {problem}", err=True)
     if not summary.is_complete:
-        click.echo("stopped; the same command goes on from here", err=True)
+        click.echo(f"run {summary.run} was stopped; the same command goes on from here", err=True)
     sys.exit(summary.exit_code)
 
 

@@ -69,14 +69,14 @@ def export_captions(run_or_plan: str, as_json: bool, **options: Any) -> None:
     state. Run again when more is captioned.
     """
     # Only now: `--help` need not wait for SQLAlchemy.
-    from producer.parallel import ToldProgress
-    from producer.services import chosen_run, database, reading
+    from producer.parallel import ProgressLines
+    from producer.services import database, find_run, reading
     from producer.writing.formats import ExportOrder, ReadingViews, export_run
 
     settings, order = read_settings(), ExportOrder(**options)
     with database(settings) as url, reading(url) as engine:
-        run = chosen_run(engine, run_or_plan)
-        exported = export_run(run, ReadingViews(engine, ToldProgress("samples")), order, settings)
+        run = find_run(engine, run_or_plan)
+        exported = export_run(run, ReadingViews(engine, ProgressLines("samples")), order, settings)
     if as_json:
         click.echo(json.dumps(_as_json(run.name, order.format, exported), ensure_ascii=False))
     else:

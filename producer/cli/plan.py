@@ -123,14 +123,14 @@ def plan(
 def _plan(metafile: Path, order: PlanOrder, remaining: bool, settings: Settings) -> Planned:
     from capflow_tasks.domains.catalogue import load_catalogue
     from capflow_tasks.records import Modality
-    from producer.parallel import ToldProgress
+    from producer.parallel import ProgressLines
     from producer.planning.metafile import read_metafile
     from producer.planning.planner import make_plan
 
     catalogue = load_catalogue(settings.domains)
     video_tasks = {domain.name for domain in catalogue.domains if domain.modality is Modality.VIDEO}
     datasets = read_metafile(metafile, lambda task: catalogue.resolve(task).name, video_tasks)
-    told = ToldProgress("annotation files counted")
+    told = ProgressLines("annotation files counted")
     if not remaining:
         return make_plan(datasets, order, told)
     from producer.planning.planner import captioned_in

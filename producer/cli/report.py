@@ -74,7 +74,7 @@ def report(run: str, output: Path, prices: Path | None, as_json: bool, **options
     server.
     """
     # Only now: `--help` need not wait.
-    from producer.parallel import ToldProgress
+    from producer.parallel import ProgressLines
     from producer.report.gallery import Size
     from producer.report.report import make_report
     from producer.services import database, reading
@@ -83,7 +83,7 @@ def report(run: str, output: Path, prices: Path | None, as_json: bool, **options
     settings, table = read_settings(), read_prices(prices)
     with database(settings) as url, reading(url) as engine:
         made = make_report(
-            engine, run, output.absolute(), Size(**options), table, ToldProgress("samples written")
+            engine, run, output.absolute(), Size(**options), table, ProgressLines("samples written")
         )
     if as_json:
         click.echo(json.dumps(asdict(made) | {"page": str(made.page)}, ensure_ascii=False))

@@ -57,7 +57,9 @@ Examples:
 @flags.processes("CAPFLOW_SCORE_PROCESSES", "Caption files looked through")
 @click.option("--dry-run", is_flag=True, help="Count what has no scores yet, send nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
-def score(as_json: bool, dry_run: bool, **options: Any) -> None:
+def score(
+    as_json: bool, dry_run: bool, run: str | None, batch_size: int, window: int, **options: Any
+) -> None:
     """Score the captions in FOLDER's Rank*_node*_*.jsonl that have no valid scores yet.
 
     Files of capflow-produce, and of the CapFlow scripts, whose caption is the last "gpt" turn. The work is
@@ -67,14 +69,14 @@ def score(as_json: bool, dry_run: bool, **options: Any) -> None:
     or has failed. The first Ctrl-C lets the worker finish what it runs; the second stops at once.
     """
     # Only now: `--help` need not wait for SQLAlchemy and Celery.
-    from producer.scoring.scorer import ScoreOrder, Scorer
+    from producer.scoring.score_run import ScoreRun
 
-    scorer = Scorer(ScoreOrder(**options), read_settings())
+    scoring = ScoreRun(settings=read_settings(), **options)
     if dry_run:
-        click.echo(f"{len(scorer.surveys)} files, {scorer.to_score} records without scores")
+        click.echo(f"{len(scoring.files)} files, {scoring.to_score} records without scores")
         return
     with stop_on_signals() as stopping:
-        summary = scorer.run(stopping)
+        summary = scoring.run(stopping, run, batch_size, window)
     tell(summary, as_json)
 
 

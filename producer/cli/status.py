@@ -87,14 +87,14 @@ def _look(
     engine: Engine, run: str | None, prices: Prices, minimums: Minimums, lease_seconds: float
 ) -> Callable[[], Look]:
     from capflow_tasks.store.statistics import Statistics
-    from producer.services import chosen_run
+    from producer.services import find_run
     from producer.status.snapshot import Observer
     from producer.status.watch import look_at_run, look_at_runs
 
     statistics = Statistics(engine)
     if run is None:
         return partial(look_at_runs, statistics, lease_seconds)
-    observer = Observer(statistics, chosen_run(engine, run).id, prices, minimums, lease_seconds)
+    observer = Observer(statistics, find_run(engine, run).id, prices, minimums, lease_seconds)
     return partial(look_at_run, observer)
 
 

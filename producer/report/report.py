@@ -12,7 +12,7 @@ from capflow_tasks.store.views import Views
 from producer.report.gallery import Gallery, Progress, Size, samples_of
 from producer.report.overview import overview_of
 from producer.report.page import check_replaceable, whole_folder, write_page
-from producer.services import chosen_run
+from producer.services import find_run
 from producer.status.cost import Prices
 
 
@@ -34,7 +34,7 @@ def make_report(
 ) -> Made:
     """Write the report of this run to the folder. Raises UserError when there is no such run."""
     check_replaceable(folder)
-    run = chosen_run(engine, name_or_plan)
+    run = find_run(engine, name_or_plan)
     views = Views(engine)
     overview = overview_of(run, Statistics(engine), views, prices)
     with whole_folder(folder) as aside:

@@ -1,1 +1,1 @@
-"""capflow-score: grades the captions of files that are there already."""
+"""Scores the captions of files that exist already."""

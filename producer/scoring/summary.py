@@ -1,9 +1,9 @@
-"""What came of scoring: counts, failures with file and line, mean grades by domain."""
+"""What scoring a folder has led to: counts, failed lines, mean grades by domain."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,87 +15,62 @@ from capflow_tasks.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_SAMPLES_FAILED,
 from capflow_tasks.records import Failure, JsonObject
 from producer.reading.scores import Scores
 
-#: Failures that are kept for the terminal; all of them are in the failed files.
+#: Failures kept for the terminal; the failed files hold all of them.
 SHOWN_FAILURES = 20
 
-
-@dataclass(slots=True)
-class DomainGrades:
-    """The grades of one domain's captions, added up."""
-
-    records: int = 0
-    overall: int = 0
-    #: By dimension, in the order in which a judge gives them.
-    dimensions: Counter[str] = field(default_factory=Counter)
-
-    def add(self, scores: Scores) -> None:
-        self.records += 1
-        self.overall += scores.overall
-        self.dimensions.update(scores.dimensions)
-
-    def __add__(self, other: DomainGrades) -> DomainGrades:
-        return DomainGrades(
-            self.records + other.records, self.overall + other.overall, self.dimensions + other.dimensions
-        )
-
-    def mean(self, dimension: str) -> float:
-        return self.dimensions[dimension] / self.records
-
-    @property
-    def mean_overall(self) -> float:
-        return self.overall / self.records
-
-
-@dataclass(frozen=True, slots=True)
-class FailedLine:
-    """A line that has no scores, and why."""
-
-    path: Path
-    line_number: int
-    failure: Failure
+_DECIMALS = 2
 
 
 @dataclass(slots=True)
 class ScoreCounts:
-    """How the lines of all files ended."""
+    """The lines of caption files, counted, and their grades added up."""
 
-    by_domain: dict[str, DomainGrades] = field(default_factory=dict)
-    #: With scores before this run.
+    #: Lines with scores before this run.
     known: int = 0
-    #: Scored by this run.
+    #: Lines scored by this run.
     scored: int = 0
     failed: int = 0
-    #: The first of those that failed.
-    failures: list[FailedLine] = field(default_factory=list)
-    #: Files that are published in part only, one message each.
+    #: Lines with scores, by domain.
+    by_domain: Counter[str] = field(default_factory=Counter)
+    #: Sum of the grades by domain and dimension; "overall" is the last of each domain.
+    grades: Counter[tuple[str, str]] = field(default_factory=Counter)
+    #: Place and reason of the first lines that failed.
+    failures: list[str] = field(default_factory=list)
+    #: Files that were published in part or not at all, one message each.
     problems: list[str] = field(default_factory=list)
 
-    @property
-    def records(self) -> int:
-        return self.known + self.scored + self.failed
+    def add(self, scores: Scores, *, is_fresh: bool) -> None:
+        self.scored += is_fresh
+        self.known += not is_fresh
+        self.by_domain[scores.domain] += 1
+        for dimension, grade in [*scores.dimensions.items(), ("overall", scores.overall)]:
+            self.grades[scores.domain, dimension] += grade
 
-    def add(self, scores: Scores) -> None:
-        self.by_domain.setdefault(scores.domain, DomainGrades()).add(scores)
-
-    def __add__(self, other: ScoreCounts) -> ScoreCounts:
-        domains = sorted(self.by_domain.keys() | other.by_domain.keys())
-        none = DomainGrades()
-        return ScoreCounts(
-            {name: self.by_domain.get(name, none) + other.by_domain.get(name, none) for name in domains},
-            self.known + other.known,
-            self.scored + other.scored,
-            self.failed + other.failed,
-            [*self.failures, *other.failures][:SHOWN_FAILURES],
-            [*self.problems, *other.problems],
-        )
-
-    def fail(self, line: FailedLine) -> None:
+    def fail(self, place: str, failure: Failure) -> None:
         self.failed += 1
         if len(self.failures) < SHOWN_FAILURES:
-            self.failures.append(line)
+            self.failures.append(f"{place}: {failure.kind}: {failure.message}")
 
+    def __iadd__(self, other: ScoreCounts) -> ScoreCounts:
+        self.known += other.known
+        self.scored += other.scored
+        self.failed += other.failed
+        self.by_domain.update(other.by_domain)
+        self.grades.update(other.grades)
+        self.failures = [*self.failures, *other.failures][:SHOWN_FAILURES]
+        self.problems += other.problems
+        return self
 
-_DECIMALS = 2
+    def means(self, domains: Sequence[str]) -> dict[str, float]:
+        """The mean grade of these domains' lines by dimension."""
+        sums: Counter[str] = Counter()
+        for (domain, dimension), grade in self.grades.items():
+            if domain in domains:
+                sums[dimension] += grade
+        # Another dimension may have come later.
+        sums["overall"] = sums.pop("overall")
+        lines = sum(self.by_domain[domain] for domain in domains)
+        return {dimension: grade / lines for dimension, grade in sums.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +78,16 @@ class ScoreSummary:
     """How the scoring of a folder ended."""
 
     run: str
-    #: False when it was told to stop before every record had come to its end.
+    #: False when it was stopped before every record had finished.
     is_complete: bool
-    #: Files that could not be read or published, one message each.
-    problems: Sequence[str]
-    grades: ScoreCounts
+    counts: ScoreCounts
     #: The scored files; empty before the run is complete.
     files: Sequence[Path]
     seconds: float
+
+    @property
+    def problems(self) -> Sequence[str]:
+        return self.counts.problems
 
     @property
     def exit_code(self) -> int:
@@ -118,74 +95,62 @@ class ScoreSummary:
             return EXIT_INTERRUPTED
         if self.problems:
             return EXIT_USAGE
-        return EXIT_SAMPLES_FAILED if self.grades.failed else EXIT_OK
+        return EXIT_SAMPLES_FAILED if self.counts.failed else EXIT_OK
 
     def as_json(self) -> JsonObject:
-        """For programs: the same facts as one object."""
-        grades = self.grades
+        """The same facts as one object, for programs."""
+        counts = self.counts
         return {
             "run": self.run,
             "complete": self.is_complete,
             "problems": list(self.problems),
-            "records": grades.records,
-            "known": grades.known,
-            "scored": grades.scored,
-            "failed": grades.failed,
+            "records": counts.known + counts.scored + counts.failed,
+            "known": counts.known,
+            "scored": counts.scored,
+            "failed": counts.failed,
             "seconds": round(self.seconds, 3),
-            "domains": {name: _means(domain) for name, domain in grades.by_domain.items()},
+            "domains": {domain: self._domain_json(domain) for domain in sorted(counts.by_domain)},
             "files": [str(path) for path in self.files],
         }
+
+    def _domain_json(self, domain: str) -> JsonObject:
+        means = {name: round(mean, _DECIMALS) for name, mean in self.counts.means([domain]).items()}
+        overall = means.pop("overall")
+        return {"records": self.counts.by_domain[domain], "overall": overall, "scores": means}
 
     def show(self, console: Console) -> None:
         if not self.is_complete:
             return
-        for dimensions, domains in _by_rubric(self.grades).items():
-            console.print(_table(dimensions, domains))
-        grades = self.grades
-        console.print(
-            f"{grades.records} records: {grades.scored} scored now, {grades.known} had scores, "
-            f"{grades.failed} failed",
-            highlight=False,
-        )
-        for each in grades.failures:
-            place = f"{each.path}:{each.line_number}"
-            reason = f"{each.failure.kind}: {each.failure.message}"
-            console.print(escape(f"{place}: {reason}"), soft_wrap=True, highlight=False)
-        if hidden := grades.failed - len(grades.failures):
-            console.print(f"and {hidden} more: see the .scored.failed.jsonl files", highlight=False)
-        for path in self.files:
-            console.print(escape(str(path)), soft_wrap=True, highlight=False)
+        counts = self.counts
+        by_rubric: dict[tuple[str, ...], list[str]] = {}
+        for domain in sorted(counts.by_domain):
+            by_rubric.setdefault(tuple(counts.means([domain])), []).append(domain)
+        for dimensions, domains in by_rubric.items():
+            console.print(self._table(dimensions, domains))
+        lines = [
+            f"{counts.known + counts.scored + counts.failed} records: {counts.scored} scored now, "
+            f"{counts.known} had scores, {counts.failed} failed",
+            *counts.failures,
+        ]
+        if hidden := counts.failed - len(counts.failures):
+            lines.append(f"and {hidden} more: see the .scored.failed.jsonl files")
+        for line in [*lines, *map(str, self.files)]:
+            console.print(escape(line), soft_wrap=True, highlight=False)
 
-
-def _means(domain: DomainGrades) -> JsonObject:
-    means = {name: round(domain.mean(name), _DECIMALS) for name in domain.dimensions}
-    return {"records": domain.records, "overall": round(domain.mean_overall, _DECIMALS), "scores": means}
-
-
-def _by_rubric(grades: ScoreCounts) -> Mapping[tuple[str, ...], dict[str, DomainGrades]]:
-    """The domains that are graded in the same dimensions, together; they make one table."""
-    rubrics: dict[tuple[str, ...], dict[str, DomainGrades]] = {}
-    for name, domain in grades.by_domain.items():
-        rubrics.setdefault(tuple(domain.dimensions), {})[name] = domain
-    return rubrics
-
-
-def _table(dimensions: Sequence[str], domains: Mapping[str, DomainGrades]) -> Table:
-    table = Table(title="Mean grades, 1 to 3", title_justify="left")
-    table.add_column("domain", no_wrap=True)
-    # Without underscores a long name is wrapped where it stands.
-    for column in ("records", *(name.replace("_", " ") for name in dimensions), "overall"):
-        table.add_column(column, justify="right", overflow="fold")
-    rows = [*domains.items()]
-    if len(rows) > 1:
-        rows.append(("all", sum(domains.values(), DomainGrades())))
-    for name, domain in rows:
-        if name == "all":
-            table.add_section()
-        table.add_row(escape(name), str(domain.records), *_cells(dimensions, domain))
-    return table
-
-
-def _cells(dimensions: Sequence[str], domain: DomainGrades) -> Iterator[str]:
-    for mean in (*map(domain.mean, dimensions), domain.mean_overall):
-        yield f"{mean:.{_DECIMALS}f}"
+    def _table(self, dimensions: Iterable[str], domains: Sequence[str]) -> Table:
+        """The mean grades of domains that are graded in the same dimensions."""
+        table = Table(title="Mean grades, 1 to 3", title_justify="left")
+        table.add_column("domain", no_wrap=True)
+        # Without underscores a long name is wrapped where it stands.
+        for column in ("records", *(name.replace("_", " ") for name in dimensions)):
+            table.add_column(column, justify="right", overflow="fold")
+        rows = [(domain, [domain]) for domain in domains]
+        if len(rows) > 1:
+            rows.append(("all", list(domains)))
+        for name, group in rows:
+            if len(group) > 1:
+                table.add_section()
+            records = sum(self.counts.by_domain[domain] for domain in group)
+            means = (f"{mean:.{_DECIMALS}f}" for mean in self.counts.means(group).values())
+            table.add_row(escape(name), str(records), *means)
+        return table

@@ -15,11 +15,12 @@ _SCRIPT = """
 import sys
 from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.records import Stage
-from producer.dispatch import Expansion
+from producer.caption_run import read_samples
+from producer.run import batches_of
 from tests.benchmarks.memory import peak_mib
 from tests.stores import a_shard
 shard = a_shard(int(sys.argv[2]), annotation=sys.argv[1], task="Natural")
-for batch in Expansion(load_catalogue(), 8, tuple(Stage)).batches(shard, 0):
+for batch in batches_of(read_samples(load_catalogue(), shard, 0), 8, tuple(Stage)):
     pass
 assert batch.end_idx == shard.end_idx
 print(peak_mib())

@@ -15,8 +15,9 @@ from capflow_tasks.fleet.embedded import embedded_postgres
 from capflow_tasks.records import JsonObject, Stage
 from capflow_tasks.store.database import connect, upgrade
 from capflow_tasks.store.runs import RunStore
-from producer.dispatch import Expansion
+from producer.caption_run import read_samples
 from producer.reading.plan import read_plan
+from producer.run import batches_of
 from tests.benchmarks.claims import Bench, Measured
 from tests.benchmarks.fleet import write_plan
 from tests.benchmarks.memory import peak_mib
@@ -50,12 +51,12 @@ def expand_plan(url: str, path: Path) -> JsonObject:
     upgrade(engine)
     runs, stages = RunStore(engine), tuple(Stage)
     catalogue = load_catalogue()
-    expansion = Expansion(catalogue, _BATCH_SIZE, stages)
     began, cpu = perf_counter(), process_time()
     plan = read_plan(path, lambda task: catalogue.resolve(task).name, set())
     rows = runs.add_shards(runs.open_run("bench", str(path), "out", stages), plan.shards)
     for row in rows:
-        cursor, batches = row.expanded_to, expansion.batches(row.shard, row.expanded_to)
+        cursor, samples = row.expanded_to, read_samples(catalogue, row.shard, row.expanded_to)
+        batches = batches_of(samples, _BATCH_SIZE, stages)
         while chunk := list(islice(batches, _BATCHES_AT_A_TIME)):
             runs.expand(row.id, cursor, chunk)
             cursor = chunk[-1].end_idx

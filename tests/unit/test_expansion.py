@@ -10,7 +10,8 @@ from capflow_tasks.domains.catalogue import Catalogue, load_catalogue
 from capflow_tasks.errors import PlanError
 from capflow_tasks.records import Stage
 from capflow_tasks.store.rows import NewBatch, NewSample
-from producer.dispatch import Expansion
+from producer.caption_run import read_samples
+from producer.run import batches_of
 from tests.stores import a_shard
 
 CATALOGUE: Catalogue = load_catalogue()
@@ -22,9 +23,8 @@ def expand(
 ) -> list[NewBatch]:
     file = tmp_path / "set.json"
     file.write_text(json.dumps(entries))
-    expansion = Expansion(CATALOGUE, batch_size, tuple(Stage))
     given = a_shard(len(entries), annotation=str(file), **shard)
-    return list(expansion.batches(given, start_idx))
+    return list(batches_of(read_samples(CATALOGUE, given, start_idx), batch_size, tuple(Stage)))
 
 
 def one(tmp_path: Path, entry: Any, **shard: Any) -> NewSample:
@@ -93,8 +93,9 @@ def test_a_file_that_breaks_off_keeps_the_entries_before_that(tmp_path: Path) ->
     file.write_text(json.dumps([PICTURE] * 5)[:-12])
     batches: list[NewBatch] = []
 
+    samples = read_samples(CATALOGUE, a_shard(5, annotation=str(file)), 0)
     with pytest.raises(PlanError):
         # What was yielded before the error stays in the list.
-        batches.extend(Expansion(CATALOGUE, 2, tuple(Stage)).batches(a_shard(5, annotation=str(file)), 0))
+        batches.extend(batches_of(samples, 2, tuple(Stage)))
 
     assert [sample.idx for batch in batches for sample in batch.samples] == [0, 1, 2, 3]
