@@ -1,4 +1,8 @@
-"""The producer's side of the broker: publishes chains, and finds the messages that are still there."""
+"""Sends batches to the fleet, and finds those that were lost. One lease, in PostgreSQL, decides.
+
+A batch is lost when its lease ran out, because its worker died or its message waited too long, or when it
+should have a message in the broker and two checks in a row find none.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import logging
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from time import monotonic
 from typing import Any
 from uuid import uuid4
 
@@ -14,14 +19,22 @@ from celery.utils.nodenames import worker_direct
 from kombu.exceptions import OperationalError
 from kombu.utils.json import loads
 from redis.exceptions import RedisError
+from sqlalchemy import Engine
 
 from capflow_tasks.errors import ServiceError
 from capflow_tasks.fleet.application import RANK_HEADER, task_name
 from capflow_tasks.records import Stage
+from capflow_tasks.store.claims import WorkerStore
 from capflow_tasks.store.rows import ReadyBatch
+from capflow_tasks.store.runs import RunStore
 from capflow_tasks.store.states import stages_from
 
 log = logging.getLogger(__name__)
+
+#: Between two checks. One check may miss a message that is being delivered, two don't.
+CHECK_SECONDS = 2.0
+#: Batches published in one transaction, at most.
+_PUBLISH_CHUNK = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +124,64 @@ class Broker:
             log.warning("worker %s is gone; removing its queue", node)
             with self._app.connection_for_write() as connection:
                 worker_direct(node)(connection.default_channel).purge()
+
+
+def publish_ready(runs: RunStore, broker: Broker, queue_seconds: float, run_id: int | None = None) -> None:
+    """Publish every batch that is ready, of one run or of all."""
+    while True:
+        with runs.publishing(_PUBLISH_CHUNK, queue_seconds, run_id) as ready:
+            for batch in ready:
+                broker.publish(batch)
+        if len(ready) < _PUBLISH_CHUNK:
+            return
+
+
+class Reconciler:
+    """Finds lost batches of one run, or of all; any number of reconcilers may work at once."""
+
+    def __init__(
+        self, engine: Engine, broker: Broker, lease_seconds: float, run_id: int | None = None
+    ) -> None:
+        self._runs = RunStore(engine)
+        self._workers = WorkerStore(engine)
+        self._broker = broker
+        self._lease_seconds = lease_seconds
+        self._run_id = run_id
+        #: Since when no message of a queued batch has waited in the broker.
+        self._silent_since: dict[int, float] = {}
+        self._checked_at = -CHECK_SECONDS
+
+    def reconcile(self) -> int:
+        """Make lost batches ready and return their number; no-op right after the last check."""
+        if monotonic() - self._checked_at < CHECK_SECONDS:
+            return 0
+        self._checked_at = monotonic()
+        self._broker.drop_queues_of(self._workers.bury(2 * self._lease_seconds))
+        lost = self._runs.requeue_stale(self._run_id) + self._requeue_missing()
+        if lost:
+            log.warning(
+                "%s sent again",
+                "1 batch was lost and is" if lost == 1 else f"{lost} batches were lost and are",
+            )
+        return lost
+
+    def _requeue_missing(self) -> int:
+        queued = self._runs.queued(self._run_id)
+        held = self._broker.held_batches() if queued else HeldBatches(set(), set())
+        if held is None:
+            # The broker is away: nobody knows what it holds.
+            return 0
+        now = monotonic()
+        self._silent_since = {each: self._silent_since.get(each, now) for each in queued - held.waiting}
+        gone = {
+            each
+            for each, since in self._silent_since.items()
+            # A delivered message starts its batch at once, unless its worker dies before that.
+            if now - since >= (self._lease_seconds if each in held.delivered else CHECK_SECONDS)
+        }
+        for each in gone:
+            del self._silent_since[each]
+        return self._runs.requeue_lost(gone) if gone else 0
 
 
 def _batch_ids(messages: Iterable[Any]) -> set[int]:

@@ -14,17 +14,16 @@ from pathlib import Path
 from threading import Event
 from typing import TypeVar
 
-from sqlalchemy import Engine
-
-from capflow_tasks.errors import PlanError, UserError
+from capflow_tasks.errors import PlanError, SettingsError, UserError
 from capflow_tasks.records import PlanShard, Stage
+from capflow_tasks.settings import Settings
 from capflow_tasks.store.rows import NewBatch, NewSample, ShardRow, Tally
 from capflow_tasks.store.runs import RunStore
 from capflow_tasks.store.statistics import Statistics
 from capflow_tasks.store.views import Views
+from producer.broker import CHECK_SECONDS, Reconciler, publish_ready
 from producer.progress import progress, under_way
-from producer.reconcile import Reconciler, publish_ready
-from producer.services import EmbeddedWorker, Fleet, embedded_worker, through_outages
+from producer.services import EmbeddedWorker, Fleet, embedded_worker, reach_fleet, through_outages
 
 log = logging.getLogger(__name__)
 
@@ -79,10 +78,10 @@ class Run:
     ) -> None:
         """Open the run and add its shards. Raises UserError when its unfinished batches need other stages."""
         self.views = Views(fleet.engine)
-        self._runs = RunStore(fleet.engine)
+        self.runs = RunStore(fleet.engine)
         self._fleet = fleet
-        self._order = order
-        self.id = self._runs.open_run(
+        self.order = order
+        self.id = self.runs.open_run(
             order.run_name,
             str(order.source.resolve()),
             str(order.output),
@@ -91,21 +90,21 @@ class Run:
             pin_ranks=order.pin_ranks,
         )
         #: In the order given.
-        self.shards = self._runs.add_shards(self.id, shards)
+        self.shards = self.runs.add_shards(self.id, shards)
         #: One message for each file that broke off; the other shards went on.
         self.problems: list[str] = []
         if forget_other_shards:
-            self._runs.forget_other_shards(self.id, [row.id for row in self.shards])
+            self.runs.forget_other_shards(self.id, [row.id for row in self.shards])
         if other_stages := self.views.stages_under_way(self.id) - set(order.stages):
             raise UserError(
                 f"run {order.run_name} has batches that wait for {', '.join(sorted(other_stages))}: "
                 "finish it with its earlier --stages first, or give this one a --run of its own"
             )
-        self._runs.continue_run(self.id, order.stages, order.min_confidence)
+        self.runs.continue_run(self.id, order.stages, order.min_confidence)
 
     def retry_failed(self, kinds: Sequence[str] = (), domains: Sequence[str] = ()) -> None:
         """Try failed samples again: all, or those of some kinds and domains, by canonical names."""
-        if count := self._runs.retry_failed(self.id, kinds, domains):
+        if count := self.runs.retry_failed(self.id, kinds, domains):
             log.info("trying %s again", "1 failed sample" if count == 1 else f"{count} failed samples")
 
     def finish(self, read_samples: ReadSamples, stopping: Event) -> bool:
@@ -114,10 +113,10 @@ class Run:
         Waits while the database or the broker is away. Raises ServiceError when no worker can start.
         """
         fleet, settings = self._fleet, self._fleet.settings
-        ranks = {row.shard.assign_rank for row in self.shards} if self._order.pin_ranks else set()
+        ranks = {row.shard.assign_rank for row in self.shards} if self.order.pin_ranks else set()
         ask = partial(under_way, Statistics(fleet.engine), self.id, settings.lease_seconds)
         with (
-            embedded_worker(settings, fleet.services, ranks) as worker,
+            embedded_worker(fleet, ranks) as worker,
             progress(self._sample_count, ask) as display,
         ):
             work = partial(self._work, read_samples, worker, display.show, stopping)
@@ -133,13 +132,13 @@ class Run:
         """Insert, send and collect until all is done; call it again after an outage."""
         fleet = self._fleet
         reconciler = Reconciler(fleet.engine, fleet.broker, fleet.settings.lease_seconds, self.id)
-        in_flight = InFlightBatches(fleet.engine, self.id, self.shards, self._order, read_samples)
+        in_flight = InFlightBatches(self, read_samples)
         self.problems = in_flight.problems
         tally = self.views.tally(self.id)
-        while not (stopping.is_set() or self._runs.is_stopped(self.id)):
+        while not (stopping.is_set() or self.runs.is_stopped(self.id)):
             in_flight.fill()
             reconciler.reconcile()
-            publish_ready(self._runs, fleet.broker, fleet.settings.queue_seconds, self.id)
+            publish_ready(self.runs, fleet.broker, fleet.settings.queue_seconds, self.id)
             tally += in_flight.collect()
             if worker is not None and tally.total < self._sample_count:
                 worker.check()
@@ -155,32 +154,23 @@ class Run:
 
 
 class InFlightBatches:
-    """The batches of a run that are inserted and have not finished; raises OperationalError in an outage."""
+    """The batches of a run that are inserted and have not finished; made anew after an outage."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        run_id: int,
-        shards: Sequence[ShardRow],
-        order: Order,
-        read_samples: ReadSamples,
-    ) -> None:
-        self._runs, self._views = RunStore(engine), Views(engine)
-        self._run_id = run_id
-        self._order = order
+    def __init__(self, run: Run, read_samples: ReadSamples) -> None:
+        self._run = run
         self._read_samples = read_samples
-        ids = {row.id for row in shards}
+        ids = {row.id for row in run.shards}
         # How far each shard is inserted may have changed since it was added.
-        rows = [row for row in self._views.shards(run_id) if row.id in ids]
+        rows = [row for row in run.views.shards(run.id) if row.id in ids]
         self._chunks = self._insert(rows)
         self._is_inserted = all(row.expanded_to >= row.shard.end_idx for row in rows)
-        self._ids = set(self._views.open_batches(run_id))
+        self._ids = set(run.views.open_batches(run.id))
         #: One message for each file that broke off; the other shards went on.
         self.problems: list[str] = []
 
     def fill(self) -> None:
         """Insert batches until enough are in flight or no sample is left."""
-        while not self._is_inserted and len(self._ids) < self._order.window:
+        while not self._is_inserted and len(self._ids) < self._run.order.window:
             ids = next(self._chunks, None)
             if ids is None:
                 self._is_inserted = True
@@ -189,7 +179,7 @@ class InFlightBatches:
 
     def collect(self) -> Tally:
         """Count the samples of the batches that have finished since the last call."""
-        finished = self._views.finished_among(self._ids)
+        finished = self._run.views.finished_among(self._ids)
         self._ids -= finished.keys()
         return sum(finished.values(), Tally())
 
@@ -198,7 +188,7 @@ class InFlightBatches:
         if self._ids or not self._is_inserted:
             return False
         # Batches that were split, or that another producer inserted, are not among these.
-        self._ids.update(self._views.open_batches(self._run_id))
+        self._ids.update(self._run.views.open_batches(self._run.id))
         return not self._ids
 
     def _insert(self, rows: Sequence[ShardRow]) -> Iterator[list[int]]:
@@ -214,14 +204,16 @@ class InFlightBatches:
 
     def _insert_shard(self, row: ShardRow) -> Generator[list[int], None, ShardRow | None]:
         """Return the shard as it stands when another producer inserts its samples too, else None."""
-        cursor, order = row.expanded_to, self._order
+        cursor, order = row.expanded_to, self._run.order
         if cursor >= row.shard.end_idx:
             return None
         batches = batches_of(self._read_samples(row.shard, cursor), order.batch_size, order.stages)
         for chunk in _groups(batches, min(_CHUNK, order.window)):
-            ids = self._runs.expand(row.id, cursor, chunk)
+            ids = self._run.runs.expand(row.id, cursor, chunk)
             if ids is None:
-                return next((found for found in self._views.shards(self._run_id) if found.id == row.id), None)
+                return next(
+                    (found for found in self._run.views.shards(self._run.id) if found.id == row.id), None
+                )
             cursor = chunk[-1].end_idx
             yield ids
         return None
@@ -257,3 +249,19 @@ def _groups(items: Iterator[T], size: int) -> Iterator[list[T]]:
         raise
     if group:
         yield group
+
+
+def reconcile_until_stopped(settings: Settings, stopping: Event) -> None:
+    """Send lost batches of all runs again, for a fleet whose producers are gone. Raises ServiceError."""
+    if not (settings.database_url and settings.broker_url):
+        raise SettingsError("--reconcile needs a fleet: set CAPFLOW_DATABASE_URL and CAPFLOW_BROKER_URL")
+    with reach_fleet(settings) as fleet:
+        runs = RunStore(fleet.engine)
+        reconciler = Reconciler(fleet.engine, fleet.broker, settings.lease_seconds)
+
+        def send() -> None:
+            reconciler.reconcile()
+            publish_ready(runs, fleet.broker, settings.queue_seconds)
+
+        while not stopping.wait(CHECK_SECONDS):
+            through_outages(send, stopping)

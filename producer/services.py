@@ -6,7 +6,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,21 +135,59 @@ def _log_outage(state: RetryCallState) -> None:
 class EmbeddedWorker:
     """A worker process of this producer, started again when it exits by itself."""
 
-    def __init__(self, settings: Settings, queues: Sequence[str], environment: Mapping[str, str]) -> None:
-        self._settings = settings
-        self._queues = queues
-        self._environment = environment
-        self._failed_starts = 0
+    def __init__(self, fleet: Fleet, ranks: Collection[int]) -> None:
+        settings = fleet.settings
+        pinned = [queue_of_rank(queue, rank) for queue in settings.queues for rank in sorted(ranks)]
+        queues = ",".join([*settings.queues, *pinned])
+        self._command = [sys.executable, "-m", "celery", "-A", "capflow_tasks", "worker", "-Q", queues]
+        self._command += ["-n", f"embedded-{os.getpid()}@%h", "-l", settings.log_level]
+        self._environment = {
+            "CAPFLOW_DATABASE_URL": fleet.services.database_url,
+            "CAPFLOW_BROKER_URL": fleet.services.broker_url,
+        }
+        self._home = settings.home
+        self._log_path = settings.home / "logs" / "worker.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
+        self._failed_starts = 0
 
-    def start(self) -> None:
-        queues = ",".join(self._queues)
-        command = [sys.executable, "-m", "celery", "-A", "capflow_tasks", "worker", "-Q", queues]
-        with open_log(self._settings.home, "worker") as output:
+    def check(self) -> None:
+        """Start the worker unless it runs. Raises ServiceError when starting it again would not help."""
+        if self._process is None:
+            self._start()
+            return
+        code = self._process.poll()
+        if code is None:
+            return
+        if code in (EXIT_USAGE, EXIT_SERVICE) and (reason := self._reason()):
+            raise ServiceError(reason)
+        has_failed = monotonic() - self._started_at < _START_SECONDS
+        self._failed_starts = self._failed_starts + 1 if has_failed else 0
+        if self._failed_starts >= _MAX_FAILED_STARTS:
+            raise ServiceError(
+                f"the worker failed to start {self._failed_starts} times in a row; see {self._log_path}"
+            )
+        log.warning("the worker exited with code %s and is started again; see %s", code, self._log_path)
+        self._start()
+
+    def stop(self, deadline_seconds: float) -> None:
+        """Let the worker finish the stages that it runs; kill it at the deadline."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(deadline_seconds)
+        except subprocess.TimeoutExpired:
+            log.warning("killing the worker, which did not stop in %g s; nothing is lost", deadline_seconds)
+        finally:
+            self._process.kill()
+            self._process.wait()
+
+    def _start(self) -> None:
+        with open_log(self._home, "worker") as output:
             self._log_start = output.tell()
             self._process = subprocess.Popen(
-                [*command, "-n", f"embedded-{os.getpid()}@%h", "-l", self._settings.log_level],
+                self._command,
                 env={**os.environ, **self._environment},
                 stdout=output,
                 stderr=output,
@@ -160,74 +198,28 @@ class EmbeddedWorker:
             )
         self._started_at = monotonic()
 
-    def check(self) -> None:
-        """Start the worker if it does not run. Raises ServiceError when starting it again would not help."""
-        code = self._process.poll() if self._process else None
-        if self._process is None:
-            self.start()
-        if code is None:
-            return
-        if code in (EXIT_USAGE, EXIT_SERVICE) and (reason := self._reason()):
-            raise ServiceError(reason)
-        has_failed = monotonic() - self._started_at < _START_SECONDS
-        self._failed_starts = self._failed_starts + 1 if has_failed else 0
-        if self._failed_starts >= _MAX_FAILED_STARTS:
-            raise ServiceError(
-                f"the worker failed to start {self._failed_starts} times in a row; see {self.log_path}"
-            )
-        log.warning("the worker exited with code %s and is started again; see %s", code, self.log_path)
-        self.start()
-
-    def stop(self, deadline_seconds: float) -> None:
-        """Let the worker finish the stages that it runs; kill it at the deadline."""
-        if self._process is None:
-            return
-        self._process.terminate()
-        try:
-            self._process.wait(deadline_seconds)
-        except subprocess.TimeoutExpired:
-            log.warning(
-                "killing the worker, which did not stop within %g s; nothing is lost", deadline_seconds
-            )
-        finally:
-            self._process.kill()
-            self._process.wait()
-
-    @property
-    def log_path(self) -> Path:
-        return self._settings.home / "logs" / "worker.log"
-
     def _reason(self) -> str | None:
         """Read from its log why this start of the worker gave up; None if it does not say."""
-        with self.log_path.open(encoding="utf-8", errors="replace") as lines:
+        with self._log_path.open(encoding="utf-8", errors="replace") as lines:
             lines.seek(self._log_start)
-            reasons = [
-                line.removeprefix(WORKER_ERROR_MARK) for line in lines if line.startswith(WORKER_ERROR_MARK)
-            ]
-        return reasons[-1].strip() if reasons else None
+            reasons = [line for line in lines if line.startswith(WORKER_ERROR_MARK)]
+        return reasons[-1].removeprefix(WORKER_ERROR_MARK).strip() if reasons else None
 
 
 @contextmanager
-def embedded_worker(
-    settings: Settings, reached: Services, ranks: Collection[int] = ()
-) -> Iterator[EmbeddedWorker | None]:
+def embedded_worker(fleet: Fleet, ranks: Collection[int] = ()) -> Iterator[EmbeddedWorker | None]:
     """Yield a worker for an embedded broker, which its first check starts; None where settings name a broker.
 
     It takes the batches that are for all, and those that are pinned to these ranks.
     """
-    if settings.broker_url is not None:
+    if fleet.settings.broker_url is not None:
         yield None
         return
-    environment = {
-        "CAPFLOW_DATABASE_URL": reached.database_url,
-        "CAPFLOW_BROKER_URL": reached.broker_url,
-    }
-    pinned = [queue_of_rank(queue, rank) for queue in settings.queues for rank in sorted(ranks)]
-    worker = EmbeddedWorker(settings, [*settings.queues, *pinned], environment)
+    worker = EmbeddedWorker(fleet, ranks)
     try:
         yield worker
     finally:
-        worker.stop(settings.drain_seconds + _STOP_GRACE_SECONDS)
+        worker.stop(fleet.settings.drain_seconds + _STOP_GRACE_SECONDS)
 
 
 def is_asleep(settings: Settings) -> bool:

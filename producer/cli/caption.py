@@ -147,8 +147,7 @@ def produce(plan: Path | None, as_json: bool, dry_run: bool, reconcile: bool, **
     """
     # Only now: `--help` need not wait for SQLAlchemy and Celery.
     from producer.caption_run import CaptionRun
-    from producer.reconcile import reconcile_until_stopped
-    from producer.run import Order
+    from producer.run import Order, reconcile_until_stopped
 
     if reconcile == (plan is not None):
         raise click.UsageError("name a PLAN, or --reconcile alone")
