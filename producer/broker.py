@@ -156,13 +156,11 @@ class Reconciler:
         if monotonic() - self._checked_at < CHECK_SECONDS:
             return 0
         self._checked_at = monotonic()
-        self._broker.drop_queues_of(self._workers.bury(2 * self._lease_seconds))
+        self._broker.drop_queues_of(self._workers.remove_silent(2 * self._lease_seconds))
         lost = self._runs.requeue_stale(self._run_id) + self._requeue_missing()
         if lost:
-            log.warning(
-                "%s sent again",
-                "1 batch was lost and is" if lost == 1 else f"{lost} batches were lost and are",
-            )
+            batches = "1 batch was lost and is" if lost == 1 else f"{lost} batches were lost and are"
+            log.warning("%s sent again", batches)
         return lost
 
     def _requeue_missing(self) -> int:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import active_children, parent_process
-from threading import Thread
+from multiprocessing import active_children
 from time import monotonic
 from typing import TypeVar
 
 from capflow_tasks.errors import EXIT_INTERRUPTED, ServiceError
+from capflow_tasks.lifeline import exit_with_parent
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -69,10 +68,4 @@ def call_all(call: Callable[[T], R], tasks: Sequence[T], processes: int, progres
 def _follow_parent() -> None:
     """Leave Ctrl-C to the parent, and exit when it exits."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    if (parent := parent_process()) is not None:
-        parent.join()
-        os._exit(EXIT_INTERRUPTED)
+    exit_with_parent(EXIT_INTERRUPTED)

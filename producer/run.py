@@ -112,13 +112,10 @@ class Run:
 
         Waits while the database or the broker is away. Raises ServiceError when no worker can start.
         """
-        fleet, settings = self._fleet, self._fleet.settings
+        fleet = self._fleet
         ranks = {row.shard.assign_rank for row in self.shards} if self.order.pin_ranks else set()
-        ask = partial(under_way, Statistics(fleet.engine), self.id, settings.lease_seconds)
-        with (
-            embedded_worker(fleet, ranks) as worker,
-            progress(self._sample_count, ask) as display,
-        ):
+        ask = partial(under_way, Statistics(fleet.engine), self.id, fleet.settings.lease_seconds)
+        with embedded_worker(fleet, ranks) as worker, progress(self._sample_count, ask) as display:
             work = partial(self._work, read_samples, worker, display.show, stopping)
             return through_outages(work, stopping)
 
@@ -211,9 +208,8 @@ class InFlightBatches:
         for chunk in _groups(batches, min(_CHUNK, order.window)):
             ids = self._run.runs.expand(row.id, cursor, chunk)
             if ids is None:
-                return next(
-                    (found for found in self._run.views.shards(self._run.id) if found.id == row.id), None
-                )
+                rows = self._run.views.shards(self._run.id)
+                return next((moved for moved in rows if moved.id == row.id), None)
             cursor = chunk[-1].end_idx
             yield ids
         return None

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
+from sys import intern
 from typing import Any
 
 from capflow_tasks.captioning.answers import check_text
@@ -128,27 +129,28 @@ def _scored_lines(file: CaptionFile, rubrics: Rubrics, known: Mapping[str, str])
 
 def _identity(line: CaptionLine, task: Any, rubrics: Rubrics) -> str:
     """Digest what the record says without scores, and the task that it is scored in."""
-    record = {key: value for key, value in (line.record or {}).items() if key not in _ADDED_KEYS}
-    try:
-        said = _json_line({**record, "task": rubrics.domain_of(task) or task or None})
-    except (ValueError, RecursionError):
-        # What JSON cannot say, such as half of a surrogate pair: it cannot be scored either.
+    if line.record is None:
         return line.digest
-    return blake2b(said, digest_size=16).hexdigest() if line.record is not None else line.digest
+    record = {key: value for key, value in line.record.items() if key not in _ADDED_KEYS}
+    try:
+        said = _json_line(record | {"task": rubrics.domain_of(task) or task or None})
+    except (ValueError, RecursionError):
+        # It holds half of a surrogate pair, for example: nobody can score it.
+        return line.digest
+    return blake2b(said, digest_size=16).hexdigest()
 
 
 def _published(path: Path, rubrics: Rubrics) -> dict[str, str]:
     """What scoring has added to each record of a scored file, as JSON, by the identity of the line."""
     known: dict[str, str] = {}
-    # There are few domains and grades, so that most records share this text.
-    texts: dict[str, str] = {}
     for line in read_captions(path) if path.exists() else ():
         if line.record is None or not isinstance(scores_of(line.record, rubrics), Scores):
             continue
-        text = json.dumps({key: line.record.get(key) for key in _ADDED_KEYS})
+        # There are few domains and grades, so that most records share this text.
+        text = intern(json.dumps({key: line.record.get(key) for key in _ADDED_KEYS}))
         # Its task may have been given, or found by the router.
         for task in (None, line.record.get("task")):
-            known[_identity(line, task, rubrics)] = texts.setdefault(text, text)
+            known[_identity(line, task, rubrics)] = text
     return known
 
 
@@ -242,24 +244,22 @@ def _sort(
     """What scoring adds to each line, as JSON, and the samples that have failed, both by identity."""
     added: dict[str, str] = {}
     failed: dict[str, FinishedSample] = {}
-    texts: dict[str, str] = {}
     for sample in finished:
         identity = str(sample.entry.get(_IDENTITY))
-        failure = sample.failure
-        grades = [result.data for result in sample.results if result.stage is Stage.SCORE and result.data]
-        if failure is None and not grades:
-            failure = unscorable(f"the domain {sample.domain} has no judge")
-        if failure is None:
-            scores = dict(grades[-1])
-            said = {"task": sample.domain, "confidence": sample.confidence, "overall": scores.pop("overall")}
-            said["scores"] = scores
-            valid = scores_of(said, rubrics)
-            if isinstance(valid, Scores):
-                text = json.dumps(said)
-                added[identity] = texts.setdefault(text, text)
-                continue
-            failure = unscorable(valid)
-        failed[identity] = replace(sample, entry={}, results=(), failure=failure)
+        data = [result.data for result in sample.results if result.stage is Stage.SCORE and result.data]
+        grades = data[-1] if data else {}
+        said = {
+            "task": sample.domain,
+            "confidence": sample.confidence,
+            "scores": {name: grade for name, grade in grades.items() if name != "overall"},
+            "overall": grades.get("overall"),
+        }
+        valid = scores_of(said, rubrics) if data else f"the domain {sample.domain} has no judge"
+        if sample.failure is None and isinstance(valid, Scores):
+            added[identity] = intern(json.dumps(said))
+        else:
+            failure = sample.failure or unscorable(str(valid))
+            failed[identity] = replace(sample, entry={}, results=(), failure=failure)
     return added, failed
 
 
@@ -270,7 +270,7 @@ def _with_scores(record: JsonObject, added: JsonObject) -> JsonObject:
 
 
 def _failed_record(line: CaptionLine, sample: FinishedSample) -> JsonObject:
-    """The record, or the begin of a line that is not one, with the reason."""
+    """The record, or the start of a line that is not one, with the reason."""
     entry = line.record
     if entry is None or unstorable(entry) is not None:
         entry = {"line": line.raw[:_SHOWN_BYTES].decode("utf-8", "replace").rstrip("\r\n")}
