@@ -156,11 +156,10 @@ class InFlightBatches:
     def __init__(self, run: Run, read_samples: ReadSamples) -> None:
         self._run = run
         self._read_samples = read_samples
-        ids = {row.id for row in run.shards}
         # How far each shard is inserted may have changed since it was added.
-        rows = [row for row in run.views.shards(run.id) if row.id in ids]
-        self._chunks = self._insert(rows)
-        self._is_inserted = all(row.expanded_to >= row.shard.end_idx for row in rows)
+        shards = {row.id: row for row in run.views.shards(run.id)}
+        self._chunks = self._insert([shards[row.id] for row in run.shards if row.id in shards])
+        self._is_inserted = False
         self._ids = set(run.views.open_batches(run.id))
         #: One message for each file that broke off; the other shards went on.
         self.problems: list[str] = []

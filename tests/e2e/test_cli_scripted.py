@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Engine
 
+from capflow_tasks.store.runs import RunStore
+from capflow_tasks.store.statistics import Statistics
 from tests.conftest import Eventually
 from tests.datasets import entries_with_pictures, read_lines, write_plan
 from tests.e2e import engines
@@ -270,6 +273,29 @@ def test_ctrl_c_finishes_what_runs_and_the_next_run_goes_on(quick_cli: Cli, even
 
     assert answer.returncode == 0, answer.stderr
     assert [record["id"] for record in read_lines(quick_cli.folder / "out" / CAPTIONS)] == list(range(6))
+    assert set(requests_by_name(requests).values()) == {1}
+
+
+def test_a_stopped_run_ends_its_producer_and_the_same_command_goes_on(
+    quick_cli: Cli, engine: Engine, eventually: Eventually
+) -> None:
+    plan = write_plan(quick_cli.folder, entries_with_pictures(quick_cli.folder, 6))
+    requests, gate = record_requests(quick_cli), hold_judges(quick_cli)
+    options = ["--run", "halted", "--output", "out", "--batch-size", 2, "--window", 2]
+
+    with quick_cli.start("capflow-produce", plan, *options) as process:
+        eventually(lambda: _assert_judges_wait(requests), 60)
+        (run,) = Statistics(engine).runs("halted")
+        RunStore(engine).stop(run.id)
+        gate.touch()
+        _, errors = process.communicate(timeout=60)
+
+    assert process.returncode == 130, errors
+    assert "run halted was stopped; the same command goes on from here" in errors
+    answer = quick_cli.run("capflow-produce", plan, *options)
+
+    assert answer.returncode == 0, answer.stderr
+    assert len(read_lines(quick_cli.folder / "out" / CAPTIONS)) == 6
     assert set(requests_by_name(requests).values()) == {1}
 
 
