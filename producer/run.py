@@ -271,7 +271,9 @@ class Production:
             confidences=views.confidence_histogram(run_id),
             failures=views.failures(run_id, SHOWN_FAILURES),
             problems=ending.problems,
-            files=export(views, ending.shards, self._order.output) if ending.is_complete else [],
+            files=export(views.finished_samples, ending.shards, self._order.output)
+            if ending.is_complete
+            else [],
             seconds=ending.seconds,
         )
 
