@@ -12,7 +12,7 @@ from capflow_tasks.errors import UserError
 from capflow_tasks.records import JsonObject
 from producer.reading.caption_files import CaptionLine, caption_files, plain_name, read_captions
 from producer.reading.scores import NO_DOMAIN, Minimums, Rubrics, Scores, scores_of
-from producer.writing.captions import whole_file
+from producer.writing.whole import whole_file
 
 #: The key of a rejected record that holds the reasons.
 REASONS_KEY = "rejected_because"

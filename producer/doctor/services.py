@@ -71,8 +71,7 @@ def _check_database(settings: Settings) -> Generator[Finding, None, Sequence[Wor
     name = shown(url).partition("?")[0]
     engine = connect(url)
     try:
-        health = health_of(engine)
-        findings = [_postgres(name, health), _schema(health), _connections(health)]
+        findings = list(_judge_health(name, health_of(engine)))
         yield from findings
         is_usable = all(finding.level is not Level.FAIL for finding in findings)
         return workers_alive(engine, settings.lease_seconds) if is_usable else []
@@ -85,27 +84,20 @@ def _check_database(settings: Settings) -> Generator[Finding, None, Sequence[Wor
         engine.dispose()
 
 
-def _postgres(name: str, health: DatabaseHealth) -> Finding:
+def _judge_health(name: str, health: DatabaseHealth) -> Iterator[Finding]:
     said = f"{name}: PostgreSQL {health.server_version}"
-    if health.server_version >= _OLDEST_POSTGRES:
-        return ok("database", said)
-    return fail("database", said, f"upgrade the server to PostgreSQL {_OLDEST_POSTGRES} or newer")
-
-
-def _schema(health: DatabaseHealth) -> Finding:
+    remedy = f"upgrade the server to PostgreSQL {_OLDEST_POSTGRES} or newer"
+    yield fail("database", said, remedy, unless=health.server_version >= _OLDEST_POSTGRES)
     if health.revision == health.head:
-        return ok("schema", f"at revision {health.revision}, the newest")
-    if health.is_known:
-        return fail("schema", f"at revision {health.revision}, not at {health.head}", "capflow db upgrade")
-    said = f"at revision {health.revision}, which only a newer Capflow knows"
-    return fail("schema", said, "update the Capflow checkout on this machine, then pip install . in it")
-
-
-def _connections(health: DatabaseHealth) -> Finding:
+        yield ok("schema", f"at revision {health.revision}, the newest")
+    elif health.is_known:
+        yield fail("schema", f"at revision {health.revision}, not at {health.head}", "capflow db upgrade")
+    else:
+        said = f"at revision {health.revision}, which only a newer Capflow knows"
+        yield fail("schema", said, "update the Capflow checkout on this machine, then pip install . in it")
     said = f"{health.connections} of {health.max_connections} connections are open"
-    if health.connections <= _CROWDED * health.max_connections:
-        return ok("connections", said)
-    return warn("connections", said, "raise max_connections, or put PgBouncer in front of the server")
+    remedy = "raise max_connections, or put PgBouncer in front of the server"
+    yield warn("connections", said, remedy, unless=health.connections <= _CROWDED * health.max_connections)
 
 
 def _check_broker(app: Celery) -> Generator[Finding, None, bool]:
@@ -120,10 +112,8 @@ def _check_broker(app: Celery) -> Generator[Finding, None, bool]:
             return False
     version = str(facts["redis_version"])
     said = f"{url}: Redis {version}, {facts['used_memory_human']} used"
-    if tuple(map(int, version.split(".")[:2])) < _OLDEST_REDIS:
-        yield fail("broker", said, "upgrade Redis to 6.2 or newer")
-    else:
-        yield ok("broker", said)
+    is_recent = tuple(map(int, version.split(".")[:2])) >= _OLDEST_REDIS
+    yield fail("broker", said, "upgrade Redis to 6.2 or newer", unless=is_recent)
     policy = facts.get("maxmemory_policy", "unknown")
     if policy == "noeviction":
         yield ok("broker policy", "noeviction: Redis keeps all messages when memory is short")
@@ -159,13 +149,12 @@ def _check_queues(app: Celery, declared: Collection[str], consumed: Collection[s
     for (queue, _), length in lengths.by_queue.items():
         waiting[queue] += length
     for queue, length in sorted(waiting.items()):
-        if queue in consumed or not length:
-            yield ok("queue", f"{queue}: {length} waiting")
-            continue
         remedy = _START_WORKER + queue
         if queue.endswith(_OWN_QUEUE):
             remedy = "start that worker again, or let others do its work: capflow caption --reconcile"
-        yield warn("queue", f"{queue}: {length} waiting, and no worker takes them", remedy)
+        is_ok = queue in consumed or not length
+        said = f"{queue}: {length} waiting" + ("" if is_ok else ", and no worker takes them")
+        yield warn("queue", said, remedy, unless=is_ok)
 
 
 def check_workers(beating: Sequence[WorkerHealth], answering: Mapping[str, object]) -> Iterator[Finding]:

@@ -20,7 +20,8 @@ from producer.reading.caption_files import CaptionLine, read_captions
 from producer.reading.scores import Rubrics, Scores, scores_of
 from producer.scoring.given_captions import place_of, unscorable
 from producer.scoring.summary import FailedLine, ScoreCounts
-from producer.writing.captions import failed_record, whole_file
+from producer.writing.captions import failed_record
+from producer.writing.whole import json_line, whole_file
 
 #: What scoring adds to a record, and what therefore does not tell whether two records are the same.
 _ADDED_KEYS = ("task", "confidence", "scores", "overall")
@@ -68,10 +69,6 @@ def with_scores(
     """The record with its scores, and with the domain that they were given in if it named none."""
     found = {} if record.get("task") else {"task": domain, "confidence": confidence}
     return {**record, **found, "scores": scores, "overall": overall}
-
-
-def json_line(record: JsonObject) -> bytes:
-    return json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 def _judged(

@@ -1,4 +1,4 @@
-"""Build the lines of caption files, and write files that appear whole or not at all.
+"""Build the lines of caption files, and write those of a run.
 
 A line is the annotation entry with all its keys in their order; a key that Capflow writes replaces an input
 key of the same name. The keys of a stage that has not run are not written, so that what an earlier run wrote
@@ -9,91 +9,21 @@ domain was given.
 
 from __future__ import annotations
 
-import json
-import os
-import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from capflow_tasks.entries import media_of
-from capflow_tasks.errors import BadEntry, ServiceError
+from capflow_tasks.errors import BadEntry
 from capflow_tasks.records import FinishedSample, JsonObject, Modality, Result, Stage
 from capflow_tasks.store.rows import ShardRow
 from capflow_tasks.store.states import SampleState
 from producer.reading.plan import output_name
+from producer.writing.whole import write_lines
 
 #: Yields a shard's samples that finished in this state, in index order.
 ReadSamples = Callable[[int, SampleState], Iterator[FinishedSample]]
-
-
-@contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn the disk's refusal to take `path` into a ServiceError with a remedy."""
-    try:
-        yield
-    except OSError as error:
-        raise ServiceError(
-            f"{path}: cannot be written: {error.strerror or error}; free or repair the disk, then run again"
-        ) from error
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that replaces `path` when the block succeeds, and is removed when it fails.
-
-    Raises ServiceError when the disk refuses it.
-    """
-    temporary = path.with_name(f".capflow-{secrets.token_hex(8)}.tmp")
-    try:
-        with disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("xb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            _sync_folder(path.parent)
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name survive a power cut, on file systems that can."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def json_line(record: JsonObject) -> bytes:
-    """Encode the record as one line of a JSONL file."""
-    return json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-
-
-def write_lines(path: Path, records: Iterable[JsonObject], *, keep_empty: bool = False) -> int:
-    """Write one record per line and return their number; the file appears whole or not at all.
-
-    Without records the file is removed, or left empty with `keep_empty`. Raises ServiceError when the disk
-    refuses it.
-    """
-    remaining = iter(records)
-    first = list(islice(remaining, 1))
-    if not first and not keep_empty:
-        path.unlink(missing_ok=True)
-        return 0
-    count = 0
-    with whole_file(path) as file:
-        for record in chain(first, remaining):
-            file.write(json_line(record))
-            count += 1
-    return count
 
 
 def caption_record(sample: FinishedSample) -> JsonObject:

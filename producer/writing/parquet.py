@@ -23,7 +23,8 @@ from capflow_tasks.records import FinishedSample, JsonObject, PlanShard
 from capflow_tasks.store.rows import ShardRow
 from capflow_tasks.store.states import SampleState
 from producer.reading.plan import output_name
-from producer.writing.captions import ExportedFile, ReadSamples, caption_record, whole_file
+from producer.writing.captions import ExportedFile, ReadSamples, caption_record
+from producer.writing.whole import whole_file
 
 #: Samples held in memory at a time, and the smallest piece that a reader can load.
 ROW_GROUP = 1000

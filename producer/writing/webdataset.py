@@ -30,7 +30,8 @@ from capflow_tasks.records import FinishedSample, Modality, PlanShard
 from capflow_tasks.store.rows import ShardRow
 from capflow_tasks.store.states import SampleState
 from producer.reading.plan import output_name
-from producer.writing.captions import ExportedFile, ReadSamples, caption_record, json_line, whole_file
+from producer.writing.captions import ExportedFile, ReadSamples, caption_record
+from producer.writing.whole import json_line, whole_file
 
 #: A usable suffix of a media file, in lower case.
 _SUFFIX = re.compile(r"(?!json$|txt$)[a-z0-9]+")

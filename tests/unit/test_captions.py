@@ -11,7 +11,8 @@ import pytest
 
 from capflow_tasks.errors import ServiceError
 from capflow_tasks.records import Failure, FinishedSample, JsonObject, Result, Stage
-from producer.writing.captions import caption_record, failed_record, write_lines
+from producer.writing.captions import caption_record, failed_record
+from producer.writing.whole import write_lines
 
 ENTRY: JsonObject = {
     "id": 0,
