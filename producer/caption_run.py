@@ -67,7 +67,7 @@ class CaptionRun:
             confidences=run.views.confidence_histogram(run.id),
             failures=run.views.failures(run.id, SHOWN_FAILURES),
             problems=run.problems,
-            files=export(run.views, run.shards, self._order.output) if is_complete else [],
+            files=export(run.views.finished_samples, run.shards, self._order.output) if is_complete else [],
             seconds=seconds,
         )
 

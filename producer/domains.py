@@ -1,4 +1,4 @@
-"""Finds all that is wrong in a user's folder of domain files; a run stops at the first file."""
+"""Find every fault in a user's domain files, and render the prompts of a domain for a given sample."""
 
 from __future__ import annotations
 
@@ -27,11 +27,23 @@ from capflow_tasks.media.paths import check_file, unrecognised
 from capflow_tasks.records import JsonObject, Modality, Stage
 from capflow_tasks.settings import Settings
 
+#: Pixels per token of Qwen2.5-VL.
+_TOKEN_PIXELS = 28 * 28
+
 
 def folder_faults(folder: Path) -> list[str]:
-    """One line per fault: file, key, fault, remedy. Empty when the folder can be used."""
+    """List all faults of the folder's files, one line each: file, key, fault, remedy."""
+    names = sorted(path.name for path in folder.glob("*.yaml")) if folder.is_dir() else []
+    faults: list[str] = []
+    theirs: dict[str, JsonObject] = {}
+    if not names:
+        faults.append(f"{folder}: holds no domain file; name a folder with at least one *.yaml")
+    for name in names:
+        try:
+            theirs[name] = read_file(folder / name)
+        except WorkflowError as error:
+            faults += str(error).splitlines()
     ours = read_folder(files("capflow_tasks") / "domains")
-    theirs, faults = _read_each(folder)
     defaults = merged_defaults(ours.pop(DEFAULTS), theirs.pop(DEFAULTS, {"agents": {}}))
     sources = (ours | theirs).values()
     faults += domain_faults(sources)
@@ -40,23 +52,8 @@ def folder_faults(folder: Path) -> list[str]:
     return faults or _faults_of(partial(load_catalogue, folder))
 
 
-def _read_each(folder: Path) -> tuple[dict[str, JsonObject], list[str]]:
-    """What the files say that can be read, by name, and what is wrong with the others."""
-    names = sorted(path.name for path in folder.glob("*.yaml")) if folder.is_dir() else []
-    if not names:
-        return {}, [f"{folder}: holds no domain file; name a folder with at least one *.yaml"]
-    found: dict[str, JsonObject] = {}
-    faults: list[str] = []
-    for name in names:
-        try:
-            found[name] = read_file(folder / name)
-        except WorkflowError as error:
-            faults += str(error).splitlines()
-    return found, faults
-
-
 def _agents_faults(keys: JsonObject, defaults: JsonObject) -> Iterator[str]:
-    """What is wrong with each of a domain's agents, and not just with the first."""
+    """Yield the faults of all of a domain's agents, while `make_domain` raises at the first agent's."""
     earlier: dict[str, Stage] = {}
     for name, given in keys["agents"].items():
         shared = laid_over({"sampling": defaults["sampling"]}, defaults["agents"].get(name, {}))
@@ -75,45 +72,40 @@ def _faults_of(load: Callable[[], object]) -> list[str]:
     return []
 
 
-#: Pixels that become one token of Qwen2.5-VL.
-_TOKEN_PIXELS = 28 * 28
-
-
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One call, in the order in which the model reads it."""
+    """One model call, in the order in which the model reads it."""
 
     agent: Agent
     system: str
-    #: What stands for the picture or video; None when the agent does not get it.
+    #: A description of the picture or video; None when the agent does not get it.
     media: str | None
     instruction: str
 
 
 def render(catalogue: Catalogue, domain: Domain, media: str) -> Iterator[Prompt]:
-    """Every call for a sample of the domain, in order; what an earlier agent writes is a placeholder."""
-    calls = [(agent, _instruction(agent, domain)) for agent in domain.agents]
-    if domain.modality is Modality.IMAGE:
-        calls.insert(0, (catalogue.router, router_instruction(catalogue)))
-    for agent, instruction in calls:
+    """Yield every call for a sample of the domain, with placeholders for the answers of earlier agents."""
+    router = (catalogue.router,) if domain.modality is Modality.IMAGE else ()
+    for agent in (*router, *domain.agents):
+        if agent is catalogue.router:
+            instruction = router_instruction(catalogue)
+        else:
+            answers = {name: f"[what {name} writes]" for name in agent.sees}
+            instruction = instruction_for(agent, domain, answers)
         yield Prompt(agent, catalogue.system, media if agent.media else None, instruction)
 
 
-def _instruction(agent: Agent, domain: Domain) -> str:
-    return instruction_for(agent, domain, {name: f"[what {name} writes]" for name in agent.sees})
-
-
 def describe_media(path: Path, modality: Modality, settings: Settings) -> str:
-    """The media in words, with what it costs. Raises UserError for what such a domain cannot be shown."""
-    describe = _describe_picture if modality is Modality.IMAGE else _describe_video
+    """Describe the media file and its cost in tokens. Raises UserError when the domain cannot take it."""
+    noun, describe = {
+        Modality.IMAGE: ("picture", _describe_picture),
+        Modality.VIDEO: ("video", _describe_video),
+    }[modality]
     try:
         check_file(str(path), settings.max_media_mib * 2**20)
-        return describe(path, settings)
+        return f"<{noun} {path.name}, {describe(path, settings)} tokens>"
     except SampleError as error:
-        raise UserError(f"{error} Name a {_NOUNS[modality]} that can be read.") from error
-
-
-_NOUNS = {Modality.IMAGE: "picture", Modality.VIDEO: "video"}
+        raise UserError(f"{error} Name a {noun} that can be read.") from error
 
 
 def _describe_picture(path: Path, settings: Settings) -> str:
@@ -123,7 +115,7 @@ def _describe_picture(path: Path, settings: Settings) -> str:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise unrecognised(str(path), "picture") from error
     pixels = min(max(width * height, settings.min_pixels), settings.max_pixels)
-    return f"<picture {path.name}, {width} x {height}: about {pixels // _TOKEN_PIXELS:,} tokens>"
+    return f"{width} x {height}: about {pixels // _TOKEN_PIXELS:,}"
 
 
 def _describe_video(path: Path, settings: Settings) -> str:
@@ -135,5 +127,4 @@ def _describe_video(path: Path, settings: Settings) -> str:
             size, seconds = f"{stream.width} x {stream.height}", (container.duration or 0) / 1e6
     except (av.FFmpegError, IndexError) as error:
         raise unrecognised(str(path), "video") from error
-    most = settings.video_total_pixels // _TOKEN_PIXELS
-    return f"<video {path.name}, {size}, {seconds:.1f} s: at most {most:,} tokens>"
+    return f"{size}, {seconds:.1f} s: at most {settings.video_total_pixels // _TOKEN_PIXELS:,}"

@@ -1,32 +1,31 @@
-"""Parts a folder's caption files into what is good enough and what is not, record by record.
-
-Knows nothing of the command line. Memory holds one record and the counts.
-"""
+"""Split caption files into the records that are good enough and those that are not."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from capflow_tasks.errors import UserError
 from capflow_tasks.records import JsonObject
 from producer.reading.caption_files import CaptionLine, caption_files, plain_name, read_captions
 from producer.reading.scores import NO_DOMAIN, Minimums, Rubrics, Scores, scores_of
-from producer.writing.captions import whole_file
+from producer.writing.whole import whole_file
 
-#: The key under which a record that is not kept says why.
+#: The key of a rejected record that holds the reasons.
 REASONS_KEY = "rejected_because"
 
-#: Bytes shown of a line that is no record.
+#: Bytes that are quoted of a line that is not a record.
 _SHOWN_BYTES = 1000
+#: Invalid records that are listed one by one; all of them are in the rejected files.
+_LISTED_INVALID = 10
 
 
 @dataclass(slots=True)
 class FilterCounts:
-    """How many records ended how."""
+    """Records by what became of them."""
 
     kept: int = 0
     rejected: int = 0
@@ -47,77 +46,69 @@ class FilterCounts:
         )
 
 
-@dataclass(slots=True)
-class FilterResult:
-    """How it went."""
+class CaptionFilter:
+    """Writes the records of caption files to `output/kept` and `output/rejected`, and counts them."""
 
-    by_domain: dict[str, FilterCounts] = field(default_factory=dict)
-    #: Rejected records by the dimension that was too low; one record may count under several.
-    rejected_by: Counter[str] = field(default_factory=Counter)
-
-    def tally(self, domain: str) -> FilterCounts:
-        return self.by_domain.setdefault(domain, FilterCounts())
+    def __init__(self, minimums: Minimums, rubrics: Rubrics, output: Path) -> None:
+        self._minimums = minimums
+        self._rubrics = rubrics
+        self._output = output
+        self.by_domain: defaultdict[str, FilterCounts] = defaultdict(FilterCounts)
+        #: Rejected records by each dimension whose grade was too low.
+        self.rejected_by: Counter[str] = Counter()
+        #: The first invalid records, each with its file, line and reason.
+        self.invalid_examples: list[str] = []
 
     @property
     def all(self) -> FilterCounts:
         return sum(self.by_domain.values(), FilterCounts())
 
+    def run(self, folder: Path) -> Iterator[Path]:
+        """Split every caption file of the folder; yield each file's path once both its parts are written.
 
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """What is kept, and where what goes."""
-
-    minimums: Minimums
-    rubrics: Rubrics
-    #: Folder of the folders `kept` and `rejected`.
-    output: Path
-    #: Called with the place and the reason of each record without valid scores.
-    tell_invalid: Callable[[str], None]
-
-    def run(self, folder: Path, progress: Callable[[Path, FilterCounts], None]) -> FilterResult:
-        """Part every caption file of the folder; both parts of one appear whole, an empty one too."""
-        parts = [self.output / "kept", self.output / "rejected"]
-        if folder.resolve() in [part.resolve() for part in parts]:
-            raise UserError(f"{folder}: its files would be written over; name another folder with --output")
-        report = FilterResult()
+        The parts keep the file's name and appear whole, empty ones too. Raises UserError when the output
+        would overwrite the folder's own files.
+        """
+        kept_folder, rejected_folder = self._output / "kept", self._output / "rejected"
+        if folder.resolve() in (kept_folder.resolve(), rejected_folder.resolve()):
+            raise UserError(f"{folder}: its files would be overwritten; name another folder with --output")
         for path in caption_files(folder):
             name = plain_name(path)
-            with whole_file(parts[0] / name) as kept, whole_file(parts[1] / name) as rejected:
+            with whole_file(kept_folder / name) as kept, whole_file(rejected_folder / name) as rejected:
                 for line in read_captions(path):
-                    reasons = self._reasons(path, line, report)
-                    if reasons:
+                    if reasons := self._judge(path, line):
                         rejected.write(_with_reasons(line, reasons))
                     else:
                         kept.write(line.raw)
-            progress(path, report.all)
-        return report
+            yield path
 
-    def _reasons(self, path: Path, line: CaptionLine, report: FilterResult) -> list[str]:
-        """Why the record is not kept, counted; nothing when it is."""
-        scores = scores_of(line.record, self.rubrics) if line.record is not None else line.problem
+    def _judge(self, path: Path, line: CaptionLine) -> list[str]:
+        """Count the record and return why it is not kept; an empty list when it is."""
+        scores = line.problem if line.record is None else scores_of(line.record, self._rubrics)
         if not isinstance(scores, Scores):
-            self.tell_invalid(f"{path}:{line.number}: {scores}")
-            task = line.record.get("task") if line.record is not None else None
-            report.tally(self.rubrics.domain_of(task) or NO_DOMAIN).invalid += 1
+            if len(self.invalid_examples) < _LISTED_INVALID:
+                self.invalid_examples.append(f"{path}:{line.number}: {scores}")
+            domain = self._rubrics.domain_of((line.record or {}).get("task")) or NO_DOMAIN
+            self.by_domain[domain].invalid += 1
             return [str(scores)]
-        missed = self.minimums.missed(scores)
-        tally = report.tally(scores.domain)
-        tally.kept, tally.rejected = tally.kept + (not missed), tally.rejected + bool(missed)
-        report.rejected_by.update(missed.keys())
+        missed = self._minimums.missed(scores)
+        counts = self.by_domain[scores.domain]
+        if missed:
+            counts.rejected += 1
+        else:
+            counts.kept += 1
+        self.rejected_by.update(missed.keys())
         return list(missed.values())
 
 
 def _with_reasons(line: CaptionLine, reasons: list[str]) -> bytes:
-    """The record with its reasons; a line that is none is shown with its number."""
-    record: JsonObject = line.record if line.record is not None else _stand_in(line)
+    """Return the record with its reasons; a line that is not a record is quoted with its number."""
+    record: JsonObject | None = line.record
+    if record is None:
+        text = line.raw[:_SHOWN_BYTES].decode("utf-8", "replace").rstrip("\r\n")
+        record = {"line_number": line.number, "line": text}
     record = {**record, REASONS_KEY: reasons}
     try:
-        text = json.dumps(record, ensure_ascii=False).encode()
+        return json.dumps(record, ensure_ascii=False).encode() + b"\n"
     except UnicodeEncodeError:  # half of a surrogate pair
-        text = json.dumps(record).encode()
-    return text + b"\n"
-
-
-def _stand_in(line: CaptionLine) -> JsonObject:
-    text = line.raw[:_SHOWN_BYTES].decode("utf-8", "replace").rstrip("\r\n")
-    return {"line_number": line.number, "line": text}
+        return json.dumps(record).encode() + b"\n"

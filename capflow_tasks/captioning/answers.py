@@ -10,7 +10,10 @@ from typing import Any
 from capflow_tasks.domains.catalogue import Agent
 from capflow_tasks.errors import BadAnswer
 
-_GRADES = (1, 2, 3)
+
+def is_grade(value: object) -> bool:
+    """Return whether the value is the int 1, 2 or 3; True and 3.0, which equal ints, are refused."""
+    return type(value) is int and value in (1, 2, 3)
 
 
 def parse_scores(text: str, agent: Agent) -> dict[str, int]:
@@ -23,8 +26,7 @@ def parse_scores(text: str, agent: Agent) -> dict[str, int]:
         faults = [f"no {name!r}" for name in missing] + [f"unknown {_short(name)}" for name in unknown]
         raise BadAnswer(f"the scores are not the ones asked for: {', '.join(faults)}")
     for name in names:
-        # `type`, because True is an int and 3.0 equals 3.
-        if type(scores[name]) is not int or scores[name] not in _GRADES:
+        if not is_grade(scores[name]):
             raise BadAnswer(f"the score {name!r} is {_short(scores[name])}, not 1, 2 or 3")
     return {name: scores[name] for name in names}
 

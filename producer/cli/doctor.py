@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,11 +65,12 @@ def doctor(
     Looks from here, with the settings that are set here: run it where a worker is to run, and where
     capflow-produce is. Changes nothing and shows no password.
     """
-    from producer.doctor.examination import Subject, examine
     from producer.doctor.findings import exit_code
+    from producer.doctor.machine import check_machine
+    from producer.doctor.services import check_services
 
-    findings = []
-    for finding in examine(read_settings(), Subject(output, plan, timeout_seconds)):
+    settings, findings = read_settings(), []
+    for finding in chain(check_machine(settings, output, plan), check_services(settings, timeout_seconds)):
         findings.append(finding)
         if not as_json:
             click.echo(_line(finding))

@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -34,6 +34,7 @@ Exit codes: 0 all that is captioned is in the files; 1 some media could not be r
 @click.argument("run_or_plan")
 @click.option(
     "--format",
+    "form",
     envvar="CAPFLOW_EXPORT_FORMAT",
     default="jsonl",
     type=click.Choice(["jsonl", "parquet", "webdataset"]),
@@ -62,23 +63,23 @@ Exit codes: 0 all that is captioned is in the files; 1 some media could not be r
     show_default=True,
 )
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as one JSON object.")
-def export_captions(run_or_plan: str, as_json: bool, **options: Any) -> None:
+def export_captions(run_or_plan: str, form: str, output: Path, shard_size: int, as_json: bool) -> None:
     """Write what is captioned of a run, named by itself or by its plan, whether it has ended or not.
 
     Nothing is captioned by this. Each file appears whole, and comes out byte for byte the same from the same
     state. Run again when more is captioned.
     """
     # Only now: `--help` need not wait for SQLAlchemy.
-    from producer.parallel import ProgressLines
+    from capflow_tasks.store.views import Views
     from producer.services import database, find_run, reading
-    from producer.writing.formats import ExportOrder, ReadingViews, export_run
+    from producer.writing.formats import export_run
 
-    settings, order = read_settings(), ExportOrder(**options)
+    settings = read_settings()
     with database(settings) as url, reading(url) as engine:
         run = find_run(engine, run_or_plan)
-        exported = export_run(run, ReadingViews(engine, ProgressLines("samples")), order, settings)
+        exported = export_run(Views(engine), run, form, output, shard_size, settings.domains)
     if as_json:
-        click.echo(json.dumps(_as_json(run.name, order.format, exported), ensure_ascii=False))
+        click.echo(json.dumps(_as_json(run.name, form, exported), ensure_ascii=False))
     else:
         for file in exported.files:
             click.echo(f"{file.path}: {file.samples} samples")

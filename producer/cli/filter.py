@@ -13,7 +13,7 @@ from capflow_tasks.settings import read_settings
 from producer.cli.options import EXIT_CODES, Command, minimum_options, minimums_of
 
 if TYPE_CHECKING:
-    from producer.filtering import FilterCounts, FilterResult
+    from producer.filtering import CaptionFilter, FilterCounts
 
 
 EPILOG = f"""\b
@@ -24,8 +24,6 @@ Examples:
 
 {EXIT_CODES}"""
 
-#: Records without valid scores that are told one by one; all of them are in the rejected files.
-_TOLD_INVALID = 10
 #: Between two lines of progress, seconds.
 _LINE_SECONDS = 5.0
 
@@ -61,44 +59,29 @@ def filter_captions(data_folder: Path, output: Path | None, as_json: bool, **ask
     """
     # Only now: `--help` need not wait.
     from capflow_tasks.domains.catalogue import load_catalogue
-    from producer.filtering import Filter
+    from producer.filtering import CaptionFilter
     from producer.reading.scores import Rubrics
 
     catalogue = load_catalogue(read_settings().domains)
     rubrics = Rubrics(catalogue)
     minimums = minimums_of(catalogue, rubrics, asked)
-    told = _Told()
-    report = Filter(minimums, rubrics, output or data_folder, told.invalid).run(data_folder, told.progress)
-    told.rest()
+    report = CaptionFilter(minimums, rubrics, output or data_folder)
+    shown_at = monotonic()
+    for path in report.run(data_folder):
+        if monotonic() - shown_at >= _LINE_SECONDS:
+            shown_at = monotonic()
+            click.echo(f"{path.name} is done; {report.all.total} records, {report.all.kept} kept", err=True)
+    for message in report.invalid_examples:
+        click.echo(f"invalid: {message}", err=True)
+    if hidden := report.all.invalid - len(report.invalid_examples):
+        click.echo(f"invalid: {hidden} more; see the rejected files", err=True)
     if as_json:
         click.echo(json.dumps(_as_json(report), ensure_ascii=False))
     else:
         _show(report)
 
 
-class _Told:
-    """What goes to stderr: a line now and then, and the first of the invalid records."""
-
-    def __init__(self) -> None:
-        self._shown_at = monotonic()
-        self._invalid = 0
-
-    def invalid(self, message: str) -> None:
-        self._invalid += 1
-        if self._invalid <= _TOLD_INVALID:
-            click.echo(f"invalid: {message}", err=True)
-
-    def rest(self) -> None:
-        if self._invalid > _TOLD_INVALID:
-            click.echo(f"invalid: {self._invalid - _TOLD_INVALID} more; see the rejected files", err=True)
-
-    def progress(self, path: Path, tally: FilterCounts) -> None:
-        if monotonic() - self._shown_at >= _LINE_SECONDS:
-            self._shown_at = monotonic()
-            click.echo(f"{path.name} is done; {tally.total} records, {tally.kept} kept", err=True)
-
-
-def _as_json(report: FilterResult) -> dict[str, Any]:
+def _as_json(report: CaptionFilter) -> dict[str, Any]:
     def counts(tally: FilterCounts) -> dict[str, Any]:
         return {
             "kept": tally.kept,
@@ -115,7 +98,7 @@ def _as_json(report: FilterResult) -> dict[str, Any]:
     }
 
 
-def _show(report: FilterResult) -> None:
+def _show(report: CaptionFilter) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

@@ -1,1 +1,1 @@
-"""The command capflow-doctor: looks at everything a fleet needs, and says what mends it."""
+"""Check everything that a fleet needs, and name a remedy for what is wrong."""

@@ -1,4 +1,4 @@
-"""What a check finds, and what the sum of all findings is worth."""
+"""What a check finds, and the exit code that follows from all findings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from capflow_tasks.errors import EXIT_OK, EXIT_SAMPLES_FAILED, EXIT_SERVICE
 
 class Level(StrEnum):
     OK = "ok"
-    #: Works, and not as well as it could, or not for long.
+    #: Works, but badly or not for long.
     WARN = "warn"
     #: Does not work.
     FAIL = "fail"
@@ -19,14 +19,14 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the doctor's. Holds no password."""
+    """One line of `capflow doctor`, without passwords."""
 
     check: str
     level: Level
     said: str
-    #: The command or setting that mends it; empty when all is well.
+    #: The command or setting that fixes it; empty when nothing is wrong.
     remedy: str = ""
-    #: Whether it is the database or the broker that cannot be reached.
+    #: Whether the database or the broker cannot be reached.
     is_service: bool = False
 
 
@@ -34,16 +34,18 @@ def ok(check: str, said: str) -> Finding:
     return Finding(check, Level.OK, said)
 
 
-def warn(check: str, said: str, remedy: str) -> Finding:
-    return Finding(check, Level.WARN, said, remedy)
+def warn(check: str, said: str, remedy: str, *, unless: bool = False) -> Finding:
+    """Return a warning, or an OK finding of the same text `unless` it is not due."""
+    return ok(check, said) if unless else Finding(check, Level.WARN, said, remedy)
 
 
-def fail(check: str, said: str, remedy: str, is_service: bool = False) -> Finding:
-    return Finding(check, Level.FAIL, said, remedy, is_service)
+def fail(check: str, said: str, remedy: str, *, unless: bool = False, is_service: bool = False) -> Finding:
+    """Return a failure, or an OK finding of the same text `unless` it is not due."""
+    return ok(check, said) if unless else Finding(check, Level.FAIL, said, remedy, is_service)
 
 
 def exit_code(findings: Iterable[Finding]) -> int:
-    """0 when nothing fails, 3 when a service cannot be reached, else 1."""
+    """Return 3 when a service cannot be reached, 1 when anything else fails, and 0 otherwise."""
     failed = [finding for finding in findings if finding.level is Level.FAIL]
     if any(finding.is_service for finding in failed):
         return EXIT_SERVICE

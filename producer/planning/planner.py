@@ -24,7 +24,7 @@ from producer.planning.metafile import Dataset
 from producer.planning.sampling import Draw, write_sample
 from producer.reading.annotations import count_entries
 from producer.services import reading
-from producer.writing.captions import write_lines
+from producer.writing.whole import write_lines
 
 
 @dataclass(frozen=True, slots=True)

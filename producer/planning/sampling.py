@@ -15,7 +15,7 @@ from random import Random
 
 from capflow_tasks.errors import PlanError
 from producer.reading.annotations import entry_texts
-from producer.writing.captions import whole_file
+from producer.writing.whole import whole_file
 
 #: Longest part of an annotation file's name that a sample's name begins with, in characters.
 _STEM_CHARACTERS = 50

@@ -1,7 +1,4 @@
-"""Finds caption files and reads their lines, whoever wrote them. Knows nothing of what scores mean.
-
-Memory holds one line. A line that is no record says so itself and the next one follows.
-"""
+"""Find caption files and read their lines one at a time, whatever program wrote them."""
 
 from __future__ import annotations
 
@@ -19,97 +16,71 @@ from capflow_tasks.entries import type_name
 from capflow_tasks.errors import UserError
 from capflow_tasks.records import JsonObject
 
-#: The longest line that is read, bytes; what is longer is a file gone wrong.
+log = logging.getLogger(__name__)
+
+#: Longer lines are not read, so that a file without line ends cannot fill the memory.
 LINE_BYTES = 1 << 26
 
 _NAME = re.compile(r"Rank\d+_node\d+_(?P<dataset>.+)\.jsonl", re.DOTALL)
-#: Parts of a shard's output that hold no captions.
-_OTHER_PARTS = (".failed.jsonl", ".held.jsonl")
-#: Ends the name of a file that capflow-score wrote.
+_WITHOUT_CAPTIONS = (".failed.jsonl", ".held.jsonl")
+#: Ends the names of the files that `capflow score` writes.
 _SCORED = ".scored.jsonl"
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class CaptionLine:
-    """One line of a caption file."""
+    """One line of a caption file: a record, or the reason why it is none."""
 
     #: From 1.
     number: int
-    #: As it stands in the file, without a byte order mark and always with an end of line.
+    #: As in the file, but without a byte order mark and always with a line end.
     raw: bytes
-    #: None when the line is no record.
+    #: None when there is a problem.
     record: JsonObject | None
-    #: Why the line is no record.
     problem: str | None = None
 
     @property
     def digest(self) -> str:
-        """The same for the same text."""
         return blake2b(self.raw, digest_size=16).hexdigest()
 
 
 def caption_files(folder: Path) -> list[Path]:
-    """The folder's `Rank*_node*_*.jsonl` in order of their names, without failed and held samples.
+    """List the folder's `Rank*_node*_*.jsonl` by name, without those of failed and held samples.
 
-    A file that capflow-score wrote takes the place of the one that it was made from.
+    A file that `capflow score` wrote replaces the file that it scored. Raises UserError when there are none.
     """
     found = dict.fromkeys(_find(folder))
-    for scored in filter(is_scored, found):
+    for scored in filter(_is_scored, found):
         source = scored.with_name(plain_name(scored))
         if source in found and source.stat().st_mtime > scored.stat().st_mtime:
-            log.warning("%s has changed since it was scored; run capflow-score again", source)
+            log.warning("%s has changed since it was scored; run capflow score again", source)
     return [path for path in found if scored_beside(path) not in found]
 
 
 def unscored_files(folder: Path) -> list[Path]:
-    """The folder's caption files without those that capflow-score wrote."""
-    found = [path for path in _find(folder) if not is_scored(path)]
-    return found or _refuse(folder)
-
-
-def is_scored(path: Path) -> bool:
-    """Whether capflow-score wrote it, as its name says."""
-    return path.name.endswith(_SCORED)
+    """List the folder's caption files without those that `capflow score` wrote. Raises UserError if none."""
+    return [path for path in _find(folder) if not _is_scored(path)] or _refuse(folder)
 
 
 def scored_beside(path: Path, part: str = "") -> Path:
-    """Where the scores of a caption file go, or a further `part` such as "failed"."""
-    suffix = _SCORED.replace(".jsonl", f".{part}.jsonl") if part else _SCORED
+    """Return the path of a caption file's scored version, or of a further `part` such as "failed"."""
+    suffix = f".scored.{part}.jsonl" if part else _SCORED
     return path.with_name(path.name.removesuffix(".jsonl") + suffix)
 
 
 def plain_name(path: Path) -> str:
-    """The name of the caption file that a scored one was made from; a plain one's own."""
-    return f"{path.name.removesuffix(_SCORED)}.jsonl" if is_scored(path) else path.name
+    """Return the file's name without the mark of a scored file."""
+    return f"{path.name.removesuffix(_SCORED)}.jsonl" if _is_scored(path) else path.name
 
 
 def dataset_of(path: Path) -> str:
-    """The dataset as the name of a caption file has it."""
+    """Return the dataset's name as it stands in the name of a caption file."""
     match = _NAME.fullmatch(plain_name(path))
     return match["dataset"] if match else path.stem
 
 
-def _find(folder: Path) -> list[Path]:
-    try:
-        names = sorted(path.name for path in folder.iterdir() if path.is_file())
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be read: {error.strerror}; name the folder of the caption files"
-        ) from error
-    found = [name for name in names if _NAME.fullmatch(name) and not name.endswith(_OTHER_PARTS)]
-    return [folder / name for name in found] or _refuse(folder)
-
-
-def _refuse(folder: Path) -> NoReturn:
-    raise UserError(
-        f"{folder}: holds no Rank*_node*_*.jsonl; name the folder that capflow-produce wrote its files to"
-    )
-
-
 def read_captions(path: Path) -> Iterator[CaptionLine]:
-    """Every line that is not blank. Raises UserError where the file cannot be read on."""
+    """Yield every line that is not blank. Raises UserError when the file cannot be read."""
     number = 0
     try:
         with path.open("rb") as file:
@@ -119,16 +90,38 @@ def read_captions(path: Path) -> Iterator[CaptionLine]:
                 if _skip_rest(file, raw):
                     yield CaptionLine(number, raw, None, f"is longer than {LINE_BYTES} bytes")
                 elif raw.strip():
-                    yield _line(number, raw if raw.endswith(b"\n") else raw + b"\n")
+                    yield _parse(number, raw if raw.endswith(b"\n") else raw + b"\n")
     except OSError as error:
         place = f" beyond line {number}" if number else ""
         raise UserError(
-            f"{path}: cannot be read{place}: {error.strerror}; mend the disk or its permissions"
+            f"{path}: cannot be read{place}: {error.strerror}; fix the disk or the file's permissions"
         ) from error
 
 
+def _find(folder: Path) -> list[Path]:
+    try:
+        paths = sorted(path for path in folder.iterdir() if path.is_file())
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be read: {error.strerror}; name the folder of the caption files"
+        ) from error
+    return [
+        path for path in paths if _NAME.fullmatch(path.name) and not path.name.endswith(_WITHOUT_CAPTIONS)
+    ] or _refuse(folder)
+
+
+def _refuse(folder: Path) -> NoReturn:
+    raise UserError(
+        f"{folder}: holds no Rank*_node*_*.jsonl; name the folder that capflow caption wrote its files to"
+    )
+
+
+def _is_scored(path: Path) -> bool:
+    return path.name.endswith(_SCORED)
+
+
 def _skip_rest(file: BinaryIO, line: bytes) -> bool:
-    """Go to the end of a line that is too long to be read, if this begins one."""
+    """Skip the rest of a line that is longer than LINE_BYTES; return whether it was."""
     if line.endswith(b"\n") or not (rest := file.readline(LINE_BYTES)):
         return False
     while rest and not rest.endswith(b"\n"):
@@ -136,18 +129,20 @@ def _skip_rest(file: BinaryIO, line: bytes) -> bool:
     return True
 
 
-def _line(number: int, raw: bytes) -> CaptionLine:
+def _parse(number: int, raw: bytes) -> CaptionLine:
     try:
         record = json.loads(raw.decode().rstrip(), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
-        return CaptionLine(number, raw, None, f"is not UTF-8 at byte {error.start + 1}")
+        problem = f"is not UTF-8 at byte {error.start + 1}"
     except json.JSONDecodeError as error:
-        return CaptionLine(number, raw, None, f"is not JSON at column {error.pos + 1}: {error.msg}")
+        problem = f"is not JSON at column {error.pos + 1}: {error.msg}"
     except (ValueError, RecursionError) as error:
-        return CaptionLine(number, raw, None, f"is not JSON: {error}")
-    if not isinstance(record, dict):
-        return CaptionLine(number, raw, None, f"is {type_name(record)}, not an object")
-    return CaptionLine(number, raw, record)
+        problem = f"is not JSON: {error}"
+    else:
+        if isinstance(record, dict):
+            return CaptionLine(number, raw, record)
+        problem = f"is {type_name(record)}, not an object"
+    return CaptionLine(number, raw, None, problem)
 
 
 def _refuse_constant(word: str) -> NoReturn:

@@ -11,9 +11,10 @@ from capflow_tasks.store.statistics import Statistics
 from capflow_tasks.store.views import Views
 from producer.report.gallery import Gallery, Progress, Size, samples_of
 from producer.report.overview import overview_of
-from producer.report.page import check_replaceable, whole_folder, write_page
+from producer.report.page import check_replaceable, write_page
 from producer.services import find_run
 from producer.status.cost import Prices
+from producer.writing.whole import whole_folder
 
 
 @dataclass(frozen=True, slots=True)

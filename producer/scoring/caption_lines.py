@@ -25,7 +25,8 @@ from capflow_tasks.store.rows import NewSample
 from producer.reading.caption_files import CaptionLine, read_captions
 from producer.reading.scores import Rubrics, Scores, scores_of
 from producer.scoring.summary import ScoreCounts
-from producer.writing.captions import failed_record, whole_file
+from producer.writing.captions import failed_record
+from producer.writing.whole import json_line, whole_file
 
 #: What scoring adds to a record.
 _ADDED_KEYS = ("task", "confidence", "scores", "overall")
@@ -98,7 +99,7 @@ def publish(file: CaptionFile, finished: Iterable[FinishedSample], rubrics: Rubr
                 scored.write(line.text)
             elif (sample := failed_samples.get(line.identity)) and sample.failure:
                 counts.fail(f"{file.path}:{line.line.number}", sample.failure)
-                failed.write(_json_line(_failed_record(line.line, sample)))
+                failed.write(json_line(_failed_record(line.line, sample)))
             else:
                 left += 1
     if not counts.failed:
@@ -124,7 +125,7 @@ def _scored_lines(file: CaptionFile, rubrics: Rubrics, known: Mapping[str, str])
         record = _with_scores(line.record, json.loads(text))
         scores = scores_of(record, rubrics)
         valid = scores if isinstance(scores, Scores) else None
-        yield ScoredLine(line, valid, _json_line(record), identity)
+        yield ScoredLine(line, valid, json_line(record), identity)
 
 
 def _identity(line: CaptionLine, task: Any, rubrics: Rubrics) -> str:
@@ -133,7 +134,7 @@ def _identity(line: CaptionLine, task: Any, rubrics: Rubrics) -> str:
         return line.digest
     record = {key: value for key, value in line.record.items() if key not in _ADDED_KEYS}
     try:
-        said = _json_line(record | {"task": rubrics.domain_of(task) or task or None})
+        said = json_line(record | {"task": rubrics.domain_of(task) or task or None})
     except (ValueError, RecursionError):
         # It holds half of a surrogate pair, for example: nobody can score it.
         return line.digest
@@ -277,7 +278,3 @@ def _failed_record(line: CaptionLine, sample: FinishedSample) -> JsonObject:
     record = failed_record(replace(sample, entry=entry))
     record["error"] = {"line_number": line.number, **record["error"]}
     return record
-
-
-def _json_line(record: JsonObject) -> bytes:
-    return json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"

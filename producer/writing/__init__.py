@@ -1,1 +1,1 @@
-"""What users get: caption files, whole or not at all."""
+"""Write caption files and the other export formats; each file appears whole or not at all."""

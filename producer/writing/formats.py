@@ -1,92 +1,82 @@
-"""A run from the database into the files of one format, as far as it has come."""
+"""Export what is captioned of a run as the files of one format."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-
-from sqlalchemy import Engine
 
 from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.errors import UserError
 from capflow_tasks.records import FinishedSample
-from capflow_tasks.settings import Settings
 from capflow_tasks.store.figures import RunFigures
 from capflow_tasks.store.rows import ShardRow, Tally
 from capflow_tasks.store.states import SampleState
-from capflow_tasks.store.views import PAGE, Views
-from producer.reading.plan import file_name_part
+from capflow_tasks.store.views import Views
+from producer.parallel import ProgressLines
+from producer.reading.plan import file_name_part, output_name
 from producer.reading.scores import Rubrics
-from producer.writing.captions import ExportedFile, export, latest
+from producer.writing.captions import ExportedFile, ReadSamples, export
 from producer.writing.webdataset import export_webdataset
 
 
 @dataclass(frozen=True, slots=True)
-class ExportOrder:
-    """What is asked for on the command line."""
-
-    #: "jsonl", "parquet" or "webdataset".
-    format: str
-    #: Folder of the files.
-    output: Path
-    #: Samples per tar.
-    shard_size: int
-
-
-@dataclass(frozen=True, slots=True)
 class Exported:
-    """What was written, and what not."""
-
     files: list[ExportedFile]
-    #: How the run's samples ended so far.
+    #: Finished samples of the run, by how they ended.
     ended: Tally
-    #: Samples that have not come to their end.
+    #: Samples that are not finished.
     remaining: int
-    #: Captioned samples whose media could not be read.
-    left_out: int
+
+    @property
+    def left_out(self) -> int:
+        """Captioned samples whose media cannot be read."""
+        return sum(file.samples for file in self.files if file.is_left_out)
 
 
-class ReadingViews(Views):
-    """Views that tell `progress` how many samples have been read from them."""
+def export_run(
+    views: Views, run: RunFigures, form: str, folder: Path, shard_size: int, domains: Path | None
+) -> Exported:
+    """Write the run as "jsonl", "parquet" or "webdataset", the latter with `shard_size` samples per tar.
 
-    def __init__(self, engine: Engine, progress: Callable[[int], None]) -> None:
-        super().__init__(engine)
-        self._progress = progress
-        self._read = 0
+    `domains` is the user's folder of domain files. Raises ServiceError when the disk refuses a file.
+    """
+    rows = latest(views.shards(run.id))
+    read = _with_progress(views.finished_samples)
+    if form == "parquet":
+        files = _export_parquet(read, rows, folder, domains)
+    elif form == "webdataset":
+        files = export_webdataset(read, rows, folder, file_name_part(run.name), shard_size)
+    else:
+        files = export(read, rows, folder)
+    ended = views.ended([row.id for row in rows])
+    return Exported(files, ended, sum(row.shard.sample_count for row in rows) - ended.total)
 
-    def finished_samples(
-        self, shard_id: int, state: SampleState, page_size: int = PAGE
-    ) -> Iterator[FinishedSample]:
-        for sample in super().finished_samples(shard_id, state, page_size):
-            self._read += 1
-            self._progress(self._read)
+
+def latest(rows: Sequence[ShardRow]) -> list[ShardRow]:
+    """Leave out shards whose plan line has changed since: a later shard writes the same files."""
+    by_name = {output_name(row.shard): row for row in rows}
+    return [row for row in rows if by_name[output_name(row.shard)] is row]
+
+
+def _with_progress(read: ReadSamples) -> ReadSamples:
+    """Print on stderr, now and then, how many samples have been read."""
+    progress, numbers = ProgressLines("samples"), count(1)
+
+    def read_counted(shard_id: int, state: SampleState) -> Iterator[FinishedSample]:
+        for sample in read(shard_id, state):
+            progress(next(numbers))
             yield sample
 
-
-def export_run(run: RunFigures, views: Views, order: ExportOrder, settings: Settings) -> Exported:
-    """Write the files. Raises ServiceError when the disk does not take them."""
-    rows = latest(views.shards(run.id))
-    left_out = 0
-    if order.format == "parquet":
-        files = _export_parquet(views, rows, order.output, settings)
-    elif order.format == "webdataset":
-        name = file_name_part(run.name)
-        packed = export_webdataset(views, rows, order.output, name, order.shard_size)
-        files, left_out = packed.files, packed.left_out
-    else:
-        files = export(views, rows, order.output)
-    ended = views.ended([row.id for row in rows])
-    samples = sum(row.shard.sample_count for row in rows)
-    return Exported(files, ended, samples - ended.total, left_out)
+    return read_counted
 
 
 def _export_parquet(
-    views: Views, rows: Sequence[ShardRow], folder: Path, settings: Settings
+    read: ReadSamples, rows: Sequence[ShardRow], folder: Path, domains: Path | None
 ) -> list[ExportedFile]:
     try:
         from producer.writing.parquet import export_parquet
     except ImportError as error:
-        raise UserError("--format parquet needs pyarrow: pip install 'capflow[export]'") from error
-    dimensions = Rubrics(load_catalogue(settings.domains)).dimensions
-    return export_parquet(views, rows, folder, dimensions)
+        raise UserError("--format parquet needs pyarrow: pip install '.[export]'") from error
+    return export_parquet(read, rows, folder, Rubrics(load_catalogue(domains)).dimensions)

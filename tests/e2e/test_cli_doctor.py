@@ -36,10 +36,10 @@ def test_what_embeds_its_services_needs_none(cli: Cli) -> None:
     lines = [line.split(maxsplit=2) for line in answer.stdout.splitlines()]
     checks = [check for _, check, _ in lines]
     assert checks == ["versions", "vllm", "gpu", "model", "disk", "disk", "database", "broker"]
-    assert lines[-1][2] == "embedded: capflow-produce starts it"
+    assert lines[-1][2] == "embedded: capflow caption starts it"
 
 
-def test_what_waits_for_nobody_and_who_does_not_answer_is_told(
+def test_what_waits_for_nobody_and_who_does_not_answer_is_reported(
     quick_cli: Cli, broker_url: str, database_url: str
 ) -> None:
     quick_cli.environment["CAPFLOW_BROKER_URL"] = broker_url
@@ -56,12 +56,12 @@ def test_what_waits_for_nobody_and_who_does_not_answer_is_told(
     levels = {check: finding["level"] for check, finding in found.items()}
     assert levels["database"] == levels["schema"] == levels["broker"] == levels["broker policy"] == "ok"
     assert levels["workers"] == levels["queue"] == "warn"
-    assert found["workers"]["said"].startswith("gpu0@far keep leases and do not answer")
+    assert found["workers"]["said"].startswith("gpu0@far: no answer to Celery")
     assert found["queue"]["remedy"] == "celery -A capflow_tasks worker -Q gpu"
-    assert "1 waiting, and nobody takes them" in found["queue"]["said"]
+    assert "1 waiting, and no worker takes them" in found["queue"]["said"]
 
 
-def test_an_empty_database_and_a_broker_that_forgets_fail_with_what_mends_them(
+def test_an_empty_database_and_a_broker_that_forgets_fail_with_what_fixes_them(
     cli: Cli, broker_url: str, empty_database_url: str
 ) -> None:
     cli.environment |= {"CAPFLOW_DATABASE_URL": empty_database_url, "CAPFLOW_BROKER_URL": broker_url}
@@ -73,12 +73,12 @@ def test_an_empty_database_and_a_broker_that_forgets_fail_with_what_mends_them(
             client.config_set("maxmemory-policy", "noeviction")
 
     assert code == 1
-    assert (found["schema"]["level"], found["schema"]["remedy"]) == ("fail", "capflow-db upgrade")
+    assert (found["schema"]["level"], found["schema"]["remedy"]) == ("fail", "capflow db upgrade")
     assert found["broker policy"]["level"] == "fail"
     assert "noeviction" in found["broker policy"]["remedy"]
 
 
-def test_services_that_cannot_be_reached_are_told_without_their_passwords(cli: Cli) -> None:
+def test_services_that_cannot_be_reached_are_reported_without_their_passwords(cli: Cli) -> None:
     cli.environment |= {
         "CAPFLOW_DATABASE_URL": "postgresql://me:secret@127.0.0.1:1/capflow?sslpassword=secret",
         "CAPFLOW_BROKER_URL": "redis://me:secret@127.0.0.1:1/0",
@@ -94,7 +94,7 @@ def test_services_that_cannot_be_reached_are_told_without_their_passwords(cli: C
     assert "secret" not in answer.stdout + answer.stderr
 
 
-def test_media_that_are_not_here_are_told_with_the_first_reason(cli: Cli) -> None:
+def test_media_that_are_not_here_are_reported_with_the_first_reason(cli: Cli) -> None:
     plan = write_plan(cli.folder, entries_with_pictures(cli.folder, 3))
     (cli.folder / "media" / "1.png").unlink()
 
@@ -120,4 +120,4 @@ def test_a_database_that_a_newer_capflow_has_made_is_one_sentence(quick_cli: Cli
     assert "made by a newer Capflow" in upgrade.stderr
     assert "Traceback" not in upgrade.stderr
     assert code == 1
-    assert found["schema"]["remedy"] == "pip install --upgrade capflow"
+    assert "update the Capflow checkout" in found["schema"]["remedy"]

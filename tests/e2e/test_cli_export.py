@@ -83,7 +83,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(
 
     assert answer.returncode == 3, answer.stderr
     (line,) = answer.stderr.splitlines()
-    assert "cannot be written: File too large; free or mend the disk, then run again" in line
+    assert "cannot be written: File too large; free or repair the disk, then run again" in line
     assert list((quick_cli.folder / "out").iterdir()) == []
 
 
@@ -106,5 +106,5 @@ def test_what_cannot_be_exported_is_one_sentence(quick_cli: Cli, fleet: Fleet) -
     )
     (quick_cli.folder / "pyarrow.py").write_text("raise ImportError('not here')")
     quick_cli.environment["PYTHONPATH"] = f"{quick_cli.folder}:{REPOSITORY}"
-    remedy = "--format parquet needs pyarrow: pip install 'capflow[export]'"
+    remedy = "--format parquet needs pyarrow: pip install '.[export]'"
     assert failed(quick_cli, "run", "--format", "parquet") == remedy

@@ -31,7 +31,7 @@ def write_captions(folder: Path, name: str, *records: Any) -> None:
     (folder / name).write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
-def test_the_published_command_parts_a_folder_and_counts_by_domain(cli: Cli) -> None:
+def test_the_published_command_splits_a_folder_and_counts_by_domain(cli: Cli) -> None:
     captions = cli.folder / "Output" / "Caption"
     write_captions(captions, "Rank0_node0_a.jsonl", a_record(3), a_record(3, professionalism=2), {"id": 3})
     write_captions(captions, "Rank4_node1_b.jsonl", a_record(2, task="UI"), a_record(True), a_record(3))

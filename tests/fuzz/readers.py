@@ -24,7 +24,7 @@ with atheris.instrument_imports(include=["producer", "capflow_tasks"]):
     from capflow_tasks.domains.catalogue import load_catalogue, make_domain
     from capflow_tasks.domains.files import DEFAULTS, domain_faults, read_file, read_folder, refuse
     from capflow_tasks.errors import CapflowError
-    from producer.filtering import Filter
+    from producer.filtering import CaptionFilter
     from producer.planning.metafile import read_metafile
     from producer.reading.annotations import count_entries, read_entries
     from producer.reading.plan import read_plan
@@ -106,9 +106,8 @@ def read_domain(path: Path) -> None:
 
 
 def read_captions(path: Path) -> None:
-    told: list[str] = []
     minimums = Minimums(overall=3, each_dimension=3)
-    Filter(minimums, Rubrics(CATALOGUE), path.parent, told.append).run(path.parent, lambda file, tally: None)
+    list(CaptionFilter(minimums, Rubrics(CATALOGUE), path.parent).run(path.parent))
 
 
 def _canonical(task: str) -> str:

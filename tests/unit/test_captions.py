@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 
 from capflow_tasks.errors import ServiceError
 from capflow_tasks.records import Failure, FinishedSample, JsonObject, Result, Stage
-from producer.writing.captions import caption_record, failed_record, write_lines
+from producer.writing.captions import caption_record, failed_record
+from producer.writing.whole import write_lines
 
 ENTRY: JsonObject = {
     "id": 0,
@@ -56,7 +58,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 def test_a_record_holds_the_entry_and_all_that_was_found_out() -> None:
-    record = caption_record(sample(), "Qwen")
+    record = caption_record(sample())
 
     assert record == {
         **ENTRY,
@@ -66,7 +68,7 @@ def test_a_record_holds_the_entry_and_all_that_was_found_out() -> None:
         "reports": {"natural": "A cat.", "general_reasoning": "It sleeps."},
         "scores": {"factual_accuracy": 3, "professionalism": 2},
         "overall": 3,
-        "model": "Qwen",
+        "model": "m",
         "workflow": "digest of general_summary",
         "conversations": [
             *ENTRY["conversations"][:2],
@@ -76,22 +78,24 @@ def test_a_record_holds_the_entry_and_all_that_was_found_out() -> None:
     assert list(record)[:5] == ["id", "image", "conversations", "width", "task"]
 
 
-def test_the_model_is_the_one_that_wrote_the_caption_unless_it_is_named() -> None:
-    assert caption_record(sample())["model"] == "m"
-    assert caption_record(sample(), "Qwen")["model"] == "Qwen"
+def test_the_model_is_the_one_that_wrote_the_caption_else_the_last_one_that_answered() -> None:
+    judged = (RESULTS[3], replace(RESULTS[4], model="judge"))
+
+    assert caption_record(sample(results=judged))["model"] == "m"
+    assert caption_record(sample(results=judged[1:]))["model"] == "judge"
     assert "model" not in caption_record(sample(results=()))
 
 
 def test_the_entry_itself_is_left_as_it_was() -> None:
     before = json.dumps(ENTRY)
 
-    caption_record(sample(), "Qwen")
+    caption_record(sample())
 
     assert json.dumps(ENTRY) == before
 
 
 def test_the_domain_takes_the_place_of_the_entrys_task() -> None:
-    record = caption_record(sample({"task": "natural", "image": "a.jpg"}, confidence=None), "Qwen")
+    record = caption_record(sample({"task": "natural", "image": "a.jpg"}, confidence=None))
 
     assert list(record)[:2] == ["task", "image"]
     assert (record["task"], record["confidence"]) == ("Natural", None)
@@ -109,7 +113,7 @@ def test_the_domain_takes_the_place_of_the_entrys_task() -> None:
 def test_an_entry_without_conversation_gets_a_question_and_the_caption(
     entry: JsonObject, question: str
 ) -> None:
-    assert caption_record(sample(entry), "Qwen")["conversations"] == [
+    assert caption_record(sample(entry))["conversations"] == [
         {"from": "human", "value": question},
         {"from": "gpt", "value": "A cat sleeps."},
     ]
@@ -118,7 +122,7 @@ def test_an_entry_without_conversation_gets_a_question_and_the_caption(
 def test_a_conversation_that_ends_with_a_question_gets_the_caption_as_its_answer() -> None:
     turns = ENTRY["conversations"][:2]
 
-    assert caption_record(sample({"image": "a", "conversations": turns}), "Qwen")["conversations"] == [
+    assert caption_record(sample({"image": "a", "conversations": turns}))["conversations"] == [
         *turns,
         {"from": "gpt", "value": "A cat sleeps."},
     ]
@@ -127,23 +131,23 @@ def test_a_conversation_that_ends_with_a_question_gets_the_caption_as_its_answer
 def test_a_conversation_without_a_question_gets_one_before_the_answer() -> None:
     turns = ENTRY["conversations"][:1]
 
-    record = caption_record(sample({"image": "a", "conversations": turns}), "Qwen")
+    record = caption_record(sample({"image": "a", "conversations": turns}))
 
     assert [turn["from"] for turn in record["conversations"]] == ["system", "human", "gpt"]
 
 
 def test_stages_that_have_not_run_leave_their_keys_out() -> None:
-    assert caption_record(sample(results=RESULTS[:1]), "Qwen") == {
+    assert caption_record(sample(results=RESULTS[:1])) == {
         **ENTRY,
         "task": "Natural",
         "confidence": 0.9,
-        "model": "Qwen",
+        "model": "m",
     }
-    assert caption_record(sample(results=(), domain=None), "Qwen") == {**ENTRY, "model": "Qwen"}
+    assert caption_record(sample(results=(), domain=None)) == ENTRY
 
 
 def test_scores_can_be_added_to_a_caption_that_was_there_before() -> None:
-    record = caption_record(sample({**ENTRY, "caption": "old"}, results=RESULTS[-1:]), "Qwen")
+    record = caption_record(sample({**ENTRY, "caption": "old"}, results=RESULTS[-1:]))
 
     assert (record["caption"], record["overall"]) == ("old", 3)
     assert record["conversations"] == ENTRY["conversations"]
@@ -152,7 +156,7 @@ def test_scores_can_be_added_to_a_caption_that_was_there_before() -> None:
 def test_two_agents_of_one_name_both_keep_their_report() -> None:
     results = (result(Stage.PERCEIVE, "video", "Seen."), result(Stage.REASON, "video", "Meant."))
 
-    assert caption_record(sample(results=results), "Qwen")["reports"] == {
+    assert caption_record(sample(results=results))["reports"] == {
         "video": "Seen.",
         "reason_video": "Meant.",
     }

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.errors import UserError
 from capflow_tasks.records import JsonObject
-from producer.filtering import REASONS_KEY, Filter, FilterCounts, FilterResult
+from producer.filtering import REASONS_KEY, CaptionFilter, FilterCounts
 from producer.reading import caption_files as reader
 from producer.reading.caption_files import caption_files, read_captions
 from producer.reading.scores import NO_DOMAIN, Minimums, Rubrics, Scores, scores_of
@@ -48,18 +48,18 @@ def a_record(overall: Any = 3, task: Any = "Natural", **grades: Any) -> JsonObje
 
 
 @pytest.fixture
-def parted(tmp_path: Path) -> Callable[..., FilterResult]:
-    """Filters one file of these records or lines."""
+def split(tmp_path: Path) -> Callable[..., CaptionFilter]:
+    """Filter one file of these records or lines."""
 
-    def parted(*lines: JsonObject | bytes, minimums: Minimums = Minimums(3, 3)) -> FilterResult:  # noqa: B008
+    def split(*lines: JsonObject | bytes, minimums: Minimums = Minimums(3, 3)) -> CaptionFilter:  # noqa: B008
         encoded = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
         (tmp_path / NAME).write_bytes(b"\n".join(encoded))
-        told: list[str] = []
-        report = Filter(minimums, RUBRICS, tmp_path, told.append).run(tmp_path, lambda path, tally: None)
-        assert len(told) == report.all.invalid
+        report = CaptionFilter(minimums, RUBRICS, tmp_path)
+        assert list(report.run(tmp_path)) == [tmp_path / NAME]
+        assert len(report.invalid_examples) == min(report.all.invalid, 10)
         return report
 
-    return parted
+    return split
 
 
 def lines_of(folder: Path, part: str) -> list[JsonObject]:
@@ -67,11 +67,11 @@ def lines_of(folder: Path, part: str) -> list[JsonObject]:
 
 
 def test_only_straight_top_grades_pass_the_highest_minimums(
-    parted: Callable[..., FilterResult], tmp_path: Path
+    split: Callable[..., CaptionFilter], tmp_path: Path
 ) -> None:
     good, low, lacking = a_record(), a_record(2), a_record(2, reasoning_rigor=1, professionalism=2)
 
-    report = parted(good, low, lacking)
+    report = split(good, low, lacking)
 
     assert report.by_domain == {"Natural": FilterCounts(kept=1, rejected=2)}
     assert report.all.keep_rate == pytest.approx(1 / 3)
@@ -95,11 +95,11 @@ def test_only_straight_top_grades_pass_the_highest_minimums(
 
 
 def test_a_minimum_of_a_dimension_or_domain_takes_the_place_of_the_general_one(
-    parted: Callable[..., FilterResult],
+    split: Callable[..., CaptionFilter],
 ) -> None:
     minimums = Minimums(3, 1, dimensions={"factual_accuracy": 2}, domains={"Medical & Bio-Imaging": 1})
 
-    report = parted(
+    report = split(
         a_record(reasoning_rigor=1),
         a_record(factual_accuracy=1),
         a_record(1, task="medical"),
@@ -113,14 +113,14 @@ def test_a_minimum_of_a_dimension_or_domain_takes_the_place_of_the_general_one(
     }
 
 
-def test_kept_lines_come_out_byte_for_byte(parted: Callable[..., FilterResult], tmp_path: Path) -> None:
+def test_kept_lines_come_out_byte_for_byte(split: Callable[..., CaptionFilter], tmp_path: Path) -> None:
     odd = (
         b'{"overall":3, "x": 1e0,  "scores": '
         + json.dumps(dict.fromkeys(IMAGE, 3)).encode()
         + b' ,"task":"natural"}'
     )
 
-    parted(b"\xef\xbb\xbf" + odd, b"", odd + b"\r", odd)
+    split(b"\xef\xbb\xbf" + odd, b"", odd + b"\r", odd)
 
     assert (tmp_path / "kept" / NAME).read_bytes() == odd + b"\n" + odd + b"\r\n" + odd + b"\n"
     assert (tmp_path / "rejected" / NAME).read_bytes() == b""
@@ -154,9 +154,9 @@ def test_kept_lines_come_out_byte_for_byte(parted: Callable[..., FilterResult], 
     ],
 )
 def test_a_record_without_valid_scores_is_never_kept(
-    parted: Callable[..., FilterResult], tmp_path: Path, record: JsonObject, reason: str
+    split: Callable[..., CaptionFilter], tmp_path: Path, record: JsonObject, reason: str
 ) -> None:
-    report = parted(record, minimums=Minimums(1, 1))
+    report = split(record, minimums=Minimums(1, 1))
 
     assert (report.all.kept, report.all.rejected, report.all.invalid) == (0, 0, 1)
     (line,) = lines_of(tmp_path, "rejected")
@@ -177,9 +177,9 @@ def test_a_record_without_valid_scores_is_never_kept(
     ],
 )
 def test_a_line_that_is_no_record_is_invalid_and_shown_with_its_number(
-    parted: Callable[..., FilterResult], tmp_path: Path, line: bytes, reason: str
+    split: Callable[..., CaptionFilter], tmp_path: Path, line: bytes, reason: str
 ) -> None:
-    report = parted(a_record(), line)
+    report = split(a_record(), line)
 
     assert report.by_domain == {"Natural": FilterCounts(kept=1), NO_DOMAIN: FilterCounts(invalid=1)}
     (shown,) = lines_of(tmp_path, "rejected")
@@ -189,11 +189,11 @@ def test_a_line_that_is_no_record_is_invalid_and_shown_with_its_number(
 
 
 def test_a_line_without_end_does_not_fill_the_memory(
-    parted: Callable[..., FilterResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    split: Callable[..., CaptionFilter], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reader, "LINE_BYTES", 1000)
 
-    report = parted(b"x" * 3500, a_record())
+    report = split(b"x" * 3500, a_record())
 
     assert report.all == FilterCounts(kept=1, invalid=1)
     assert lines_of(tmp_path, "rejected")[0][REASONS_KEY] == ["is longer than 1000 bytes"]
@@ -207,16 +207,16 @@ def test_scores_may_hold_the_overall_grade_and_further_dimensions() -> None:
     assert scores == Scores("Video & Temporal", {**grades, "rhythm": 3}, 1)
 
 
-def test_captions_of_an_unknown_domain_are_judged_by_any_rubric(parted: Callable[..., FilterResult]) -> None:
-    report = parted(a_record(task="Pottery"), a_record(task=["Natural"]), a_record(task=None))
+def test_captions_of_an_unknown_domain_are_judged_by_any_rubric(split: Callable[..., CaptionFilter]) -> None:
+    report = split(a_record(task="Pottery"), a_record(task=["Natural"]), a_record(task=None))
 
     assert report.by_domain == {NO_DOMAIN: FilterCounts(kept=3)}
 
 
 def test_half_a_surrogate_pair_survives_rejection(
-    parted: Callable[..., FilterResult], tmp_path: Path
+    split: Callable[..., CaptionFilter], tmp_path: Path
 ) -> None:
-    parted(a_record(1) | {"caption": "\ud800"})
+    split(a_record(1) | {"caption": "\ud800"})
 
     assert lines_of(tmp_path, "rejected")[0]["caption"] == "\ud800"
 
@@ -241,21 +241,21 @@ def test_a_folder_without_caption_files_is_refused(tmp_path: Path) -> None:
         caption_files(tmp_path / "gone")
 
 
-def test_a_folder_that_would_be_written_over_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_would_be_overwritten_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "kept"
     folder.mkdir()
     (folder / NAME).write_text(json.dumps(a_record()))
 
-    with pytest.raises(UserError, match="would be written over"):
-        Filter(Minimums(3, 3), RUBRICS, tmp_path, print).run(folder, lambda path, tally: None)
+    with pytest.raises(UserError, match="would be overwritten"):
+        list(CaptionFilter(Minimums(3, 3), RUBRICS, tmp_path).run(folder))
 
 
 def test_filtering_what_was_kept_again_needs_no_other_folder(
-    parted: Callable[..., FilterResult], tmp_path: Path
+    split: Callable[..., CaptionFilter], tmp_path: Path
 ) -> None:
-    parted(a_record(), a_record(2), minimums=Minimums(2, 2))
+    split(a_record(), a_record(2), minimums=Minimums(2, 2))
 
-    Filter(Minimums(3, 3), RUBRICS, tmp_path / "kept", print).run(tmp_path / "kept", lambda path, tally: None)
+    list(CaptionFilter(Minimums(3, 3), RUBRICS, tmp_path / "kept").run(tmp_path / "kept"))
 
     assert lines_of(tmp_path / "kept", "kept") == [a_record()]
 
@@ -313,9 +313,8 @@ def test_every_line_is_kept_or_rejected(tmp_path: Path, contents: list[bytes]) -
     (tmp_path / NAME).write_bytes(b"\n".join(contents))
     expected = len(list(read_captions(tmp_path / NAME)))
 
-    report = Filter(Minimums(1, 1), RUBRICS, tmp_path, lambda message: None).run(
-        tmp_path, lambda path, tally: None
-    )
+    report = CaptionFilter(Minimums(1, 1), RUBRICS, tmp_path)
+    list(report.run(tmp_path))
 
     assert report.all.total == expected
     written = [line for part in ("kept", "rejected") for line in lines_of(tmp_path, part)]

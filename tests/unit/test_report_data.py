@@ -11,8 +11,9 @@ from PIL import Image
 from capflow_tasks.errors import UserError
 from capflow_tasks.records import Modality
 from producer.report.gallery import CHUNK, Size
-from producer.report.page import POLICY, as_script, check_replaceable, whole_folder
+from producer.report.page import POLICY, as_script, check_replaceable
 from producer.report.pictures import PictureTask, draw, film_sheet, film_strip
+from producer.writing.whole import whole_folder
 from tests.datasets import draw_picture
 from tests.reports import SIZE, a_sample, write_report
 

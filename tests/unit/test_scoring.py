@@ -324,7 +324,7 @@ def test_a_scored_file_takes_the_place_of_the_one_it_was_made_from(
 
     assert [path.name for path in caption_files(tmp_path)] == found
     (warning,) = caplog.messages
-    assert "Rank0_node0_a.jsonl has changed since it was scored; run capflow-score again" in warning
+    assert "Rank0_node0_a.jsonl has changed since it was scored; run capflow score again" in warning
 
 
 @pytest.mark.parametrize(
