@@ -250,6 +250,15 @@ def test_what_was_published_is_known_wherever_the_record_stands_by_then(tmp_path
     assert [after[0], after[2]] == [before[2], before[0]]
 
 
+def test_records_that_differ_in_their_task_alone_are_scored_each(tmp_path: Path) -> None:
+    file = a_file(tmp_path, a_record(0), a_record(0, task="UI"))
+    score(file, {2: "gone"})
+
+    assert [record["task"] for record in read_lines(file.scored)] == ["Natural"]
+    assert [record["task"] for record in read_lines(file.failed)] == ["UI"]
+    assert [line.line.number for line in unscored_lines(file, RUBRICS)] == [2]
+
+
 def test_publishing_again_changes_nothing(tmp_path: Path) -> None:
     file = a_file(tmp_path, a_record(0), a_record(1), a_record(2), "{")
     score(file, {2: "gone", 4: "broken"})
