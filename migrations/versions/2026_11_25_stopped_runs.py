@@ -1,4 +1,4 @@
-"""When a run was stopped: its batches are not sent until the same command is given again."""
+"""Add the time a run was stopped; its batches are not sent until the run is opened again."""
 
 from __future__ import annotations
 

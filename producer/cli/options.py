@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
-from capflow_tasks.errors import EXIT_INTERRUPTED, CapflowError, SettingsError, redacted
+from capflow_tasks.errors import EXIT_INTERRUPTED, CapflowError, redacted
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -121,6 +121,7 @@ class Command(Explained):
 
     def invoke(self, context: click.Context) -> Any:
         from capflow_tasks.observe.logs import RedactingFormatter, print_redacted
+        from capflow_tasks.settings import check_environment
 
         is_verbose = context.params.pop("verbose")
         handler = logging.StreamHandler(sys.stderr)
@@ -151,22 +152,6 @@ class Group(Explained, click.Group):
         if not name.startswith("-") and self.get_command(context, name) is None:
             context.fail(f"there is no command {name!r}; {nearest(name, known)}")
         return super().resolve_command(context, arguments)
-
-
-def check_environment(also_known: Iterable[str]) -> None:
-    """Raise SettingsError for each CAPFLOW_* variable that resembles a known one but is none."""
-    from capflow_tasks.settings import Settings
-
-    known = {f"CAPFLOW_{name.upper()}" for name in Settings.model_fields}.union(also_known)
-    mine = [name for name in sorted(os.environ) if name.startswith("CAPFLOW_")]
-    words = [name.removeprefix("CAPFLOW_") for name in known]
-    problems = [
-        f"{name}: there is no such variable; did you mean CAPFLOW_{near[0]}?"
-        for name in mine
-        if name not in known and (near := get_close_matches(name.removeprefix("CAPFLOW_"), words, 1, 0.8))
-    ]
-    if problems:
-        raise SettingsError("\n".join(problems))
 
 
 def _option_variables() -> set[str]:

@@ -37,7 +37,7 @@ def test_a_message_of_a_stopped_run_leads_to_nothing(fleet: Fleet) -> None:
 
     claim = fleet.batches.claim(fleet.batch_ids[0], Stage.PERCEIVE, "worker", 60)
 
-    assert claim is NotClaimed.TAKEN
+    assert claim is NotClaimed.NOT_FREE
     assert (fleet.batch().state, fleet.batch().attempt) == ("ready", 0)
 
 
@@ -46,7 +46,7 @@ def test_a_batch_published_while_its_run_was_stopped_is_ready_when_its_message_a
         RunStore(fleet.engine).stop(fleet.run_id)
     assert fleet.batch(batch.id).state == "queued"
 
-    assert fleet.batches.claim(batch.id, Stage.PERCEIVE, "worker", 60) is NotClaimed.TAKEN
+    assert fleet.batches.claim(batch.id, Stage.PERCEIVE, "worker", 60) is NotClaimed.NOT_FREE
 
     assert (fleet.batch(batch.id).state, fleet.batch(batch.id).lease_owner) == ("ready", None)
 
@@ -60,7 +60,7 @@ def test_a_stage_that_runs_when_its_run_is_stopped_is_written_and_goes_no_furthe
     assert fleet.count("results") == 2
     batch = fleet.batch()
     assert (batch.state, batch.next_stage, batch.lease_owner, batch.tries) == ("ready", "reason", None, 0)
-    assert fleet.batches.claim(batch.id, Stage.REASON, "worker", 60) is NotClaimed.TAKEN
+    assert fleet.batches.claim(batch.id, Stage.REASON, "worker", 60) is NotClaimed.NOT_FREE
 
 
 def test_the_last_stage_of_a_stopped_run_ends_its_batch(fleet: Fleet) -> None:
@@ -80,7 +80,7 @@ def test_a_worker_whose_lease_ran_out_in_a_stopped_run_can_still_write(fleet: Fl
     fleet.let_leases_run_out()
 
     assert fleet.runs.requeue_stale(fleet.run_id) == fleet.runs.requeue_stale() == 0
-    assert fleet.batches.claim(claim.batch_id, Stage.PERCEIVE, "other", 60) is NotClaimed.TAKEN
+    assert fleet.batches.claim(claim.batch_id, Stage.PERCEIVE, "other", 60) is NotClaimed.NOT_FREE
     assert fleet.finish(claim)
 
 
@@ -126,7 +126,7 @@ def test_a_deleted_run_is_gone_with_its_rows_and_its_workers_write_nothing(fleet
         ("shards", "batches", "samples", "results"), 0
     )
     assert not fleet.finish(claim)
-    assert fleet.batches.claim(claim.batch_id, Stage.REASON, "worker", 60) is NotClaimed.TAKEN
+    assert fleet.batches.claim(claim.batch_id, Stage.REASON, "worker", 60) is NotClaimed.NOT_FREE
     assert (fleet.runs.is_stopped(fleet.run_id), fleet.runs.is_stopped(kept)) == (True, False)
 
 
