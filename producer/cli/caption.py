@@ -29,6 +29,7 @@ from producer.cli.options import (
     output_option,
     print_json,
     processes_option,
+    repeatable,
     run_argument,
 )
 
@@ -42,7 +43,7 @@ _PLAIN_WIDTH = 120
 
 batch_size_option = option(
     "--batch-size SAMPLES",
-    "Size of a batch, which goes through all stages as one chain.",
+    "Samples in one batch, which goes through all stages as one chain.",
     8,
     click.IntRange(1, 1024),
 )
@@ -51,8 +52,12 @@ window_option = option(
 )
 
 
-def parse_stages(value: str) -> tuple[Stage, ...]:
+def _parse_stages(
+    context: click.Context, option: click.Parameter, value: str | None
+) -> tuple[Stage, ...] | None:
     """Return the stages of a comma-separated list, in the order in which they run."""
+    if value is None:
+        return None
     words = {word.strip() for word in value.split(",") if word.strip()}
     if unknown := words - set(Stage):
         raise click.BadParameter(f"{', '.join(sorted(unknown))}; choose from {', '.join(Stage)}")
@@ -75,15 +80,8 @@ def _run_options(*, has_defaults: bool) -> Decorator:
     def default(value: Any) -> dict[str, Any]:
         return {"default": value} if has_defaults else {"show_default": "as for the run"}
 
-    def parse(
-        context: click.Context, option: click.Parameter, stages: str | None
-    ) -> tuple[Stage, ...] | None:
-        return None if stages is None else parse_stages(stages)
-
     name_default = "from the plan's path" if has_defaults else "RUN"
-    confidence = (
-        "Hold back samples routed with a lower probability, in *.held.jsonl, until a run asks for less."
-    )
+    confidence = "Hold back samples routed with less, in *.held.jsonl, until a run asks for less."
     return combined(
         output_option("Folder of the caption files.", "OUTPUT", **default("Output/Caption")),
         batch_size_option,
@@ -92,7 +90,7 @@ def _run_options(*, has_defaults: bool) -> Decorator:
         option(
             "--stages",
             "Stages to run, separated by commas; a later run with more of them continues this one.",
-            callback=parse,
+            callback=_parse_stages,
             **default(",".join(Stage)),
         ),
         option("--min-confidence", confidence, kind=click.FloatRange(0, 1), **default(0.0)),
@@ -146,14 +144,8 @@ def caption(plan: Path | None, as_json: bool, dry_run: bool, reconcile: bool, **
 
 @click.command(cls=Command, exit_codes=(0, 1, 2, 3, 4, 130))
 @run_argument
-@click.option(
-    "--kind",
-    "kinds",
-    multiple=True,
-    callback=_check_kinds,
-    help="Only failures of this kind, as in the failed files; repeatable.",
-)
-@click.option("--domain", "domains", multiple=True, help="Only samples of this domain; repeatable.")
+@repeatable("--kind kinds", "Only failures of this kind, as in the failed files", _check_kinds)
+@repeatable("--domain domains", "Only samples of this domain")
 @_run_options(has_defaults=False)
 def retry(
     run_or_plan: str, as_json: bool, kinds: tuple[str, ...], domains: tuple[str, ...], **options: Any
@@ -183,7 +175,7 @@ def _as_started(run_or_plan: str, options: dict[str, Any]) -> dict[str, Any]:
     if plan.is_dir():
         raise UserError(f"run {run.name} scores {plan}; `capflow score {plan}` tries its failures again")
     kept = {name: getattr(run, name) for name in ("stages", "min_confidence", "pin_ranks")}
-    given = {name: value for name, value in options.items() if value is not None}
+    given = {name: value for name, value in options.items() if value not in (None, False)}
     return {"plan": plan, "run": run.name, "output": Path(run.output)} | kept | given
 
 
@@ -233,12 +225,7 @@ def stop_on_signals() -> Iterator[Event]:
 @output_option("Folder of the scored files.", "SCORED", show_default="FOLDER")
 @batch_size_option
 @window_option
-@option(
-    "--run",
-    "Name of the scoring; the same name continues it.",
-    variable="SCORE_RUN",
-    show_default="from FOLDER's path",
-)
+@option("--run", "Name; the same continues it.", variable="SCORE_RUN", show_default="from FOLDER's path")
 @processes_option("Caption files scanned", "SCORE_PROCESSES")
 @flag("--dry-run", "Count the records without scores; send nothing.")
 @json_option()

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     "How long workers may take to answer.",
     2.0,
     click.FloatRange(0.1, 60),
-    variable="DOCTOR_TIMEOUT",
+    "DOCTOR_TIMEOUT",
 )
 @json_option("all findings as one JSON object")
 @click.pass_context
@@ -69,20 +69,14 @@ def _line(finding: Finding) -> str:
 
 
 @click.command(cls=Command, exit_codes=(0, 2, 3))
-@option(
-    "--port",
-    "Port to serve on; 0 for any free one.",
-    9399,
-    click.IntRange(0, 65535),
-    variable="EXPORTER_PORT",
-)
+@option("--port", "Port to serve on; 0 for any free one.", 9399, click.IntRange(0, 65535), "EXPORTER_PORT")
 @option("--host", "Address to serve on.", "0.0.0.0", variable="METRICS_HOST")
 @option(
     "--cache-seconds SECONDS",
     "How long an answer is served again; longer where reading the database takes long.",
     5.0,
     click.FloatRange(0),
-    variable="EXPORTER_CACHE_SECONDS",
+    "EXPORTER_CACHE_SECONDS",
 )
 @flag("--once", "Print the metrics and exit.")
 def metrics(port: int, host: str, cache_seconds: float, once: bool) -> None:

@@ -14,6 +14,7 @@ import click
 
 from capflow_tasks.errors import EXIT_SAMPLES_FAILED, UserError
 from producer.cli.options import (
+    COUNT,
     Command,
     flag,
     json_option,
@@ -42,13 +43,7 @@ if TYPE_CHECKING:
 @click.command(cls=Command, exit_codes=(2, 3), exit_meanings={0: "shown"})
 @click.argument("run", required=False)
 @flag("--watch is_watching", "Refresh until the run is done or you press Ctrl-C.")
-@option(
-    "--interval SECONDS",
-    "Time between two refreshes of --watch.",
-    2.0,
-    click.FloatRange(0.1, 3600),
-    variable="STATUS_INTERVAL",
-)
+@option("--interval SECONDS", "Time between refreshes.", 2.0, click.FloatRange(0.1, 3600), "STATUS_INTERVAL")
 @prices_option
 @minimum_options
 @json_option("one JSON object; with --watch, one per line")
@@ -155,9 +150,9 @@ def delete(run_or_plan: str, yes: bool) -> None:
 
     with open_run(run_or_plan) as (run, engine):
         if run.running_batches:
+            batches, name = _count(run.running_batches, "batch", "batches"), shlex.quote(run.name)
             raise UserError(
-                f"run {run.name} has batches that workers run ({run.running_batches}); "
-                f"run `capflow stop {shlex.quote(run.name)}` and wait until they have finished"
+                f"run {run.name}: workers run {batches} of it; run `capflow stop {name}` and wait for them"
             )
         rows = f"{_count(run.shards, 'shard', 'shards')}, {_count(run.expanded, 'sample', 'samples')}"
         click.echo(f"run {run.name} of {run.plan}: {rows}, {run.tally.done:,} captioned; {run.output} stays")
@@ -190,22 +185,16 @@ def _command_of(run: RunFigures) -> str:
     "--max-samples SAMPLES samples",
     "Size of the gallery, with a fair share of each shard; the figures cover the whole run.",
     10_000,
-    click.IntRange(0),
-    variable="REPORT_SAMPLES",
+    COUNT,
+    "REPORT_SAMPLES",
 )
-@option(
-    "--thumbnails SAMPLES",
-    "Show pictures of the first samples only; 0 for a report without pictures.",
-    10_000,
-    click.IntRange(0),
-    variable="REPORT_THUMBNAILS",
-)
+@option("--thumbnails SAMPLES", "Samples that get pictures; 0: none.", 10_000, COUNT, "REPORT_THUMBNAILS")
 @option(
     "--picture-size PIXELS",
     "Long side of the large pictures.",
     960,
     click.IntRange(64, 8192),
-    variable="REPORT_PICTURE_SIZE",
+    "REPORT_PICTURE_SIZE",
 )
 @processes_option("Pictures drawn", "REPORT_PROCESSES")
 @prices_option
@@ -253,7 +242,7 @@ def report(run: str, output: Path, prices: Path | None, as_json: bool, **options
     "Caption files as `capflow caption` writes them, Parquet, or tars that hold the media too.",
     "jsonl",
     click.Choice(["jsonl", "parquet", "webdataset"]),
-    variable="EXPORT_FORMAT",
+    "EXPORT_FORMAT",
 )
 @output_option("Folder of the files.", "EXPORT", "Output/Export")
 @option("--shard-size SAMPLES", "Size of a tar.", 1000, click.IntRange(1))
