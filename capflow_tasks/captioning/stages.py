@@ -9,14 +9,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from time import monotonic
 
+import tenacity
 from sqlalchemy.exc import OperationalError
-from tenacity import (
-    Retrying,
-    before_sleep_log,
-    retry_if_exception_type,
-    stop_after_delay,
-    wait_random_exponential,
-)
 
 from capflow_tasks.captioning.admission import BatchLimit, SharedOrAlone
 from capflow_tasks.captioning.conversation import Conversation
@@ -41,7 +35,7 @@ class NotFinished(StrEnum):
 
     #: The batch was tried too often and is two batches now.
     SPLIT = "split"
-    #: The lease ran out and another worker has the batch; nothing was written.
+    #: Another worker has the batch, or its run was deleted; nothing was written.
     LEASE_LOST = "lease lost"
 
 
@@ -68,11 +62,11 @@ class StageRunner:
         #: One per engine.
         self._limits = {id(engine): BatchLimit(cache_tokens_of(engine)) for engine in engines.values()}
         #: Calls the store, again and again while the database is away.
-        self._patiently = Retrying(
-            retry=retry_if_exception_type(OperationalError),
-            stop=stop_after_delay(settings.database_seconds),
-            wait=wait_random_exponential(0.2, max=5),
-            before_sleep=before_sleep_log(log, logging.WARNING),
+        self._patiently = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(OperationalError),
+            stop=tenacity.stop_after_delay(settings.database_seconds),
+            wait=tenacity.wait_random_exponential(0.2, max=5),
+            before_sleep=tenacity.before_sleep_log(log, logging.WARNING),
             reraise=True,
         )
 
@@ -108,7 +102,7 @@ class StageRunner:
             self._give_back(claim, error)
             raise
         if not self._finish(claim, outcomes):
-            log.warning("batch %s: the lease of %s went to another worker", claim.batch_id, claim.stage)
+            log.warning("batch %s: the lease of %s is lost; nothing is written", claim.batch_id, claim.stage)
             metrics.count_end(claim.stage, "lost")
             return NotFinished.LEASE_LOST
         limit = self._limits[id(self._engines[claim.stage])]
@@ -156,14 +150,16 @@ class StageRunner:
 
 @dataclass(frozen=True, slots=True)
 class StageSummary:
-    """A finished stage of a batch, as Flower, the log and the metrics show it; tokens are totals."""
+    """A finished stage of a batch; tokens are totals."""
 
     claim: Claim
     #: Samples that this try worked on.
     samples: int
     #: Samples that passed the last stage of the run.
     finished: int
+    #: Failed samples by kind.
     failures: Counter[str]
+    #: Routed samples by domain.
     domains: Counter[str]
     prompt_tokens: int
     cached_tokens: int
@@ -213,30 +209,10 @@ def count_stage(summary: StageSummary) -> None:
 
 
 def log_stage(summary: StageSummary, outcomes: Sequence[Outcome]) -> None:
-    """Log a finished stage, and the model's answers if they are to be logged."""
+    """Log a finished stage, and the model's answers if CAPFLOW_LOG_TEXT asks for them."""
     claim = summary.claim
-    log.info(
-        "batch %s %s: %s samples, %s failed%s, %s prompt tokens (%s cached), %s completion tokens, %.3f s",
-        claim.batch_id,
-        claim.stage,
-        summary.samples,
-        summary.failures.total(),
-        f" ({', '.join(sorted(summary.failures))})" if summary.failures else "",
-        summary.prompt_tokens,
-        summary.cached_tokens,
-        summary.completion_tokens,
-        summary.seconds,
-        extra={"facts": _facts(summary)},
-    )
-    for outcome in outcomes if texts_log.isEnabledFor(logging.INFO) else ():
-        for result in outcome.results:
-            texts_log.info("sample %s %s says: %s", outcome.sample_id, result.agent, result.text)
-
-
-def _facts(summary: StageSummary) -> JsonObject:
-    """The keys of a JSON log line."""
-    claim = summary.claim
-    return {
+    # The keys of a JSON log line.
+    facts: JsonObject = {
         "event": "stage",
         "run": claim.run,
         "shard": claim.shard_id,
@@ -254,3 +230,15 @@ def _facts(summary: StageSummary) -> JsonObject:
         "completion_tokens": summary.completion_tokens,
         "seconds": round(summary.seconds, 3),
     }
+    samples = f"{summary.samples} sample{'' if summary.samples == 1 else 's'}"
+    kinds = f" ({', '.join(sorted(summary.failures))})" if summary.failures else ""
+    log.info(
+        f"batch {claim.batch_id} {claim.stage}: {samples}, {summary.failures.total()} failed{kinds}, "
+        f"{summary.prompt_tokens} prompt tokens ({summary.cached_tokens} cached), "
+        f"{summary.completion_tokens} completion tokens, {summary.seconds:.3f} s",
+        extra={"facts": facts},
+    )
+    if texts_log.isEnabledFor(logging.INFO):
+        for outcome in outcomes:
+            for result in outcome.results:
+                texts_log.info("sample %s %s says: %s", outcome.sample_id, result.agent, result.text)
