@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     exit_meanings={0: "nothing fails, though there may be warnings", 1: "a check fails"},
 )
 @cli.option(
-    "--plan",
-    "Check the media of this plan: its roots and a sample of its files.",
-    kind=cli.EXISTING_FILE,
+    "--plan", "Check the media of this plan: its roots and a sample of its files.", kind=cli.EXISTING_FILE
 )
 @cli.option("-o --output", "Folder of the caption files, for its free space.", "Output/Caption", cli.FOLDER)
 @cli.option(
