@@ -88,29 +88,6 @@ class MediaRef:
 
 
 @dataclass(frozen=True, slots=True)
-class MediaLimits:
-    """What a domain or agent changes of the media's budget; None leaves it as the settings have it."""
-
-    #: Pixels of a picture after resizing.
-    min_pixels: int | None = None
-    max_pixels: int | None = None
-    #: Frames taken per second of video.
-    fps: float | None = None
-    #: Frames of one video, or of one window of it.
-    min_frames: int | None = None
-    max_frames: int | None = None
-    #: Pixels of one frame after resizing.
-    frame_min_pixels: int | None = None
-    frame_max_pixels: int | None = None
-    #: Pixels of all frames of one video or window, two frames counted as one.
-    total_pixels: int | None = None
-    #: Frames, taken `fps` times a second, after which a long video is cut into a new window.
-    window_frames: int | None = None
-    #: Windows of one video; a longer one gets longer windows.
-    max_windows: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Sampling:
     """How an answer is drawn; the names are vLLM's."""
 
@@ -132,8 +109,16 @@ class Request:
     choices: tuple[str, ...] = ()
     #: JSON schema that the answer must follow.
     schema: Mapping[str, Any] | None = None
-    #: How much of the media the model is to get, where that differs from the settings.
-    limits: MediaLimits = MediaLimits()
+    #: What differs from the settings' media budget, by its names.
+    budget: Mapping[str, float] = field(default_factory=dict)
+
+
+#: The keys of a media budget that are the minimum and the maximum of the same thing.
+BUDGET_PAIRS = (
+    ("min_pixels", "max_pixels"),
+    ("min_frames", "max_frames"),
+    ("frame_min_pixels", "frame_max_pixels"),
+)
 
 
 @dataclass(frozen=True, slots=True)

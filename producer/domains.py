@@ -16,8 +16,8 @@ from capflow_tasks.domains.files import (
     DEFAULTS,
     agent_faults,
     domain_faults,
-    laid_over,
     merged_defaults,
+    overridden_by,
     read_file,
     read_folder,
 )
@@ -59,8 +59,8 @@ def _agents_faults(keys: JsonObject, defaults: JsonObject) -> Iterator[str]:
     """What is wrong with each of a domain's agents, and not just with the first."""
     earlier: dict[str, Stage] = {}
     for name, given in keys["agents"].items():
-        shared = laid_over({"sampling": defaults["sampling"]}, defaults["agents"].get(name, {}))
-        merged = laid_over(shared, given)
+        shared = overridden_by({"sampling": defaults["sampling"]}, defaults["agents"].get(name, {}))
+        merged = overridden_by(shared, given)
         for fault in agent_faults(name, merged, earlier):
             yield f"{keys['file']}: agents.{name}: {fault}"
         if "stage" in merged:

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from threading import Event
 
 import pytest
 
-from capflow_tasks.media.loader import MediaCache
+from capflow_tasks.media.loader import Media, MediaCache
+from capflow_tasks.records import Modality
 
 BYTES = 10
 
@@ -17,26 +18,28 @@ def threads() -> Iterator[ThreadPoolExecutor]:
         yield threads
 
 
+def pixels_of(key: str) -> Media:
+    return Media(Modality.IMAGE, 1, f"pixels of {key}", nbytes=BYTES, key=key)
+
+
 class Loads:
     """Counts how often each key was loaded."""
 
-    def __init__(self, cache: MediaCache[str]) -> None:
+    def __init__(self, cache: MediaCache) -> None:
         self.cache = cache
         self.keys: list[str] = []
 
     def __call__(self, key: str) -> str:
-        return self.cache.load(key, self.loader(key)).result(5)
-
-    def loader(self, key: str) -> Callable[[], str]:
-        def load() -> str:
+        def load() -> Media:
             self.keys.append(key)
-            return f"pixels of {key}"
+            return pixels_of(key)
 
-        return load
+        value: str = self.cache.load(key, load).result(5).value
+        return value
 
 
 def a_cache(threads: ThreadPoolExecutor, room_for: int) -> Loads:
-    return Loads(MediaCache(threads, room_for * BYTES, size_of=lambda value: BYTES))
+    return Loads(MediaCache(threads, room_for * BYTES))
 
 
 def settle(threads: ThreadPoolExecutor) -> None:
@@ -71,26 +74,26 @@ def test_without_room_nothing_is_kept_and_all_is_given(threads: ThreadPoolExecut
 
 
 def test_those_who_ask_at_once_share_one_load(threads: ThreadPoolExecutor) -> None:
-    cache: MediaCache[str] = MediaCache(threads, BYTES, size_of=len)
+    cache = MediaCache(threads, BYTES)
     may_load = Event()
     loads = []
 
-    def load() -> str:
+    def load() -> Media:
         assert may_load.wait(5)
         loads.append(1)
-        return "pixels"
+        return pixels_of("a")
 
     futures = [cache.load("a", load) for _ in range(10)]
     may_load.set()
 
-    assert {future.result(5) for future in futures} == {"pixels"}
+    assert {future.result(5).value for future in futures} == {"pixels of a"}
     assert len(loads) == 1
 
 
 def test_a_failure_is_told_to_those_who_wait_and_then_forgotten(threads: ThreadPoolExecutor) -> None:
     load = a_cache(threads, room_for=2)
 
-    def fail() -> str:
+    def fail() -> Media:
         raise OSError("the disk is away")
 
     with pytest.raises(OSError, match="away"):

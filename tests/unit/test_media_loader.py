@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import signal
 from collections.abc import Iterator
@@ -12,27 +11,27 @@ from typing import Any
 
 import pytest
 
-from capflow_tasks.engine.vllm_engine import SentMedia
 from capflow_tasks.errors import MediaCorrupt, PromptTooLong
-from capflow_tasks.media.decoders import Decoders, VideoFiles, shared_video_files
-from capflow_tasks.media.loader import LoadedMedia, MediaLoader, Room
-from capflow_tasks.records import MediaLimits, MediaRef, Modality, Request, Sampling, Span
+from capflow_tasks.media.decoders import Decoders, VideoFiles
+from capflow_tasks.media.loader import Media, MediaLoader, Room, SentMedia
+from capflow_tasks.records import MediaRef, Modality, Request, Sampling, Span
 from capflow_tasks.settings import Settings
 from tests.datasets import draw_picture, film_video
 
+SETTINGS = Settings(media_threads=1, videos_in_flight=2)
 ROOMY = Room(model=32_768, text=500, answer=512)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_children_stay() -> Iterator[None]:
-    yield
-    shared_video_files(1)._decoders.stop()
-    shared_video_files.cache_clear()
+@pytest.fixture(scope="module")
+def decoders() -> Iterator[Decoders]:
+    decoders = Decoders(1)
+    yield decoders
+    decoders.stop()
 
 
 @pytest.fixture
-def loader() -> MediaLoader:
-    return MediaLoader(Settings(video_decoders=1, media_threads=1, videos_in_flight=2))
+def loader(decoders: Decoders) -> MediaLoader:
+    return MediaLoader(SETTINGS, VideoFiles(decoders))
 
 
 @pytest.fixture
@@ -47,11 +46,11 @@ def picture(tmp_path: Path) -> MediaRef:
     return MediaRef(Modality.IMAGE, str(tmp_path / "0.png"))
 
 
-def request(*media: MediaRef, **limits: float) -> Request:
-    return Request("", media, "", Sampling(8), limits=MediaLimits(**limits))  # type: ignore[arg-type]
+def request(*media: MediaRef, **budget: float) -> Request:
+    return Request("", media, "", Sampling(8), budget=budget)
 
 
-def load(loader: MediaLoader, asked: Request, room: Room | None = ROOMY) -> list[LoadedMedia]:
+def load(loader: MediaLoader, asked: Request, room: Room | None = ROOMY) -> list[Media]:
     return asyncio.run(loader.load(asked, room))
 
 
@@ -101,12 +100,12 @@ def test_what_the_engine_has_is_named_and_not_read_again(
     first = load(loader, request(picture))
     sent.add(first)
 
-    again = asyncio.run(loader.load(request(film, picture), ROOMY, sent.tokens))
+    again = asyncio.run(loader.load(request(film, picture), ROOMY, sent))
     assert [each.value is None for each in again] == [False, True]
     assert (again[1].key, again[1].tokens) == (first[0].key, first[0].tokens)
 
     sent.forget(again)
-    (resent,) = asyncio.run(loader.load(request(picture), ROOMY, sent.tokens))
+    (resent,) = asyncio.run(loader.load(request(picture), ROOMY, sent))
     assert resent.value is not None
 
 
@@ -154,26 +153,24 @@ def test_few_videos_lie_decoded_at_a_time_and_pictures_never_wait(
     assert max(asyncio.run(count())) == 2
 
 
-def crash(_path: str) -> None:
-    os.kill(os.getpid(), signal.SIGSEGV)
-
-
 class CrashingCodec(VideoFiles):
     """Its codec does not survive a file named bad."""
 
+    def __init__(self, decoders: Decoders) -> None:
+        super().__init__(decoders)
+        self.run = decoders.run
+
     def play(self, path: str, *arguments: Any) -> Any:
         if Path(path).name == "bad.mp4":
-            return self._decoders.run(path, 100, crash, path)
+            return self.run(path, 100, signal.raise_signal, signal.SIGSEGV)
         return super().play(path, *arguments)
 
 
-def test_a_codec_that_crashes_fails_its_own_video_and_no_other(
-    loader: MediaLoader, film: MediaRef, picture: MediaRef
-) -> None:
+def test_a_codec_that_crashes_fails_its_own_video_and_no_other(film: MediaRef, picture: MediaRef) -> None:
     bad = MediaRef(film.kind, film.path.replace("film.mp4", "bad.mp4"))
     shutil.copy(film.path, bad.path)
     decoders = Decoders(2)
-    loader._videos = CrashingCodec(decoders)
+    loader = MediaLoader(SETTINGS, CrashingCodec(decoders))
 
     async def load_all() -> list[Any]:
         asked = [request(ref) for ref in (bad, film, picture, bad)]

@@ -5,11 +5,11 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
-from capflow_tasks.curator.prompt_formatter import VARIANT_MAPPING, PromptFormatter
+from capflow_tasks.curator.qwen_vl import VARIANT_MAPPING, PromptFormatter
 
 
 def make_formatter(variant: str = "qwen", model_dir: str | None = None) -> PromptFormatter:
-    with patch("capflow_tasks.curator.prompt_formatter.AutoProcessor") as processors:
+    with patch("capflow_tasks.curator.qwen_vl.AutoProcessor") as processors:
         formatter = PromptFormatter(variant, model_dir)
     processors.from_pretrained.return_value.apply_chat_template.side_effect = ["first text", "second text"]
     assert formatter.processor is processors.from_pretrained.return_value
@@ -18,7 +18,7 @@ def make_formatter(variant: str = "qwen", model_dir: str | None = None) -> Promp
 
 @pytest.mark.parametrize("variant", ["qwen", "qwen2.5", "qwen3"])
 def test_the_template_comes_from_the_variants_checkpoint(variant: str) -> None:
-    with patch("capflow_tasks.curator.prompt_formatter.AutoProcessor") as processors:
+    with patch("capflow_tasks.curator.qwen_vl.AutoProcessor") as processors:
         formatter = PromptFormatter(prompt_variant=variant)
         PromptFormatter(variant, "/models")
     assert (formatter.prompt_variant, formatter.text_prompt) == (variant, None)

@@ -7,23 +7,42 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from capflow_tasks.errors import MediaCorrupt, MediaUnreadable, SampleError
+from capflow_tasks.media.budget import MediaBudget
 from capflow_tasks.media.player import VideoFacts
-from capflow_tasks.media.video import WindowRule, Windows
-from capflow_tasks.records import MediaLimits, Span
+from capflow_tasks.media.video import Windows, cut_windows, here
+from capflow_tasks.records import Span
 
 
 def facts(seconds: float, fps: float = 25.0) -> VideoFacts:
     return VideoFacts(max(1, round(seconds * fps)), 0.0, seconds, 640, 480)
 
 
-def cut(seconds: float, fps: float = 25.0, **rule: float) -> list[str]:
-    return [str(span) for span in WindowRule(**rule).cut(facts(seconds, fps))]  # type: ignore[arg-type]
+def cut(seconds: float, source_fps: float = 25.0, **changes: float) -> list[Span]:
+    return list(cut_windows(facts(seconds, source_fps), MediaBudget().overridden_by(changes)))
+
+
+def names(*spans: Span) -> list[str]:
+    return [str(span) for span in spans]
+
+
+class Measured:
+    """Measures every file as one and the same, or fails."""
+
+    play = staticmethod(here.play)
+
+    def __init__(self, found: VideoFacts | SampleError) -> None:
+        self._found = found
+
+    def measure(self, path: str, budget: MediaBudget) -> VideoFacts:
+        if isinstance(self._found, SampleError):
+            raise self._found
+        return self._found
 
 
 def test_windows_hold_256_frames_taken_twice_a_second() -> None:
-    assert cut(300) == ["00:00:00-00:02:08", "00:02:08-00:05:00"]
-    assert cut(320) == ["00:00:00-00:02:08", "00:02:08-00:04:16", "00:04:16-00:05:20"]
-    assert cut(320.25)[-1] == "00:04:16-00:05:20.250"
+    assert names(*cut(300)) == ["00:00:00-00:02:08", "00:02:08-00:05:00"]
+    assert names(*cut(320)) == ["00:00:00-00:02:08", "00:02:08-00:04:16", "00:04:16-00:05:20"]
+    assert str(cut(320.25)[-1]) == "00:04:16-00:05:20.250"
 
 
 @pytest.mark.parametrize("seconds", [0.04, 1.9, 12, 128, 191.4])
@@ -38,31 +57,31 @@ def test_a_remainder_of_half_a_window_stands_alone() -> None:
 def test_an_hour_has_28_windows() -> None:
     spans = cut(3600)
     assert len(spans) == 28
-    assert spans[-1] == "00:57:36-01:00:00"
+    assert str(spans[-1]) == "00:57:36-01:00:00"
 
 
 def test_more_windows_than_allowed_are_made_longer_instead() -> None:
-    spans = WindowRule(max_windows=4).cut(facts(3600))
-    assert [span.end - span.start for span in spans] == [900.0] * 4
-    assert len(WindowRule().cut(facts(100 * 3600))) <= 64
+    assert [span.end - span.start for span in cut(3600, max_windows=4)] == [900.0] * 4
+    assert len(cut(100 * 3600)) <= 64
 
 
 def test_a_video_with_fewer_frames_than_are_wanted_is_cut_by_those_it_has() -> None:
     # a time lapse: 256 frames are 512 s of it
-    assert cut(1024, fps=0.5) == ["00:00:00-00:08:32", "00:08:32-00:17:04"]
+    assert names(*cut(1024, 0.5)) == ["00:00:00-00:08:32", "00:08:32-00:17:04"]
 
 
 def test_a_domain_has_its_own_windows() -> None:
-    limits = MediaLimits(fps=1, window_frames=10, max_windows=3)
-    assert WindowRule().limited(limits) == WindowRule(1, 10, 3)
-    assert WindowRule(max_windows=7).limited(MediaLimits(fps=4)) == WindowRule(4, 256, 7)
+    windows = Windows(MediaBudget(max_windows=7), Measured(facts(40)))
+    assert windows.of("a.mp4", {}) == ()
+    assert len(windows.of("a.mp4", {"fps": 1, "window_frames": 10})) == 4
+    assert len(windows.of("a.mp4", {"fps": 1, "window_frames": 10, "max_windows": 3})) == 3
 
 
 @given(some.floats(0.001, 400_000), some.floats(0.01, 240), some.floats(0.01, 1000), some.integers(4, 600))
 def test_windows_follow_each_other_from_beginning_to_end_and_none_shares_its_name(
     seconds: float, fps: float, sampled: float, size: int
 ) -> None:
-    spans = WindowRule(sampled, size).cut(facts(seconds, fps))
+    spans = cut(seconds, fps, fps=sampled, window_frames=size)
     assert len({str(span) for span in spans}) == len(spans) <= 64
     if spans:
         assert spans[0].start == 0
@@ -71,20 +90,13 @@ def test_windows_follow_each_other_from_beginning_to_end_and_none_shares_its_nam
         assert [span.end for span in spans[:-1]] == [span.start for span in spans[1:]]
 
 
-def failing(error: SampleError) -> Windows:
-    def measure(path: str) -> VideoFacts:
-        raise error
-
-    return Windows(WindowRule(), measure)
-
-
-def test_what_is_wrong_with_a_file_is_left_to_be_said_where_it_is_loaded() -> None:
-    assert failing(MediaCorrupt()).of("a.mp4", MediaLimits()) == ()
+def test_an_error_of_the_file_is_raised_where_the_file_is_loaded_and_not_here() -> None:
+    assert Windows(MediaBudget(), Measured(MediaCorrupt())).of("a.mp4", {}) == ()
 
 
 def test_a_long_video_is_never_taken_for_a_short_one_because_the_disk_failed() -> None:
     with pytest.raises(MediaUnreadable):
-        failing(MediaUnreadable()).of("a.mp4", MediaLimits())
+        Windows(MediaBudget(), Measured(MediaUnreadable())).of("a.mp4", {})
 
 
 def test_spans_are_named_by_the_clock() -> None:

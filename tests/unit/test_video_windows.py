@@ -10,11 +10,11 @@ from hypothesis import strategies as some
 
 from capflow_tasks.curator.caption_stages import load_windows
 from capflow_tasks.errors import MediaUnsupported
-from capflow_tasks.media.pictures import MediaBudget
+from capflow_tasks.media.budget import MediaBudget
 from capflow_tasks.media.video import compute_windows, load_video
 
 TOKEN = 28 * 28
-BUDGET = MediaBudget(video_frame_min_pixels=4 * TOKEN, video_frame_max_pixels=16 * TOKEN)
+BUDGET = MediaBudget(frame_min_pixels=4 * TOKEN, frame_max_pixels=16 * TOKEN)
 #: Grey levels between one frame and the next; a lossy codec keeps them apart.
 STEP = 4
 
@@ -76,27 +76,26 @@ def test_a_window_without_frames_is_refused() -> None:
 def test_each_window_holds_its_own_frames_with_the_files_times(tmp_path: Path) -> None:
     path = make_clip(tmp_path / "a.mp4", count=50)
     windows = list(load_windows(path, BUDGET, window_size=20, remainder_threshold=8))
-    assert [(window.info.start, window.info.end) for window in windows] == [(0, 19), (20, 39), (40, 49)]
-    for window in windows:
-        video = window.video
-        seconds = window.info.frame_count / 10
+    assert [(info.start, info.end) for info, _ in windows] == [(0, 19), (20, 39), (40, 49)]
+    for info, video in windows:
+        seconds = info.frame_count / 10
         assert len(video.frames) == max(4, 2 * seconds)
-        assert video.total_num_frames == window.info.frame_count
+        assert video.total_num_frames == info.frame_count
         assert video.duration_seconds == pytest.approx(seconds)
         levels = [round(float(frame.mean()) / STEP) for frame in video.frames]
-        shown = [window.info.start + number for number in video.frames_indices]
+        shown = [info.start + number for number in video.frames_indices]
         assert all(abs(one - other) <= 1 for one, other in zip(levels, shown, strict=True))
         assert video.timestamps == pytest.approx([number / 10 for number in shown], abs=0.11)
-        assert video.timestamps[0] == pytest.approx(window.info.start / 10, abs=2e-3)
+        assert video.timestamps[0] == pytest.approx(info.start / 10, abs=2e-3)
 
 
 def test_one_window_is_the_whole_video_as_it_is_read_elsewhere(tmp_path: Path) -> None:
     path = make_clip(tmp_path / "a.mp4", count=30)
-    (window,) = load_windows(path, BUDGET)
+    ((_, video),) = load_windows(path, BUDGET)
     whole = load_video(path, BUDGET)
-    np.testing.assert_array_equal(window.video.frames, whole.frames)
-    assert window.video.timestamps == whole.timestamps
-    assert window.video.for_vllm()[1] == whole.for_vllm()[1]
+    np.testing.assert_array_equal(video.frames, whole.frames)
+    assert video.timestamps == whole.timestamps
+    assert video.for_vllm()[1] == whole.for_vllm()[1]
 
 
 def test_a_video_of_three_frames_has_no_window(tmp_path: Path) -> None:
