@@ -281,7 +281,7 @@ def test_an_hour_is_read_with_a_handful_of_frames_held(hour: str) -> None:
     with playing(hour, BUDGET, facts) as player:
         for seconds in range(0, 3600, 50):
             player.collect([seconds], (28, 28))
-            frames = [thing for thing in gc.get_objects() if type(thing) is av.VideoFrame]
+            frames = (thing for thing in gc.get_objects() if type(thing) is av.VideoFrame)
             held.append(sum(frame.width == 32 for frame in frames))  # without the tiny copies
     gc.unfreeze()
     assert 1 <= max(held) <= 8
