@@ -32,6 +32,8 @@ _CRASHES = {
     getattr(signal, name)
     for name in ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGFPE", "SIGILL", "SIGTRAP", "SIGSYS")
 }
+#: The answer of a child that was killed from outside, perhaps before it took the job: another child is tried.
+_KILLED = object()
 #: A child that takes longer to start has failed.
 _START_SECONDS = 60.0
 #: Added to the job's time limit, so that the job can report the timeout itself.
@@ -55,21 +57,12 @@ class Decoders:
         with self._slots:
             for _ in range(2):
                 with self._child() as child:
-                    try:
-                        answer = child.ask((job, arguments, options), timeout_seconds + _GRACE_SECONDS)
-                    except TimeoutError:
-                        limit = f"its time limit of {timeout_seconds:g} s"
-                        raise MediaUnreadable(f"{path} was not decoded within {limit}.") from None
-                    except (EOFError, OSError):
-                        ended_by = child.ended_by()
-                        if ended_by in _CRASHES:
-                            reason = signal.Signals(ended_by).name
-                            raise MediaCorrupt(f"{path} crashed the decoder ({reason}).") from None
-                        continue  # killed from outside, perhaps before this job: try another child
+                    answer = child.ask(path, (job, arguments, options), timeout_seconds)
                 if isinstance(answer, SampleError):
                     raise answer
-                result: T = answer
-                return result
+                if answer is not _KILLED:
+                    result: T = answer
+                    return result
         raise MediaUnreadable(f"{path}: its decoder process was killed twice; check the machine's memory.")
 
     def stop(self) -> None:
@@ -109,13 +102,25 @@ class _Child:
         #: Whether it can take a job.
         self.is_ready = True
 
-    def ask(self, job: Any, timeout_seconds: float) -> Any:
+    def ask(self, path: str, job: Any, timeout_seconds: float) -> Any:
+        """Return the job's result or SampleError, or _KILLED. Raises MediaUnreadable and MediaCorrupt."""
         self.is_ready = False
-        if not self._is_up:
-            self._receive(_START_SECONDS)
-            self._is_up = True
-        self._pipe.send(job)
-        answer = self._receive(timeout_seconds)
+        try:
+            if not self._is_up:
+                self._receive(_START_SECONDS)
+                self._is_up = True
+            self._pipe.send(job)
+            answer = self._receive(timeout_seconds + _GRACE_SECONDS)
+        except TimeoutError:
+            limit = f"its time limit of {timeout_seconds:g} s"
+            raise MediaUnreadable(f"{path} was not decoded within {limit}.") from None
+        except (EOFError, OSError):
+            self._process.join(_GRACE_SECONDS)
+            ended_by = -(self._process.exitcode or 0)
+            if ended_by in _CRASHES:
+                reason = signal.Signals(ended_by).name
+                raise MediaCorrupt(f"{path} crashed the decoder ({reason}).") from None
+            return _KILLED
         self.is_ready = True
         return answer
 
@@ -123,11 +128,6 @@ class _Child:
         if not self._pipe.poll(timeout_seconds):
             raise TimeoutError
         return self._pipe.recv()
-
-    def ended_by(self) -> int:
-        """Return the number of the signal that ended it, or 0."""
-        self._process.join(_GRACE_SECONDS)
-        return max(0, -(self._process.exitcode or 0))
 
     def kill(self) -> None:
         self._process.kill()
