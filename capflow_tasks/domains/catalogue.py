@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
@@ -128,13 +129,17 @@ def load_catalogue(folder: Path | None = None) -> Catalogue:
     A file in `folder` replaces the packaged file of its name; its `_defaults.yaml` is merged key by key.
     Raises WorkflowError.
     """
-    ours = read_folder(files("capflow_tasks") / "domains")
-    theirs = read_folder(folder) if folder else {}
+    ours, theirs = dict(_packaged()), read_folder(folder) if folder else {}
     defaults = merged_defaults(ours.pop(DEFAULTS), theirs.pop(DEFAULTS, {"agents": {}}))
     sources = (ours | theirs).values()
     refuse(domain_faults(sources))
     domains = tuple(make_domain(keys, defaults) for keys in sources)
     return Catalogue(defaults["system"], _router(defaults, domains), domains)
+
+
+@cache
+def _packaged() -> dict[str, JsonObject]:
+    return read_folder(files("capflow_tasks") / "domains")
 
 
 def _router(defaults: JsonObject, domains: tuple[Domain, ...]) -> Agent:
