@@ -83,7 +83,7 @@ class MediaBudget:
         return -(-self.frame_pixels_floor // self.factor**2)
 
     def overridden_by(self, changes: Mapping[str, Any]) -> MediaBudget:
-        """Return this budget with a domain file's keys; an opposite limit moves where they exceed it."""
+        """Change this budget by a domain file's keys; the opposite limit moves where a key passes it."""
         changed = dict(changes)
         for least, most in BUDGET_PAIRS:
             if most in changes:

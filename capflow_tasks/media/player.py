@@ -76,7 +76,7 @@ class VideoSource:
 
 @contextmanager
 def open_video(path: str, budget: MediaBudget, deadline: float) -> Iterator[VideoSource]:
-    """Open a video file; Python reads it, so that disk errors can be told from format errors."""
+    """Open a video file; Python reads it, to distinguish disk errors from format errors."""
     options = {"format_whitelist": _FORMATS, "protocol_whitelist": ""}
     is_known = False
     with file_errors(path):

@@ -266,7 +266,7 @@ def test_those_who_ask_at_once_share_one_load(threads: ThreadPoolExecutor) -> No
     assert len(loads) == 1
 
 
-def test_a_failure_is_told_to_those_who_wait_and_then_forgotten(threads: ThreadPoolExecutor) -> None:
+def test_a_failure_reaches_those_who_wait_and_is_not_cached(threads: ThreadPoolExecutor) -> None:
     load = a_cache(threads, room_for=2)
 
     def fail() -> Media:
