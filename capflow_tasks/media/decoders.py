@@ -6,20 +6,20 @@ neither torch nor vLLM.
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from threading import BoundedSemaphore, Thread
+from threading import BoundedSemaphore
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from capflow_tasks.errors import MediaCorrupt, MediaUnreadable, SampleError
+from capflow_tasks.lifeline import exit_with_parent
 from capflow_tasks.media.budget import MediaBudget
 from capflow_tasks.media.paths import check_file
 from capflow_tasks.media.player import VideoFacts, measure_video, play_video
@@ -137,7 +137,7 @@ class _Child:
 
 def _serve(pipe: Connection) -> None:
     """Run jobs until the parent ends."""
-    Thread(target=_end_with_parent, daemon=True).start()
+    exit_with_parent()  # a job that hangs must not outlive a parent that was killed
     pipe.send(None)
     while True:
         try:
@@ -151,13 +151,6 @@ def _serve(pipe: Connection) -> None:
         except Exception as error:  # a reader may raise anything on a malformed file
             answer = MediaCorrupt(f"the decoder failed: {type(error).__name__}: {error}")
         pipe.send(answer)
-
-
-def _end_with_parent() -> None:
-    # not by the kernel's parent-death signal: it comes when the thread that started the child ends
-    if (parent := parent_process()) is not None:
-        parent.join()
-        os._exit(0)
 
 
 @cache

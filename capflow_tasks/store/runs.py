@@ -1,6 +1,6 @@
-"""What a producer writes: runs, their shards, new batches, and batches to be sent (again).
+"""What a producer writes: runs, shards, new batches, and batches to send for the first time or again.
 
-Transitions are compare-and-set: each UPDATE names the state it leaves, RETURNING tells who won.
+Transitions are compare-and-set: each UPDATE names the state it leaves, and RETURNING tells who won.
 """
 
 from __future__ import annotations
@@ -12,37 +12,26 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Engine,
-    Row,
-    and_,
-    case,
-    delete,
-    func,
-    select,
-    update,
-)
+import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from capflow_tasks.errors import BadEntry
 from capflow_tasks.records import PlanShard, Stage
 from capflow_tasks.store.claims import insert_results
-from capflow_tasks.store.clauses import earliest_stages, in_seconds, opened, stages_of
+from capflow_tasks.store.clauses import in_seconds, opened, stages_of, unleased
 from capflow_tasks.store.intake import copy_samples, insert_batches
-from capflow_tasks.store.rows import NewBatch, Outcome, ReadyBatch, ShardRow
-from capflow_tasks.store.states import BatchState, SampleState, stage_after
+from capflow_tasks.store.rows import NewBatch, Outcome, ReadyBatch, ShardRow, StoppedRun
+from capflow_tasks.store.states import STAGE_ORDER, BatchState, SampleState, stage_after
 from capflow_tasks.store.tables import Batch, Run, Sample, Shard
 
 _SAMPLES = (Shard.dataset, Batch.start_idx, Batch.end_idx)
-_PINNED_TO = case((Run.pin_ranks, Shard.assign_rank)).label("pinned_to")
+_PINNED_TO = sa.case((Run.pin_ranks, Shard.assign_rank)).label("pinned_to")
 
 
 class RunStore:
-    """The database as a producer speaks to it. Thread-safe."""
+    """What a producer reads and writes about runs. Thread-safe."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: sa.Engine) -> None:
         self.engine = engine
 
     def open_run(
@@ -55,29 +44,58 @@ class RunStore:
         *,
         pin_ranks: bool = False,
     ) -> int:
-        """The run of this name, made when it is new; what is asked of it may change."""
-        asked = {
+        """Insert the run of this name, or update it and let it go on if it was stopped; return its id."""
+        values = {
             "plan": plan,
             "output": output,
             "stages": [stage.value for stage in stages],
             "min_confidence": min_confidence,
             "pin_ranks": pin_ranks,
+            "stopped_at": None,
         }
-        statement = upsert(Run).values(name=name, **asked)
-        statement = statement.on_conflict_do_update(index_elements=[Run.name], set_=asked)
+        statement = upsert(Run).values(name=name, **values)
+        statement = statement.on_conflict_do_update(index_elements=[Run.name], set_=values)
         with self.engine.begin() as connection:
             return connection.execute(statement.returning(Run.id)).scalar_one()
 
-    def add_shards(self, run_id: int, shards: Sequence[PlanShard]) -> list[ShardRow]:
-        """The rows of these plan lines, new or known, in the order given."""
-        rows = [_shard_values(run_id, shard) for shard in shards]
-        keys = [row["key"] for row in rows]
-        table = Shard
-        known = select(table.key, table.id, table.expanded_to).where(
-            table.run_id == run_id, table.key.in_(keys)
+    def stop(self, run_id: int) -> StoppedRun:
+        """Send no more batches of the run, and take back those that are queued."""
+        is_queued = Batch.state == BatchState.QUEUED
+        is_abandoned = sa.and_(Batch.state == BatchState.RUNNING, Batch.lease_until < sa.func.now())
+        takes_back = (
+            sa.update(Batch)
+            .where(_is_of_run(run_id), sa.or_(is_queued, is_abandoned))
+            .values(**unleased())
+            .returning(Batch.id)
+        )
+        running = sa.select(sa.func.count(Batch.id)).where(
+            _is_of_run(run_id), Batch.state == BatchState.RUNNING
         )
         with self.engine.begin() as connection:
-            connection.execute(upsert(table).on_conflict_do_nothing(), rows)
+            connection.execute(sa.update(Run).where(Run.id == run_id).values(stopped_at=sa.func.now()))
+            taken_back = len(connection.execute(takes_back).all())
+            return StoppedRun(taken_back, connection.execute(running).scalar_one())
+
+    def is_stopped(self, run_id: int) -> bool:
+        """Whether the run has been stopped or deleted."""
+        goes_on = sa.select(Run.id).where(Run.id == run_id, Run.stopped_at.is_(None))
+        with self.engine.connect() as connection:
+            return connection.execute(goes_on).first() is None
+
+    def delete(self, run_id: int) -> None:
+        """Delete the run with its shards, batches, samples and results."""
+        with self.engine.begin() as connection:
+            connection.execute(sa.delete(Run).where(Run.id == run_id))
+
+    def add_shards(self, run_id: int, shards: Sequence[PlanShard]) -> list[ShardRow]:
+        """Insert the shards that the run lacks; return the rows of all, in the order given."""
+        rows = [_shard_values(run_id, shard) for shard in shards]
+        keys = [row["key"] for row in rows]
+        known = sa.select(Shard.key, Shard.id, Shard.expanded_to).where(
+            Shard.run_id == run_id, Shard.key.in_(keys)
+        )
+        with self.engine.begin() as connection:
+            connection.execute(upsert(Shard).on_conflict_do_nothing(), rows)
             found = {row.key: row for row in connection.execute(known)}
         return [
             ShardRow(found[key].id, found[key].expanded_to, shard)
@@ -85,9 +103,9 @@ class RunStore:
         ]
 
     def expand(self, shard_id: int, cursor: int, batches: Sequence[NewBatch]) -> list[int] | None:
-        """Insert the shard's next batches; their ids, or None when another producer moved the cursor."""
+        """Insert the shard's next batches; return their ids, None when another producer moved the cursor."""
         moves = (
-            update(Shard)
+            sa.update(Shard)
             .where(Shard.id == shard_id, Shard.expanded_to == cursor)
             .values(expanded_to=batches[-1].end_idx)
             .returning(Shard.id)
@@ -101,31 +119,31 @@ class RunStore:
         return ids
 
     def forget_other_shards(self, run_id: int, shard_ids: Collection[int]) -> None:
-        """Remove the shards of the run but for these; a worker that is at one of them finds it gone."""
-        others = delete(Shard).where(Shard.run_id == run_id, Shard.id.not_in(shard_ids))
+        """Delete all other shards of the run; a worker that runs a batch of one writes nothing."""
+        others = sa.delete(Shard).where(Shard.run_id == run_id, Shard.id.not_in(shard_ids))
         with self.engine.begin() as connection:
             connection.execute(others)
 
     def cursor(self, shard_id: int) -> int:
-        """The index up to which the shard's samples have been inserted."""
+        """Return the index before which the shard's samples have been inserted."""
         with self.engine.connect() as connection:
-            return connection.execute(select(Shard.expanded_to).where(Shard.id == shard_id)).scalar_one()
+            return connection.execute(sa.select(Shard.expanded_to).where(Shard.id == shard_id)).scalar_one()
 
     @contextmanager
     def publishing(
         self, limit: int, queue_seconds: float, run_id: int | None = None
     ) -> Iterator[list[ReadyBatch]]:
-        """Ready batches, in order. They are queued once the block has published them.
+        """Yield ready batches, in order, for the block to publish; after the block they are queued.
 
-        A process that dies inside the block leaves them ready; what it sent is then a duplicate,
-        which a claim makes harmless.
+        If the process dies in the block they stay ready, and are published again; only one message of a batch
+        can claim it.
         """
-        due = select(Batch.id).where(Batch.state == BatchState.READY, Batch.lease_until <= func.now())
-        if run_id is not None:
-            due = due.where(Batch.shard_id == Shard.id, Shard.run_id == run_id)
+        due = sa.select(Batch.id).where(
+            Batch.state == BatchState.READY, Batch.lease_until <= sa.func.now(), _is_going(run_id)
+        )
         due = due.order_by(Batch.lease_until, Batch.id).limit(limit).correlate(None)
         takes = (
-            update(Batch)
+            sa.update(Batch)
             .where(Batch.id.in_(due.with_for_update(of=Batch, skip_locked=True)))
             .where(Batch.shard_id == Shard.id, Shard.run_id == Run.id)
             .values(state=BatchState.QUEUED, lease_owner=None, lease_until=in_seconds(queue_seconds))
@@ -136,46 +154,41 @@ class RunStore:
             yield [_ready_batch(row) for row in rows]
 
     def requeue_stale(self, run_id: int | None = None) -> int:
-        """Make ready what was queued or leased for longer than it may be; how many those were."""
-        return self._requeue(and_(Batch.state != BatchState.READY, Batch.lease_until < func.now()), run_id)
+        """Make ready what was queued or leased for too long, except in stopped runs; return the count."""
+        # Not `IN (queued, running)`, which would not use the index on batches that are not done.
+        is_held = sa.and_(Batch.state != BatchState.DONE, Batch.state != BatchState.READY)
+        return self._requeue(is_held, Batch.lease_until < sa.func.now(), _is_going(run_id))
 
     def requeue_lost(self, batch_ids: Collection[int]) -> int:
-        """Make ready those of these batches that are queued: their messages are gone."""
-        return self._requeue(and_(Batch.state == BatchState.QUEUED, Batch.id.in_(batch_ids)), None)
+        """Make ready the queued ones of these batches, whose messages are gone; return their count."""
+        return self._requeue(Batch.state == BatchState.QUEUED, Batch.id.in_(batch_ids))
 
     def queued(self, run_id: int | None = None) -> set[int]:
-        """Batches that a message in the broker is to start."""
-        statement = select(Batch.id).where(Batch.state == BatchState.QUEUED)
+        """Return the queued batches, each of which should have a message in the broker."""
+        statement = sa.select(Batch.id).where(Batch.state == BatchState.QUEUED)
         if run_id is not None:
-            statement = statement.where(Batch.shard_id == Shard.id, Shard.run_id == run_id)
+            statement = statement.where(_is_of_run(run_id))
         with self.engine.connect() as connection:
             return set(connection.execute(statement).scalars())
 
-    def _requeue(self, condition: ColumnElement[bool], run_id: int | None) -> int:
-        statement = (
-            update(Batch)
-            .where(Batch.state != BatchState.DONE, condition)
-            .values(state=BatchState.READY, lease_owner=None, lease_until=func.now())
-        )
-        if run_id is not None:
-            statement = statement.where(Batch.shard_id == Shard.id, Shard.run_id == run_id)
+    def _requeue(self, *conditions: sa.ColumnElement[bool]) -> int:
         with self.engine.begin() as connection:
-            return connection.execute(statement).rowcount
+            return connection.execute(sa.update(Batch).where(*conditions).values(**unleased())).rowcount
 
     def continue_run(self, run_id: int, stages: Sequence[Stage], min_confidence: float) -> int:
-        """Open again what an earlier, narrower run of the plan left; how many batches that were.
+        """Open batches that a run with more stages or a lower bar goes on with; return their count.
 
-        That is: finished batches with stages still to do, and held samples that are now sure enough.
+        These are finished batches with stages still to do, and batches with held samples above the bar now.
         """
-        of_run = and_(Batch.shard_id == Shard.id, Shard.run_id == run_id)
+        of_run = _is_of_run(run_id)
         further = (
-            update(Batch)
+            sa.update(Batch)
             .where(of_run, Batch.state == BatchState.DONE, Batch.next_stage.in_(stages))
             .values(**opened())
             .returning(Batch.id)
         )
         held = (
-            update(Sample)
+            sa.update(Sample)
             .where(Sample.batch_id == Batch.id, of_run, Sample.state == SampleState.HELD)
             .where(Sample.confidence >= min_confidence)
             .values(state=SampleState.PENDING)
@@ -183,22 +196,22 @@ class RunStore:
         )
         with self.engine.begin() as connection:
             broader = set(connection.execute(further).scalars())
-            again = update(Sample).where(Sample.batch_id.in_(broader), Sample.state == SampleState.DONE)
+            again = sa.update(Sample).where(Sample.batch_id.in_(broader), Sample.state == SampleState.DONE)
             connection.execute(again.values(state=SampleState.PENDING))
             freed = set(connection.execute(held).scalars()) - broader
-            # A run that only routes ends them there: they have their domain already.
+            # Without a later stage they are done after `route`, which asks nothing: they have a domain.
             after_route = stage_after(Stage.ROUTE, stages) or Stage.ROUTE
             connection.execute(
-                update(Batch).where(Batch.id.in_(freed)).values(next_stage=after_route, **opened())
+                sa.update(Batch).where(Batch.id.in_(freed)).values(next_stage=after_route, **opened())
             )
         return len(broader | freed)
 
     def retry_failed(self, run_id: int, kinds: Sequence[str] = (), domains: Sequence[str] = ()) -> int:
-        """Open failed samples again, all or those of some kinds and domains; how many those were."""
+        """Open failed samples of these kinds and domains, or all of them; return their count."""
         chosen = [
             Sample.state == SampleState.FAILED,
             Sample.error_kind != BadEntry.kind,
-            # What a worker is at comes to its end first.
+            # A batch that still runs is left to finish.
             Sample.batch_id == Batch.id,
             Batch.state == BatchState.DONE,
         ]
@@ -206,18 +219,31 @@ class RunStore:
         chosen += [Sample.domain.in_(domains)] if domains else []
         with self.engine.begin() as connection:
             reopened = connection.execute(
-                update(Sample)
+                sa.update(Sample)
                 .where(*chosen, Sample.shard_id == Shard.id, Shard.run_id == run_id)
                 .values(state=SampleState.PENDING, attempts=0)
                 .returning(Sample.batch_id, Sample.error_stage)
             ).all()
-            for batch_id, stage in earliest_stages(reopened).items():
-                values = opened() | {"next_stage": stage}
-                connection.execute(update(Batch).where(Batch.id == batch_id).values(**values))
+            # A batch starts again at the earliest of its failed stages, which comes last.
+            latest_first = sorted(reopened, key=lambda row: STAGE_ORDER[row.error_stage], reverse=True)
+            for batch_id, stage in {row.batch_id: row.error_stage for row in latest_first}.items():
+                reopens = sa.update(Batch).where(Batch.id == batch_id)
+                connection.execute(reopens.values(next_stage=stage, **opened()))
         return len(reopened)
 
 
-def _ready_batch(row: Row[*tuple[Any, ...]]) -> ReadyBatch:
+def _is_of_run(run_id: int) -> sa.ColumnElement[bool]:
+    """The batch belongs to the run."""
+    return sa.and_(Batch.shard_id == Shard.id, Shard.run_id == run_id)
+
+
+def _is_going(run_id: int | None) -> sa.ColumnElement[bool]:
+    """The batch belongs to this run, or to any, and the run is not stopped."""
+    of_run = sa.and_(Batch.shard_id == Shard.id, Shard.run_id == Run.id, Run.stopped_at.is_(None))
+    return of_run if run_id is None else sa.and_(of_run, Run.id == run_id)
+
+
+def _ready_batch(row: sa.Row[*tuple[Any, ...]]) -> ReadyBatch:
     samples = f"{row.dataset}[{row.start_idx}-{row.end_idx - 1}]"
     return ReadyBatch(row.id, row.next_stage, stages_of(row.stages), row.pinned_to, samples)
 
@@ -226,17 +252,17 @@ def _shard_values(run_id: int, shard: PlanShard) -> dict[str, Any]:
     values = asdict(shard)
     values.pop("line_number")
     line = values.pop("line")
-    # What has no version keeps the key that it had before there were versions.
+    # Without a version, a shard has the key from before there were versions.
     version = {"version": shard.version} if values.pop("version") else {}
     key = hashlib.sha256(json.dumps({**values, **version}, sort_keys=True).encode()).hexdigest()
     return {"run_id": run_id, "key": key, "line": line, "expanded_to": shard.start_idx, **values}
 
 
-def _insert_given(connection: Connection, shard_id: int, batches: Sequence[NewBatch]) -> None:
-    """Write what the new samples bring with them."""
+def _insert_given(connection: sa.Connection, shard_id: int, batches: Sequence[NewBatch]) -> None:
+    """Insert the results that new samples bring along."""
     given = {new.idx: new.results for batch in batches for new in batch.samples if new.results}
     if not given:
         return
-    inserted = select(Sample.id, Sample.idx).where(Sample.shard_id == shard_id, Sample.idx.in_(given))
+    inserted = sa.select(Sample.id, Sample.idx).where(Sample.shard_id == shard_id, Sample.idx.in_(given))
     rows = connection.execute(inserted).all()
     insert_results(connection, [Outcome(row.id, given[row.idx]) for row in rows])

@@ -1,23 +1,11 @@
-"""The six tables. What may stand in them is said here; what is done with them, in `store`."""
+"""The six tables, and what may stand in them."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import (
-    JSON,
-    BigInteger,
-    CheckConstraint,
-    Enum,
-    ForeignKey,
-    Index,
-    MetaData,
-    SmallInteger,
-    Text,
-    UniqueConstraint,
-    func,
-)
+import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, DOUBLE_PRECISION, REAL, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -34,9 +22,9 @@ NAMING = {
 }
 
 
-def _words(enum: type) -> Enum:
-    """Stored as text with a CHECK: a new word needs no ALTER TYPE, and psql shows it as it is."""
-    return Enum(
+def _words(enum: type) -> sa.Enum:
+    """Store an enum as text with a CHECK, so that a new value needs no ALTER TYPE."""
+    return sa.Enum(
         enum,
         native_enum=False,
         create_constraint=True,
@@ -47,10 +35,10 @@ def _words(enum: type) -> Enum:
 
 
 class Table(DeclarativeBase):
-    metadata = MetaData(naming_convention=NAMING)
+    metadata = sa.MetaData(naming_convention=NAMING)
     type_annotation_map: ClassVar = {
-        str: Text,
-        int: BigInteger,
+        str: sa.Text,
+        int: sa.BigInteger,
         float: DOUBLE_PRECISION,
         datetime: TIMESTAMP(timezone=True),
         Stage: _words(Stage),
@@ -61,7 +49,7 @@ class Table(DeclarativeBase):
 
 
 class Run(Table):
-    """One plan being captioned; running the same plan again goes on with its run."""
+    """One plan being captioned; captioning the plan again goes on with its run."""
 
     __tablename__ = "runs"
 
@@ -69,12 +57,14 @@ class Run(Table):
     name: Mapped[str] = mapped_column(unique=True)
     plan: Mapped[str]
     output: Mapped[str]
-    stages: Mapped[list[str]] = mapped_column(ARRAY(Text))
-    #: Samples routed with less confidence are held; 0 holds none.
+    stages: Mapped[list[str]] = mapped_column(ARRAY(sa.Text))
+    #: Samples routed with less confidence are held.
     min_confidence: Mapped[float] = mapped_column(server_default="0")
-    #: Whether only the workers of a shard's rank may take it.
+    #: Whether only the workers of a shard's rank may take its batches.
     pin_ranks: Mapped[bool] = mapped_column(server_default="false")
-    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    created_at: Mapped[datetime] = mapped_column(server_default=sa.func.now())
+    #: When the run was stopped; None for a run whose batches may be sent.
+    stopped_at: Mapped[datetime | None]
 
 
 class Shard(Table):
@@ -83,8 +73,8 @@ class Shard(Table):
     __tablename__ = "shards"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
-    #: Digest of what identifies the line, so that a line moved inside its plan stays itself.
+    run_id: Mapped[int] = mapped_column(sa.ForeignKey("runs.id", ondelete="CASCADE"))
+    #: Digest of what identifies the line, so that a line may move inside its plan.
     key: Mapped[str]
     dataset: Mapped[str]
     annotation: Mapped[str]
@@ -96,52 +86,52 @@ class Shard(Table):
     shard_index: Mapped[int]
     num_shards: Mapped[int]
     assign_rank: Mapped[int]
-    line: Mapped[dict[str, Any]] = mapped_column(JSON)
+    line: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
     #: Samples before this index have been inserted.
     expanded_to: Mapped[int]
 
     __table_args__ = (
-        # One row per line, however often the plan is run.
-        UniqueConstraint("run_id", "key"),
-        # The cursor cannot leave the shard.
-        CheckConstraint("expanded_to BETWEEN start_idx AND end_idx", name="expanded_to_inside"),
+        # Prevents a second row for a line when its plan is captioned again.
+        sa.UniqueConstraint("run_id", "key"),
+        # Prevents a cursor outside the shard.
+        sa.CheckConstraint("expanded_to BETWEEN start_idx AND end_idx", name="expanded_to_inside"),
     )
 
 
 class Batch(Table):
-    """A short contiguous run of a shard's samples: what one chain carries."""
+    """A few contiguous samples of a shard, which go through the stages together."""
 
     __tablename__ = "batches"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    shard_id: Mapped[int] = mapped_column(ForeignKey("shards.id", ondelete="CASCADE"))
+    shard_id: Mapped[int] = mapped_column(sa.ForeignKey("shards.id", ondelete="CASCADE"))
     start_idx: Mapped[int]
     end_idx: Mapped[int]
     state: Mapped[BatchState]
-    #: The stage to run next; None when nothing is left to do.
+    #: None when nothing is left to do.
     next_stage: Mapped[Stage | None]
     #: Counts claims; the number of a claim is its fencing token.
     attempt: Mapped[int] = mapped_column(server_default="0")
-    #: Claims of the next stage that came to nothing so far; finishing a stage sets it to 0.
+    #: Claims of the next stage that did not finish it.
     tries: Mapped[int] = mapped_column(server_default="0")
     lease_owner: Mapped[str | None]
-    lease_until: Mapped[datetime] = mapped_column(server_default=func.now())
+    lease_until: Mapped[datetime] = mapped_column(server_default=sa.func.now())
     done_count: Mapped[int] = mapped_column(server_default="0")
     failed_count: Mapped[int] = mapped_column(server_default="0")
     held_count: Mapped[int] = mapped_column(server_default="0")
     finished_at: Mapped[datetime | None]
 
     __table_args__ = (
-        # Two producers cannot insert the same samples as two batches.
-        UniqueConstraint("shard_id", "start_idx"),
-        # An empty batch would never be found done.
-        CheckConstraint("end_idx > start_idx", name="not_empty"),
-        # Keeps looking for ready and stale batches as quick at 10 million batches as at ten.
-        Index("ix_batches_open", "lease_until", postgresql_where="state <> 'done'"),
-        # The rate of the last minutes must not read the millions that ended before.
-        Index("ix_batches_finished", "finished_at", postgresql_where="finished_at IS NOT NULL"),
-        # A heartbeat finds what its worker holds; NULL for all that nobody holds.
-        Index("ix_batches_owner", "lease_owner", postgresql_where="lease_owner IS NOT NULL"),
+        # Prevents two producers from inserting the same samples as two batches.
+        sa.UniqueConstraint("shard_id", "start_idx"),
+        # Prevents an empty batch, which would never be done.
+        sa.CheckConstraint("end_idx > start_idx", name="not_empty"),
+        # Prevents a scan of millions of done batches for ready and stale ones.
+        sa.Index("ix_batches_open", "lease_until", postgresql_where="state <> 'done'"),
+        # Prevents a scan of millions of done batches for the rate of the last minutes.
+        sa.Index("ix_batches_finished", "finished_at", postgresql_where="finished_at IS NOT NULL"),
+        # Prevents a scan at each heartbeat for the batches of its worker.
+        sa.Index("ix_batches_owner", "lease_owner", postgresql_where="lease_owner IS NOT NULL"),
     )
 
 
@@ -151,11 +141,11 @@ class Sample(Table):
     __tablename__ = "samples"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    shard_id: Mapped[int] = mapped_column(ForeignKey("shards.id", ondelete="CASCADE"))
-    batch_id: Mapped[int] = mapped_column(ForeignKey("batches.id", ondelete="CASCADE"))
+    shard_id: Mapped[int] = mapped_column(sa.ForeignKey("shards.id", ondelete="CASCADE"))
+    batch_id: Mapped[int] = mapped_column(sa.ForeignKey("batches.id", ondelete="CASCADE"))
     idx: Mapped[int]
-    #: As text (JSON, not JSONB), so that the order of keys comes out as it went in.
-    entry: Mapped[dict[str, Any]] = mapped_column(JSON)
+    #: JSON instead of JSONB, which would not keep the order of keys.
+    entry: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
     state: Mapped[SampleState]
     domain: Mapped[str | None]
     confidence: Mapped[float | None]
@@ -168,41 +158,41 @@ class Sample(Table):
     failed_at: Mapped[datetime | None]
 
     __table_args__ = (
-        # One row per entry; also the exporter's order.
-        UniqueConstraint("shard_id", "idx"),
-        # A worker loads its batch by this.
-        Index(None, "batch_id"),
-        # Listing failures must not read the millions that are done.
-        Index("ix_samples_failed", "shard_id", "error_kind", postgresql_where="state = 'failed'"),
-        # A failure without a reason is a mystery.
-        CheckConstraint("state <> 'failed' OR error_kind IS NOT NULL", name="failed_has_kind"),
+        # Prevents two rows for one entry, and a sort at export.
+        sa.UniqueConstraint("shard_id", "idx"),
+        # Prevents a scan when a worker loads its batch.
+        sa.Index(None, "batch_id"),
+        # Prevents a scan of millions of done samples for the failed ones.
+        sa.Index("ix_samples_failed", "shard_id", "error_kind", postgresql_where="state = 'failed'"),
+        # Prevents a failure without a reason.
+        sa.CheckConstraint("state <> 'failed' OR error_kind IS NOT NULL", name="failed_has_kind"),
     )
 
 
 class Worker(Table):
-    """A worker process that has been seen; one that is not seen any more has died."""
+    """A worker process that sends heartbeats."""
 
     __tablename__ = "workers"
 
-    #: Node name and a part that is new at every start: what batches name as their lease's owner.
+    #: Node name and a part that is new at every start, as in `batches.lease_owner`.
     owner: Mapped[str] = mapped_column(primary_key=True)
     #: Celery's node name, as in `celery@host`.
     node: Mapped[str]
-    started_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    started_at: Mapped[datetime] = mapped_column(server_default=sa.func.now())
+    seen_at: Mapped[datetime] = mapped_column(server_default=sa.func.now())
 
 
 class AgentResult(Table):
-    """What one agent said about one sample."""
+    """One agent's answer about one sample."""
 
     __tablename__ = "results"
 
-    # The key that makes a result exist once, whoever delivers it how often.
-    sample_id: Mapped[int] = mapped_column(ForeignKey("samples.id", ondelete="CASCADE"), primary_key=True)
+    # The primary key prevents a second row for a result that is delivered twice.
+    sample_id: Mapped[int] = mapped_column(sa.ForeignKey("samples.id", ondelete="CASCADE"), primary_key=True)
     stage: Mapped[Stage] = mapped_column(primary_key=True)
     agent: Mapped[str] = mapped_column(primary_key=True)
     text: Mapped[str]
-    data: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    data: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
     model: Mapped[str]
     workflow: Mapped[str]
     prompt_tokens: Mapped[int]
@@ -211,6 +201,6 @@ class AgentResult(Table):
     finish_reason: Mapped[str]
     seconds: Mapped[float] = mapped_column(REAL)
     worker: Mapped[str]
-    #: The agent's place in its workflow: the order in which reports are shown.
-    position: Mapped[int] = mapped_column(SmallInteger)
-    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    #: The agent's place in its workflow, from 0.
+    position: Mapped[int] = mapped_column(sa.SmallInteger)
+    created_at: Mapped[datetime] = mapped_column(server_default=sa.func.now())

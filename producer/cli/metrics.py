@@ -51,7 +51,7 @@ def metrics(port: int, host: str, cache_seconds: float, once: bool) -> None:
     from prometheus_client import CollectorRegistry, generate_latest
 
     from capflow_tasks.fleet.application import make_app
-    from capflow_tasks.fleet.embedded import database_url, find_broker
+    from capflow_tasks.fleet.embedded import broker_url, database_url
     from capflow_tasks.observe.pages import WebPages, metrics_page, plain_page
     from capflow_tasks.store.database import connect
     from capflow_tasks.store.statistics import Statistics
@@ -61,7 +61,7 @@ def metrics(port: int, host: str, cache_seconds: float, once: bool) -> None:
 
     settings = read_settings()
     engine = connect(database_url(settings), pool_size=1)
-    broker = Broker(make_app(settings, find_broker(settings)))
+    broker = Broker(make_app(settings, broker_url(settings)))
     registry = CollectorRegistry(auto_describe=False)
     registry.register(
         FleetCollector(Statistics(engine), broker, settings.queues, settings.lease_seconds, cache_seconds)
