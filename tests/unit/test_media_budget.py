@@ -77,10 +77,10 @@ def test_prompts_of_about_one_length_give_a_video_the_same_budget() -> None:
 
 
 #: The budgets of the table in docs/video.md, by column.
-DOCUMENTED: tuple[dict[str, float], ...] = (
-    {},
-    {"fps": 1, "max_frames": 32, "total_pixels": 1_605_632, "frame_min_pixels": 50_176},
-    {"max_frames": 256, "total_pixels": 12_845_056, "frame_min_pixels": 75_264},
+DOCUMENTED = (
+    dict[str, float](),
+    {"fps": 1.0, "max_frames": 32, "total_pixels": 1_605_632, "frame_min_pixels": 50_176},
+    {"fps": 2.0, "max_frames": 256, "total_pixels": 12_845_056, "frame_min_pixels": 75_264},
 )
 
 
