@@ -1,8 +1,8 @@
-"""The import path that NeMo Curator uses for `capflow_tasks.curator.qwen_vl`."""
+"""Import path of NeMo Curator's classes: an alias of the module `capflow_tasks.curator.qwen_vl`."""
 
 import sys
 
 from capflow_tasks.curator import qwen_vl
 
-# The same module object, so that a name patched here is patched there.
+# the module itself, so that a name patched here is patched there
 sys.modules[__name__] = qwen_vl

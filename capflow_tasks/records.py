@@ -88,29 +88,6 @@ class MediaRef:
 
 
 @dataclass(frozen=True, slots=True)
-class MediaLimits:
-    """Media limits of a domain or agent; None leaves a limit to the settings."""
-
-    #: Pixels of a picture after resizing.
-    min_pixels: int | None = None
-    max_pixels: int | None = None
-    #: Frames taken per second of video.
-    fps: float | None = None
-    #: Frames of one video, or of one window of it.
-    min_frames: int | None = None
-    max_frames: int | None = None
-    #: Pixels of one frame after resizing.
-    frame_min_pixels: int | None = None
-    frame_max_pixels: int | None = None
-    #: Pixels of all frames of one video or window, two frames counted as one.
-    total_pixels: int | None = None
-    #: Frames of one window, taken at `fps`; a longer video has several windows.
-    window_frames: int | None = None
-    #: Windows of one video; beyond that, windows get longer.
-    max_windows: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Sampling:
     """Sampling parameters, named as in vLLM."""
 
@@ -132,8 +109,16 @@ class Request:
     choices: tuple[str, ...] = ()
     #: JSON schema that the answer must follow.
     schema: Mapping[str, Any] | None = None
-    #: Media limits that differ from the settings.
-    limits: MediaLimits = MediaLimits()
+    #: What differs from the settings' media budget, by its names.
+    budget: Mapping[str, float] = field(default_factory=dict)
+
+
+#: The keys of a media budget that are the minimum and the maximum of the same thing.
+BUDGET_PAIRS = (
+    ("min_pixels", "max_pixels"),
+    ("min_frames", "max_frames"),
+    ("frame_min_pixels", "frame_max_pixels"),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ from capflow_tasks.domains.files import (
     DEFAULTS,
     agent_faults,
     domain_faults,
-    laid_over,
     merged_defaults,
+    overridden_by,
     read_file,
     read_folder,
 )
@@ -56,8 +56,8 @@ def _agents_faults(keys: JsonObject, defaults: JsonObject) -> Iterator[str]:
     """Yield the faults of all of a domain's agents, while `make_domain` raises at the first agent's."""
     earlier: dict[str, Stage] = {}
     for name, given in keys["agents"].items():
-        shared = laid_over({"sampling": defaults["sampling"]}, defaults["agents"].get(name, {}))
-        merged = laid_over(shared, given)
+        shared = overridden_by({"sampling": defaults["sampling"]}, defaults["agents"].get(name, {}))
+        merged = overridden_by(shared, given)
         for fault in agent_faults(name, merged, earlier):
             yield f"{keys['file']}: agents.{name}: {fault}"
         if "stage" in merged:

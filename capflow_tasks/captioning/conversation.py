@@ -113,7 +113,7 @@ class Conversation:
         if self.windows is None or not agent.windows or len(videos) != 1:
             return ()
         if agent.name not in self._spans_by_agent:
-            self._spans_by_agent[agent.name] = self.windows.of(videos[0], agent.limits)
+            self._spans_by_agent[agent.name] = self.windows.of(videos[0], agent.budget)
         return self._spans_by_agent[agent.name]
 
     def _request(self, turn: _Turn) -> Request:
@@ -130,8 +130,8 @@ class Conversation:
             media = tuple(
                 replace(ref, span=turn.span) if ref.kind is Modality.VIDEO else ref for ref in media
             )
-        system, limits = self.catalogue.system, agent.limits
-        return Request(system, media, instruction, agent.sampling, choices, schema, limits)
+        system, budget = self.catalogue.system, agent.budget
+        return Request(system, media, instruction, agent.sampling, choices, schema, budget)
 
     def take(self, agent: Agent, answer: Completion | SampleError) -> None:
         """Keep the agent's answer, or its error as the sample's failure."""

@@ -1,4 +1,4 @@
-"""What the caption stages hand on: a video, its clips, their windows and what was said of them."""
+"""NeMo Curator's caption stages: cut clips into windows, caption each window, rewrite the captions."""
 
 from __future__ import annotations
 
@@ -14,11 +14,9 @@ from uuid import UUID, uuid4
 
 import yaml
 
-from capflow_tasks.curator.prompt_formatter import PromptFormatter
-from capflow_tasks.curator.qwen_lm import QwenLM
-from capflow_tasks.curator.qwen_vl import OnError, QwenVL
+from capflow_tasks.curator.qwen_vl import OnError, PromptFormatter, QwenLM, QwenVL
 from capflow_tasks.errors import SampleError
-from capflow_tasks.media.pictures import MediaBudget
+from capflow_tasks.media.budget import MediaBudget
 from capflow_tasks.media.player import measure_video, playing
 from capflow_tasks.media.video import (
     REMAINDER_FRAMES,
@@ -30,19 +28,26 @@ from capflow_tasks.media.video import (
 )
 from capflow_tasks.records import JsonObject, Span
 
+logger = logging.getLogger(__name__)
+
+#: Pixels per side of one token, where it differs from Qwen2.5-VL's.
+_FACTORS = {"qwen3": 32}
+#: The key of a rewritten caption.
+_ENHANCER = "qwen_lm"
+
 
 @dataclass(slots=True)
 class Window:
-    """A stretch of a clip that is captioned at once."""
+    """A span of a clip that gets one caption."""
 
-    #: First and last frame of the clip that belong to it.
+    #: First and last frame in the clip.
     start_frame: int
     end_frame: int
-    #: What each model is to be asked, by variant; gone once it was asked.
+    #: Input of each model, by variant; removed when the model has run.
     llm_inputs: dict[str, JsonObject] = field(default_factory=dict)
-    #: What each model said, by variant.
+    #: Caption of each model, by variant.
     caption: dict[str, str] = field(default_factory=dict)
-    #: What became of the caption, by the model that rewrote it.
+    #: The rewritten caption, by the model that rewrote it.
     enhanced_caption: dict[str, str] = field(default_factory=dict)
 
 
@@ -51,19 +56,19 @@ class Clip:
     """A video file that is captioned window by window."""
 
     source_video: str
-    #: From where to where in the video that it was cut from, in seconds.
+    #: Start and end in the source video, seconds.
     span: tuple[float, float] = (0.0, 0.0)
-    #: The clip's own file, as bytes; without it `source_video` is read.
+    #: The clip as the bytes of a file; without it, `source_video` is read.
     buffer: bytes | None = None
     windows: list[Window] = field(default_factory=list)
-    #: Why something of it has no caption, by what.
+    #: Why a window, or all ("windows"), has no caption.
     errors: dict[str, str] = field(default_factory=dict)
     uuid: UUID = field(default_factory=uuid4)
 
 
 @dataclass(slots=True)
 class Video:
-    """A video and the clips that it was cut into."""
+    """A video and its clips."""
 
     input_video: Path
     clips: list[Clip] = field(default_factory=list)
@@ -71,18 +76,9 @@ class Video:
 
 @dataclass(slots=True)
 class VideoTask:
-    """What a stage is given and gives back."""
+    """The input and output of each stage."""
 
     data: Video
-
-
-@dataclass(frozen=True, slots=True)
-class VideoWindow:
-    """One decoded window."""
-
-    info: WindowFrameInfo
-    #: Its timestamps are the file's, everything else is the window's own.
-    video: DecodedVideo
 
 
 def load_windows(
@@ -90,35 +86,28 @@ def load_windows(
     budget: MediaBudget,
     window_size: int = WINDOW_FRAMES,
     remainder_threshold: int = REMAINDER_FRAMES,
-) -> Iterator[VideoWindow]:
-    """Yield the windows in order; each is sampled and sized by the whole `budget`."""
+) -> Iterator[tuple[WindowFrameInfo, DecodedVideo]]:
+    """Yield the windows in order, each sampled and resized by the whole budget.
+
+    Timestamps count from the start of the file, everything else from the start of the window.
+    """
     facts = measure_video(path, budget)
     with playing(path, budget, facts) as player:
         for info in compute_windows(facts.frame_count, window_size, remainder_threshold):
-            span = Span(info.start / facts.fps, (info.end + 1) / facts.fps)
-            plan = plan_frames(facts, budget, span)
+            plan = plan_frames(facts, budget, Span(info.start / facts.fps, (info.end + 1) / facts.fps))
             frames, timestamps = player.collect(plan.times, plan.size)
-            yield VideoWindow(info, DecodedVideo(frames, tuple(timestamps), plan.frame_count, plan.seconds))
-
-
-logger = logging.getLogger(__name__)
-
-#: Pixels per side of one token, where it is not Qwen2.5-VL's.
-_FACTORS = {"qwen3": 32}
-#: What a rewritten caption is filed under.
-_ENHANCER = "qwen_lm"
+            yield info, DecodedVideo(frames, tuple(timestamps), plan.frame_count, plan.seconds)
 
 
 @cache
 def _prompts() -> dict[str, dict[str, str]]:
-    loaded: dict[str, dict[str, str]] = yaml.safe_load(
-        Path(__file__).with_name("caption_prompts.yaml").read_text("utf-8")
-    )
+    path = Path(__file__).with_name("caption_prompts.yaml")
+    loaded: dict[str, dict[str, str]] = yaml.safe_load(path.read_text("utf-8"))
     return loaded
 
 
 def prompt_for(stage: str, prompt_variant: str, prompt_text: str | None) -> str:
-    """Return the text given, else the one that is kept for the stage ("caption" or "enhance") and variant."""
+    """Return `prompt_text`, or the stored prompt of the stage ("caption" or "enhance") and variant."""
     if prompt_text is not None:
         return prompt_text
     if prompt_variant not in _prompts()[stage]:
@@ -129,7 +118,7 @@ def prompt_for(stage: str, prompt_variant: str, prompt_text: str | None) -> str:
 
 @dataclass
 class CaptionPreparationStage:
-    """Cuts every clip into windows and writes what the model is to be asked about each."""
+    """Cuts each clip into windows and prepares the model's input for each window."""
 
     model_variant: str = "qwen"
     prompt_variant: str = "default"
@@ -137,17 +126,15 @@ class CaptionPreparationStage:
     sampling_fps: float = 2.0
     window_size: int = WINDOW_FRAMES
     remainder_threshold: int = REMAINDER_FRAMES
-    #: Where the chat template is read from; None for the hub.
+    #: Folder with the chat template; None for the hub.
     model_dir: str | None = None
-    #: How much of a window the model gets; the frame rate and the token size are set by the fields above.
+    #: Budget per window; `sampling_fps` and the variant set its frame rate and token size.
     budget: MediaBudget = field(default_factory=MediaBudget)
     name: str = "caption_preparation"
 
     def setup(self) -> None:
-        if self.model_dir is None:
-            self.prompt_formatter = PromptFormatter(self.model_variant)
-        else:
-            self.prompt_formatter = PromptFormatter(self.model_variant, self.model_dir)
+        source = () if self.model_dir is None else (self.model_dir,)
+        self.prompt_formatter = PromptFormatter(self.model_variant, *source)
 
     def process(self, task: VideoTask) -> VideoTask:
         prompt = prompt_for("caption", self.prompt_variant, self.prompt_text)
@@ -161,11 +148,11 @@ class CaptionPreparationStage:
 
     def _windows(self, clip: Clip, prompt: str) -> Iterator[Window]:
         factor = _FACTORS.get(self.model_variant, self.budget.factor)
-        budget = replace(self.budget, video_fps=self.sampling_fps, factor=factor)
+        budget = replace(self.budget, fps=self.sampling_fps, factor=factor)
         with _file_of(clip) as path:
-            for window in load_windows(path, budget, self.window_size, self.remainder_threshold):
-                asked = self.prompt_formatter.generate_inputs(prompt, window.video.for_vllm())
-                yield Window(window.info.start, window.info.end, llm_inputs={self.model_variant: asked})
+            for info, video in load_windows(path, budget, self.window_size, self.remainder_threshold):
+                inputs = self.prompt_formatter.generate_inputs(prompt, video.for_vllm())
+                yield Window(info.start, info.end, llm_inputs={self.model_variant: inputs})
 
 
 @contextmanager
@@ -213,14 +200,14 @@ class CaptionGenerationStage:
         self.model.setup()
 
     def process(self, task: VideoTask) -> VideoTask:
-        asked = [placed for placed in _windows_of(task) if self._is_ready(*placed)]
+        ready = [found for found in _windows_of(task) if self._is_ready(*found)]
         captions = self.model.generate(
-            [window.llm_inputs.pop(self.model_variant) for _, _, window in asked],
+            [window.llm_inputs.pop(self.model_variant) for _, _, window in ready],
             generate_stage2_caption=self.generate_stage2_caption,
             batch_size=self.caption_batch_size,
             on_error=self.on_error,
         )
-        for (clip, number, window), caption in zip(asked, captions, strict=True):
+        for (clip, number, window), caption in zip(ready, captions, strict=True):
             if caption is None:
                 clip.errors[f"window-{number}"] = "not captioned"
             else:
@@ -237,7 +224,7 @@ class CaptionGenerationStage:
 
 @dataclass
 class CaptionEnhancementStage:
-    """Has `QwenLM` rewrite every caption."""
+    """Rewrites each caption with `QwenLM`."""
 
     model_dir: str = "models/qwen"
     model_variant: str = "qwen"
@@ -265,9 +252,9 @@ class CaptionEnhancementStage:
     def process(self, task: VideoTask) -> VideoTask:
         windows = [window for _, _, window in _windows_of(task) if self.model_variant in window.caption]
         for start in range(0, len(windows), self.model_batch_size):
-            part = windows[start : start + self.model_batch_size]
-            chats = [self._chat(window.caption[self.model_variant]) for window in part]
-            for window, caption in zip(part, self.model.generate(chats), strict=True):
+            batch = windows[start : start + self.model_batch_size]
+            chats = [self._chat(window.caption[self.model_variant]) for window in batch]
+            for window, caption in zip(batch, self.model.generate(chats), strict=True):
                 window.enhanced_caption[_ENHANCER] = caption
         return task
 

@@ -1,4 +1,4 @@
-"""Cuts a sequence into parts."""
+"""Splits a sequence into chunks. A module of its own because NeMo Curator's tests patch it as one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def split_by_chunk_size(items: Sequence[T], chunk_size: int) -> Iterator[Sequence[T]]:
-    """Yield parts of `chunk_size` items, in order; the last may be shorter."""
+    """Yield chunks of `chunk_size` items, in order; the last may be shorter."""
     if chunk_size < 1:
         raise ValueError(f"The chunk size must be at least 1, not {chunk_size}.")
     for start in range(0, len(items), chunk_size):

@@ -1,7 +1,7 @@
-"""vLLM and transformers under the names that code for NeMo Curator uses, imported when first called.
+"""vLLM and transformers under the names that NeMo Curator's modules hold, imported on first use.
 
-They cost seconds and hundreds of megabytes; a module may hold these names, and a test may patch them there,
-without paying that.
+Importing them takes seconds and hundreds of megabytes. A module can hold these names, and a test can patch
+them there, without that cost.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import sys
 from abc import ABC, abstractmethod
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
 
 def is_installed(library: str) -> bool:
-    """Tell without importing it; what a test has put into `sys.modules` counts."""
+    """Check without an import; a test may also put a stand-in, or None, into `sys.modules`."""
     if library in sys.modules:
         return sys.modules[library] is not None
     return find_spec(library) is not None
@@ -23,56 +24,32 @@ def is_installed(library: str) -> bool:
 VLLM_AVAILABLE = is_installed("vllm")
 
 
-def missing_vllm(model: str) -> ImportError:
-    """Return what to raise where vLLM is needed and is not there."""
-    return ImportError(
-        f"vllm is required for {model} model but is not installed. Please install vllm: pip install vllm, "
-        "or with this package: pip install 'capflow[gpu]', without a GPU pip install 'capflow[cpu]'."
-    )
+class OnDemand:
+    """A class of a heavy library, which is imported when an instance is made."""
 
+    def __init__(self, library: str, name: str) -> None:
+        self._library, self._name = library, name
 
-class LLM:
-    """vLLM's `LLM`."""
-
-    def __new__(cls, **arguments: Any) -> Any:
-        # vLLM reads its environment when it is imported.
+    def _load(self) -> Any:
+        # vLLM reads its environment when it is imported
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        import vllm
+        return getattr(import_module(self._library), self._name)
 
-        return vllm.LLM(**arguments)
+    def __call__(self, **arguments: Any) -> Any:
+        return self._load()(**arguments)
 
-
-class SamplingParams:
-    """vLLM's `SamplingParams`."""
-
-    def __new__(cls, **arguments: Any) -> Any:
-        import vllm
-
-        return vllm.SamplingParams(**arguments)
+    def from_pretrained(self, source: str, **arguments: Any) -> Any:
+        return self._load().from_pretrained(source, **arguments)
 
 
-class AutoProcessor:
-    """transformers' `AutoProcessor`."""
-
-    @staticmethod
-    def from_pretrained(source: str, **arguments: Any) -> Any:
-        import transformers
-
-        return transformers.AutoProcessor.from_pretrained(source, **arguments)
-
-
-class AutoTokenizer:
-    """transformers' `AutoTokenizer`."""
-
-    @staticmethod
-    def from_pretrained(source: str, **arguments: Any) -> Any:
-        import transformers
-
-        return transformers.AutoTokenizer.from_pretrained(source, **arguments)
+LLM = OnDemand("vllm", "LLM")
+SamplingParams = OnDemand("vllm", "SamplingParams")
+AutoProcessor = OnDemand("transformers", "AutoProcessor")
+AutoTokenizer = OnDemand("transformers", "AutoTokenizer")
 
 
 class ModelInterface(ABC):
-    """A model whose weights lie in a folder, loaded on demand; how it is asked is its own affair."""
+    """A model whose weights are in a folder and are loaded on demand."""
 
     @property
     @abstractmethod

@@ -1,9 +1,9 @@
-"""NeMo Curator's `QwenVL` without its faults: captions videos in this process, in one stage or two.
+"""NeMo Curator's `QwenVL`, `PromptFormatter` and `QwenLM`, without their faults; vLLM runs in this process.
 
-Code and tests written against theirs work with only the import path changed, so names here are theirs, the
-private ones that tests patch included. What differs: a caption may hold any character, the caller's inputs
-stay as they are, stage 2 is refused before stage 1 is paid when it has no prompt, and `on_error="skip"` keeps
-the captions of a call in which a video fails. vLLM is imported by `setup`, not with this module.
+Code and tests written for theirs work with only the import path changed, so the names are theirs, including
+the private ones that tests patch. The differences: a caption may hold any character, the caller's inputs are
+not modified, a missing stage-2 prompt is refused before stage 1 runs, and `on_error="skip"` keeps the other
+captions when one video fails. vLLM is imported by `setup`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,18 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
+import numpy as np
+from numpy.typing import NDArray
+
 from capflow_tasks.curator import grouping
-from capflow_tasks.curator.frames import CLIP_COLOURS, EVEN_COLOURS, complete_video
-from capflow_tasks.curator.library import LLM, VLLM_AVAILABLE, ModelInterface, SamplingParams, missing_vllm
+from capflow_tasks.curator.library import (
+    LLM,
+    VLLM_AVAILABLE,
+    AutoProcessor,
+    AutoTokenizer,
+    ModelInterface,
+    SamplingParams,
+)
 from capflow_tasks.engine.weights import download_model_from_hf, has_all_weights
 from capflow_tasks.records import JsonObject
 
@@ -26,24 +35,36 @@ _QWEN2_5_VL_MODEL_ID = "Qwen/Qwen2.5-VL-7B-Instruct"
 _QWEN2_5_VL_MODEL_REVISION = "cc59489"
 _QWEN3_VL_MODEL_ID = "Qwen/Qwen3-VL-8B-Instruct"
 _QWEN3_VL_MODEL_REVISION = "0c351dd"
+_QWEN_LM_MODEL_ID = "Qwen/Qwen2.5-14B-Instruct"
+_QWEN_LM_MODEL_REVISION = "cf98f3b"
 
 _QWEN_VARIANTS_INFO = {
     "qwen": _QWEN2_5_VL_MODEL_ID,
     "qwen2.5": _QWEN2_5_VL_MODEL_ID,
     "qwen3": _QWEN3_VL_MODEL_ID,
 }
+#: Hub name of each variant's checkpoint, which holds the chat template.
+VARIANT_MAPPING = dict(_QWEN_VARIANTS_INFO)
 
+#: (mean, deviation) of red, green and blue in an encoder's training.
+Colours = tuple[tuple[float, float, float], tuple[float, float, float]]
+CLIP_COLOURS: Colours = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+EVEN_COLOURS: Colours = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _COLOURS = {"qwen": CLIP_COLOURS, "qwen2.5": CLIP_COLOURS, "qwen3": EVEN_COLOURS}
-#: Between these, in a prompt of Qwen's chat template, stands what the user says of the video.
+#: Assumed frames per second of frames without metadata; NeMo Curator samples at this rate.
+_SAMPLING_FPS = 2.0
+#: In a prompt of Qwen's chat template, the user's text about the video is between these.
 _VIDEO_END, _TURN_END = "<|vision_end|>", "<|im_end|>"
 
 OnError = Literal["raise", "skip"]
+#: A chat: {"role", "content"} per message.
+Chat = list[dict[str, str]]
 S = TypeVar("S")
 T = TypeVar("T")
 
 
 class QwenVL(ModelInterface):
-    """Qwen2.5-VL or Qwen3-VL in vLLM's synchronous engine; `vllm_kwargs` go to it, over what is set here."""
+    """Qwen2.5-VL or Qwen3-VL in vLLM's synchronous engine; `vllm_kwargs` override the arguments set here."""
 
     def __init__(
         self,
@@ -69,7 +90,7 @@ class QwenVL(ModelInterface):
         self.verbose = verbose
         self.vllm_kwargs = vllm_kwargs
         self.weight_file = str(Path(model_dir) / _QWEN_VARIANTS_INFO[model_variant])
-        #: What stage 2 replaces in a prompt is the second group.
+        #: Stage 2 replaces the second group of this in a prompt.
         self.pattern = r"(.*)(user_prompt)(.*)"
         self.model: Any = None
         self.sampling_params: Any = None
@@ -79,8 +100,7 @@ class QwenVL(ModelInterface):
         return [_QWEN_VARIANTS_INFO[self.model_variant]]
 
     def setup(self) -> None:
-        if not VLLM_AVAILABLE:
-            raise missing_vllm("QwenVL")
+        _require_vllm("QwenVL")
         switches = ("do_resize", "do_rescale", "do_normalize")
         arguments = {
             "model": self.weight_file,
@@ -93,13 +113,7 @@ class QwenVL(ModelInterface):
             "max_num_batched_tokens": 32768,
         }
         self.model = LLM(**{**arguments, **self.vllm_kwargs})
-        self.sampling_params = SamplingParams(
-            temperature=0.1,
-            top_p=0.001,
-            repetition_penalty=1.05,
-            max_tokens=self.max_output_tokens,
-            stop_token_ids=[],
-        )
+        self.sampling_params = _sampling_params(self.max_output_tokens)
         logger.info(
             "CUDA graph enabled for sequences smaller than 16k tokens; "
             "adjust accordingly for even longer sequences"
@@ -107,12 +121,7 @@ class QwenVL(ModelInterface):
 
     @overload
     def generate(
-        self,
-        videos: list[JsonObject],
-        generate_stage2_caption: bool = ...,
-        batch_size: int = ...,
-        *,
-        on_error: Literal["raise"] = ...,
+        self, videos: list[JsonObject], generate_stage2_caption: bool = ..., batch_size: int = ...
     ) -> list[str]: ...
 
     @overload
@@ -132,13 +141,13 @@ class QwenVL(ModelInterface):
         batch_size: int = 16,
         *,
         on_error: OnError = "raise",
-    ) -> list[str] | list[str | None]:
-        """Return a caption per video, in order; with `on_error="skip"` None for each that failed.
+    ) -> list[Any]:
+        """Return a caption per video, in order; with `on_error="skip"`, None for each video that failed.
 
-        A video is {"prompt", "multi_modal_data": {"video": frames or (frames, metadata)}}, where frames are
+        A video is {"prompt", "multi_modal_data": {"video": frames or (frames, metadata)}}. Frames are
         (T, H, W, RGB) of 0 to 255, with sides that are multiples of 28 (32 for qwen3) unless the model
         preprocesses, or (T, RGB, H, W), preprocessed. Stage 2 replaces `user_prompt` in the prompt with the
-        stage-2 prompt and the first caption; without such a word, all that the user says of the video.
+        stage-2 prompt and the first caption; in a prompt without that word, all the user's text.
         """
         if on_error not in ("raise", "skip"):
             raise ValueError(f'on_error must be "raise" or "skip", not {on_error!r}.')
@@ -157,21 +166,14 @@ class QwenVL(ModelInterface):
 
     @classmethod
     def download_weights_on_node(cls, model_dir: str, variant: str = "qwen") -> None:
-        """Bring a variant's checkpoint to where `QwenVL(model_dir, variant, ...)` looks for it."""
-        # read here, not kept in a table: tests patch them
+        """Download a variant's checkpoint to where `QwenVL(model_dir, variant, ...)` reads it."""
+        # built here, not at import: tests patch the names
         revisions = {
             "qwen": (_QWEN2_5_VL_MODEL_ID, _QWEN2_5_VL_MODEL_REVISION),
             "qwen2.5": (_QWEN2_5_VL_MODEL_ID, _QWEN2_5_VL_MODEL_REVISION),
             "qwen3": (_QWEN3_VL_MODEL_ID, _QWEN3_VL_MODEL_REVISION),
         }
-        model_id, revision = revisions[variant]
-        folder = Path(model_dir) / model_id
-        folder.mkdir(parents=True, exist_ok=True)
-        if has_all_weights(folder):
-            logger.info(f"QwenVL weights already present at: {folder}")
-            return
-        download_model_from_hf(model_id=model_id, local_dir=folder, revision=revision)
-        logger.info(f"QwenVL weights downloaded to: {folder}")
+        _download("QwenVL", model_dir, *revisions[variant])
 
     def _caption(self, videos: list[JsonObject], with_stage2: bool, on_error: OnError) -> list[str | None]:
         inputs = _attempt(self._prepare, videos, on_error)
@@ -180,47 +182,45 @@ class QwenVL(ModelInterface):
             for caption in captions:
                 logger.info(f"Stage 1 caption: {caption}")
         if with_stage2:
-            told = [
+            pairs = [
                 None if video is None or caption is None else (video, caption)
                 for video, caption in zip(inputs, captions, strict=True)
             ]
-            captions = self._ask(_attempt(self._tell_caption, told, on_error), on_error)
+            captions = self._ask(_attempt(self._add_caption, pairs, on_error), on_error)
         return captions
 
     def _prepare(self, video: JsonObject) -> JsonObject:
-        """Return the input as vLLM takes it, the same object where nothing is missing."""
+        """Return the input as vLLM takes it: the same object if it is complete."""
         media = video.get("multi_modal_data") or {}
         if "video" in media and media["video"] is None:
-            # vLLM would drop it without a word and caption nothing
+            # vLLM would drop it silently and caption nothing
             raise ValueError(f"The input has no video, only a prompt: {video.get('prompt')!r:.200}.")
         colours = None if self.model_does_preprocess else _COLOURS[self.model_variant]
-        ready = complete_video(media.get("video"), colours)
+        ready = _complete_video(media.get("video"), colours)
         if ready is media.get("video"):
             return video
         return {**video, "multi_modal_data": {**media, "video": ready}}
 
-    def _tell_caption(self, told: tuple[JsonObject, str]) -> JsonObject:
-        video, caption = told
-        return {**video, "prompt": self._stage2_prompt_for(video["prompt"], caption)}
-
-    def _stage2_prompt_for(self, prompt: str, caption: str) -> str:
-        text = f"{self.stage2_prompt}{caption}"
+    def _add_caption(self, pair: tuple[JsonObject, str]) -> JsonObject:
+        """Return the input of stage 2 for an input of stage 1 and its caption."""
+        video, caption = pair
+        prompt, text = video["prompt"], f"{self.stage2_prompt}{caption}"
         replaced = re.sub(self.pattern, _replacement(text), prompt, flags=re.DOTALL)
-        return replaced if replaced != prompt else _replace_what_the_user_says(prompt, text)
+        return {**video, "prompt": replaced if replaced != prompt else _replace_user_text(prompt, text)}
 
     def _ask(self, inputs: list[JsonObject | None], on_error: OnError) -> list[str | None]:
         answers = iter(self._answers([video for video in inputs if video is not None], on_error))
         return [None if video is None else next(answers) for video in inputs]
 
     def _answers(self, inputs: list[JsonObject], on_error: OnError) -> list[str | None]:
-        """Ask for all at once; when that fails and may, for each half, down to the one that is at fault."""
+        """Answer all in one call; if it fails and may, retry each half, down to the input at fault."""
         if not inputs:
             return []
         try:
             outputs = self.model.generate(inputs, sampling_params=self.sampling_params, use_tqdm=False)
             return [output.outputs[0].text for output in outputs]
         except Exception as error:
-            # by name: what a dead engine raises is vLLM's own, and no half would fare better
+            # by name, as vLLM is not imported; a dead engine fails every half too
             if on_error == "raise" or type(error).__name__ == "EngineDeadError":
                 raise
             if len(inputs) == 1:
@@ -230,8 +230,108 @@ class QwenVL(ModelInterface):
         return [*self._answers(inputs[:middle], on_error), *self._answers(inputs[middle:], on_error)]
 
 
+class QwenLM(ModelInterface):
+    """Qwen2.5 for text, which rewrites captions; `vllm_kwargs` override the arguments set here."""
+
+    def __init__(
+        self, model_dir: str, caption_batch_size: int, fp8: bool, max_output_tokens: int, **vllm_kwargs: Any
+    ) -> None:
+        self.model_dir = model_dir
+        self.caption_batch_size = caption_batch_size
+        self.fp8 = fp8
+        self.max_output_tokens = max_output_tokens
+        self.vllm_kwargs = vllm_kwargs
+
+    def model_id_names(self) -> list[str]:  # type: ignore[override]
+        """A method, as in NeMo Curator, where it is a property of every other model."""
+        return [_QWEN_LM_MODEL_ID]
+
+    def setup(self) -> None:
+        _require_vllm("QwenLM")
+        self.weight_file = str(Path(self.model_dir) / _QWEN_LM_MODEL_ID)
+        quantization = "fp8" if self.fp8 else None
+        arguments = {"model": self.weight_file, "quantization": quantization, "enforce_eager": False}
+        self.llm: Any = LLM(**{**arguments, **self.vllm_kwargs})
+        self.sampling_params = _sampling_params(self.max_output_tokens)
+        self.tokenizer = AutoTokenizer.from_pretrained(self.weight_file)
+
+    def generate(self, inputs: list[Chat]) -> list[str]:
+        """Return the answer to each chat, in order."""
+        prompts = self.tokenizer.apply_chat_template(inputs, tokenize=False, add_generation_prompt=True)
+        outputs = self.llm.generate(prompts, sampling_params=self.sampling_params)
+        return [output.outputs[0].text for output in outputs]
+
+    @classmethod
+    def download_weights_on_node(cls, model_dir: str) -> None:
+        """Download the checkpoint to where `QwenLM(model_dir, ...)` reads it."""
+        _download("QwenLM", model_dir, _QWEN_LM_MODEL_ID, _QWEN_LM_MODEL_REVISION)
+
+
+class PromptFormatter:
+    """Renders one user message, video first, by the chat template of `model_dir` or, without it, the hub."""
+
+    def __init__(self, prompt_variant: str, model_dir: str | None = None) -> None:
+        if prompt_variant not in VARIANT_MAPPING:
+            valid = ", ".join(VARIANT_MAPPING)
+            raise ValueError(f"Invalid prompt variant: {prompt_variant}. Valid variants are: {valid}")
+        name = VARIANT_MAPPING[prompt_variant]
+        self.prompt_variant = prompt_variant
+        self.text_prompt: str | None = None
+        self.processor: Any = AutoProcessor.from_pretrained(
+            str(Path(model_dir) / name) if model_dir else name
+        )
+
+    def generate_inputs(
+        self,
+        prompt: str,
+        video_inputs: Any = None,
+        *,
+        override_text_prompt: bool = False,
+        fps: float | None = None,
+    ) -> JsonObject:
+        """Return an input for `QwenVL.generate`.
+
+        The text is rendered once and reused whatever `prompt` is, unless `override_text_prompt` is set.
+        `fps` is the sampling rate of frames in `video_inputs` that come without metadata.
+        """
+        if self.text_prompt is None or override_text_prompt:
+            self.text_prompt = self.processor.apply_chat_template(
+                self.create_message(prompt), tokenize=False, add_generation_prompt=True
+            )
+        if fps is not None and video_inputs is not None:
+            video_inputs = (video_inputs, _describe_frames(len(video_inputs), fps))
+        return {"prompt": self.text_prompt, "multi_modal_data": {"video": video_inputs}}
+
+    def create_message(self, prompt: str) -> list[JsonObject]:
+        return [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": prompt}]}]
+
+
+def _require_vllm(model: str) -> None:
+    if not VLLM_AVAILABLE:
+        raise ImportError(
+            f"vllm is required for {model} model but is not installed. Please install vllm: "
+            "pip install vllm, or from a checkout: pip install '.[gpu]', without a GPU pip install '.[cpu]'."
+        )
+
+
+def _sampling_params(max_tokens: int) -> Any:
+    return SamplingParams(
+        temperature=0.1, top_p=0.001, repetition_penalty=1.05, max_tokens=max_tokens, stop_token_ids=[]
+    )
+
+
+def _download(model: str, model_dir: str, model_id: str, revision: str) -> None:
+    folder = Path(model_dir) / model_id
+    folder.mkdir(parents=True, exist_ok=True)
+    if has_all_weights(folder):
+        logger.info(f"{model} weights already present at: {folder}")
+        return
+    download_model_from_hf(model_id=model_id, local_dir=folder, revision=revision)
+    logger.info(f"{model} weights downloaded to: {folder}")
+
+
 def _attempt(step: Callable[[S], T], items: Iterable[S | None], on_error: OnError) -> list[T | None]:
-    """Return the step's result per item, None where the item is None or the step failed and may."""
+    """Return the step's result per item: None for an item that is None, or failed and may be skipped."""
     results: list[T | None] = []
     for item in items:
         try:
@@ -245,18 +345,56 @@ def _attempt(step: Callable[[S], T], items: Iterable[S | None], on_error: OnErro
 
 
 def _replacement(text: str) -> str:
-    """Return a regex template that puts `text` between the first and the third group, whatever it holds."""
+    """Return a regex template that puts `text` unchanged between the first and the third group."""
     if "\\" not in text and not text[:1].isdigit():
-        return rf"\1{text}\3"
+        return rf"\1{text}\3"  # as NeMo Curator's tests expect it
     escaped = text.replace("\\", r"\\")
     return rf"\g<1>{escaped}\g<3>"
 
 
-def _replace_what_the_user_says(prompt: str, text: str) -> str:
-    head, mark, said = prompt.rpartition(_VIDEO_END)
+def _replace_user_text(prompt: str, text: str) -> str:
+    head, mark, rest = prompt.rpartition(_VIDEO_END)
     if not mark:
         raise ValueError(
-            f"Stage 2 has no place for its prompt: write user_prompt where it is to stand in {prompt!r:.200}."
+            f"The stage-2 prompt has no place: write user_prompt where it belongs in {prompt!r:.200}."
         )
-    _, end, rest = said.partition(_TURN_END)
-    return head + mark + text + end + rest
+    _, end, tail = rest.partition(_TURN_END)
+    return head + mark + text + end + tail
+
+
+def _complete_video(video: Any, colours: Colours | None) -> Any:
+    """Return frames, or (frames, metadata), as vLLM takes them: the same object if it is complete.
+
+    Frames of 0 to 255 are normalised to `colours`, unless those are None.
+    """
+    frames, metadata = video if isinstance(video, tuple) else (video, None)
+    if len(getattr(frames, "shape", ())) != 4:
+        return video
+    is_raw = str(frames.dtype).endswith("uint8")
+    if metadata is not None and not (is_raw and colours):
+        return video
+    if is_raw and colours:
+        frames = normalise(np.asarray(frames), colours)
+    return frames, metadata or _describe_frames(len(frames), _SAMPLING_FPS)
+
+
+def normalise(frames: NDArray[np.uint8], colours: Colours) -> NDArray[np.float32]:
+    """Return values of 0 to 255 as (frames, RGB, height, width) around 0; RGB may also come last."""
+    mean, deviation = (np.asarray(values, np.float32)[:, None, None] for values in colours)
+    planes = frames if frames.shape[-1] != 3 else frames.transpose(0, 3, 1, 2)
+    scaled = np.empty(planes.shape, np.float32)
+    np.multiply(planes, 1 / (255 * deviation), out=scaled)
+    scaled -= mean / deviation
+    return scaled
+
+
+def _describe_frames(count: int, fps: float) -> JsonObject:
+    """Return vLLM's metadata for `count` frames that were sampled at `fps`."""
+    return {
+        "fps": fps,
+        "frames_indices": list(range(count)),
+        "total_num_frames": count,
+        "duration": count / fps,
+        "video_backend": "pyav",
+        "do_sample_frames": False,
+    }

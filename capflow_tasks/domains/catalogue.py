@@ -1,7 +1,6 @@
-"""Domains and their agents: what the domain files mean.
+"""The catalogue: the packaged domains, overridden by a user's folder, with their agents and digests.
 
-Owns the catalogue: the packaged domains with a user's folder laid over them, checked and digested. Knows
-nothing of YAML (`files.py`), of how a prompt is filled (`prompts.py`) or of who runs it.
+`files.py` reads and checks the YAML, `prompts.py` fills the prompts.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
@@ -20,18 +20,18 @@ from capflow_tasks.domains.files import (
     agent_faults,
     domain_faults,
     folded,
-    laid_over,
     merged_defaults,
+    overridden_by,
     read_folder,
     refuse,
 )
 from capflow_tasks.errors import WorkflowError
-from capflow_tasks.records import JsonObject, MediaLimits, Modality, Sampling, Stage
+from capflow_tasks.records import JsonObject, Modality, Sampling, Stage
 
 
 @dataclass(frozen=True, slots=True)
 class Dimension:
-    """One thing a judge grades."""
+    """One dimension that a judge grades."""
 
     description: str
     #: What earns a 1 (bad), a 2 (good) and a 3 (excellent).
@@ -44,22 +44,22 @@ class Agent:
 
     name: str
     stage: Stage
-    #: string.Template text; the placeholders are known to be fillable.
+    #: string.Template text with valid placeholders.
     prompt: str
-    #: Earlier agents of the domain whose texts this one gets; for a judge also the one who wrote the caption.
+    #: Earlier agents whose answers it reads; a judge also reads the agent that writes the caption.
     sees: tuple[str, ...]
-    #: Whether it gets the picture or video itself.
+    #: Whether it gets the picture or video.
     media: bool
     sampling: Sampling
     answer: Literal["text", "letter", "scores"]
-    #: What a judge grades, in order; empty for all others.
+    #: What a judge grades, in order; empty for other agents.
     dimensions: Mapping[str, Dimension]
-    #: Changes with everything that shapes the prompt, what it sees included.
+    #: Changes with everything that shapes the prompt, including the agents it sees.
     digest: str
-    #: Whether it is asked once for each window of a long video.
+    #: Whether it is asked once per window of a long video.
     windows: bool = False
-    #: What differs for it from the settings' media budget.
-    limits: MediaLimits = field(default_factory=MediaLimits)
+    #: What it changes in the settings' media budget.
+    budget: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +69,14 @@ class Domain:
     name: str
     aliases: tuple[str, ...]
     modality: Modality
-    #: What belongs here, as the router is told.
+    #: What belongs here, for the router.
     description: str
     subdomains: tuple[str, ...]
-    #: A label for people; changing it redoes nothing.
+    #: A label for people; a change redoes nothing.
     version: int
-    #: In the order of their stages.
+    #: In stage order.
     agents: tuple[Agent, ...]
-    #: Changes with the digest of any agent.
+    #: Changes with any agent's digest.
     digest: str
 
     def agents_of(self, stage: Stage) -> tuple[Agent, ...]:
@@ -84,21 +84,21 @@ class Domain:
 
     @property
     def captioner(self) -> Agent:
-        """The agent whose text is the caption: the last one of the summarize stage."""
+        """The agent that writes the caption: the last one of the summarize stage."""
         return self.agents_of(Stage.SUMMARIZE)[-1]
 
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """All domains, and what their calls have in common."""
+    """All domains, the router and the system line."""
 
-    #: The line that begins every prompt.
+    #: The first line of every prompt.
     system: str
     router: Agent
     domains: tuple[Domain, ...]
 
     def resolve(self, task: str) -> Domain:
-        """The domain that goes by this name or alias; case and blanks do not matter."""
+        """Find a domain by name or alias, ignoring case and surplus blanks. Raises WorkflowError."""
         for domain in self.domains:
             if folded(task) in map(folded, (domain.name, *domain.aliases)):
                 return domain
@@ -107,16 +107,16 @@ class Catalogue:
 
     @property
     def routable(self) -> tuple[Domain, ...]:
-        """The domains the router chooses from: all for images, in catalogue order."""
+        """The domains that the router chooses from: all for images, in catalogue order."""
         return tuple(domain for domain in self.domains if domain.modality is Modality.IMAGE)
 
     @property
     def letters(self) -> dict[str, Domain]:
-        """The router's answers, A onwards, and what each means."""
+        """The domain of each letter that the router may answer, from A."""
         return dict(zip(ascii_uppercase, self.routable, strict=False))
 
     def for_video(self) -> Domain:
-        """The domain that every video goes to unless it names another."""
+        """Return the domain of every video that names no other. Raises WorkflowError."""
         for domain in self.domains:
             if domain.modality is Modality.VIDEO:
                 return domain
@@ -124,13 +124,12 @@ class Catalogue:
 
 
 def load_catalogue(folder: Path | None = None) -> Catalogue:
-    """The packaged domains with `folder` laid over them, in the order of the file names, added ones last.
+    """Load the packaged domains, then those of `folder`, in the order of their file names.
 
-    A file in `folder` takes the place of the packaged one of its name; its `_defaults.yaml` is merged over
-    ours key by key. WorkflowError if a file cannot be used.
+    A file in `folder` replaces the packaged file of its name; its `_defaults.yaml` is merged key by key.
+    Raises WorkflowError.
     """
-    ours = read_folder(files("capflow_tasks") / "domains")
-    theirs = read_folder(folder) if folder else {}
+    ours, theirs = dict(_packaged()), read_folder(folder) if folder else {}
     defaults = merged_defaults(ours.pop(DEFAULTS), theirs.pop(DEFAULTS, {"agents": {}}))
     sources = (ours | theirs).values()
     refuse(domain_faults(sources))
@@ -138,20 +137,26 @@ def load_catalogue(folder: Path | None = None) -> Catalogue:
     return Catalogue(defaults["system"], _router(defaults, domains), domains)
 
 
+@cache
+def _packaged() -> dict[str, JsonObject]:
+    return read_folder(files("capflow_tasks") / "domains")
+
+
 def _router(defaults: JsonObject, domains: tuple[Domain, ...]) -> Agent:
     images = [domain for domain in domains if domain.modality is Modality.IMAGE]
     routed = [[domain.name, domain.description, *domain.subdomains] for domain in images]
-    keys = laid_over({"sampling": defaults["sampling"]}, defaults["router"])
+    keys = overridden_by({"sampling": defaults["sampling"]}, defaults["router"])
     return _agent("router", keys, (), [defaults["system"], routed], f"{defaults['file']}: router")
 
 
 def make_domain(keys: JsonObject, defaults: JsonObject) -> Domain:
+    """Build a domain; sampling and budget merge from the defaults to the domain to the agent."""
     agents: tuple[Agent, ...] = ()
     for name, given in keys["agents"].items():
         shared = defaults["agents"].get(name, {})
         where = f"{keys['file']}: agents.{name}{'' if given else ' (as in _defaults.yaml)'}"
         below = {"sampling": defaults["sampling"], "budget": keys.get("budget", {})}
-        merged = laid_over(laid_over(below, shared), given)
+        merged = overridden_by(overridden_by(below, shared), given)
         agents += (_agent(name, merged, agents, [defaults["system"], keys["name"]], where),)
     if all(agent.stage is not Stage.SUMMARIZE for agent in agents):
         raise WorkflowError(
@@ -170,7 +175,7 @@ def make_domain(keys: JsonObject, defaults: JsonObject) -> Domain:
 
 
 def _agent(name: str, keys: JsonObject, earlier: tuple[Agent, ...], context: list[Any], where: str) -> Agent:
-    """`context` is what shapes the prompt from outside the agent; it goes into the digest."""
+    """Check and build an agent; `context` is what else shapes its prompt and enters the digest."""
     faults = agent_faults(name, keys, {agent.name: agent.stage for agent in earlier})
     refuse(f"{where}: {fault}" for fault in faults)
     agent = Agent(
@@ -184,17 +189,17 @@ def _agent(name: str, keys: JsonObject, earlier: tuple[Agent, ...], context: lis
         dimensions={word: Dimension(**rubric) for word, rubric in keys.get("dimensions", {}).items()},
         digest="",
         windows=keys.get("windows", False),
-        limits=MediaLimits(**keys["budget"]),
+        budget=keys["budget"],
     )
     seen = [other.digest for other in earlier if other.name in agent.sees]
-    # Keys that an agent leaves out leave its digest as it was before there were such keys.
-    said = {key: value for key, value in asdict(agent).items() if key not in ("windows", "limits")}
+    # without these keys the digest is the same as before the keys existed
+    said = {key: value for key, value in asdict(agent).items() if key not in ("windows", "budget")}
     media = [{"windows": True}] * agent.windows + [keys["budget"]] * bool(keys["budget"])
     return replace(agent, digest=_digest(context, said, list(agent.dimensions), seen, *media))
 
 
 def _seen(keys: JsonObject, earlier: tuple[Agent, ...]) -> tuple[str, ...]:
-    """The names in `sees` with `all` spelled out, and for a judge the agent whose caption it grades."""
+    """List the names in `sees`, with `all` expanded and, for a judge, the agent that writes the caption."""
     names = keys.get("sees", [])
     if names == ["all"]:
         names = [agent.name for agent in earlier if agent.stage in (Stage.PERCEIVE, Stage.REASON)]
@@ -204,5 +209,5 @@ def _seen(keys: JsonObject, earlier: tuple[Agent, ...]) -> tuple[str, ...]:
 
 
 def _digest(*parts: object) -> str:
-    """12 hex digits that depend on what is said and not on how the file is laid out."""
+    """Return 12 hex digits of the content, independent of the file's layout."""
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

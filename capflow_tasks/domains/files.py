@@ -1,7 +1,7 @@
-"""The YAML of domain files: which keys there are, and how a user's files are laid over the packaged ones.
+"""Domain files: which keys they have, how a user's file overrides a packaged one, and which rules hold.
 
-Gives plain dicts whose keys and types are right. Knows nothing of what they mean: that is `rules.py` and
-`catalogue.py`. Whatever is wrong in a file is a WorkflowError, a line per fault: file, key, fault, remedy.
+Gives plain dicts whose keys and types are right. Errors are WorkflowErrors with a line per fault: file, key,
+fault, remedy.
 """
 
 from __future__ import annotations
@@ -15,118 +15,15 @@ from pydantic import BeforeValidator, Field, StringConstraints
 
 from capflow_tasks.domains.yaml_file import Keys, read_yaml
 from capflow_tasks.errors import WorkflowError
-from capflow_tasks.records import JsonObject, Modality, Stage
-
-_ORDER = tuple(Stage)
-_ANSWERS = {Stage.ROUTE: "letter", Stage.SCORE: "scores"}
-_PLACEHOLDERS = {Stage.ROUTE: {"domains"}, Stage.SCORE: {"domain", "reports", "caption", "dimensions"}}
-#: The least and the most of the same thing in a media budget.
-_PAIRS = (
-    ("min_pixels", "max_pixels"),
-    ("min_frames", "max_frames"),
-    ("frame_min_pixels", "frame_max_pixels"),
-    ("frame_min_pixels", "total_pixels"),
-)
-#: Without these a prompt would leave out what its stage is about.
-_ESSENTIAL = {Stage.ROUTE: {"domains"}, Stage.SCORE: {"caption"}}
-
-
-def refuse(faults: Iterable[str]) -> None:
-    """WorkflowError with all the faults, if there are any."""
-    lines = list(faults)
-    if lines:
-        raise WorkflowError("\n".join(lines))
-
-
-def folded(name: str) -> str:
-    """A domain's name as it is compared: without regard to case and blanks."""
-    return " ".join(name.split()).casefold()
-
-
-def domain_faults(domains: Iterable[JsonObject]) -> Iterator[str]:
-    """Names and aliases that two domain files claim, and image domains for which no letter is left."""
-    owners: dict[str, str] = {}
-    images = 0
-    for keys in domains:
-        for name in sorted({folded(name) for name in (keys["name"], *keys["aliases"])}):
-            if owners.setdefault(name, keys["file"]) != keys["file"]:
-                yield (
-                    f"{keys['file']}: name or aliases: {name!r} belongs to {owners[name]}; "
-                    "choose another, or give your file the same file name to replace that one"
-                )
-        images += keys["modality"] == Modality.IMAGE
-        if images > len(ascii_uppercase):
-            yield f"{keys['file']}: the router has letters for 26 image domains; remove this one or another"
-
-
-def agent_faults(name: str, keys: JsonObject, earlier: Mapping[str, Stage]) -> Iterator[str]:
-    """What is wrong with an agent that comes after `earlier`, each fault beginning with the key to mend."""
-    missing = [key for key in ("stage", "prompt") if key not in keys]
-    if missing:
-        yield f"{missing[0]}: missing here and in _defaults.yaml; add it, or correct the agent's name"
-        return
-    stage = Stage(keys["stage"])
-    yield from _stage_faults(name, stage, earlier)
-    yield from _answer_faults(stage, keys)
-    yield from _media_faults(stage, keys)
-    for seen in keys.get("sees", []):
-        if seen != "all" and seen not in earlier:
-            known = ", ".join(earlier) or "none"
-            yield f"sees: {seen!r} is not listed before {name}; use all, or some of: {known}"
-    yield from _prompt_faults(stage, keys)
-
-
-def _stage_faults(name: str, stage: Stage, earlier: Mapping[str, Stage]) -> Iterator[str]:
-    if (stage is Stage.ROUTE) != (name == "router"):
-        yield "stage: route belongs to the router alone; use perceive, reason, summarize or score"
-    for other, before in list(earlier.items())[-1:]:
-        if _ORDER.index(stage) < _ORDER.index(before):
-            yield f"stage: {stage} cannot follow {other} ({before}); list the agents by stage"
-
-
-def _answer_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
-    expected = _ANSWERS.get(stage, "text")
-    if keys.get("answer", "text") != expected:
-        yield f"answer: stage {stage} needs {expected}; give that"
-    dimensions = keys.get("dimensions", {})
-    if bool(dimensions) != (stage is Stage.SCORE):
-        yield "dimensions: an agent of stage score needs some, no other may have any; mend that or the stage"
-    if "overall" in dimensions:
-        yield "dimensions: overall is always graded, beside them; remove it or choose another name"
-
-
-def _media_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
-    if keys.get("windows") and (stage is not Stage.PERCEIVE or not keys.get("media", True)):
-        yield "windows: for an agent of stage perceive that gets the media; remove it, or change those"
-    budget = keys["budget"]
-    for least, most in _PAIRS:
-        if least in budget and most in budget and budget[least] > budget[most]:
-            yield f"budget: {least} {budget[least]} is above {most} {budget[most]}; mend one of them"
-
-
-def _prompt_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
-    template = Template(keys["prompt"])
-    if not template.is_valid():
-        yield "prompt: a $ stands alone; write $$ for a dollar sign"
-        return
-    window = {"window"} if keys.get("windows") else set()
-    used, known = set(template.get_identifiers()), _PLACEHOLDERS.get(stage, {"domain", "reports"}) | window
-    if used - known:
-        yield f"prompt: unknown placeholder {_listed(used - known)}; use {_listed(known)}"
-    needed = _ESSENTIAL.get(stage, set()) | ({"reports"} if keys.get("sees") else set()) | window
-    if needed - used:
-        yield f"prompt: lacks {_listed(needed - used)}, which the model would never see; put it in"
-
-
-def _listed(placeholders: set[str]) -> str:
-    return ", ".join(f"${word}" for word in sorted(placeholders))
-
+from capflow_tasks.records import BUDGET_PAIRS, JsonObject, Modality, Stage
 
 DEFAULTS = "_defaults.yaml"
 
 _Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 _Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 _Seen = Annotated[list[_Name], BeforeValidator(lambda value: ["all"] if value == "all" else value)]
+_Pixels = Annotated[int, Field(ge=28 * 28)]
+_Frames = Annotated[int, Field(ge=2)]
 
 
 class _Sampling(Keys):
@@ -136,11 +33,9 @@ class _Sampling(Keys):
     repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
 
 
-_Pixels = Annotated[int, Field(ge=28 * 28)]
-_Frames = Annotated[int, Field(ge=2)]
-
-
 class _Budget(Keys):
+    """What may be changed of `MediaBudget`, by its names."""
+
     min_pixels: _Pixels | None = None
     max_pixels: _Pixels | None = None
     fps: Annotated[float, Field(gt=0)] | None = None
@@ -192,9 +87,9 @@ class _Defaults(Keys):
 
 
 def read_folder(folder: Traversable) -> dict[str, JsonObject]:
-    """What the *.yaml files of a folder say, by file name in sorted order; each also has its path, as `file`.
+    """Read the *.yaml files of a folder; return their keys, and their path as `file`, by sorted file name.
 
-    A key that is null is left out, as if it were not there.
+    Keys that are null are left out.
     """
     if not folder.is_dir():
         raise WorkflowError(f"{folder}: not a folder; name one that holds domain files (*.yaml)")
@@ -205,20 +100,120 @@ def read_folder(folder: Traversable) -> dict[str, JsonObject]:
     return {entry.name: read_file(entry) for entry in entries if entry.name.endswith(".yaml")}
 
 
+def read_file(entry: Traversable) -> JsonObject:
+    shape = _Defaults if entry.name == DEFAULTS else _Domain
+    return read_yaml(entry, shape, WorkflowError).model_dump(exclude_none=True) | {"file": str(entry)}
+
+
 def merged_defaults(ours: JsonObject, theirs: JsonObject) -> JsonObject:
-    """A user's `_defaults.yaml` over the packaged one, key by key, agent by agent."""
-    names = [*ours["agents"], *(name for name in theirs["agents"] if name not in ours["agents"])]
-    agents = {name: laid_over(ours["agents"].get(name, {}), theirs["agents"].get(name, {})) for name in names}
-    router = laid_over(ours["router"], theirs.get("router", {}))
-    return laid_over(ours, theirs) | {"router": router, "agents": agents}
+    """Merge a user's `_defaults.yaml` into the packaged one, key by key and agent by agent."""
+    names = dict.fromkeys([*ours["agents"], *theirs["agents"]])
+    agents = {
+        name: overridden_by(ours["agents"].get(name, {}), theirs["agents"].get(name, {})) for name in names
+    }
+    router = overridden_by(ours["router"], theirs.get("router", {}))
+    return overridden_by(ours, theirs) | {"router": router, "agents": agents}
 
 
-def laid_over(below: JsonObject, above: JsonObject) -> JsonObject:
-    """The keys of `above` in place of those of `below`; sampling and budget are merged by their own keys."""
+def overridden_by(below: JsonObject, above: JsonObject) -> JsonObject:
+    """Replace the keys of `below` by those of `above`; merge sampling and budget key by key."""
     merged = {key: below.get(key, {}) | above.get(key, {}) for key in ("sampling", "budget")}
     return below | above | merged
 
 
-def read_file(entry: Traversable) -> JsonObject:
-    shape = _Defaults if entry.name == DEFAULTS else _Domain
-    return read_yaml(entry, shape, WorkflowError).model_dump(exclude_none=True) | {"file": str(entry)}
+def refuse(faults: Iterable[str]) -> None:
+    """Raise a WorkflowError with all faults, if there are any."""
+    lines = list(faults)
+    if lines:
+        raise WorkflowError("\n".join(lines))
+
+
+def folded(name: str) -> str:
+    """Return a domain's name as it is compared: without case and surplus blanks."""
+    return " ".join(name.split()).casefold()
+
+
+def domain_faults(domains: Iterable[JsonObject]) -> Iterator[str]:
+    """Find names and aliases that two domain files claim, and image domains beyond the last letter."""
+    owners: dict[str, str] = {}
+    images = 0
+    for keys in domains:
+        for name in sorted({folded(name) for name in (keys["name"], *keys["aliases"])}):
+            if owners.setdefault(name, keys["file"]) != keys["file"]:
+                yield (
+                    f"{keys['file']}: name or aliases: {name!r} belongs to {owners[name]}; "
+                    "choose another, or give your file the same file name to replace that one"
+                )
+        images += keys["modality"] == Modality.IMAGE
+        if images > len(ascii_uppercase):
+            yield f"{keys['file']}: the router has letters for 26 image domains; remove this one or another"
+
+
+_STAGES = tuple(Stage)
+_ANSWERS = {Stage.ROUTE: "letter", Stage.SCORE: "scores"}
+_PLACEHOLDERS = {Stage.ROUTE: {"domains"}, Stage.SCORE: {"domain", "reports", "caption", "dimensions"}}
+#: Placeholders without which a prompt lacks the subject of its stage.
+_ESSENTIAL = {Stage.ROUTE: {"domains"}, Stage.SCORE: {"caption"}}
+
+
+def agent_faults(name: str, keys: JsonObject, earlier: Mapping[str, Stage]) -> Iterator[str]:
+    """Find what is wrong with an agent that comes after `earlier`; each fault begins with its key."""
+    missing = [key for key in ("stage", "prompt") if key not in keys]
+    if missing:
+        yield f"{missing[0]}: missing here and in _defaults.yaml; add it, or correct the agent's name"
+        return
+    stage = Stage(keys["stage"])
+    yield from _stage_faults(name, stage, earlier)
+    yield from _answer_faults(stage, keys)
+    yield from _media_faults(stage, keys)
+    for seen in keys.get("sees", []):
+        if seen != "all" and seen not in earlier:
+            known = ", ".join(earlier) or "none"
+            yield f"sees: {seen!r} is not listed before {name}; use all, or some of: {known}"
+    yield from _prompt_faults(stage, keys)
+
+
+def _stage_faults(name: str, stage: Stage, earlier: Mapping[str, Stage]) -> Iterator[str]:
+    if (stage is Stage.ROUTE) != (name == "router"):
+        yield "stage: route belongs to the router alone; use perceive, reason, summarize or score"
+    for other, before in list(earlier.items())[-1:]:
+        if _STAGES.index(stage) < _STAGES.index(before):
+            yield f"stage: {stage} cannot follow {other} ({before}); list the agents by stage"
+
+
+def _answer_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
+    expected = _ANSWERS.get(stage, "text")
+    if keys.get("answer", "text") != expected:
+        yield f"answer: stage {stage} needs {expected}; use that"
+    dimensions = keys.get("dimensions", {})
+    if bool(dimensions) != (stage is Stage.SCORE):
+        yield "dimensions: an agent of stage score needs some, no other may have any; fix that or the stage"
+    if "overall" in dimensions:
+        yield "dimensions: overall is always graded; remove it or choose another name"
+
+
+def _media_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
+    if keys.get("windows") and (stage is not Stage.PERCEIVE or not keys.get("media", True)):
+        yield "windows: for an agent of stage perceive that gets the media; remove it, or change those"
+    budget = keys["budget"]
+    for least, most in (*BUDGET_PAIRS, ("frame_min_pixels", "total_pixels")):
+        if least in budget and most in budget and budget[least] > budget[most]:
+            yield f"budget: {least} {budget[least]} is above {most} {budget[most]}; change one of them"
+
+
+def _prompt_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
+    template = Template(keys["prompt"])
+    if not template.is_valid():
+        yield "prompt: a $ stands alone; write $$ for a dollar sign"
+        return
+    window = {"window"} if keys.get("windows") else set()
+    used, known = set(template.get_identifiers()), _PLACEHOLDERS.get(stage, {"domain", "reports"}) | window
+    if used - known:
+        yield f"prompt: unknown placeholder {_listed(used - known)}; use {_listed(known)}"
+    needed = _ESSENTIAL.get(stage, set()) | ({"reports"} if keys.get("sees") else set()) | window
+    if needed - used:
+        yield f"prompt: lacks {_listed(needed - used)}, which the model would never see; add it"
+
+
+def _listed(placeholders: set[str]) -> str:
+    return ", ".join(f"${word}" for word in sorted(placeholders))

@@ -1,7 +1,7 @@
-"""Fills an agent's prompt. Knows nothing of where the texts come from or of the engine.
+"""Fills an agent's prompt.
 
-What an agent or a stranger's file wrote is data: it stands in tags that it cannot close, is never searched
-for placeholders, and cannot pose as a chat template's control token.
+Text by an agent or from a user's file is data: it is enclosed in tags that it cannot close, is not searched
+for placeholders, and cannot pose as a control token of the chat template.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from capflow_tasks.domains.catalogue import Agent, Catalogue, Dimension, Domain
 from capflow_tasks.errors import BadEntry
 from capflow_tasks.records import JsonObject, Span, Stage, clock
 
-#: Begins <|im_end|> and the like, which a tokenizer takes for control tokens wherever they stand in a prompt.
+#: The start of control tokens such as <|im_end|>, which a tokenizer recognises anywhere in a prompt.
 _CONTROL_TOKEN = re.compile(r"<(?=\|)")
 
-#: Between an agent's name and the window that it was asked about; no domain file can have it in a name.
+#: Separates an agent's name from the window that its answer is about; domain files allow it in no name.
 WINDOW_MARK = "@"
-#: What `$window` says where there is but one.
+#: `$window` of a video that is not cut.
 WHOLE_VIDEO = "the whole video"
 
 
 def instruction_for(
     agent: Agent, domain: Domain, reports: Mapping[str, str], window: str = WHOLE_VIDEO
 ) -> str:
-    """The agent's prompt with its placeholders filled.
+    """Fill the placeholders of the agent's prompt.
 
-    `reports` holds text by agent name, that of a window by `name@start-end`; `window` says what part of the
-    video the agent gets. What `agent.sees` names and is not there, as when a run leaves out a
-    stage, is left out of the prompt too; a judge without a caption raises BadEntry.
+    `reports` holds the answers by agent name, `name@start-end` for a window; `window` names the part of the
+    video that the agent gets. Agents in `agent.sees` without an answer, as when a run skips a stage, are left
+    out. Raises BadEntry for a judge without a caption.
     """
-    names = [name for seen in agent.sees for name in spoken_as(seen, reports)]
+    names = [name for seen in agent.sees for name in answer_names(seen, reports)]
     texts = {name: _CONTROL_TOKEN.sub("< ", reports[name]) for name in names}
     report, caption = (_free_tag(tag, texts.values()) for tag in ("report", "caption"))
     captioner = domain.captioner.name if agent.stage is Stage.SCORE else None
@@ -49,21 +49,21 @@ def instruction_for(
     )
 
 
-def spoken_as(name: str, reports: Iterable[str]) -> list[str]:
-    """The names under which an agent has spoken: its own, or one for each window in the order of time."""
+def answer_names(name: str, reports: Iterable[str]) -> list[str]:
+    """Return the names of an agent's answers: its own, or one per window in order of time."""
     found = [each for each in reports if each.partition(WINDOW_MARK)[0] == name]
-    # Hours have two digits or more.
+    # hours may have more than two digits: shorter ones come first
     return sorted(found, key=lambda each: (each.find(":"), each))
 
 
 def window_text(number: int, spans: Sequence[Span]) -> str:
-    """What `$window` says of the window at `number` of a video's `spans`."""
+    """Describe the window `spans[number]` of a video, for `$window`."""
     start, end, whole = map(clock, (spans[number].start, spans[number].end, spans[-1].end))
     return f"part {number + 1} of {len(spans)} of a longer video, from {start} to {end} of {whole}"
 
 
 def router_instruction(catalogue: Catalogue) -> str:
-    """The router's prompt, with one line per letter."""
+    """Fill the router's prompt, with one line per letter."""
     lines = [
         f"{letter}. {domain.name}{_in_parentheses(domain.subdomains)}: {domain.description}"
         for letter, domain in catalogue.letters.items()
@@ -72,7 +72,7 @@ def router_instruction(catalogue: Catalogue) -> str:
 
 
 def scores_schema(agent: Agent) -> JsonObject:
-    """JSON schema of a judge's answer: each dimension in order, then `overall`, all from 1 to 3."""
+    """Return the JSON schema of a judge's answer: each dimension in order, then `overall`, from 1 to 3."""
     names = [*agent.dimensions, "overall"]
     return {
         "type": "object",
@@ -83,7 +83,7 @@ def scores_schema(agent: Agent) -> JsonObject:
 
 
 def _free_tag(name: str, texts: Iterable[str]) -> str:
-    """The first of `name`, `name-2`, `name-3`, ... that no text uses as a tag: none can end its section."""
+    """Return the first of `name`, `name-2`, ... that no text uses as a tag, so that none can close it."""
     taken = "\n".join(texts)
     candidates = (name if number == 1 else f"{name}-{number}" for number in count(1))
     return next(tag for tag in candidates if not re.search(rf"<[\s/]*{tag}\b", taken, re.IGNORECASE))

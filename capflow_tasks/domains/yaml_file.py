@@ -1,4 +1,4 @@
-"""Reads a YAML file that a user writes; whatever is wrong is told by file, key, fault and remedy."""
+"""Reads a user's YAML file; each fault is reported with file, key and remedy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from capflow_tasks.errors import UserError
 
 
 class Keys(BaseModel):
-    """A mapping in a file; other keys than its fields are refused."""
+    """A mapping in a file; unknown keys are refused."""
 
     model_config = ConfigDict(strict=True)
 
@@ -33,9 +33,9 @@ _DATE = "tag:yaml.org,2002:timestamp"
 
 
 class _Loader(yaml.SafeLoader):
-    """yaml.SafeLoader that leaves dates as text and refuses a key given twice, of which it would keep one.
+    """A SafeLoader that keeps dates as text and refuses duplicate keys.
 
-    Its tables are its own: other libraries change those of their parent.
+    It has its own tables, because other libraries change those of SafeLoader.
     """
 
     def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
@@ -59,24 +59,24 @@ _Loader.yaml_implicit_resolvers = {
 
 
 def read_yaml(entry: Traversable, shape: type[Shape], error_type: type[UserError]) -> Shape:
-    """What the file says, of the right keys and types. Raises `error_type` with a line per fault."""
+    """Read a file into `shape`. Raises `error_type` with a line per fault."""
     try:
         return shape.model_validate(yaml.load(entry.read_text(encoding="utf-8"), _Loader))
     except ValidationError as error:
         raise error_type("\n".join(_line(entry, fault) for fault in error.errors())) from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise error_type(f"{entry}: line {line}: {error.problem}; mend the YAML there") from None
-    # ValueError: of !!int one; RecursionError: of brackets.
+        raise error_type(f"{entry}: line {line}: {error.problem}; fix the YAML there") from None
+    # ValueError comes from `!!int one`, RecursionError from many brackets
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise error_type(f"{entry}: not YAML in UTF-8 ({reason}); save it as such") from None
+        raise error_type(f"{entry}: not YAML in UTF-8 ({reason}); save it as YAML in UTF-8") from None
     except OSError as error:
         raise error_type(f"{entry}: cannot be read ({error.strerror}); check its permissions") from None
 
 
 def _line(entry: Traversable, fault: Any) -> str:
-    """One fault as pydantic found it, in one line."""
+    """Describe one fault that pydantic found, in one line."""
     key = ".".join(str(part) for part in fault["loc"] if part != "[key]") or "top level"
     if fault["type"] == "value_error":
         return f"{entry}: {key}: {fault['ctx']['error']}"

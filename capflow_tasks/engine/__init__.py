@@ -1,1 +1,1 @@
-"""What answers requests. Stages see the interface only; vLLM is imported when an engine is built."""
+"""Engines that answer requests, behind one interface; vLLM is imported when its engine is built."""

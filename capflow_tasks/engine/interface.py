@@ -1,4 +1,4 @@
-"""What an engine is to the stages, and how settings choose one. Imports no engine before it is built."""
+"""The engine as the stages see it, and its choice by settings. Imports no engine until one is built."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from capflow_tasks.errors import SampleError, SettingsError
 from capflow_tasks.records import Completion, Request
 from capflow_tasks.settings import Settings
 
-#: What became of one request: its answer, or why there is none.
+#: The result of one request: its completion, or why there is none.
 Answer = Completion | SampleError
 
 
 class EngineState(StrEnum):
-    """Whether an engine can be asked."""
+    """Whether an engine can take requests."""
 
     LOADING = "loading"
     UP = "up"
-    #: It died, and is rebuilt when it is next asked.
+    #: It died; the next request rebuilds it.
     DEAD = "dead"
 
 
@@ -31,41 +31,40 @@ class Engine(Protocol):
     model: str
 
     def start(self) -> None:
-        """Load the model; returns when requests can be taken. Raises ServiceError."""
+        """Load the model and return when requests can be taken. Raises ServiceError."""
 
     def stop(self) -> None:
-        """Free the model; nothing may be in flight."""
+        """Free the model; no request may be running."""
 
     def generate(self, requests: Sequence[Request]) -> list[Answer]:
-        """Answer all requests concurrently, in their order. Called from many threads at once.
+        """Answer all requests concurrently and return the answers in order. Called from many threads.
 
-        A request that fails yields its error in its place and leaves the others alone.
-        Raises EngineDead when the engine died under them; the next call finds it rebuilt, or raises
-        ServiceError.
+        A failed request yields its error in its place and does not affect the others. Raises EngineDead if
+        the engine dies; the next call finds it rebuilt, or raises ServiceError.
         """
 
 
 def state_of(engine: Engine) -> EngineState:
-    """The state of a started engine; one that has no `state` to tell is up."""
+    """Return the state of a started engine; an engine without `state` is up."""
     state: EngineState = getattr(engine, "state", EngineState.UP)
     return state
 
 
 def cache_tokens_of(engine: Engine) -> int | None:
-    """Tokens that the engine's KV cache holds; None for one that has no `cache_tokens` to tell."""
+    """Return the size of the engine's KV cache in tokens; None for an engine without `cache_tokens`."""
     return getattr(engine, "cache_tokens", None)
 
 
 def build_engine(settings: Settings, model: str) -> Engine:
-    """The engine of this model, not started yet. Raises SettingsError."""
+    """Build the engine of this model, not started yet. Raises SettingsError."""
     path = "capflow_tasks.engine.vllm_engine:build" if settings.engine == "vllm" else settings.engine
     module, _, factory = path.partition(":")
     try:
         build = getattr(import_module(module), factory)
     except (ImportError, AttributeError, ValueError) as error:
         raise SettingsError(
-            f"CAPFLOW_ENGINE={settings.engine!r}: {error}; expected vllm, or module:factory, "
-            "and for vllm: pip install 'capflow[gpu]' or 'capflow[cpu]'"
+            f"CAPFLOW_ENGINE={settings.engine!r}: {error}; expected vllm, or module:factory; "
+            "vllm needs pip install '.[gpu]', or '.[cpu]' without a GPU"
         ) from error
     engine: Engine = build(settings, model)
     return engine

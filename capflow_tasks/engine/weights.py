@@ -1,4 +1,4 @@
-"""Brings a checkpoint from the Hugging Face hub, and tells whether one is whole."""
+"""Downloads a checkpoint from the Hugging Face hub, and checks that one is complete."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)\.safetensor
 
 
 def has_all_weights(folder: Path) -> bool:
-    """Tell whether every shard is there, by the index if there is one, else by the shards' own names."""
+    """Check that every file of weights exists, by the index or, without one, by the file names."""
     if (folder / _INDEX).exists():
         return _has_all_of_index(folder)
     found = {path.name for path in folder.glob("*.safetensors")}
@@ -24,7 +24,7 @@ def _has_all_of_index(folder: Path) -> bool:
         index = json.loads((folder / _INDEX).read_bytes())
         names = {str(name) for name in index["weight_map"].values()}
     except (ValueError, LookupError, TypeError, AttributeError):
-        return False  # cut short itself: it is downloaded again
+        return False  # the index is cut short: download it again
     return bool(names) and all((folder / name).is_file() for name in names)
 
 
@@ -42,7 +42,7 @@ def download_model_from_hf(
     filename: str | None = None,
     revision: str | None = None,
 ) -> None:
-    """Bring a checkpoint, or one file of it, to `local_dir`; what is already there is not fetched again."""
+    """Download a checkpoint, or one file of it, to `local_dir`, without the files already there."""
     from huggingface_hub import hf_hub_download, snapshot_download
 
     if filename is None:

@@ -29,7 +29,7 @@ from capflow_tasks.fleet.embedded import database_url
 from capflow_tasks.fleet.vitals import vitals
 from capflow_tasks.media.budget import budget_of
 from capflow_tasks.media.decoders import shared_video_files
-from capflow_tasks.media.video import WindowRule, Windows
+from capflow_tasks.media.video import Windows
 from capflow_tasks.records import Stage
 from capflow_tasks.settings import Settings, read_settings
 from capflow_tasks.store.claims import BatchStore, WorkerStore
@@ -144,9 +144,7 @@ class EngineStep(bootsteps.StartStopStep):
 
 
 def _windows(settings: Settings) -> Windows:
-    files = shared_video_files(settings.video_decoders)
-    rule = WindowRule(settings.video_fps, settings.video_window_frames, settings.video_max_windows)
-    return Windows(rule, partial(files.measure, budget=budget_of(settings)))
+    return Windows(budget_of(settings), shared_video_files(settings.video_decoders))
 
 
 class LoopTimestampStep(bootsteps.StartStopStep):

@@ -1,66 +1,58 @@
-"""How much of a picture or video the model gets, and how that is changed or cut down. Imports no torch."""
+"""The media budget: how much of a picture or video the model gets. Imports no torch."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from capflow_tasks.errors import MediaTooLarge, SettingsError
-from capflow_tasks.records import MediaLimits
+from capflow_tasks.records import BUDGET_PAIRS
 from capflow_tasks.settings import Settings
 
-#: Side of the square of pixels that becomes one token of Qwen2.5-VL: patch 14, merged 2 by 2.
-QWEN2_5_VL_FACTOR = 28
-_TOKEN = QWEN2_5_VL_FACTOR**2
+#: Pixels per side of one token of Qwen2.5-VL: patch 14, merged 2 by 2.
+_FACTOR = 28
+_TOKEN = _FACTOR**2
 #: Frames that share their tokens.
 FRAMES_PER_TOKEN = 2
-#: Each field of `MediaLimits` that changes a budget, and the budget's own name for it.
-_NAMES = {
-    "min_pixels": "min_pixels",
-    "max_pixels": "max_pixels",
-    "fps": "video_fps",
-    "min_frames": "video_min_frames",
-    "max_frames": "video_max_frames",
-    "frame_min_pixels": "video_frame_min_pixels",
-    "frame_max_pixels": "video_frame_max_pixels",
-    "total_pixels": "video_total_pixels",
-}
-#: The least and the most of the same thing.
-_PAIRS = (
-    ("min_pixels", "max_pixels"),
-    ("video_min_frames", "video_max_frames"),
-    ("video_frame_min_pixels", "video_frame_max_pixels"),
-)
-#: A video that is cut down gets a multiple of this, so that prompts of about the same length share it.
+#: A reduced video budget is a multiple of this, so that prompts of similar length share the video.
 _STEP_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)
 class MediaBudget:
-    """How much of a picture or video the model gets; the defaults suit Qwen2.5-VL with 32 k of context."""
+    """How much of a picture or video the model gets; the defaults suit Qwen2.5-VL with 32 k of context.
+
+    Domain files use the same names as keys of `budget`.
+    """
 
     #: Pixels per side of one token: 28 for Qwen2.5-VL, 32 for Qwen3-VL.
-    factor: int = QWEN2_5_VL_FACTOR
-    #: Pixels per picture, after resizing, at least (256 tokens, so that small print is enlarged).
+    factor: int = _FACTOR
+    #: Minimum pixels per resized picture (256 tokens, so that small print is enlarged).
     min_pixels: int = 256 * _TOKEN
-    #: Pixels per picture, after resizing, at most (1,280 tokens).
+    #: Maximum pixels per resized picture (1,280 tokens).
     max_pixels: int = 1280 * _TOKEN
-    #: Frames to take per second of video.
-    video_fps: float = 2.0
-    #: Frames per video, at least (as far as it has them).
-    video_min_frames: int = 4
-    #: Frames per video, at most.
-    video_max_frames: int = 256
-    #: Pixels per frame, after resizing, at least.
-    video_frame_min_pixels: int = 128 * _TOKEN
-    #: Pixels per frame, after resizing, at most.
-    video_frame_max_pixels: int = 768 * _TOKEN
-    #: Pixels per video, two frames counted as one, at most: never exceeded, fewer frames are taken instead.
-    video_total_pixels: int = 20480 * _TOKEN
-    #: Bytes per file, at most.
+    #: Frames sampled per second of video.
+    fps: float = 2.0
+    #: Minimum frames per video, or per window; a shorter video gives what it has.
+    min_frames: int = 4
+    #: Maximum frames per video, or per window.
+    max_frames: int = 256
+    #: Minimum pixels per resized frame.
+    frame_min_pixels: int = 128 * _TOKEN
+    #: Maximum pixels per resized frame.
+    frame_max_pixels: int = 768 * _TOKEN
+    #: Maximum pixels per video or window, two frames counted as one: never exceeded, fewer frames are taken.
+    total_pixels: int = 20480 * _TOKEN
+    #: Sampled frames per window of a long video.
+    window_frames: int = 256
+    #: Maximum windows per video; a longer video gets longer windows.
+    max_windows: int = 64
+    #: Maximum bytes per file.
     max_file_bytes: int = 16 * 2**30
-    #: Pixels per picture or frame as stored, at most; for pictures Pillow stops at 178,956,970 anyway.
+    #: Maximum pixels per stored picture or frame; for pictures Pillow stops at 178,956,970 anyway.
     max_source_pixels: int = 150_000_000
-    #: Seconds to read and decode one video, at most.
+    #: Seconds to read and decode one video.
     timeout_seconds: float = 300.0
 
     def __post_init__(self) -> None:
@@ -69,58 +61,59 @@ class MediaBudget:
                 raise SettingsError(f"{name} must be above zero, not {value}.")
         if self.min_pixels > self.max_pixels:
             raise SettingsError("min_pixels must not be above max_pixels.")
-        if self.video_frame_min_pixels > self.video_frame_max_pixels:
-            raise SettingsError("video_frame_min_pixels must not be above video_frame_max_pixels.")
+        if self.frame_min_pixels > self.frame_max_pixels:
+            raise SettingsError("frame_min_pixels must not be above frame_max_pixels.")
         if self.frame_limit < FRAMES_PER_TOKEN:
-            raise SettingsError(
-                "video_total_pixels and video_max_frames must allow two frames of least size."
-            )
+            raise SettingsError("total_pixels and max_frames must allow two frames of minimum size.")
 
     @property
     def frame_limit(self) -> int:
-        """Frames per video, at most, with the total in mind."""
-        affordable = self.video_total_pixels * FRAMES_PER_TOKEN // self.frame_pixels_floor
-        return min(self.video_max_frames, affordable) // FRAMES_PER_TOKEN * FRAMES_PER_TOKEN
+        """Maximum frames per video that the total allows, even."""
+        affordable = self.total_pixels * FRAMES_PER_TOKEN // self.frame_pixels_floor
+        return min(self.max_frames, affordable) // FRAMES_PER_TOKEN * FRAMES_PER_TOKEN
 
     @property
     def frame_pixels_floor(self) -> int:
-        """Pixels a frame may always have: room to round, or the processor enlarges it past the total."""
-        return self.video_frame_min_pixels * 5 // 4
+        """Pixels a frame may always have: with room to round, or the processor enlarges it past the total."""
+        return self.frame_min_pixels * 5 // 4
 
     @property
     def video_min_tokens(self) -> int:
-        """Tokens without which no video is sent: two frames of least size."""
+        """Minimum tokens of a video: two frames of minimum size."""
         return -(-self.frame_pixels_floor // self.factor**2)
 
-    def limited(self, limits: MediaLimits) -> MediaBudget:
-        """This budget with an agent's changes; they win where a least and a most conflict."""
-        given = {own: getattr(limits, name) for name, own in _NAMES.items()}
-        changes = {name: value for name, value in given.items() if value is not None}
-        for least, most in _PAIRS:
-            if most in changes and least not in changes:
-                changes[least] = min(getattr(self, least), changes[most])
-            if least in changes and most not in changes:
-                changes[most] = max(getattr(self, most), changes[least])
-        if "video_total_pixels" in changes:
-            frame = changes.get("video_frame_min_pixels", self.video_frame_min_pixels)
-            changes["video_frame_min_pixels"] = min(frame, changes["video_total_pixels"] * 4 // 5)
-        return replace(self, **changes) if changes else self
+    def overridden_by(self, changes: Mapping[str, Any]) -> MediaBudget:
+        """Change this budget by a domain file's keys; the opposite limit moves where a key passes it."""
+        changed = dict(changes)
+        for least, most in BUDGET_PAIRS:
+            if most in changes:
+                changed.setdefault(least, min(getattr(self, least), changes[most]))
+            if least in changes:
+                changed.setdefault(most, max(getattr(self, most), changes[least]))
+        if "frame_min_pixels" in changes:
+            changed.setdefault("total_pixels", max(self.total_pixels, changes["frame_min_pixels"] * 5 // 4))
+        if "total_pixels" in changes:
+            frame = changed.get("frame_min_pixels", self.frame_min_pixels)
+            changed["frame_min_pixels"] = min(frame, changes["total_pixels"] * 4 // 5)
+        return replace(self, **changed)
 
     def within(self, tokens: int) -> MediaBudget:
-        """This budget for a video that may cost no more than `tokens`: fewer pixels, then fewer frames."""
+        """Return this budget for a video of at most `tokens`: fewer pixels, then fewer frames."""
         rounded = tokens // _STEP_TOKENS * _STEP_TOKENS
         allowed = max(rounded, min(tokens, self.video_min_tokens))
-        return replace(self, video_total_pixels=min(self.video_total_pixels, allowed * self.factor**2))
+        return replace(self, total_pixels=min(self.total_pixels, allowed * self.factor**2))
 
 
 def budget_of(settings: Settings) -> MediaBudget:
-    """The budget that the settings name."""
+    """Return the budget that the settings name."""
     return MediaBudget(
         min_pixels=settings.min_pixels,
         max_pixels=settings.max_pixels,
-        video_fps=settings.video_fps,
-        video_max_frames=settings.video_max_frames,
-        video_total_pixels=settings.video_total_pixels,
+        fps=settings.video_fps,
+        max_frames=settings.video_max_frames,
+        total_pixels=settings.video_total_pixels,
+        window_frames=settings.video_window_frames,
+        max_windows=settings.video_max_windows,
         max_file_bytes=settings.max_media_mib * 2**20,
         timeout_seconds=settings.media_timeout_seconds,
     )

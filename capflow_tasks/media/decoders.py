@@ -1,7 +1,7 @@
-"""A few child processes that decode, so that a codec which crashes or hangs takes nothing else with it.
+"""Decodes videos in child processes, so that a codec that crashes or hangs harms only its own file.
 
-A child has one job at a time and a pipe of its own: whose job ended it is never in doubt. Knows nothing of
-what the job is. A child imports what its jobs need, and so neither torch nor vLLM.
+A child has one job at a time and its own pipe, so it is always clear which job ended it. Children import
+neither torch nor vLLM.
 """
 
 from __future__ import annotations
@@ -27,19 +27,21 @@ from capflow_tasks.media.player import VideoFacts, measure_video, play_video
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: How a process ends that did something forbidden; any other end was somebody else's doing.
+#: Signals of a process that crashed; any other signal comes from outside.
 _CRASHES = {
     getattr(signal, name)
     for name in ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGFPE", "SIGILL", "SIGTRAP", "SIGSYS")
 }
-#: A child that is not up by then never will be.
+#: The answer of a child that was killed from outside, perhaps before it took the job: another child is tried.
+_KILLED = object()
+#: A child that takes longer to start has failed.
 _START_SECONDS = 60.0
-#: Beyond the job's own time limit, which it may keep itself.
+#: Added to the job's time limit, so that the job can report the timeout itself.
 _GRACE_SECONDS = 2.0
 
 
 class Decoders:
-    """Runs jobs in child processes, at most `count` at a time; for any number of threads."""
+    """Runs jobs in at most `count` child processes. Safe to call from any number of threads."""
 
     def __init__(self, count: int) -> None:
         self._slots = BoundedSemaphore(count)
@@ -48,36 +50,29 @@ class Decoders:
     def run(
         self, path: str, timeout_seconds: float, job: Callable[P, T], *arguments: P.args, **options: P.kwargs
     ) -> T:
-        """Return the job's result, or raise its SampleError, or why it came to no end; `path` is the file."""
+        """Return the job's result or raise its SampleError. Also raises MediaUnreadable and MediaCorrupt.
+
+        `path` is the file that errors name.
+        """
         with self._slots:
             for _ in range(2):
                 with self._child() as child:
-                    try:
-                        answer = child.ask((job, arguments, options), timeout_seconds + _GRACE_SECONDS)
-                    except TimeoutError:
-                        limit = f"its time limit of {timeout_seconds:g} s"
-                        raise MediaUnreadable(f"{path} was not decoded within {limit}.") from None
-                    except (EOFError, OSError):
-                        ended_by = child.ended_by()
-                        if ended_by in _CRASHES:
-                            reason = signal.Signals(ended_by).name
-                            raise MediaCorrupt(f"{path} crashed the decoder ({reason}).") from None
-                        # stopped from outside, perhaps before it took this job: another one is asked
-                        continue
+                    answer = child.ask(path, (job, arguments, options), timeout_seconds)
                 if isinstance(answer, SampleError):
                     raise answer
-                result: T = answer
-                return result
-        raise MediaUnreadable(f"{path}: the process that decodes it was ended twice; is memory short?")
+                if answer is not _KILLED:
+                    result: T = answer
+                    return result
+        raise MediaUnreadable(f"{path}: its decoder process was killed twice; check the machine's memory.")
 
     def stop(self) -> None:
-        """End the children that have nothing to do; a later job starts new ones."""
+        """End the idle children; a later job starts new ones."""
         while self._idle:
             self._idle.pop().kill()
 
     @contextmanager
     def _child(self) -> Iterator[_Child]:
-        """Lend a child; one that has not answered is ended."""
+        """Lend a child, and kill it if it has not answered."""
         try:
             child = self._idle.pop()
         except IndexError:
@@ -96,7 +91,7 @@ class _Child:
         context = get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs,), name="decoder", daemon=True)
-        # A Ctrl-C that is typed at the worker is not meant for its decoders.
+        # Ctrl-C in the worker's terminal must not reach its decoders
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._process.start()
@@ -104,16 +99,28 @@ class _Child:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         self._is_up = False
-        #: Whether it may be given a job.
+        #: Whether it can take a job.
         self.is_ready = True
 
-    def ask(self, job: Any, timeout_seconds: float) -> Any:
+    def ask(self, path: str, job: Any, timeout_seconds: float) -> Any:
+        """Return the job's result or SampleError, or _KILLED. Raises MediaUnreadable and MediaCorrupt."""
         self.is_ready = False
-        if not self._is_up:
-            self._receive(_START_SECONDS)
-            self._is_up = True
-        self._pipe.send(job)
-        answer = self._receive(timeout_seconds)
+        try:
+            if not self._is_up:
+                self._receive(_START_SECONDS)
+                self._is_up = True
+            self._pipe.send(job)
+            answer = self._receive(timeout_seconds + _GRACE_SECONDS)
+        except TimeoutError:
+            limit = f"its time limit of {timeout_seconds:g} s"
+            raise MediaUnreadable(f"{path} was not decoded within {limit}.") from None
+        except (EOFError, OSError):
+            self._process.join(_GRACE_SECONDS)
+            ended_by = -(self._process.exitcode or 0)
+            if ended_by in _CRASHES:
+                reason = signal.Signals(ended_by).name
+                raise MediaCorrupt(f"{path} crashed the decoder ({reason}).") from None
+            return _KILLED
         self.is_ready = True
         return answer
 
@@ -122,11 +129,6 @@ class _Child:
             raise TimeoutError
         return self._pipe.recv()
 
-    def ended_by(self) -> int:
-        """Number of the signal that ended it, 0 if none did."""
-        self._process.join(_GRACE_SECONDS)
-        return max(0, -(self._process.exitcode or 0))
-
     def kill(self) -> None:
         self._process.kill()
         self._process.join()
@@ -134,9 +136,8 @@ class _Child:
 
 
 def _serve(pipe: Connection) -> None:
-    """Answer jobs until the parent has gone."""
-    # A job that hangs must not outlive a parent that was killed.
-    exit_with_parent()
+    """Run jobs until the parent ends."""
+    exit_with_parent()  # a job that hangs must not outlive a parent that was killed
     pipe.send(None)
     while True:
         try:
@@ -154,11 +155,11 @@ def _serve(pipe: Connection) -> None:
 
 @cache
 def shared_video_files(decoders: int) -> VideoFiles:
-    """The one of this process: the stages and the engines know the same files."""
+    """Return the shared instance of this process: stages and engines measure each file once."""
     return VideoFiles(Decoders(decoders))
 
 
-#: Files whose facts are remembered.
+#: Files whose facts are cached.
 _KNOWN_FILES = 1024
 
 
@@ -170,7 +171,7 @@ class VideoFiles:
         self._facts = lru_cache(_KNOWN_FILES)(self._measure)
 
     def measure(self, path: str, budget: MediaBudget) -> VideoFacts:
-        """Return what is known of the file; opened only when it is new or has changed."""
+        """Return the facts of the file, which is opened only if it is new or has changed."""
         found = check_file(path, budget.max_file_bytes)
         limits = MediaBudget(
             max_file_bytes=budget.max_file_bytes,

@@ -1,4 +1,4 @@
-"""Where a sample's media lies, and what the file is before it is decoded. Imports no codec and no torch."""
+"""Finds a sample's media file and checks it before it is decoded. Imports no codec and no torch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLON
 
 
 def resolve_media(root: str, relative: str) -> str:
-    """Return the absolute real path of an existing file inside `root`; links are followed first."""
+    """Return the absolute path, links resolved, of an existing file inside `root`. Raises SampleError."""
     if not isinstance(relative, str) or not relative.strip() or "\0" in relative:
         raise BadEntry(f"A media path must be a non-empty string without NUL, not {relative!r:.80}.")
     if _URL.match(relative):
@@ -34,7 +34,7 @@ def resolve_media(root: str, relative: str) -> str:
     try:
         real_root = Path(root or "/").resolve()
         path = (real_root / relative).resolve()
-    except RuntimeError as error:  # Python 3.11 and 3.12 say so of links that lead to each other
+    except RuntimeError as error:  # Python 3.11 and 3.12, for a loop of links
         raise MediaMissing(f"{relative:.500} is a link that leads back to itself.") from error
     except UnicodeEncodeError as error:
         raise BadEntry(f"The media path {relative!r:.200} names no file: {error.reason}.") from error
@@ -47,13 +47,13 @@ def resolve_media(root: str, relative: str) -> str:
 
 @contextmanager
 def file_errors(path: str) -> Iterator[None]:
-    """Turn what the operating system says about the file into the sample's reason."""
+    """Turn an error of the operating system about the file into a SampleError."""
     try:
         yield
     except MemoryError as error:
         raise MediaTooLarge(f"{path} needs more memory than there is.") from error
     except OSError as error:
-        if error.errno is None:  # Pillow's own: the file's bytes, not the disk
+        if error.errno is None:  # raised by Pillow: about the file's content, not the disk
             raise MediaCorrupt(f"{path} is damaged or cut short: {error}.") from error
         if error.errno in _ABSENT:
             raise MediaMissing(f"{path} does not exist.") from error
@@ -63,7 +63,7 @@ def file_errors(path: str) -> Iterator[None]:
 
 
 def check_file(path: str, max_bytes: int) -> os.stat_result:
-    """Refuse what need not be opened: no file, not a plain file, empty, or over the limit of bytes."""
+    """Refuse a file without opening it: missing, not a plain file, empty, or larger than `max_bytes`."""
     with file_errors(path):
         found = Path(path).stat()
     if not stat.S_ISREG(found.st_mode):
@@ -76,7 +76,7 @@ def check_file(path: str, max_bytes: int) -> os.stat_result:
     return found
 
 
-#: (offset, bytes there, what the file is); what ends in "picture" or "video" can be decoded here.
+#: (offset, bytes there, what the file is); a file type that ends in "picture" or "video" can be decoded.
 _SIGNATURES = (
     (0, b"\xff\xd8\xff", "a JPEG picture"),
     (0, b"\x89PNG\r\n\x1a\n", "a PNG picture"),
@@ -105,19 +105,19 @@ _CONTROL_BYTES = frozenset(range(32)) - frozenset(b"\t\n\f\r\x1b")
 
 
 def _describe(head: bytes) -> str:
-    """Return what a file's first bytes show it to be."""
+    """Name a file's type by its first bytes."""
     for offset, magic, name in _SIGNATURES:
         if head.startswith(magic, offset):
             return name
     if not head.strip(b"\0"):
-        return "nothing but zero bytes"
+        return "only zero bytes"
     if head.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
         return "an HTML page"
     return "unknown data" if _CONTROL_BYTES.intersection(head) else "text"
 
 
 def unrecognised(path: str, wanted: str) -> SampleError:
-    """Return the reason why a decoder knew nothing of the file; `wanted` is "picture" or "video"."""
+    """Return the error for a file that no decoder recognised; `wanted` is "picture" or "video"."""
     with file_errors(path), Path(path).open("rb") as file:
         found = _describe(file.read(4096))
     if found.endswith(wanted):

@@ -1,7 +1,4 @@
-"""The one way to read a picture, and what pictures and videos share: budgets, sizes, tokens and keys.
-
-Knows nothing of prompts or the engine; videos are read in `video/`. Safe to call from many threads.
-"""
+"""Reads pictures, and computes what pictures and videos share: sizes, tokens and keys. Thread-safe."""
 
 from __future__ import annotations
 
@@ -16,18 +13,17 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from qwen_vl_utils.vision_process import FRAME_FACTOR, MAX_RATIO, smart_nframes, smart_resize
 
 from capflow_tasks.errors import MediaCorrupt, MediaTooLarge, MediaUnsupported, SampleError
-from capflow_tasks.media.budget import MediaBudget as MediaBudget
-from capflow_tasks.media.budget import check_source_size
+from capflow_tasks.media.budget import MediaBudget, check_source_size
 from capflow_tasks.media.paths import check_file, file_errors, unrecognised
 from capflow_tasks.records import Span
 
 _PAIR: int = FRAME_FACTOR
-#: Fields of the budget that refuse media but never change a pixel.
-_LIMITS = ("max_file_bytes", "max_source_pixels", "timeout_seconds")
+#: Fields of the budget that never change a pixel: they refuse media or cut windows.
+_NO_PIXELS = {"max_file_bytes", "max_source_pixels", "timeout_seconds", "window_frames", "max_windows"}
 
 
 def fit(width: int, height: int, min_pixels: int, max_pixels: int, factor: int) -> tuple[int, int]:
-    """Return the (width, height) the model gets: qwen-vl-utils', but no side is 0 and no ratio is refused."""
+    """Return the (width, height) for the model: as in qwen-vl-utils, but never 0 or a refused ratio."""
     try:
         fitted = smart_resize(height, width, factor, min_pixels, max_pixels)
     except ValueError as error:
@@ -35,45 +31,45 @@ def fit(width: int, height: int, min_pixels: int, max_pixels: int, factor: int) 
             f"{width} x {height} pixels is too long and thin: one side is over {MAX_RATIO} times the other."
         ) from error
     short, long = (max(factor, side) for side in sorted(fitted))
-    # rounding a thin picture can leave the pixels or the ratio allowed, and the processor would size it anew
+    # rounding can take a thin picture out of the allowed pixels or ratio; the processor would resize it again
     long = max(long, -(-min_pixels // (short * factor)) * factor)
     long = min(long, MAX_RATIO * short, max(short, max_pixels // (short * factor) * factor))
     return (long, short) if width > height else (short, long)
 
 
 def fit_image(width: int, height: int, budget: MediaBudget) -> tuple[int, int]:
-    """Return the (width, height) in pixels of a picture after resizing."""
+    """Return the (width, height) of a resized picture, pixels."""
     return fit(width, height, budget.min_pixels, budget.max_pixels, budget.factor)
 
 
 def image_tokens(width: int, height: int, budget: MediaBudget) -> int:
-    """Return the tokens that a picture of this size, upright, costs."""
+    """Return the tokens of an upright picture of this size."""
     fitted_width, fitted_height = fit_image(width, height, budget)
     return fitted_width * fitted_height // budget.factor**2
 
 
 def fit_frame(width: int, height: int, frame_count: int, budget: MediaBudget) -> tuple[int, int]:
-    """Return the (width, height) in pixels of each of a video's frames after resizing."""
-    share = budget.video_total_pixels * _PAIR // frame_count
-    most = max(min(budget.video_frame_max_pixels, share), budget.frame_pixels_floor)
-    return fit(width, height, budget.video_frame_min_pixels, most, budget.factor)
+    """Return the (width, height) of each resized frame of a video, pixels."""
+    share = budget.total_pixels * _PAIR // frame_count
+    most = max(min(budget.frame_max_pixels, share), budget.frame_pixels_floor)
+    return fit(width, height, budget.frame_min_pixels, most, budget.factor)
 
 
 def count_frames(total_num_frames: int, source_fps: float, budget: MediaBudget) -> int:
-    """Return how many frames of a video the model gets: even, and two for a single frame."""
+    """Return how many frames of a video the model gets: an even number, two for a single frame."""
     if total_num_frames < _PAIR:
         return _PAIR
     wanted = {
-        # asked for more per second than there are, qwen-vl-utils takes them all and logs a warning
-        "fps": min(budget.video_fps, source_fps),
-        "min_frames": min(budget.video_min_frames, budget.frame_limit),
+        # at more than the source's rate, qwen-vl-utils takes all frames and logs a warning
+        "fps": min(budget.fps, source_fps),
+        "min_frames": min(budget.min_frames, budget.frame_limit),
         "max_frames": budget.frame_limit,
     }
     return int(smart_nframes(wanted, total_num_frames, source_fps))
 
 
 def video_tokens(width: int, height: int, frame_count: int, budget: MediaBudget) -> int:
-    """Return the tokens that `frame_count` frames (see `count_frames`) of this size, upright, cost."""
+    """Return the tokens of `frame_count` upright frames of this size; see `count_frames`."""
     fitted_width, fitted_height = fit_frame(width, height, frame_count, budget)
     return -(-frame_count // _PAIR) * fitted_width * fitted_height // budget.factor**2
 
@@ -81,13 +77,13 @@ def video_tokens(width: int, height: int, frame_count: int, budget: MediaBudget)
 def media_key(path: str, budget: MediaBudget, span: Span | None = None) -> str:
     """Return a digest that is equal only for the same part of the same file, read with the same budget."""
     found = check_file(path, budget.max_file_bytes)
-    shape = {name: value for name, value in asdict(budget).items() if name not in _LIMITS}
+    shape = {name: value for name, value in asdict(budget).items() if name not in _NO_PIXELS}
     part = None if span is None else str(span)
     identity = [str(Path(path).resolve()), found.st_size, found.st_mtime_ns, shape, part]
     return hashlib.sha256(json.dumps(identity).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-#: What Pillow may try; PostScript and the like, which start other programs, are left out.
+#: Formats that Pillow may try; without those, such as PostScript, that start other programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "TIFF", "BMP", "DIB", "PPM", "JPEG2000")
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -101,9 +97,9 @@ _UPRIGHT = {
 
 
 def load_image(path: str, budget: MediaBudget) -> Image.Image:
-    """Return the picture (of an animation the first frame) as RGB, upright, on white, sized to the budget."""
+    """Read a picture, or an animation's first frame, as upright RGB on white, resized to the budget."""
     check_file(path, budget.max_file_bytes)
-    # Pillow tells of odd metadata and of sizes that are checked here; filterwarnings adds this only once
+    # Pillow warns of odd metadata, and of sizes that are checked here; repeated calls add no second filter
     warnings.filterwarnings("ignore", module=r"PIL\.")
     with file_errors(path):
         try:
@@ -115,14 +111,14 @@ def load_image(path: str, budget: MediaBudget) -> Image.Image:
             raise MediaTooLarge(f"{path} has more pixels than Pillow decodes: {error}") from error
         except (SampleError, OSError, MemoryError):
             raise
-        except Exception as error:  # Pillow's readers raise anything on a malformed file
+        except Exception as error:  # Pillow's readers may raise anything on a malformed file
             raise MediaCorrupt(f"{path} is damaged: {type(error).__name__}: {error}.") from error
 
 
 def _prepare(image: Image.Image, path: str, budget: MediaBudget) -> Image.Image:
     check_source_size(path, image.width, image.height, budget)
     size = fit_image(image.width, image.height, budget)
-    # a JPEG decodes straight to a half, a quarter or an eighth; twice the aim is kept for the resampling
+    # JPEG decodes directly to 1/2, 1/4 or 1/8; twice the target size is kept for resampling
     image.draft(None, (2 * size[0], 2 * size[1]))
     image.load()
     resized = _to_rgb(image).resize(size, Image.Resampling.BICUBIC)
@@ -133,7 +129,7 @@ def _prepare(image: Image.Image, path: str, budget: MediaBudget) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # broken metadata is no reason to lose a good picture
+    except Exception:  # broken metadata must not cost a good picture
         return 1
 
 
@@ -147,7 +143,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_deep(image: Image.Image) -> Image.Image:
-    """Return one deep channel as RGB; scans of 10 or 12 bits come in 16, so the values tell the depth."""
+    """Convert one deep channel to RGB; the values give the depth, as scans of 10 or 12 bits come in 16."""
     values = np.nan_to_num(np.asarray(image).astype(np.float32), posinf=0.0, neginf=0.0)
     low, high = min(float(values.min()), 0.0), float(values.max())
     if image.mode != "F" and low == 0.0:

@@ -1,4 +1,4 @@
-"""Opens a video file for `player.py`, and says why it cannot be opened."""
+"""Opens, measures and plays video files with FFmpeg."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from capflow_tasks.errors import MediaCorrupt, MediaUnreadable, MediaUnsupported
 from capflow_tasks.media.budget import MediaBudget, check_source_size
 from capflow_tasks.media.paths import check_file, file_errors, unrecognised
 
-#: Containers that FFmpeg may try; playlists and image sequences, which open other files, are left out.
+#: Containers that FFmpeg may try; without playlists and image sequences, which open other files.
 _FORMATS = "mov,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif"
-#: Containers that know where their keyframes are, and how long they should be.
+#: Containers that index their keyframes and state their length.
 _INDEXED = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"})
-#: Threads per decoder: many videos are decoded side by side.
+#: Threads per decoder; few, because many videos are decoded at a time.
 _THREADS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class VideoFacts:
-    """What is known of a video file once it has been measured."""
+    """The measured length and size of a video file."""
 
     frame_count: int
     #: When the first frame is shown, in the container's time.
     start_seconds: float
-    #: From the first frame's start to the last one's end.
+    #: From the start of the first frame to the end of the last.
     seconds: float
-    #: In pixels, upright, as if they were square.
+    #: Upright, in square pixels.
     width: int
     height: int
 
     @property
     def fps(self) -> float:
-        """Frames per second, on average."""
+        """Average frames per second."""
         return self.frame_count / self.seconds
 
 
@@ -53,7 +53,7 @@ class VideoSource:
     path: str
     container: InputContainer
     stream: VideoStream
-    #: When to give up, on the monotonic clock.
+    #: When decoding times out, on the monotonic clock.
     deadline: float
 
     @property
@@ -62,7 +62,7 @@ class VideoSource:
 
     @property
     def has_times(self) -> bool:
-        """Whether frames have times of their own; AVI has none, and what FFmpeg guesses is out of order."""
+        """Whether frames carry timestamps; AVI has none, and FFmpeg's guesses are out of order."""
         return self.container.format.name != "avi"
 
     @property
@@ -76,7 +76,7 @@ class VideoSource:
 
 @contextmanager
 def open_video(path: str, budget: MediaBudget, deadline: float) -> Iterator[VideoSource]:
-    """Yield the file's video; it is read through Python's file, so that the disk's errors stay apart."""
+    """Open a video file; Python reads it, to distinguish disk errors from format errors."""
     options = {"format_whitelist": _FORMATS, "protocol_whitelist": ""}
     is_known = False
     with file_errors(path):
@@ -115,21 +115,21 @@ def _video_stream(container: InputContainer, path: str, budget: MediaBudget) -> 
     return stream
 
 
-#: Files up to this many bytes are measured whole, larger ones by their end.
-_SCAN_BYTES = 64 * 2**20
-#: Seconds that a jump lands before its aim, so that reordered frames are complete there.
+#: Files up to this size in bytes are scanned whole, larger files only at their end.
+SCAN_BYTES = 64 * 2**20
+#: Seconds that a jump lands before its target, so that reordered frames are complete there.
 _RUN_UP_SECONDS = 1.0
-#: Share of frames that may be damaged; those are never shown, the frame before stands in.
+#: Share of frames that may be damaged; each is replaced by the frame before it.
 _DAMAGED_SHARE = 0.05
 #: (height, width, RGB) or (frames, height, width, RGB).
 _Pixels = NDArray[np.uint8]
-#: (a, b, c, d): a pixel (x, y) is shown at (ax + cy, bx + dy), as FFmpeg has it; a and d, or b and c, are 0.
+#: FFmpeg's display matrix (a, b, c, d): pixel (x, y) is shown at (ax + cy, bx + dy); a = d = 0 or b = c = 0.
 _Matrix = tuple[int, int, int, int]
 
 
 def measure_video(path: str, budget: MediaBudget) -> VideoFacts:
-    """Return how long and how large the video is, from its packets and its first frame."""
-    is_small = check_file(path, budget.max_file_bytes).st_size <= _SCAN_BYTES
+    """Measure a video's length by its packets and its size by its first frame."""
+    is_small = check_file(path, budget.max_file_bytes).st_size <= SCAN_BYTES
     deadline = time.monotonic() + budget.timeout_seconds
     with open_video(path, budget, deadline) as source:
         length = _measure(source, is_small)
@@ -142,14 +142,14 @@ def measure_video(path: str, budget: MediaBudget) -> VideoFacts:
 def play_video(
     path: str, budget: MediaBudget, facts: VideoFacts, times: Sequence[float], size: tuple[int, int]
 ) -> tuple[_Pixels, list[float]]:
-    """Return, per time, the frame on the screen in this (width, height), and when it began."""
+    """Return the frame on screen at each time, resized to (width, height), and its start."""
     with playing(path, budget, facts) as player:
         return player.collect(times, size)
 
 
 @contextmanager
 def playing(path: str, budget: MediaBudget, facts: VideoFacts) -> Iterator[Player]:
-    """Yield the player of a measured file; the budget's deadline is for all that is done with it."""
+    """Open a player of a measured file; the budget's time limit covers everything done with it."""
     with open_video(path, budget, time.monotonic() + budget.timeout_seconds) as source:
         player = Player(source, facts)
         try:
@@ -160,12 +160,12 @@ def playing(path: str, budget: MediaBudget, facts: VideoFacts) -> Iterator[Playe
 
 @dataclass(slots=True)
 class _Length:
-    """What the packets that were read cover, in the container's time."""
+    """The time that the scanned packets cover, in the container's time."""
 
     frame_count: int = 0
     start_seconds: float = float("inf")
     end_seconds: float = float("-inf")
-    #: The end of any stream: sound often outlasts the picture.
+    #: The end of any stream: sound often lasts longer than the picture.
     overall_end_seconds: float = float("-inf")
     #: Whether the file ends inside the last packet.
     is_cut: bool = False
@@ -176,7 +176,7 @@ class _Length:
 
 
 def _measure(source: VideoSource, is_small: bool) -> _Length:
-    """Return the video's true length, and refuse a file that ends long before the end it claims."""
+    """Measure the video's true length; refuse a file that ends long before its stated length."""
     container, stream, length = source.container, source.stream, _Length()
     claimed = container.duration / av.time_base if container.duration and source.is_indexed else 0.0
     offset = (container.start_time or 0) / av.time_base
@@ -215,13 +215,13 @@ def _scan(source: VideoSource) -> _Length:
         length.frame_count += 1
         length.start_seconds = min(length.start_seconds, start)
         if start > last:
-            # of reordered frames a packet's duration may be its neighbour's: only the last one's counts
+            # reordered frames may have their neighbour's duration: only the last frame's is used
             last, length.end_seconds = start, end if packet.duration else start + 1 / source.rate
     return length
 
 
 class Player:
-    """Plays a video forwards, with jumps."""
+    """Plays a video forwards, and jumps to keyframes."""
 
     def __init__(self, source: VideoSource, facts: VideoFacts) -> None:
         self.stream = source.stream
@@ -230,17 +230,17 @@ class Player:
         self._good = self._damaged = 0
         self._shown: tuple[float, VideoFrame] | None = None
         if self._can_jump:
-            source.container.seek(self._stamp(0.0), stream=source.stream)  # Matroska reads its index then
+            source.container.seek(self._stamp(0.0), stream=source.stream)  # makes Matroska read its index
         self._coming = self._play()
         self._next = next(self._coming, None)
 
     def close(self) -> None:
-        """Let go of the frames at once, and not when the garbage collector comes by."""
+        """Free the frames at once instead of at the next garbage collection."""
         self._coming.close()
         self._shown = self._next = None
 
     def collect(self, times: Sequence[float], size: tuple[int, int]) -> tuple[_Pixels, list[float]]:
-        """Return, per time, the frame on the screen in this (width, height), and when it began."""
+        """Return the frame on screen at each time, resized to (width, height), and its start."""
         width, height = size
         frames = np.empty((len(times), height, width, 3), np.uint8)
         timestamps: list[float] = []
@@ -253,18 +253,18 @@ class Player:
         return frames, timestamps
 
     def upright_size(self) -> tuple[int, int]:
-        """Return the (width, height) of the first frame as it is to be shown, its pixels square."""
+        """Return the upright (width, height) of the first frame in square pixels."""
         _, frame = next(self._show([0.0]))
         width = max(1, round(frame.width * (self.stream.sample_aspect_ratio or 1)))
         return (width, frame.height) if _display_matrix(frame)[0] else (frame.height, width)
 
     def _show(self, times: Sequence[float]) -> Iterator[tuple[float, VideoFrame]]:
-        """Yield (its start in seconds, the frame) that is on the screen at each of the ascending times."""
+        """Yield (start in seconds, frame) for the frame on screen at each of the ascending times."""
         for seconds in times:
             if self._is_keyframe_ahead(seconds):
                 self._seek(seconds - _RUN_UP_SECONDS)
                 if self._next is None or self._next[0] > seconds:
-                    # the index led past the aim: play all that lies before
+                    # the index led past the target: play everything before it
                     self._can_jump = False
                     self._seek(0.0)
             while self._next and (self._shown is None or self._next[0] <= seconds + 1e-6):
@@ -298,7 +298,7 @@ class Player:
                 yield at, frame
 
     def _decode(self, packet: Packet[VideoStream], has_begun: bool) -> list[VideoFrame]:
-        """Return the whole frames; after a seek, what comes before the first of them is no damage."""
+        """Return the undamaged frames; after a seek, errors before the first good frame do not count."""
         try:
             frames = packet.decode()
         except av.error.InvalidDataError:
@@ -320,7 +320,7 @@ class Player:
 
 
 def _display_matrix(frame: VideoFrame) -> _Matrix:
-    # asking ties a frame into a cycle that only the garbage collector can free: a small copy is asked
+    # reading side data ties a frame into a reference cycle: read it from a small copy
     data = frame.reformat(16, 16).side_data.get("DISPLAYMATRIX")
     if data is None:
         return 1, 0, 0, 1

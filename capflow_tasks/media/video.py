@@ -1,11 +1,11 @@
-"""The one way to read a video: which of its frames the model gets, and in what size.
+"""Reads a video: chooses the frames that the model gets and their size, and cuts long videos into windows.
 
-Decoding is `player.py`'s, in this process or in one of its own. Knows nothing of prompts or the engine.
+`player.py` decodes, in this process or in a child process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capflow_tasks.errors import FatalSampleError
-from capflow_tasks.media.pictures import MediaBudget, count_frames, fit_frame, video_tokens
+from capflow_tasks.media.budget import MediaBudget
+from capflow_tasks.media.pictures import count_frames, fit_frame, video_tokens
 from capflow_tasks.media.player import VideoFacts, measure_video, play_video
-from capflow_tasks.records import MediaLimits, Span
+from capflow_tasks.records import Span
 
 
 class VideoReader(Protocol):
-    """Where the files are opened: `VideoFiles`, or `here`."""
+    """Opens video files: in child processes (`VideoFiles`) or in this process (`here`)."""
 
     def measure(self, path: str, budget: MediaBudget) -> VideoFacts: ...
 
@@ -30,7 +31,7 @@ class VideoReader(Protocol):
 
 
 class _Here:
-    """Reads in this process, which a codec that crashes takes with it."""
+    """Reads in this process, which dies when a codec crashes."""
 
     measure = staticmethod(measure_video)
     play = staticmethod(play_video)
@@ -41,37 +42,37 @@ here: VideoReader = _Here()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecodedVideo:
-    """What the model gets of a video."""
+    """The frames of a video that the model gets."""
 
-    #: RGB, (frames, height, width, 3); the number of frames is even.
+    #: RGB, (frames, height, width, 3); an even number of frames.
     frames: NDArray[np.uint8]
-    #: Seconds since the first frame of the file, per frame: when it is first shown, true to the container.
+    #: When each frame is first shown, in the container's own seconds from the file's first frame.
     timestamps: tuple[float, ...]
     #: Frames in the file.
     total_num_frames: int
-    #: From the first frame's start to the last one's end.
+    #: From the start of the first frame to the end of the last.
     duration_seconds: float
 
     @property
     def fps(self) -> float:
-        """Frames per second as sampled: each frame stands for 1 / fps seconds."""
+        """Sampled frames per second: each frame stands for 1 / fps seconds."""
         return len(self.frames) / self.duration_seconds
 
     @property
     def source_fps(self) -> float:
-        """Frames per second in the file, on average."""
+        """Average frames per second of the file."""
         return self.total_num_frames / self.duration_seconds
 
     @property
     def frames_indices(self) -> tuple[int, ...]:
-        """The number in the file of the frame at each even time, as if the rate were constant."""
+        """The number, in the file, of each evenly spaced frame, as if the rate were constant."""
         count = len(self.frames)
         return tuple(number * self.total_num_frames // count for number in range(count))
 
     def for_vllm(self) -> tuple[NDArray[np.uint8], dict[str, Any]]:
         """Return the item for vLLM's `multi_modal_data["video"]`.
 
-        Its `fps` is the file's: Qwen2.5-VL's second_per_grid_ts is 2 * total_num_frames / (frames * fps),
+        `fps` is the file's rate: Qwen2.5-VL's second_per_grid_ts is 2 * total_num_frames / (frames * fps),
         which is 2 * duration / frames, and Qwen3-VL writes frames_indices / fps into the prompt.
         """
         return self.frames, {
@@ -86,21 +87,21 @@ class DecodedVideo:
 
 @dataclass(frozen=True, slots=True)
 class FramePlan:
-    """Which frames of a video the model gets, known before any of them is decoded."""
+    """The frames of a video that the model will get, computed before any frame is decoded."""
 
     #: Seconds from the first frame of the file.
     times: list[float]
     #: (width, height) in pixels.
     size: tuple[int, int]
-    #: What they stand for: frames in the file, and seconds.
+    #: Frames and seconds of the file that they represent.
     frame_count: int
     seconds: float
-    #: What they cost in the prompt.
+    #: Tokens in the prompt.
     tokens: int
 
 
 def plan_frames(facts: VideoFacts, budget: MediaBudget, span: Span | None = None) -> FramePlan:
-    """Return evenly spaced frames of the video, or of a span of it."""
+    """Choose evenly spaced frames of the video, or of a span of it."""
     start, seconds, frame_count = 0.0, facts.seconds, facts.frame_count
     if span is not None:
         start = min(span.start, facts.seconds)
@@ -119,14 +120,14 @@ def plan_frames(facts: VideoFacts, budget: MediaBudget, span: Span | None = None
 def load_video(
     path: str, budget: MediaBudget, span: Span | None = None, reader: VideoReader = here
 ) -> DecodedVideo:
-    """Return the frames of `plan_frames`, each as a viewer sees it at that time."""
+    """Read the frames of `plan_frames`, each as a viewer sees it at that time."""
     facts = reader.measure(path, budget)
     plan = plan_frames(facts, budget, span)
     frames, timestamps = reader.play(path, budget, facts, plan.times, plan.size)
     return DecodedVideo(frames, tuple(timestamps), plan.frame_count, plan.seconds)
 
 
-#: Frames per window.
+#: Frames per window of NeMo Curator's clips.
 WINDOW_FRAMES = 256
 #: A remainder of fewer frames joins the window before it.
 REMAINDER_FRAMES = 128
@@ -136,10 +137,9 @@ WINDOW_MIN_FRAMES = 4
 
 @dataclass(frozen=True, slots=True)
 class WindowFrameInfo:
-    """Where a window lies, in frames."""
+    """The first and last frame of a window."""
 
     start: int
-    #: The last frame that belongs to it.
     end: int
 
     @property
@@ -162,47 +162,29 @@ def compute_windows(
     return [WindowFrameInfo(start, end) for start, end in zip(starts, ends, strict=True)]
 
 
-@dataclass(frozen=True, slots=True)
-class WindowRule:
-    """When a video is long, and how it is cut then."""
-
-    #: Frames taken per second of video.
-    fps: float = 2.0
-    #: Frames so taken per window.
-    window_frames: int = WINDOW_FRAMES
-    #: Windows of one video; a longer one gets longer windows.
-    max_windows: int = 64
-
-    def limited(self, limits: MediaLimits) -> WindowRule:
-        return WindowRule(
-            limits.fps or self.fps,
-            limits.window_frames or self.window_frames,
-            limits.max_windows or self.max_windows,
-        )
-
-    def cut(self, facts: VideoFacts) -> tuple[Span, ...]:
-        """Return the windows of a long video in order; of one that is not, none."""
-        fps = min(self.fps, facts.fps)
-        taken = int(facts.seconds * fps + 1e-6)
-        size = max(self.window_frames, -(-taken // self.max_windows))
-        starts = [window.start for window in compute_windows(taken, size, size // 2)]
-        # in milliseconds, as they are named: no two windows may have one name
-        bounds = sorted({round(1000 * start / fps) for start in starts} | {round(1000 * facts.seconds)})
-        spans = tuple(Span(start / 1000, end / 1000) for start, end in pairwise(bounds))
-        return spans if len(spans) > 1 else ()
-
-
 class Windows:
-    """Tells which windows a video file has."""
+    """Cuts long video files into windows."""
 
-    def __init__(self, rule: WindowRule, measure: Callable[[str], VideoFacts]) -> None:
-        self._rule = rule
-        self._measure = measure
+    def __init__(self, budget: MediaBudget, reader: VideoReader) -> None:
+        self._budget = budget
+        self._reader = reader
 
-    def of(self, path: str, limits: MediaLimits) -> tuple[Span, ...]:
-        """Return the windows in order, none of a short video. Raises RetryableSampleError."""
+    def of(self, path: str, changes: Mapping[str, float]) -> tuple[Span, ...]:
+        """Return the windows in order, or none for a short video. Raises RetryableSampleError."""
         try:
-            facts = self._measure(path)
+            facts = self._reader.measure(path, self._budget)
         except FatalSampleError:
-            return ()  # it will be said again where the file is loaded
-        return self._rule.limited(limits).cut(facts)
+            return ()  # raised again when the file is loaded
+        return cut_windows(facts, self._budget.overridden_by(changes))
+
+
+def cut_windows(facts: VideoFacts, budget: MediaBudget) -> tuple[Span, ...]:
+    """Return the windows of a long video in order, or none for a short one."""
+    fps = min(budget.fps, facts.fps)
+    sampled = int(facts.seconds * fps + 1e-6)
+    size = max(budget.window_frames, -(-sampled // budget.max_windows))
+    starts = [window.start for window in compute_windows(sampled, size, size // 2)]
+    # in milliseconds, as in their names: no two windows may share a name
+    bounds = sorted({round(1000 * start / fps) for start in starts} | {round(1000 * facts.seconds)})
+    spans = tuple(Span(start / 1000, end / 1000) for start, end in pairwise(bounds))
+    return spans if len(spans) > 1 else ()

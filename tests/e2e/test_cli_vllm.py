@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, select
 
-from capflow_tasks.media.pictures import MediaBudget, image_tokens
+from capflow_tasks.media.budget import MediaBudget
+from capflow_tasks.media.pictures import image_tokens
 from capflow_tasks.store.tables import AgentResult, Sample
 from tests.conftest import Eventually
 from tests.datasets import draw_picture, film_video, read_lines, write_plan

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
+from prometheus_client import REGISTRY
 
 from capflow_tasks.errors import EngineDead, MediaMissing, PromptTooLong
-from capflow_tasks.media.loader import Media, load_media
 from capflow_tasks.records import Completion, MediaRef, Modality, Request, Sampling
 from capflow_tasks.settings import Settings
 from tests.conftest import Eventually
@@ -169,26 +169,22 @@ def forgetful_engine(tiny_model: Path) -> Iterator[VllmEngine]:
     engine.stop()
 
 
-@pytest.fixture
-def files_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the media files that were decoded, in order."""
-    names: list[str] = []
-
-    def read(ref: MediaRef, *arguments: Any) -> Media:
-        names.append(Path(ref.path).name)
-        return load_media(ref, *arguments)
-
-    monkeypatch.setattr("capflow_tasks.media.loader.load_media", read)
-    return names
+def files_read() -> float:
+    """The number of pictures decoded so far."""
+    return REGISTRY.get_sample_value("capflow_media_load_duration_seconds_count", {"kind": "image"}) or 0.0
 
 
-def test_later_calls_of_a_sample_send_no_pixels(
-    forgetful_engine: VllmEngine, picture: MediaRef, files_read: list[str]
-) -> None:
+def pictures_read() -> float:
+    """The number of pictures decoded so far."""
+    return REGISTRY.get_sample_value("capflow_media_load_duration_seconds_count", {"kind": "image"}) or 0.0
+
+
+def test_later_calls_of_a_sample_send_no_pixels(forgetful_engine: VllmEngine, picture: MediaRef) -> None:
+    before = pictures_read()
     (first,) = map(completion, forgetful_engine.generate([asked("What is it?", picture)]))
     (second,) = map(completion, forgetful_engine.generate([asked("What is it?", picture)]))
 
-    assert files_read == ["0.png"]
+    assert pictures_read() - before == 1
     assert (second.text, second.prompt_tokens) == (first.text, first.prompt_tokens)
     assert second.prompt_tokens > PICTURE_TOKENS
 
@@ -215,16 +211,17 @@ def test_prefixes_are_computed_once_for_as_many_samples_as_the_cache_holds(
 
 
 def test_pixels_that_the_engine_has_dropped_are_sent_again(
-    forgetful_engine: VllmEngine, tmp_path: Path, files_read: list[str]
+    forgetful_engine: VllmEngine, tmp_path: Path
 ) -> None:
+    before = pictures_read()
     pictures = draw_pictures(tmp_path, 12)
     for each in pictures:
         completion(*forgetful_engine.generate([asked("What is it?", each)]))
     answers = forgetful_engine.generate([asked(question, pictures[0]) for question in ("Why?", "Where?")])
 
     assert all(completion(answer).prompt_tokens > PICTURE_TOKENS for answer in answers)
-    # Once for the first call, once for those that found it gone.
-    assert files_read.count("0.png") >= 2
+    # each once, and the first again for those that found it gone
+    assert pictures_read() - before > len(pictures)
 
 
 def test_a_dead_engine_core_is_told_to_the_caller_and_replaced_for_the_next(

@@ -21,10 +21,8 @@ from capflow_tasks.curator.caption_stages import (
     Video,
     VideoTask,
 )
-from capflow_tasks.curator.frames import CLIP_COLOURS, normalise
-from capflow_tasks.curator.prompt_formatter import PromptFormatter
-from capflow_tasks.curator.qwen_vl import QwenVL
-from capflow_tasks.media.pictures import MediaBudget
+from capflow_tasks.curator.qwen_vl import CLIP_COLOURS, PromptFormatter, QwenVL, normalise
+from capflow_tasks.media.budget import MediaBudget
 from capflow_tasks.media.video import load_video
 
 pytestmark = pytest.mark.e2e
@@ -37,7 +35,7 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 #: 4 to 16 tokens per pair of frames.
-BUDGET = MediaBudget(video_frame_min_pixels=4 * 28 * 28, video_frame_max_pixels=16 * 28 * 28)
+BUDGET = MediaBudget(frame_min_pixels=4 * 28 * 28, frame_max_pixels=16 * 28 * 28)
 ENGINE: dict[str, Any] = {
     "max_model_len": 4096,
     "max_num_batched_tokens": 4096,

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,35 +17,7 @@ from capflow_tasks.errors import MediaCorrupt, MediaTooLarge, MediaUnreadable
 from capflow_tasks.media import decoders as decoders_module
 from capflow_tasks.media.decoders import Decoders
 from tests.conftest import Eventually
-
-
-def end_by(number: int) -> None:
-    os.kill(os.getpid(), number)
-
-
-def end_at_first(mark: Path, number: int) -> str:
-    if not mark.exists():
-        mark.touch()
-        end_by(number)
-    return "read"
-
-
-def hang(mark: Path | None = None) -> None:
-    if mark:
-        mark.write_text(str(os.getpid()))
-    threading.Event().wait()
-
-
-def refuse() -> None:
-    raise MediaTooLarge("a.mp4 is too large.")
-
-
-def stumble() -> None:
-    raise ZeroDivisionError("in a codec")
-
-
-def modules() -> set[str]:
-    return {name.partition(".")[0] for name in sys.modules}
+from tests.unit.jobs import end_at_first, hang, modules, refuse, stumble
 
 
 @pytest.fixture
@@ -74,13 +45,15 @@ def test_a_child_imports_neither_torch_nor_vllm(decoders: Decoders) -> None:
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGILL])
 def test_a_file_that_crashes_the_codec_is_corrupt(decoders: Decoders, number: signal.Signals) -> None:
     with pytest.raises(MediaCorrupt, match=rf"a\.mp4 crashed the decoder \({number.name}\)"):
-        decoders.run("a.mp4", 10, end_by, number)
+        decoders.run("a.mp4", 10, signal.raise_signal, number)
     assert decoders.run("b.mp4", 10, len, "four") == 4
 
 
 def test_the_neighbours_of_a_crash_do_not_notice(decoders: Decoders) -> None:
     with ThreadPoolExecutor(3) as threads:
-        crashes = [threads.submit(decoders.run, "a.mp4", 10, end_by, signal.SIGSEGV) for _ in range(2)]
+        crashes = [
+            threads.submit(decoders.run, "a.mp4", 10, signal.raise_signal, signal.SIGSEGV) for _ in range(2)
+        ]
         others = [threads.submit(decoders.run, "b.mp4", 10, len, "x" * number) for number in range(6)]
     assert [type(crash.exception()) for crash in crashes] == [MediaCorrupt] * 2
     assert [other.result() for other in others] == list(range(6))
@@ -92,8 +65,8 @@ def test_a_child_that_is_stopped_from_outside_is_replaced_once(
 ) -> None:
     """Memory ran short, or the whole service is being stopped: the file is not to blame."""
     assert decoders.run("a.mp4", 10, end_at_first, tmp_path / "mark", number) == "read"
-    with pytest.raises(MediaUnreadable, match="was ended twice") as caught:
-        decoders.run("a.mp4", 10, end_by, number)
+    with pytest.raises(MediaUnreadable, match="was killed twice") as caught:
+        decoders.run("a.mp4", 10, signal.raise_signal, number)
     assert caught.value.is_retryable
 
 
@@ -142,7 +115,7 @@ def test_a_job_that_hangs_does_not_outlive_a_parent_that_is_killed(
     mark = tmp_path / "pid"
     script = (
         "import sys; from pathlib import Path; from capflow_tasks.media.decoders import Decoders\n"
-        "from tests.unit.test_decoders import hang\n"
+        "from tests.unit.jobs import hang\n"
         f"if __name__ == '__main__': Decoders(1).run('a.mp4', 600, hang, Path({str(mark)!r}))"
     )
     with subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[2]) as parent:

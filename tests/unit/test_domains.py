@@ -8,7 +8,7 @@ import pytest
 from capflow_tasks.domains.catalogue import Catalogue, Domain, load_catalogue
 from capflow_tasks.domains.yaml_file import Keys, read_yaml
 from capflow_tasks.errors import UserError, WorkflowError
-from capflow_tasks.records import MediaLimits, Modality, Stage
+from capflow_tasks.records import Modality, Stage
 
 #: Domain: aliases, and its agents that perceive, reason, summarize and score.
 TABLE = {
@@ -425,14 +425,14 @@ def test_an_empty_folder_changes_nothing(packaged: Catalogue, tmp_path: Path) ->
     assert load_catalogue(tmp_path) == packaged
 
 
-def test_a_budget_is_the_domains_with_the_agents_own_laid_over_it(tmp_path: Path) -> None:
+def test_a_budget_is_the_domains_with_the_agents_own_on_top(tmp_path: Path) -> None:
     (tmp_path / "aerial.yaml").write_text(
         MINIMAL.replace("  visual_guideline:", "  visual_guideline: {budget: {fps: 4, max_frames: 8}}")
         + "budget: {fps: 1, total_pixels: 784000}\n"
     )
     first, last = load_catalogue(tmp_path).resolve("Aerial").agents
-    assert first.limits == MediaLimits(fps=4, max_frames=8, total_pixels=784_000)
-    assert last.limits == MediaLimits(fps=1, total_pixels=784_000)
+    assert first.budget == {"fps": 4, "max_frames": 8, "total_pixels": 784_000}
+    assert last.budget == {"fps": 1, "total_pixels": 784_000}
 
 
 def test_a_changed_budget_changes_the_digest(tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ import pytest
 
 from capflow_tasks.captioning.conversation import Call, Conversation
 from capflow_tasks.domains.catalogue import Catalogue, load_catalogue
-from capflow_tasks.errors import MediaCorrupt, MediaUnreadable
+from capflow_tasks.errors import MediaCorrupt, MediaUnreadable, SampleError
+from capflow_tasks.media.budget import MediaBudget
 from capflow_tasks.media.player import VideoFacts
-from capflow_tasks.media.video import WindowRule, Windows
+from capflow_tasks.media.video import VideoReader, Windows, here
 from capflow_tasks.records import Completion, Modality, Result, Stage
 from capflow_tasks.store.rows import Claim, PendingSample
 from capflow_tasks.testing import ScriptedEngine
@@ -36,13 +37,17 @@ REPORTS = ["video@00:00:00-00:02:08", "video@00:02:08-00:04:16", "video@00:04:16
 
 
 class Opened:
-    """Measures every file as one of so many seconds, and counts."""
+    """Measures every file as one of so many seconds, or fails; counts."""
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds, self.paths = seconds, list[str]()
+    play = staticmethod(here.play)
 
-    def __call__(self, path: str) -> VideoFacts:
+    def __init__(self, seconds: float = 0, error: SampleError | None = None) -> None:
+        self.seconds, self.error, self.paths = seconds, error, list[str]()
+
+    def measure(self, path: str, budget: MediaBudget) -> VideoFacts:
         self.paths.append(path)
+        if self.error:
+            raise self.error
         return VideoFacts(round(self.seconds * 25), 0.0, self.seconds, 640, 480)
 
 
@@ -60,7 +65,7 @@ def begin(tmp_path: Path, catalogue: Catalogue) -> Begin:
     (tmp_path / "poster.png").touch()
 
     def begin(
-        measure: Callable[[str], VideoFacts],
+        reader: VideoReader,
         stage: Stage = Stage.PERCEIVE,
         results: tuple[Result, ...] = (),
         entry: dict[str, object] | None = None,
@@ -68,7 +73,7 @@ def begin(tmp_path: Path, catalogue: Catalogue) -> Begin:
     ) -> Conversation:
         sample = PendingSample(7, 0, entry or {"video": "film.mp4"}, "Video & Temporal", results)
         claim = replace(CLAIM, stage=stage, root=str(tmp_path))
-        return Conversation(claim, sample, workflow, "scripted", Windows(WindowRule(), measure))
+        return Conversation(claim, sample, workflow, "scripted", Windows(MediaBudget(), reader))
 
     return begin
 
@@ -161,17 +166,11 @@ def test_other_media_of_the_sample_go_along_with_every_window(begin: Begin) -> N
 
 
 def test_a_damaged_video_is_left_to_the_engine_to_tell(begin: Begin) -> None:
-    def measure(path: str) -> VideoFacts:
-        raise MediaCorrupt
-
-    assert list(by_name(begin(measure).calls())) == ["video_guideline", "video"]
+    assert list(by_name(begin(Opened(error=MediaCorrupt())).calls())) == ["video_guideline", "video"]
 
 
 def test_a_disk_that_fails_fails_the_sample_for_another_try(begin: Begin) -> None:
-    def measure(path: str) -> VideoFacts:
-        raise MediaUnreadable
-
-    conversation = begin(measure)
+    conversation = begin(Opened(error=MediaUnreadable()))
     assert conversation.calls() == []
     failure = conversation.outcome().failure
     assert failure is not None

@@ -23,9 +23,9 @@ from capflow_tasks.errors import (
     MediaUnsupported,
     SettingsError,
 )
-from capflow_tasks.media import budget as media_budget
+from capflow_tasks.media.budget import MediaBudget
 from capflow_tasks.media.loader import load_media
-from capflow_tasks.media.pictures import MediaBudget, fit, fit_image, image_tokens, load_image, media_key
+from capflow_tasks.media.pictures import fit, fit_image, image_tokens, load_image, media_key
 from capflow_tasks.records import MediaRef, Modality
 
 #: Between 4 and 64 tokens, so that tests stay quick.
@@ -362,10 +362,10 @@ def test_a_key_of_a_missing_file_is_refused(tmp_path: Path) -> None:
     "change",
     [
         {"min_pixels": 10**6, "max_pixels": 10**5},
-        {"video_frame_min_pixels": 10**6, "video_frame_max_pixels": 10**5},
-        {"video_total_pixels": 128 * 28 * 28},
-        {"video_max_frames": 1},
-        {"video_fps": 0.0},
+        {"frame_min_pixels": 10**6, "frame_max_pixels": 10**5},
+        {"total_pixels": 128 * 28 * 28},
+        {"max_frames": 1},
+        {"fps": 0.0},
         {"max_pixels": -1},
     ],
 )
@@ -380,4 +380,3 @@ def test_a_picture_is_handed_to_the_engine_with_its_bytes_and_tokens(tmp_path: P
     assert loaded.value.size == (112, 56)
     assert loaded.nbytes == 112 * 56 * 3
     assert loaded.tokens == 8 == image_tokens(112, 56, BUDGET)
-    assert media_budget.QWEN2_5_VL_FACTOR == 28

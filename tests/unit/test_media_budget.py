@@ -13,48 +13,38 @@ from hypothesis import strategies as some
 from capflow_tasks.media.budget import MediaBudget, budget_of
 from capflow_tasks.media.player import VideoFacts
 from capflow_tasks.media.video import plan_frames
-from capflow_tasks.records import MediaLimits
 from capflow_tasks.settings import Settings
 
 TOKEN = 28 * 28
 
 
 def test_no_change_is_the_same_budget() -> None:
-    budget = MediaBudget()
-    assert budget.limited(MediaLimits()) is budget
-    assert budget.limited(MediaLimits(window_frames=8, max_windows=3)) is budget
+    assert MediaBudget().overridden_by({}) == MediaBudget()
 
 
 def test_a_change_wins_over_the_settings_and_leaves_the_rest() -> None:
-    changed = MediaBudget().limited(
-        MediaLimits(fps=1, max_frames=32, total_pixels=4096 * TOKEN, max_pixels=600 * TOKEN)
-    )
-    wanted = {
-        "video_fps": 1,
-        "video_max_frames": 32,
-        "video_total_pixels": 4096 * TOKEN,
-        "max_pixels": 600 * TOKEN,
-    }
-    assert asdict(changed) == asdict(MediaBudget()) | wanted
+    changes = {"fps": 1, "max_frames": 32, "total_pixels": 4096 * TOKEN, "max_pixels": 600 * TOKEN}
+    assert asdict(MediaBudget().overridden_by(changes)) == asdict(MediaBudget()) | changes
 
 
 @pytest.mark.parametrize(
-    "limits",
+    "changes",
     [
-        MediaLimits(max_pixels=4 * TOKEN),
-        MediaLimits(min_pixels=9000 * TOKEN),
-        MediaLimits(frame_max_pixels=4 * TOKEN),
-        MediaLimits(frame_min_pixels=1000 * TOKEN),
-        MediaLimits(total_pixels=2 * TOKEN),
-        MediaLimits(total_pixels=TOKEN),
-        MediaLimits(max_frames=2),
-        MediaLimits(min_frames=300),
+        {"max_pixels": 4 * TOKEN},
+        {"min_pixels": 9000 * TOKEN},
+        {"frame_max_pixels": 4 * TOKEN},
+        {"frame_min_pixels": 1000 * TOKEN},
+        {"frame_min_pixels": 90_000 * TOKEN},
+        {"total_pixels": 2 * TOKEN},
+        {"total_pixels": TOKEN},
+        {"max_frames": 2},
+        {"min_frames": 300},
     ],
 )
-def test_a_change_beyond_the_other_end_of_the_setting_moves_that_too(limits: MediaLimits) -> None:
-    changed = MediaBudget().limited(limits)
+def test_a_change_beyond_the_other_end_of_the_setting_moves_that_too(changes: dict[str, int]) -> None:
+    changed = MediaBudget().overridden_by(changes)
     assert changed.min_pixels <= changed.max_pixels
-    assert changed.video_frame_min_pixels <= changed.video_frame_max_pixels
+    assert changed.frame_min_pixels <= changed.frame_max_pixels
     assert changed.frame_limit >= 2
 
 
@@ -76,7 +66,7 @@ def test_a_budget_cut_down_to_so_many_tokens_never_costs_more(
 
 def test_pixels_are_given_up_before_frames() -> None:
     video = VideoFacts(3000, 0.0, 120.0, 1280, 720)
-    budget = MediaBudget(video_total_pixels=80_000 * TOKEN)
+    budget = MediaBudget(total_pixels=80_000 * TOKEN)
     whole, smaller, fewer = (plan_frames(video, budget.within(tokens)) for tokens in (80_000, 20_480, 4096))
     assert len(whole.times) == len(smaller.times) == 240 > len(fewer.times)
     assert whole.size > smaller.size
@@ -88,9 +78,9 @@ def test_prompts_of_about_one_length_give_a_video_the_same_budget() -> None:
 
 #: The budgets of the table in docs/video.md, by column.
 DOCUMENTED = (
-    MediaLimits(),
-    MediaLimits(fps=1, max_frames=32, total_pixels=1_605_632, frame_min_pixels=50_176),
-    MediaLimits(max_frames=256, total_pixels=12_845_056, frame_min_pixels=75_264),
+    dict[str, float](),
+    {"fps": 1.0, "max_frames": 32, "total_pixels": 1_605_632, "frame_min_pixels": 50_176},
+    {"fps": 2.0, "max_frames": 256, "total_pixels": 12_845_056, "frame_min_pixels": 75_264},
 )
 
 
@@ -100,6 +90,6 @@ def test_the_costs_in_the_manual_are_those_of_the_code() -> None:
     assert len(rows) == 6
     for seconds, width, height, *columns in rows:
         facts = VideoFacts(int(seconds) * 30, 0.0, float(seconds), int(width), int(height))
-        for limits, column in zip(DOCUMENTED, columns, strict=True):
-            plan = plan_frames(facts, budget_of(Settings()).limited(limits))
+        for changes, column in zip(DOCUMENTED, columns, strict=True):
+            plan = plan_frames(facts, budget_of(Settings()).overridden_by(changes))
             assert column == f"{len(plan.times)} x {plan.size[0]} x {plan.size[1]} = {plan.tokens}"

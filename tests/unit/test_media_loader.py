@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
 
-from capflow_tasks.engine.vllm_engine import SentMedia
 from capflow_tasks.errors import MediaCorrupt, PromptTooLong
-from capflow_tasks.media.decoders import Decoders, VideoFiles, shared_video_files
-from capflow_tasks.media.loader import LoadedMedia, MediaLoader, Room
-from capflow_tasks.records import MediaLimits, MediaRef, Modality, Request, Sampling, Span
+from capflow_tasks.media.decoders import Decoders, VideoFiles
+from capflow_tasks.media.loader import Media, MediaCache, MediaLoader, Room, SentMedia
+from capflow_tasks.records import MediaRef, Modality, Request, Sampling, Span
 from capflow_tasks.settings import Settings
 from tests.datasets import draw_picture, film_video
 
+SETTINGS = Settings(media_threads=1, videos_in_flight=2)
 ROOMY = Room(model=32_768, text=500, answer=512)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_children_stay() -> Iterator[None]:
-    yield
-    shared_video_files(1)._decoders.stop()
-    shared_video_files.cache_clear()
+@pytest.fixture(scope="module")
+def decoders() -> Iterator[Decoders]:
+    decoders = Decoders(1)
+    yield decoders
+    decoders.stop()
 
 
 @pytest.fixture
-def loader() -> MediaLoader:
-    return MediaLoader(Settings(video_decoders=1, media_threads=1, videos_in_flight=2))
+def loader(decoders: Decoders) -> MediaLoader:
+    return MediaLoader(SETTINGS, VideoFiles(decoders))
 
 
 @pytest.fixture
@@ -47,11 +48,11 @@ def picture(tmp_path: Path) -> MediaRef:
     return MediaRef(Modality.IMAGE, str(tmp_path / "0.png"))
 
 
-def request(*media: MediaRef, **limits: float) -> Request:
-    return Request("", media, "", Sampling(8), limits=MediaLimits(**limits))  # type: ignore[arg-type]
+def request(*media: MediaRef, **budget: float) -> Request:
+    return Request("", media, "", Sampling(8), budget=budget)
 
 
-def load(loader: MediaLoader, asked: Request, room: Room | None = ROOMY) -> list[LoadedMedia]:
+def load(loader: MediaLoader, asked: Request, room: Room | None = ROOMY) -> list[Media]:
     return asyncio.run(loader.load(asked, room))
 
 
@@ -101,12 +102,12 @@ def test_what_the_engine_has_is_named_and_not_read_again(
     first = load(loader, request(picture))
     sent.add(first)
 
-    again = asyncio.run(loader.load(request(film, picture), ROOMY, sent.tokens))
+    again = asyncio.run(loader.load(request(film, picture), ROOMY, sent))
     assert [each.value is None for each in again] == [False, True]
     assert (again[1].key, again[1].tokens) == (first[0].key, first[0].tokens)
 
     sent.forget(again)
-    (resent,) = asyncio.run(loader.load(request(picture), ROOMY, sent.tokens))
+    (resent,) = asyncio.run(loader.load(request(picture), ROOMY, sent))
     assert resent.value is not None
 
 
@@ -154,26 +155,24 @@ def test_few_videos_lie_decoded_at_a_time_and_pictures_never_wait(
     assert max(asyncio.run(count())) == 2
 
 
-def crash(_path: str) -> None:
-    os.kill(os.getpid(), signal.SIGSEGV)
-
-
 class CrashingCodec(VideoFiles):
     """Its codec does not survive a file named bad."""
 
+    def __init__(self, decoders: Decoders) -> None:
+        super().__init__(decoders)
+        self.run = decoders.run
+
     def play(self, path: str, *arguments: Any) -> Any:
         if Path(path).name == "bad.mp4":
-            return self._decoders.run(path, 100, crash, path)
+            return self.run(path, 100, signal.raise_signal, signal.SIGSEGV)
         return super().play(path, *arguments)
 
 
-def test_a_codec_that_crashes_fails_its_own_video_and_no_other(
-    loader: MediaLoader, film: MediaRef, picture: MediaRef
-) -> None:
+def test_a_codec_that_crashes_fails_its_own_video_and_no_other(film: MediaRef, picture: MediaRef) -> None:
     bad = MediaRef(film.kind, film.path.replace("film.mp4", "bad.mp4"))
     shutil.copy(film.path, bad.path)
     decoders = Decoders(2)
-    loader._videos = CrashingCodec(decoders)
+    loader = MediaLoader(SETTINGS, CrashingCodec(decoders))
 
     async def load_all() -> list[Any]:
         asked = [request(ref) for ref in (bad, film, picture, bad)]
@@ -184,3 +183,97 @@ def test_a_codec_that_crashes_fails_its_own_video_and_no_other(
     assert [type(first), type(fourth)] == [MediaCorrupt] * 2
     assert "bad.mp4 crashed the decoder (SIGSEGV)" in str(first)
     assert [len(each) for each in (second, third)] == [1, 1]
+
+
+BYTES = 10
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(4) as threads:
+        yield threads
+
+
+def pixels_of(key: str) -> Media:
+    return Media(Modality.IMAGE, 1, f"pixels of {key}", nbytes=BYTES, key=key)
+
+
+class Loads:
+    """Counts how often each key was loaded."""
+
+    def __init__(self, cache: MediaCache) -> None:
+        self.cache = cache
+        self.keys: list[str] = []
+
+    def __call__(self, key: str) -> str:
+        def load() -> Media:
+            self.keys.append(key)
+            return pixels_of(key)
+
+        value: str = self.cache.load(key, load).result(5).value
+        return value
+
+
+def a_cache(threads: ThreadPoolExecutor, room_for: int) -> Loads:
+    return Loads(MediaCache(threads, room_for * BYTES))
+
+
+def settle(threads: ThreadPoolExecutor) -> None:
+    """Callbacks run behind the value; one more round through every thread is behind them."""
+    wait([threads.submit(int) for _ in range(8)])
+
+
+def test_what_was_loaded_is_not_loaded_again(threads: ThreadPoolExecutor) -> None:
+    load = a_cache(threads, room_for=2)
+
+    assert [load("a"), load("a"), load("b")] == ["pixels of a", "pixels of a", "pixels of b"]
+    assert load.keys == ["a", "b"]
+
+
+def test_the_least_recently_used_goes_first_when_room_is_short(threads: ThreadPoolExecutor) -> None:
+    load = a_cache(threads, room_for=2)
+    for key in ("a", "b", "a", "c"):
+        load(key)
+        settle(threads)
+
+    assert (load("a"), load.keys) == ("pixels of a", ["a", "b", "c"])
+    assert (load("b"), load.keys) == ("pixels of b", ["a", "b", "c", "b"])
+
+
+def test_without_room_nothing_is_kept_and_all_is_given(threads: ThreadPoolExecutor) -> None:
+    load = a_cache(threads, room_for=0)
+
+    for _ in range(3):
+        assert load("a") == "pixels of a"
+        settle(threads)
+    assert load.keys == ["a", "a", "a"]
+
+
+def test_those_who_ask_at_once_share_one_load(threads: ThreadPoolExecutor) -> None:
+    cache = MediaCache(threads, BYTES)
+    may_load = Event()
+    loads = []
+
+    def load() -> Media:
+        assert may_load.wait(5)
+        loads.append(1)
+        return pixels_of("a")
+
+    futures = [cache.load("a", load) for _ in range(10)]
+    may_load.set()
+
+    assert {future.result(5).value for future in futures} == {"pixels of a"}
+    assert len(loads) == 1
+
+
+def test_a_failure_reaches_those_who_wait_and_is_not_cached(threads: ThreadPoolExecutor) -> None:
+    load = a_cache(threads, room_for=2)
+
+    def fail() -> Media:
+        raise OSError("the disk is away")
+
+    with pytest.raises(OSError, match="away"):
+        load.cache.load("a", fail).result(5)
+    settle(threads)
+
+    assert load("a") == "pixels of a"

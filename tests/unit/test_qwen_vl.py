@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import re
 import subprocess
@@ -15,7 +16,13 @@ import pytest
 
 from capflow_tasks.curator import qwen_vl
 from capflow_tasks.curator.library import ModelInterface
-from capflow_tasks.curator.qwen_vl import _QWEN2_5_VL_MODEL_ID, _QWEN_VARIANTS_INFO, QwenVL
+from capflow_tasks.curator.qwen_vl import (
+    _QWEN2_5_VL_MODEL_ID,
+    _QWEN_VARIANTS_INFO,
+    VARIANT_MAPPING,
+    PromptFormatter,
+    QwenVL,
+)
 
 VIDEO_PROMPT = "<|vision_start|><|video_pad|><|vision_end|>"
 
@@ -200,20 +207,26 @@ def test_without_vllm_setup_says_what_to_install() -> None:
         pytest.raises(ImportError, match="vllm is required for QwenVL model but is not installed") as raised,
     ):
         make_model().setup()
-    assert "capflow[gpu]" in str(raised.value)
+    assert ".[gpu]" in str(raised.value)
 
 
 def test_the_module_imports_where_vllm_is_not_installed_and_loads_nothing_heavy() -> None:
     script = (
         "import sys; sys.modules['vllm'] = None\n"
-        "from capflow_tasks.curator import prompt_formatter, qwen_lm, qwen_vl\n"
-        "print(qwen_vl.VLLM_AVAILABLE, qwen_lm.VLLM_AVAILABLE)\n"
+        "from capflow_tasks.qwen_vl import VLLM_AVAILABLE, PromptFormatter, QwenLM, QwenVL\n"
+        "print(VLLM_AVAILABLE)\n"
         "print(*sys.modules.keys() & {'torch', 'transformers', 'qwen_vl_utils', 'cv2'})\n"
     )
     answer = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
     )
-    assert answer.stdout.split() == ["False", "False"]
+    assert answer.stdout.split() == ["False"]
+
+
+def test_the_documented_import_path_is_the_module_itself() -> None:
+    assert importlib.import_module("capflow_tasks.qwen_vl") is qwen_vl
+    with patch("capflow_tasks.qwen_vl.VLLM_AVAILABLE", False), pytest.raises(ImportError):
+        make_model().setup()
 
 
 def test_batches_go_to_vllm_one_by_one_and_captions_keep_their_order() -> None:
@@ -280,3 +293,64 @@ def test_the_download_takes_names_and_revision_from_where_tests_patch_them(tmp_p
     download.assert_called_once_with(model_id="someone/else", local_dir=folder, revision="1234567")
     assert folder.is_dir()
     assert _QWEN2_5_VL_MODEL_ID == "Qwen/Qwen2.5-VL-7B-Instruct"
+
+
+def make_formatter(variant: str = "qwen", model_dir: str | None = None) -> PromptFormatter:
+    with patch("capflow_tasks.curator.qwen_vl.AutoProcessor") as processors:
+        formatter = PromptFormatter(variant, model_dir)
+    processors.from_pretrained.return_value.apply_chat_template.side_effect = ["first text", "second text"]
+    assert formatter.processor is processors.from_pretrained.return_value
+    return formatter
+
+
+@pytest.mark.parametrize("variant", ["qwen", "qwen2.5", "qwen3"])
+def test_the_template_comes_from_the_variants_checkpoint(variant: str) -> None:
+    with patch("capflow_tasks.curator.qwen_vl.AutoProcessor") as processors:
+        formatter = PromptFormatter(prompt_variant=variant)
+        PromptFormatter(variant, "/models")
+    assert (formatter.prompt_variant, formatter.text_prompt) == (variant, None)
+    named, local = processors.from_pretrained.call_args_list
+    assert named.args == (VARIANT_MAPPING[variant],)
+    assert local.args == (f"/models/{VARIANT_MAPPING[variant]}",)
+
+
+def test_an_unknown_variant_is_refused_with_the_valid_ones() -> None:
+    with pytest.raises(
+        ValueError, match=r"Invalid prompt variant: llama\. Valid variants are: qwen, qwen2\.5, qwen3"
+    ):
+        PromptFormatter("llama")
+
+
+def test_one_message_is_rendered_with_the_video_before_the_text() -> None:
+    formatter, frames = make_formatter(), np.zeros((2, 3, 28, 28), np.float32)
+    made = formatter.generate_inputs(prompt="Что? 🎉", video_inputs=frames)
+    assert made == {"prompt": "first text", "multi_modal_data": {"video": frames}}
+    assert made["multi_modal_data"]["video"] is frames
+    formatter.processor.apply_chat_template.assert_called_once_with(
+        [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "Что? 🎉"}]}],
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+
+
+def test_the_text_is_rendered_once_unless_it_is_overridden() -> None:
+    formatter = make_formatter()
+    assert formatter.generate_inputs("a")["prompt"] == "first text"
+    assert formatter.generate_inputs("b")["prompt"] == formatter.text_prompt == "first text"
+    assert formatter.generate_inputs("c", override_text_prompt=True)["prompt"] == "second text"
+    assert formatter.text_prompt == "second text"
+    assert formatter.processor.apply_chat_template.call_count == 2
+
+
+def test_without_a_video_there_is_only_text() -> None:
+    assert make_formatter().generate_inputs("a", fps=2.0) == {
+        "prompt": "first text",
+        "multi_modal_data": {"video": None},
+    }
+
+
+def test_a_rate_makes_metadata() -> None:
+    frames = np.zeros((4, 3, 28, 28))
+    video, metadata = make_formatter().generate_inputs("a", frames, fps=4.0)["multi_modal_data"]["video"]
+    assert video is frames
+    assert (metadata["fps"], metadata["duration"], metadata["frames_indices"]) == (4.0, 1.0, [0, 1, 2, 3])

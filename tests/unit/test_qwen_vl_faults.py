@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 from capflow_tasks.curator import qwen_vl
-from capflow_tasks.curator.frames import CLIP_COLOURS, EVEN_COLOURS
-from capflow_tasks.curator.qwen_vl import QwenVL
+from capflow_tasks.curator.qwen_vl import CLIP_COLOURS, EVEN_COLOURS, QwenVL
 from capflow_tasks.engine.weights import download_model_from_hf, has_all_weights
 
 HEAD = "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>"
@@ -92,7 +91,7 @@ def test_without_the_placeholder_stage_two_replaces_what_the_user_says_of_the_vi
 
 def test_with_no_place_for_it_stage_two_is_refused_and_not_a_silent_repetition() -> None:
     model = model_that_says(lambda prompt: "said")
-    with pytest.raises(ValueError, match=r"write user_prompt where it is to stand in 'Describe\.'"):
+    with pytest.raises(ValueError, match=r"write user_prompt where it belongs in 'Describe\.'"):
         model.generate([video("Describe.")], generate_stage2_caption=True)
     captions = model.generate(
         [video("user_prompt"), video("Describe.")], generate_stage2_caption=True, on_error="skip"

@@ -20,7 +20,7 @@ from capflow_tasks.curator.caption_stages import (
     Window,
     prompt_for,
 )
-from capflow_tasks.curator.qwen_lm import QwenLM
+from capflow_tasks.curator.qwen_vl import QwenLM
 
 
 def task_of(*clips: Clip) -> VideoTask:
@@ -139,10 +139,10 @@ def test_prompts_are_kept_by_stage_and_variant() -> None:
 def test_the_text_model_is_loaded_as_theirs(is_fp8: bool) -> None:
     model = QwenLM("/models", 4, is_fp8, 256)
     with (
-        patch("capflow_tasks.curator.qwen_lm.VLLM_AVAILABLE", True),
-        patch("capflow_tasks.curator.qwen_lm.LLM") as llm,
-        patch("capflow_tasks.curator.qwen_lm.SamplingParams") as sampling,
-        patch("capflow_tasks.curator.qwen_lm.AutoTokenizer") as tokenizers,
+        patch("capflow_tasks.curator.qwen_vl.VLLM_AVAILABLE", True),
+        patch("capflow_tasks.curator.qwen_vl.LLM") as llm,
+        patch("capflow_tasks.curator.qwen_vl.SamplingParams") as sampling,
+        patch("capflow_tasks.curator.qwen_vl.AutoTokenizer") as tokenizers,
     ):
         model.setup()
     weights = "/models/Qwen/Qwen2.5-14B-Instruct"
@@ -169,11 +169,11 @@ def test_the_text_model_answers_chats() -> None:
 
 def test_the_text_model_says_what_is_missing_and_fetches_its_weights_once(tmp_path: Path) -> None:
     with (
-        patch("capflow_tasks.curator.qwen_lm.VLLM_AVAILABLE", False),
+        patch("capflow_tasks.curator.qwen_vl.VLLM_AVAILABLE", False),
         pytest.raises(ImportError, match="vllm is required for QwenLM"),
     ):
         QwenLM("models", 4, False, 256).setup()
-    with patch("capflow_tasks.curator.qwen_lm.download_model_from_hf") as download:
+    with patch("capflow_tasks.curator.qwen_vl.download_model_from_hf") as download:
         QwenLM.download_weights_on_node(str(tmp_path))
         folder = tmp_path / "Qwen" / "Qwen2.5-14B-Instruct"
         (folder / "model.safetensors").touch()

@@ -14,7 +14,7 @@ from typing import Any
 from transformers import AutoProcessor
 from vllm import LLM
 
-from capflow_tasks.engine.vllm_engine import _engine_args, sampling_params
+from capflow_tasks.engine.vllm_engine import engine_args, sampling_params
 from capflow_tasks.media.budget import budget_of
 from capflow_tasks.media.decoders import shared_video_files
 from capflow_tasks.media.loader import load_media
@@ -29,7 +29,7 @@ class StaticBatches:
         self._budget = budget_of(self._settings)
         self._videos = shared_video_files(1)
         self._processor = AutoProcessor.from_pretrained(self._settings.model)
-        self._llm = LLM(self._settings.model, **_engine_args(self._settings))
+        self._llm = LLM(self._settings.model, **engine_args(self._settings))
 
     def replay(self, samples: Sequence[Sample]) -> Replayed:
         began = perf_counter()
