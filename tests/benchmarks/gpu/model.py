@@ -134,7 +134,7 @@ def _config(demo: JsonObject, architecture: Architecture, ids: dict[str, int]) -
 
 
 def _fp8_by_channel() -> JsonObject:
-    """Return LLM Compressor's FP8_DYNAMIC for the language model: a scale per row of weights, one per token."""
+    """Return LLM Compressor's FP8_DYNAMIC: a scale per row of weights and one per token."""
     eight_bits = {"num_bits": 8, "type": "float", "symmetric": True}
     return {
         "quant_method": "compressed-tensors",
