@@ -32,10 +32,11 @@ demo: setup $(demo)/plan.jsonl $(demo)/model/config.json ## caption 35 pictures 
 
 test: setup ## run every test that needs no GPU
 	@deploy/setup-browser.sh
-	@$(run) $(bin)/python -m pytest
+	@$(run) $(bin)/python -m pytest -n 2 tests/unit
+	@$(run) $(bin)/python -m pytest --ignore tests/unit
 
-test-unit: setup ## run the unit tests, in under a minute
-	@$(run) $(bin)/python -m pytest -q -n 2 tests/unit
+test-unit: setup ## run the unit tests with few random examples, in under a minute
+	@$(run) $(bin)/python -m pytest -q -n 2 --hypothesis-profile=quick tests/unit
 
 check: setup ## check lint, formatting, types, import contracts, docs and deployment files
 	@$(bin)/ruff check
