@@ -1,4 +1,4 @@
-"""What one annotation entry says: its media and its task. Opens no file and knows no dataset."""
+"""Reads the media and the task that one annotation entry names, and checks that it can be stored."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from capflow_tasks.errors import BadEntry, WorkflowError
 from capflow_tasks.records import JsonObject, Modality
 
-#: The keys that name media, in the order they are looked at.
+#: The keys that name media, in the order in which they are read.
 MEDIA_KEYS = {Modality.IMAGE: ("image", "images"), Modality.VIDEO: ("video", "videos")}
 
 _TYPE_NAMES = {
@@ -23,7 +23,7 @@ _TYPE_NAMES = {
     type(None): "null",
 }
 
-#: The same by modality of the shard, whose own keys come first; made once, since millions of entries ask.
+#: (Kind, key) pairs by the shard's modality, whose keys come first; built once for millions of entries.
 _KEYS = {
     modality: [
         (kind, key)
@@ -33,32 +33,32 @@ _KEYS = {
     for modality in Modality
 }
 
-#: Refuses what has no JSON; leaves bytes that are not UTF-8 to be found by encoding its text.
+#: Refuses NaN; bytes that are not UTF-8 are found when its text is encoded.
 _STRICT = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
-#: A NUL as `json.dumps` writes it; an escaped backslash before `u0000` is only text.
+#: A NUL as JSON writes it; after an escaped backslash, `u0000` is plain text.
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 
 def type_name(value: Any) -> str:
-    """The JSON type of a value, in words."""
+    """Name the JSON type of a value."""
     return _TYPE_NAMES.get(type(value), type(value).__name__)
 
 
 def shown(value: Any) -> str:
-    """A value as a message can show it: short, on one line, printable whatever it holds."""
+    """Format a value for a message: short, printable, on one line."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return printable(text if len(text) <= 80 else f"{text[:77]}...")
 
 
 def printable(text: str) -> str:
-    """The text on one line: a character without a shape, such as a line's end, as its escape."""
+    """Replace each unprintable character, such as a newline, by its escape."""
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text
     )
 
 
 def unstorable(entry: JsonObject) -> str | None:
-    """Why PostgreSQL could not keep the object as JSON, naming the key; None when it can."""
+    """Return why PostgreSQL cannot store the object as JSON, with the key; None when it can."""
     if _unstorable(entry) is None:
         return None
     for key, value in entry.items():
@@ -77,15 +77,15 @@ def _unstorable(entry: JsonObject) -> str | None:
         return "holds NaN or an infinite number; write null or a finite number"
     except RecursionError:
         return "is nested too deeply; flatten it"
-    # The plain search first: the pattern takes four times as long as all the rest.
+    # The plain search comes first because the pattern takes four times as long as all the rest.
     has_nul = "\\u0000" in text and _NUL.search(text) is not None
     return "holds a NUL character (\\u0000); remove it" if has_nul else None
 
 
 def media_of(entry: JsonObject, modality: Modality) -> tuple[tuple[Modality, str], ...]:
-    """The pictures and videos of a sample as (kind, path as written).
+    """Return the pictures and videos of a sample as (kind, path as written). Raises BadEntry.
 
-    The entry's own keys decide the kind. One that names both gives both, the shard's modality first.
+    The entry's own keys decide the kind. An entry with both kinds gives both, the shard's modality first.
     A key that is null, "" or [] counts as absent; a path under two keys counts once.
     """
     keys = _KEYS[modality]
@@ -112,7 +112,7 @@ def _paths(entry: JsonObject, key: str) -> list[str]:
 
 
 def task_of(entry: JsonObject, known_tasks: Callable[[str], str]) -> str | None:
-    """The canonical name of the entry's own task; None when it names none."""
+    """Return the canonical name of the entry's own task, None without one. Raises BadEntry."""
     task = entry.get("task")
     if task is None or task == "":
         return None

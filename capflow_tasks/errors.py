@@ -1,14 +1,14 @@
 """Every error Capflow raises, sorted by what to do about it.
 
     CapflowError
-    ├── UserError                 mend the input, then start again
+    ├── UserError                 the user fixes the input and starts again
     │   ├── PlanError
     │   ├── SettingsError
     │   └── WorkflowError         a domain file
-    ├── ServiceError              the database, the broker or the model cannot be had
-    ├── EngineDead                the batch goes back to the queue; the engine is rebuilt
-    └── SampleError               one sample; its neighbours go on
-        ├── FatalSampleError      trying again cannot help
+    ├── ServiceError              the database, the broker or the model cannot be reached
+    ├── EngineDead                the batch is sent again; the engine is rebuilt
+    └── SampleError               one sample fails; its neighbours go on
+        ├── FatalSampleError      a second try cannot help
         │   ├── BadEntry
         │   ├── MediaMissing
         │   ├── MediaOutsideRoot
@@ -18,13 +18,13 @@
         │   ├── PromptTooLong
         │   ├── RequestRefused
         │   └── Quarantined
-        └── RetryableSampleError  trying again may help
+        └── RetryableSampleError  a second try may help
             ├── MediaUnreadable
             ├── RequestTimeout
             ├── RequestFailed
             └── BadAnswer
 
-An error without a message says its docstring.
+The docstring of an error is its default message.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ EXIT_SAMPLES_FAILED = 1
 EXIT_USAGE = 2
 EXIT_SERVICE = 3
 EXIT_SAMPLES_HELD = 4
-#: A worker asks its supervisor to start it again.
+#: A worker exits so to be started again by its supervisor.
 EXIT_RESTART = 75
 EXIT_INTERRUPTED = 130
 
-#: Begins the one sentence in which a worker says why it cannot start.
+#: Starts the line on stderr in which a worker says why it cannot start.
 WORKER_ERROR_MARK = "capflow worker: error: "
 
 
@@ -55,7 +55,7 @@ class CapflowError(Exception):
 
 
 class UserError(CapflowError):
-    """Something in the input has to be mended first."""
+    """The input must be fixed first."""
 
     exit_code = EXIT_USAGE
 
@@ -77,7 +77,7 @@ class ServiceError(CapflowError):
 
 
 class EngineDead(CapflowError):
-    """The engine died; what was in flight goes back to the queue."""
+    """The engine died; its batches are sent again."""
 
 
 class SampleError(CapflowError):
@@ -85,7 +85,7 @@ class SampleError(CapflowError):
 
     #: The snake-case name of the class, as stored in `samples.error_kind`.
     kind: ClassVar[str] = "sample_error"
-    #: Whether trying the sample again may help.
+    #: Whether a second try of the sample may help.
     is_retryable: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
@@ -93,17 +93,17 @@ class SampleError(CapflowError):
 
 
 class FatalSampleError(SampleError):
-    """This sample cannot be captioned, however often it is tried."""
+    """This sample cannot be captioned; a second try cannot help."""
 
 
 class RetryableSampleError(SampleError):
-    """This sample was not captioned; trying again may help."""
+    """This sample was not captioned; a second try may help."""
 
     is_retryable = True
 
 
 class BadEntry(FatalSampleError):
-    """The annotation entry is not usable."""
+    """The annotation entry cannot be used."""
 
 
 class MediaMissing(FatalSampleError):
@@ -111,7 +111,7 @@ class MediaMissing(FatalSampleError):
 
 
 class MediaOutsideRoot(FatalSampleError):
-    """The media path leaves the dataset's root."""
+    """The media path leads out of the dataset's root."""
 
 
 class MediaUnsupported(FatalSampleError):
@@ -135,29 +135,29 @@ class RequestRefused(FatalSampleError):
 
 
 class Quarantined(FatalSampleError):
-    """Every try of this sample ended its engine or its worker."""
+    """Every try of this sample killed its engine or its worker."""
 
 
 class MediaUnreadable(RetryableSampleError):
-    """The media file could not be read just now."""
+    """The media file cannot be read at the moment."""
 
 
 class RequestTimeout(RetryableSampleError):
-    """The engine gave no answer within the request's deadline."""
+    """The engine did not answer within the request's deadline."""
 
 
 class RequestFailed(RetryableSampleError):
-    """The engine failed on this request and lives on."""
+    """The engine failed on this request and goes on."""
 
 
 class BadAnswer(RetryableSampleError):
-    """The model's answer could not be used."""
+    """The model's answer cannot be used."""
 
 
-#: What stands between a URL's user and its host. A password that holds an @ is hidden to its last one.
+#: From a URL's user to the last @ before its host, since a password may hold an @ itself.
 _PASSWORD = re.compile(r"""(://[^:/@\s"']*:)[^\s"'<>]*@""")
 
 
 def redacted(text: str) -> str:
-    """The text with `***` for the password of every URL in it."""
+    """Replace the password of every URL in the text by `***`."""
     return _PASSWORD.sub(r"\1***@", text)

@@ -1,8 +1,8 @@
-"""The import path that code for NeMo Curator uses; the module itself is `capflow_tasks.curator.qwen_vl`."""
+"""The import path that NeMo Curator uses for `capflow_tasks.curator.qwen_vl`."""
 
 import sys
 
 from capflow_tasks.curator import qwen_vl
 
-# The very module, so that names patched here are patched there.
+# The same module object, so that a name patched here is patched there.
 sys.modules[__name__] = qwen_vl

@@ -1,4 +1,4 @@
-"""What flows through Capflow, defined once. Knows nothing of Celery, SQL or the engine."""
+"""The values that flow through Capflow: shards, media, requests, completions, results."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-#: A JSON object as it came from, or goes to, a file.
+#: A JSON object as read from a file or written to one.
 JsonObject = dict[str, Any]
 
 
 class Stage(StrEnum):
-    """The five stages of a chain, in order."""
+    """The five stages of a batch, in order."""
 
     ROUTE = "route"
     PERCEIVE = "perceive"
@@ -22,7 +22,7 @@ class Stage(StrEnum):
 
 
 class Modality(StrEnum):
-    """What a sample's media is."""
+    """Kind of a medium, or of a shard's media."""
 
     IMAGE = "image"
     VIDEO = "video"
@@ -36,9 +36,9 @@ class PlanShard:
     dataset: str
     #: `json_url` of the plan, made absolute.
     annotation: str
-    #: Folder that every media path is taken from, absolute.
+    #: Folder that media paths are relative to, absolute.
     root: str
-    #: Domain for all samples of the shard, None when each is to be routed.
+    #: Domain of all samples of the shard; None when each sample is routed.
     task: str | None
     modality: Modality
     start_idx: int
@@ -46,11 +46,11 @@ class PlanShard:
     shard_index: int
     num_shards: int
     assign_rank: int
-    #: The plan line as it was read, unknown keys included.
+    #: The plan line as read, unknown keys included.
     line: JsonObject = field(default_factory=dict)
-    #: Line of the plan file where the shard stands, from 1.
+    #: Line number in the plan file, from 1.
     line_number: int = 0
-    #: Digest of what the annotation file holds, where another content makes it another shard; else empty.
+    #: Digest of the annotation file where changed content makes another shard; else empty.
     version: str = ""
 
     @property
@@ -60,7 +60,7 @@ class PlanShard:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A stretch of a video, in seconds from its first frame."""
+    """Part of a video, in seconds from its first frame."""
 
     start: float
     end: float
@@ -70,7 +70,7 @@ class Span:
 
 
 def clock(seconds: float) -> str:
-    """HH:MM:SS, with milliseconds where there are some."""
+    """Format as HH:MM:SS, with milliseconds unless they are 0."""
     total, milliseconds = divmod(round(seconds * 1000), 1000)
     text = f"{total // 3600:02}:{total // 60 % 60:02}:{total % 60:02}"
     return f"{text}.{milliseconds:03}" if milliseconds else text
@@ -78,18 +78,18 @@ def clock(seconds: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class MediaRef:
-    """One picture or video of a sample; the engine loads the pixels."""
+    """One picture or video of a sample; the engine loads its pixels."""
 
     kind: Modality
-    #: Absolute path, already known to lie inside the shard's root.
+    #: Absolute path, checked to lie inside the shard's root.
     path: str
-    #: The only part of a video that is wanted; None for all of it.
+    #: The part of the video to load; None for all of it.
     span: Span | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class MediaLimits:
-    """What a domain or agent changes of the media's budget; None leaves it as the settings have it."""
+    """Media limits of a domain or agent; None leaves a limit to the settings."""
 
     #: Pixels of a picture after resizing.
     min_pixels: int | None = None
@@ -104,15 +104,15 @@ class MediaLimits:
     frame_max_pixels: int | None = None
     #: Pixels of all frames of one video or window, two frames counted as one.
     total_pixels: int | None = None
-    #: Frames, taken `fps` times a second, after which a long video is cut into a new window.
+    #: Frames of one window, taken at `fps`; a longer video has several windows.
     window_frames: int | None = None
-    #: Windows of one video; a longer one gets longer windows.
+    #: Windows of one video; beyond that, windows get longer.
     max_windows: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How an answer is drawn; the names are vLLM's."""
+    """Sampling parameters, named as in vLLM."""
 
     max_tokens: int
     temperature: float = 0.2
@@ -128,26 +128,26 @@ class Request:
     media: tuple[MediaRef, ...]
     instruction: str
     sampling: Sampling
-    #: The only answers allowed, one token each; their probabilities are returned.
+    #: The only allowed answers, one token each; their probabilities are returned.
     choices: tuple[str, ...] = ()
     #: JSON schema that the answer must follow.
     schema: Mapping[str, Any] | None = None
-    #: How much of the media the model is to get, where that differs from the settings.
+    #: Media limits that differ from the settings.
     limits: MediaLimits = MediaLimits()
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What the engine gave for one request."""
+    """The engine's answer to one request."""
 
     text: str
     prompt_tokens: int
-    #: Prompt tokens that the prefix cache spared.
+    #: Prompt tokens found in the prefix cache.
     cached_tokens: int
     completion_tokens: int
-    #: "stop" or "length", as vLLM says it.
+    #: "stop" or "length", as in vLLM.
     finish_reason: str
-    #: From hand-over to the last token, queueing included.
+    #: From the request to the last token, queueing included.
     seconds: float
     #: Probability per choice, summing to 1; empty for free text.
     probabilities: Mapping[str, float] = field(default_factory=dict)
@@ -155,16 +155,16 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one agent said about one sample, as stored."""
+    """One agent's answer about one sample, as stored."""
 
     stage: Stage
     agent: str
-    #: The answer as text; for scores and routes the raw answer.
+    #: The answer; for scores and routes as the model wrote it.
     text: str
     #: The parsed answer: scores by dimension, or probability by domain.
     data: JsonObject | None
     model: str
-    #: Digest of everything that shaped the prompt.
+    #: Digest of all that shapes the prompt.
     workflow: str
     prompt_tokens: int
     cached_tokens: int
@@ -178,7 +178,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a sample has no caption."""
+    """Why a sample failed."""
 
     stage: Stage
     kind: str
@@ -188,15 +188,15 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class FinishedSample:
-    """A sample that has come to its end, as the exporter sees it."""
+    """A finished sample as exported."""
 
     index: int
-    #: The annotation entry as it was read.
+    #: The annotation entry as read.
     entry: JsonObject
     domain: str | None
-    #: Probability the router gave to `domain`; None when the domain was given.
+    #: The router's probability for `domain`; None when the domain was given.
     confidence: float | None
-    #: What every agent said, in workflow order.
+    #: The results of all agents, in workflow order.
     results: tuple[Result, ...]
     failure: Failure | None
     attempts: int

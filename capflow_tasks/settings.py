@@ -1,8 +1,11 @@
-"""All settings, from environment variables named CAPFLOW_*. Read at the edges, handed down as values."""
+"""The settings: environment variables named CAPFLOW_*, read where a process starts and handed down."""
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Collection
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,7 +24,7 @@ def _none_when_blank(value: Any) -> Any:
 
 
 def _psycopg_dialect(url: str | None) -> str | None:
-    """Let `postgres://` and `postgresql://` mean the one driver that is installed."""
+    """Check the URL and name the installed driver in it."""
     if url is None:
         return None
     scheme, separator, rest = url.partition("://")
@@ -30,7 +33,7 @@ def _psycopg_dialect(url: str | None) -> str | None:
         raise ValueError("expected postgresql://user:password@host:5432/database")
     thresholds = parse_qs(urlsplit(url).query).get("prepare_threshold", [])
     if len(thresholds) > 1 or not all(each == "none" or each.isdecimal() for each in thresholds):
-        raise ValueError("prepare_threshold is a number of executions, or none; and stands once")
+        raise ValueError("prepare_threshold must be one number of executions, or none")
     return f"postgresql+psycopg://{rest}"
 
 
@@ -43,7 +46,7 @@ def _redis_url(url: str | None) -> str | None:
 
 def _has_sound_port(url: str) -> bool:
     try:
-        urlsplit(url).port  # noqa: B018 - asking is what raises
+        urlsplit(url).port  # noqa: B018 - raises when the port is no number
     except ValueError:
         return False
     return True
@@ -60,68 +63,73 @@ DatabaseUrl = Annotated[str | None, BeforeValidator(_none_when_blank), AfterVali
 
 
 class Settings(BaseSettings):
-    """Each field is the environment variable CAPFLOW_<FIELD>; mappings are given as JSON."""
+    """Each field is read from the environment variable CAPFLOW_<FIELD>; mappings are JSON objects."""
 
     model_config = SettingsConfigDict(env_prefix="CAPFLOW_", extra="ignore", frozen=True)
 
     home: Path = Field(Path(".capflow"), description="folder of the embedded services and their logs")
     database_url: DatabaseUrl = Field(None, description="PostgreSQL 15 or newer; embedded when unset")
     broker_url: BrokerUrl = Field(None, description="Redis; embedded, with a worker, when unset")
-    domains: Path | None = Field(None, description="folder of domain files that override or add to the nine")
+    domains: Path | None = Field(
+        None, description="folder of domain files that override the nine or add to them"
+    )
 
     model: str = Field("Qwen/Qwen2.5-VL-7B-Instruct", description="model folder or hub name")
-    queue_models: dict[str, str] = Field({}, description="another model for a queue, by queue name")
-    stage_queues: dict[Stage, str] = Field({}, description="another queue than gpu for a stage")
+    queue_models: dict[str, str] = Field({}, description="model of a queue, by queue name")
+    stage_queues: dict[Stage, str] = Field({}, description="queue of a stage, by stage; else gpu")
     engine: str = Field("vllm", description="vllm, or module:factory of another engine")
-    max_model_len: int | None = Field(None, ge=256, description="longest prompt and answer, tokens")
+    max_model_len: int | None = Field(None, ge=256, description="longest prompt with its answer, tokens")
     max_num_seqs: int | None = Field(None, ge=1, description="requests in one engine step")
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs per model")
     gpu_memory_utilization: float | None = Field(None, gt=0, le=1, description="share of the GPU's memory")
-    dtype: OptionalText = Field(None, description="weights' number format, as vLLM names it")
-    quantization: OptionalText = Field(None, description="as vLLM names it, for example fp8")
+    dtype: OptionalText = Field(None, description="number format of the weights, as vLLM names it")
+    quantization: OptionalText = Field(None, description="quantization of the weights, as vLLM names it: fp8")
     engine_args: dict[str, Any] = Field({}, description="any further argument of vLLM's AsyncEngineArgs")
-    max_answer_tokens: int | None = Field(None, ge=1, description="cap on every free-text answer, tokens")
-    request_timeout_seconds: float = Field(600, gt=0, description="deadline of one model call, seconds")
+    max_answer_tokens: int | None = Field(None, ge=1, description="longest free-text answer, tokens")
+    request_timeout_seconds: float = Field(600, gt=0, description="deadline for one model call, seconds")
 
-    min_pixels: int = Field(256 * 28 * 28, ge=28 * 28, description="smallest picture sent, pixels")
-    max_pixels: int = Field(1280 * 28 * 28, ge=28 * 28, description="largest picture sent, pixels")
+    min_pixels: int = Field(256 * 28 * 28, ge=28 * 28, description="smallest picture for the model, pixels")
+    max_pixels: int = Field(1280 * 28 * 28, ge=28 * 28, description="largest picture for the model, pixels")
     video_fps: float = Field(2.0, gt=0, description="frames taken per second of video")
-    video_max_frames: int = Field(64, ge=2, description="most frames taken of one video")
+    video_max_frames: int = Field(64, ge=2, description="most frames taken from one video")
     video_total_pixels: int = Field(8192 * 28 * 28, ge=28 * 28, description="all frames of one video, pixels")
-    video_window_frames: int = Field(256, ge=4, description="frames after which a long video is cut")
+    video_window_frames: int = Field(256, ge=4, description="frames of one window of a long video")
     video_max_windows: int = Field(64, ge=1, description="most windows of one video; then they get longer")
-    video_decoders: int = Field(4, ge=1, description="videos decoded at a time, each in its own process")
-    videos_in_flight: int = Field(16, ge=1, description="requests with a video that the engine has at a time")
+    video_decoders: int = Field(4, ge=1, description="videos decoded at once, each in its own process")
+    videos_in_flight: int = Field(16, ge=1, description="requests with a video in the engine at once")
     max_media_mib: int = Field(4096, ge=1, description="largest media file, MiB")
-    max_images: int = Field(4, ge=1, description="most pictures of one sample")
-    media_cache_mib: int = Field(1024, ge=0, description="decoded media kept for a sample's next call, MiB")
-    media_threads: int = Field(4, ge=1, description="media files decoded at a time")
-    media_timeout_seconds: float = Field(120, gt=0, description="deadline of reading one file, seconds")
+    max_images: int = Field(4, ge=1, description="most pictures in one sample")
+    media_cache_mib: int = Field(1024, ge=0, description="decoded media cached for a sample's next call, MiB")
+    media_threads: int = Field(4, ge=1, description="media files decoded at once")
+    media_timeout_seconds: float = Field(120, gt=0, description="deadline for reading a media file, seconds")
 
-    concurrency: int = Field(8, ge=1, description="batches that one worker runs at a time")
+    concurrency: int = Field(8, ge=1, description="batches that one worker runs at once")
     lease_seconds: float = Field(
-        45, gt=0, description="a batch whose worker is silent this long is sent again"
+        45, gt=0, description="silence of a worker until its batches are sent again, seconds"
     )
     queue_seconds: float = Field(
-        3600, gt=0, description="a batch waiting this long in the queue is sent again"
+        3600, gt=0, description="time in a queue until a batch is sent again, seconds"
     )
-    drain_seconds: float = Field(60, ge=0, description="how long a stopping worker finishes what it has")
+    drain_seconds: float = Field(60, ge=0, description="time of a stopping worker to finish, seconds")
     database_seconds: float = Field(
-        600, gt=0, description="how long a finished stage waits for the database, seconds"
+        600, gt=0, description="time a finished stage waits for the database, seconds"
     )
-    max_rss_mib: int | None = Field(None, ge=1, description="memory at which a worker drains and ends, MiB")
-    max_tries: int = Field(3, ge=1, description="dead engines or workers after which a batch is split")
+    max_rss_mib: int | None = Field(None, ge=1, description="memory above which a worker is restarted, MiB")
+    max_tries: int = Field(3, ge=1, description="dead engines or workers before a batch is split")
     max_attempts: int = Field(3, ge=1, description="tries of a sample whose failure may pass")
     retry_seconds: float = Field(
-        5, ge=0, description="wait before the second try, doubled for each further one"
+        5, ge=0, description="wait before the second try, doubled before each further one, seconds"
     )
     log_level: LogLevel = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
-    log_format: Literal["text", "json"] = Field("text", description="of a worker's log: text or json")
-    log_text: bool = Field(False, description="1 to have a worker log what the model says")
+    log_format: Literal["text", "json"] = Field("text", description="format of a worker's log: text or json")
+    log_text: bool = Field(False, description="1 to log every answer of the model")
     metrics_port: int | None = Field(
-        None, ge=0, le=65535, description="a worker's /metrics, /healthz, /readyz; 0 for any free port"
+        None,
+        ge=0,
+        le=65535,
+        description="port of a worker's /metrics, /healthz, /readyz; 0 for any",
     )
-    metrics_host: str = Field("0.0.0.0", description="address on which they are served")
+    metrics_host: str = Field("0.0.0.0", description="address of a worker's pages")
 
     def queue_of(self, stage: Stage) -> str:
         return self.stage_queues.get(stage, "gpu")
@@ -135,20 +143,47 @@ class Settings(BaseSettings):
         return tuple(dict.fromkeys(["gpu", *(self.queue_of(stage) for stage in Stage)]))
 
 
+_PREFIX = "CAPFLOW_"
+#: How much alike two names are, from 0 to 1, before one is taken for a misspelling of the other.
+_LIKENESS = 0.75
+
+
 @cache
 def read_settings() -> Settings:
-    """Raises SettingsError with one line per variable that cannot be used."""
+    """Read the settings from the environment. Raises SettingsError with one line per unusable variable."""
     try:
         return Settings()
     except ValidationError as error:
         raise SettingsError("\n".join(_explain(problem) for problem in error.errors())) from None
     except UnparsableSetting as error:
         field = re.search(r'field "(\w+)"', str(error))
-        name = f"CAPFLOW_{field[1].upper()}" if field else str(error)
-        raise SettingsError(f'{name}: is no JSON; expected an object such as {{"key": "value"}}') from None
+        name = _PREFIX + field[1].upper() if field else str(error)
+        raise SettingsError(f'{name}: not JSON; expected an object such as {{"key": "value"}}') from None
 
 
 def _explain(problem: Any) -> str:
-    name = "CAPFLOW_" + str(problem["loc"][0]).upper()
+    name = _PREFIX + str(problem["loc"][0]).upper()
     value = redacted(repr(problem["input"]))
     return f"{name}={value}: {problem['msg'].removeprefix('Value error, ')}"
+
+
+def check_environment(also_known: Collection[str] = ()) -> None:
+    """Raise SettingsError with one line per misspelt CAPFLOW_* variable.
+
+    `also_known` are variables that are no settings, such as those of command options. A name that resembles
+    no known one is left alone: scripts around Capflow use the prefix too.
+    """
+    known = {_PREFIX + name.upper() for name in Settings.model_fields}.union(also_known)
+    problems = [
+        f"{name}: there is no such variable; did you mean {near[0]}?"
+        for name in sorted(os.environ)
+        if name.startswith(_PREFIX) and name not in known and (near := _similar(name, known))
+    ]
+    if problems:
+        raise SettingsError("\n".join(problems))
+
+
+def _similar(name: str, known: Collection[str]) -> list[str]:
+    names = [each.removeprefix(_PREFIX) for each in known]
+    found = get_close_matches(name.removeprefix(_PREFIX), names, n=1, cutoff=_LIKENESS)
+    return [_PREFIX + each for each in found]

@@ -1,7 +1,7 @@
-"""An engine that says what it is told to, for unit tests and fault injection; yours as well.
+"""A scripted engine for tests and fault injection, in this project and in yours.
 
-`CAPFLOW_ENGINE=capflow_tasks.testing:build` starts a worker with it. It answers every request at once:
-the first choice for a route, the top grade for scores, and for free text a digest of the request.
+`CAPFLOW_ENGINE=capflow_tasks.testing:build` starts a worker with it. It answers at once: the first choice
+for a route, the top grade for scores, a digest of the request for free text.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from capflow_tasks.errors import SampleError
 from capflow_tasks.records import Completion, Request
 from capflow_tasks.settings import Settings
 
-#: Tokens that the scripted tokenizer makes of one word, and of any picture.
+#: Prompt tokens of any picture; a word is one token.
 _TOKENS_PER_PICTURE = 256
 
 
 def scripted_text(request: Request) -> str:
-    """What the engine says unless told otherwise: the same for the same request."""
+    """The default answer: the same for the same request."""
     if request.choices:
         return request.choices[0]
     if request.schema is not None:
@@ -30,7 +30,7 @@ def scripted_text(request: Request) -> str:
 
 
 class ScriptedEngine:
-    """Answers from a function of the request; keeps what it was asked in `requests`."""
+    """Answers by a function of the request, and records the requests."""
 
     model = "scripted"
 
@@ -39,10 +39,10 @@ class ScriptedEngine:
         self.requests: list[Request] = []
 
     def start(self) -> None:
-        """Nothing is loaded."""
+        """Load nothing."""
 
     def stop(self) -> None:
-        """Nothing is freed."""
+        """Free nothing."""
 
     def generate(self, requests: Sequence[Request]) -> list[Answer]:
         self.requests.extend(requests)
@@ -67,5 +67,5 @@ class ScriptedEngine:
 
 
 def build(settings: Settings, model: str) -> ScriptedEngine:
-    """The engine that `CAPFLOW_ENGINE=capflow_tasks.testing:build` names."""
+    """Build the engine that `CAPFLOW_ENGINE=capflow_tasks.testing:build` names."""
     return ScriptedEngine()

@@ -1,4 +1,4 @@
-"""How Alembic reaches the database: by the URL that `capflow_tasks.database` hands over."""
+"""Runs the migrations on the connection that `capflow_tasks.store.database` passes in."""
 
 from __future__ import annotations
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import active_children, parent_process
-from threading import Thread
+from multiprocessing import active_children
 from time import monotonic
 from typing import TypeVar
 
 from capflow_tasks.errors import EXIT_INTERRUPTED, ServiceError
+from capflow_tasks.lifeline import exit_with_parent
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -44,7 +43,7 @@ def call_all(call: Callable[[T], R], tasks: Sequence[T], processes: int, progres
     """What `call` gives for each task, in the order of the tasks; its first error ends all."""
     if min(processes, len(tasks)) < 2:
         return list(_one_by_one(call, tasks, progress))
-    with ProcessPoolExecutor(min(processes, len(tasks)), initializer=_live_with_parent) as pool:
+    with ProcessPoolExecutor(min(processes, len(tasks)), initializer=_leave_interrupts_to_parent) as pool:
         try:
             futures = [pool.submit(call, task) for task in tasks]
             for done, future in enumerate(as_completed(futures), start=1):
@@ -68,13 +67,6 @@ def _one_by_one(call: Callable[[T], R], tasks: Sequence[T], progress: Progress) 
         progress(done, len(tasks))
 
 
-def _live_with_parent() -> None:
-    """Leave Ctrl-C to the parent, and end when it has ended."""
+def _leave_interrupts_to_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    if (parent := parent_process()) is not None:
-        parent.join()
-        os._exit(EXIT_INTERRUPTED)
+    exit_with_parent(EXIT_INTERRUPTED)

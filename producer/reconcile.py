@@ -44,7 +44,7 @@ class Reconciler:
         if monotonic() - self._looked_at < LOOK_SECONDS:
             return 0
         self._looked_at = monotonic()
-        self._broker.drop_queues_of(self._workers.bury(2 * self._lease_seconds))
+        self._broker.drop_queues_of(self._workers.remove_silent(2 * self._lease_seconds))
         lost = self._runs.requeue_stale(self._run_id) + self._requeue_missing()
         if lost:
             log.warning("%s batches were lost and are sent again", lost)

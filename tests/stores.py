@@ -1,4 +1,4 @@
-"""A run in a real database, and shorthands for what a producer and a worker do to it."""
+"""A run in a real database, and shorthands for what a producer and a worker do with it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def a_failure(stage: Stage, error: SampleError | None = None) -> Failure:
 
 @dataclass
 class Fleet:
-    """One run with one shard; all batches are inserted at once."""
+    """One run with one shard, whose batches are all inserted."""
 
     engine: Engine
     entries: Sequence[JsonObject]
@@ -86,7 +86,7 @@ class Fleet:
     def claim(
         self, stage: Stage, owner: str = "worker", batch_id: int | None = None, seconds: float = LEASE_SECONDS
     ) -> Claim:
-        """The first batch's stage, which must be free."""
+        """Claim a stage, by default of the first batch; it must be free."""
         claim = self.batches.claim(batch_id or self.batch_ids[0], stage, owner, seconds)
         assert isinstance(claim, Claim), claim
         return claim
@@ -100,7 +100,7 @@ class Fleet:
         return self.batches.finish_stage(claim, outcomes, handoff_seconds=60, retry=retry)
 
     def finish_all(self, batch_id: int | None = None, first: Stage = Stage.PERCEIVE) -> None:
-        """Every stage from `first` on, by a worker that says the same of every sample."""
+        """Finish every stage from `first` on, with the same answer for every sample."""
         for stage in self.stages[self.stages.index(first) :]:
             assert self.finish(self.claim(stage, batch_id=batch_id))
 
@@ -112,12 +112,20 @@ class Fleet:
         with self.engine.connect() as connection:
             return connection.execute(statement, {"id": batch_id or self.batch_ids[0]}).one()
 
+    def wait_seconds(self) -> float:
+        """Return how long the run's only batch has to wait, and let the wait be over."""
+        statement = "SELECT extract(epoch FROM lease_until - now()) FROM batches"
+        with self.engine.connect() as connection:
+            seconds = float(connection.exec_driver_sql(statement).scalar_one())
+        self.let_leases_run_out()
+        return seconds
+
     def count(self, table: str) -> int:
         with self.engine.connect() as connection:
             return int(connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one())
 
     def let_leases_run_out(self) -> None:
-        """As when their time has passed, without the wait."""
+        """Let all leases and waits be over."""
         with self.engine.begin() as connection:
             connection.execute(text("UPDATE batches SET lease_until = now() - interval '1 second'"))
 

@@ -1,1 +1,1 @@
-"""What happens to a batch: stages, conversations, answers, admission, heartbeat."""
+"""What a worker does with a batch: stages, conversations, answers, admission, heartbeat."""

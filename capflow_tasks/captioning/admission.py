@@ -1,4 +1,4 @@
-"""Lets suspects run alone, so that a dead engine has one cause."""
+"""Decides which batches may run together, and how many."""
 
 from __future__ import annotations
 
@@ -8,33 +8,41 @@ from threading import Condition, Lock
 
 from capflow_tasks.records import Result
 
+#: Share of the KV cache that open samples may fill; the rest is for answers in progress.
+_CACHE_SHARE = 0.9
+#: Weight of the newest batch in the mean cost of a batch.
+_NEWEST_WEIGHT = 0.2
 
-class Gate:
-    """Many may be inside together, or one alone; whoever wants to be alone goes before newcomers."""
+
+class SharedOrAlone:
+    """A lock that many threads share or one holds alone, so that a dead engine has one suspect.
+
+    A thread that waits to be alone goes before threads that come later.
+    """
 
     def __init__(self) -> None:
         self._changed = Condition()
-        self._together = 0
+        self._shared = 0
         self._is_alone = False
         self._waiting_alone = 0
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def shared(self) -> Iterator[None]:
         with self._changed:
             self._changed.wait_for(lambda: not self._is_alone and not self._waiting_alone)
-            self._together += 1
+            self._shared += 1
         try:
             yield
         finally:
             with self._changed:
-                self._together -= 1
+                self._shared -= 1
                 self._changed.notify_all()
 
     @contextmanager
     def alone(self) -> Iterator[None]:
         with self._changed:
             self._waiting_alone += 1
-            self._changed.wait_for(lambda: not self._is_alone and not self._together)
+            self._changed.wait_for(lambda: not self._is_alone and not self._shared)
             self._waiting_alone -= 1
             self._is_alone = True
         try:
@@ -45,40 +53,34 @@ class Gate:
                 self._changed.notify_all()
 
 
-#: Share of the cache that open samples may fill; the rest is for answers under way.
-_SHARE = 0.9
-#: Weight of the newest batch in the mean.
-_WEIGHT = 0.2
-
-
-class Capacity:
-    """Learns what a batch costs from the batches that pass. Thread-safe."""
+class BatchLimit:
+    """Limits open batches to those whose prefixes fit the engine's cache. Thread-safe."""
 
     def __init__(self, cache_tokens: int | None) -> None:
-        #: Tokens that the engine's cache holds; None where nobody needs to care.
+        #: Tokens that the engine's cache holds; None for an engine without a limit.
         self._cache_tokens = cache_tokens
         self._lock = Lock()
-        #: Mean over the batches seen, tokens.
+        #: Mean cost of the batches so far; None before the first.
         self._batch_tokens: float | None = None
 
-    def batches(self, most: int) -> int:
-        """Batches that may be open now, one at least and `most` until one has been seen."""
+    def limit(self, most: int) -> int:
+        """Return how many batches may be open: at least 1, and `most` until a batch's cost is known."""
         if self._cache_tokens is None or not self._batch_tokens:
             return most
-        return max(1, min(most, int(self._cache_tokens * _SHARE / self._batch_tokens)))
+        return max(1, min(most, int(self._cache_tokens * _CACHE_SHARE / self._batch_tokens)))
 
     def observe(self, samples: Iterable[Sequence[Result]]) -> None:
-        """Take in what one batch cost in one stage, by sample."""
+        """Learn from one batch's results of one stage, by sample."""
         tokens = sum(map(_tokens, samples))
         if not tokens:
             return
         with self._lock:
             known = self._batch_tokens or tokens
-            self._batch_tokens = known + (tokens - known) * _WEIGHT
+            self._batch_tokens = known + (tokens - known) * _NEWEST_WEIGHT
 
 
 def _tokens(results: Sequence[Result]) -> int:
-    """What the calls of one sample fill: what they share once, and what each has to itself."""
+    """Count the cache tokens of one sample: its shared prefix once, and the rest of each call."""
     if not results:
         return 0
     prompts = [result.prompt_tokens for result in results]

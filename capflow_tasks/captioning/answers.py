@@ -1,7 +1,4 @@
-"""Reads a model's answer. What cannot be read is a BadAnswer, never a default.
-
-Judges form, not content: whether a text is cut off or repeats itself is not decided here.
-"""
+"""Parses a model's answer; an answer that cannot be parsed is a BadAnswer, never a default."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ _GRADES = (1, 2, 3)
 
 
 def parse_scores(text: str, agent: Agent) -> dict[str, int]:
-    """A judge's grades by dimension, `overall` last; BadAnswer unless the text is JSON by `scores_schema`."""
+    """Return a judge's grades by dimension, `overall` last. Raises BadAnswer."""
     names = [*agent.dimensions, "overall"]
     scores = _json_object(text)
     missing = [name for name in names if name not in scores]
@@ -33,21 +30,21 @@ def parse_scores(text: str, agent: Agent) -> dict[str, int]:
 
 
 def check_text(text: str) -> str:
-    """The text without blanks around it; BadAnswer if it holds nothing that a reader could see."""
+    """Strip the text. Raises BadAnswer when it has no visible character."""
     if not any(map(_is_visible, text)):
         raise BadAnswer(f"the answer holds no text: {_short(text)}")
     return text.strip()
 
 
 def _is_visible(char: str) -> bool:
-    """Not a control, format, unassigned or separator character, nor the mark of broken UTF-8."""
+    """Return False for control, format, unassigned and separator characters and for broken UTF-8."""
     return unicodedata.category(char)[0] not in "CZ" and char != "\N{REPLACEMENT CHARACTER}"
 
 
 def _json_object(text: str) -> dict[str, Any]:
     try:
-        answer = json.loads(text, object_pairs_hook=_without_repeats)
-    # RecursionError: a model caught in a loop can nest brackets without end.
+        answer = json.loads(text, object_pairs_hook=_unique_names)
+    # RecursionError: a model in a loop can nest brackets without end.
     except (ValueError, RecursionError) as error:
         raise BadAnswer(f"the scores are not JSON ({error}): {_short(text)}") from None
     if not isinstance(answer, dict):
@@ -55,7 +52,7 @@ def _json_object(text: str) -> dict[str, Any]:
     return answer
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     repeated = [name for name, times in Counter(name for name, _ in pairs).items() if times > 1]
     if repeated:
         raise BadAnswer(f"the score {_short(repeated[0])} is given twice")

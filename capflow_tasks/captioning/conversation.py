@@ -1,4 +1,4 @@
-"""One sample inside one stage: which agents are to speak, what each is asked, what came of it."""
+"""One sample in one stage: the requests of its agents, and what became of them."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ from capflow_tasks.store.rows import Claim, Outcome, PendingSample, Route
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request to the engine, and whose answer it will be."""
+    """One request to the engine, and the agent it is made for."""
 
     conversation: Conversation
-    #: Of a window its name tells which: `name@start-end`.
+    #: Named `name@start-end` for one window of a video.
     agent: Agent
     request: Request
 
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    """An agent about to speak, of all the media or of one window."""
+    """One answer that an agent still has to give, about all media or about one window."""
 
     agent: Agent
     #: The agent's name in the domain file.
@@ -57,22 +57,22 @@ class _Turn:
 
 @dataclass(slots=True)
 class Conversation:
-    """Asks the agents of one stage about one sample, each as soon as those it sees have answered."""
+    """Asks the agents of one stage about one sample, each as soon as the agents it sees have answered."""
 
     claim: Claim
     sample: PendingSample
     catalogue: Catalogue
     #: Name of the model that answers, as stored with the results.
     model: str
-    #: None where a video is never cut.
+    #: None when videos are never cut into windows.
     windows: Windows | None = None
     _media: tuple[MediaRef, ...] = ()
     _domain: Domain | None = None
     _results: list[Result] = field(default_factory=list)
     _route: Route | None = None
     _failure: Failure | None = None
-    #: The windows by agent, so that the file is looked at once.
-    _cuts: dict[str, tuple[Span, ...]] = field(default_factory=dict)
+    #: The windows by agent, so that the file is measured once.
+    _spans_by_agent: dict[str, tuple[Span, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         try:
@@ -85,12 +85,12 @@ class Conversation:
             self.fail(BadEntry(str(error)))
 
     def calls(self) -> list[Call]:
-        """What to ask now: agents who have not spoken yet and have heard all that they are to hear."""
+        """Return the requests that can be made now: of agents that have all the answers they see."""
         if self._failure:
             return []
         try:
-            heard = self._heard()
-            turns = [turn for agent in self._agents() for turn in self._turns(agent, heard)]
+            answers = self._answers()
+            turns = [turn for agent in self._agents() for turn in self._turns(agent, answers)]
             waiting = {turn.role for turn in turns}
             due = [turn for turn in turns if waiting.isdisjoint(turn.agent.sees)]
             return [Call(self, turn.agent, self._request(turn)) for turn in due]
@@ -98,9 +98,9 @@ class Conversation:
             self.fail(error)
             return []
 
-    def _turns(self, agent: Agent, heard: Mapping[str, str]) -> list[_Turn]:
-        """What is left for the agent to say, here or in one turn for each window."""
-        if agent.name in heard:
+    def _turns(self, agent: Agent, answers: Mapping[str, str]) -> list[_Turn]:
+        """Return what the agent has not answered yet: one turn, or one for each window."""
+        if agent.name in answers:
             return []
         spans = self._spans(agent)
         turns = [
@@ -113,16 +113,16 @@ class Conversation:
             for number, span in enumerate(spans)
         ]
         turns = turns or [_Turn(agent, agent.name)]
-        return [turn for turn in turns if turn.agent.name not in heard]
+        return [turn for turn in turns if turn.agent.name not in answers]
 
     def _spans(self, agent: Agent) -> tuple[Span, ...]:
-        """The windows of the sample's video, none where the agent is to see all of it at once."""
+        """Return the windows of the sample's video; none for an agent that sees all of it at once."""
         videos = [ref.path for ref in self._media if ref.kind is Modality.VIDEO]
         if self.windows is None or not agent.windows or len(videos) != 1:
             return ()
-        if agent.name not in self._cuts:
-            self._cuts[agent.name] = self.windows.of(videos[0], agent.limits)
-        return self._cuts[agent.name]
+        if agent.name not in self._spans_by_agent:
+            self._spans_by_agent[agent.name] = self.windows.of(videos[0], agent.limits)
+        return self._spans_by_agent[agent.name]
 
     def _request(self, turn: _Turn) -> Request:
         agent = turn.agent
@@ -131,7 +131,7 @@ class Conversation:
         if self._domain is None:
             instruction, choices = router_instruction(self.catalogue), tuple(self.catalogue.letters)
         else:
-            instruction = instruction_for(agent, self._domain, self._heard(), turn.window)
+            instruction = instruction_for(agent, self._domain, self._answers(), turn.window)
             schema = scores_schema(agent) if agent.answer == "scores" else None
         media = self._media if agent.media else ()
         if turn.span is not None:
@@ -142,7 +142,7 @@ class Conversation:
         return Request(system, media, instruction, agent.sampling, choices, schema, limits)
 
     def take(self, agent: Agent, answer: Completion | SampleError) -> None:
-        """Keep the agent's answer, or the reason why there is none."""
+        """Keep the agent's answer, or its error as the sample's failure."""
         try:
             if isinstance(answer, SampleError):
                 raise answer
@@ -177,7 +177,7 @@ class Conversation:
         self._failure = Failure(self.claim.stage, error.kind, str(error), error.is_retryable)
 
     def outcome(self) -> Outcome:
-        """What is to be written: the answers there are, and the failure if one agent has none."""
+        """Return what the stage writes: the answers, and the failure if an agent has none."""
         return Outcome(self.sample.id, tuple(self._results), self._route, self._failure)
 
     def _agents(self) -> tuple[Agent, ...]:
@@ -185,7 +185,8 @@ class Conversation:
             return self._domain.agents_of(self.claim.stage)
         return (self.catalogue.router,) if self.claim.stage is Stage.ROUTE else ()
 
-    def _heard(self) -> dict[str, str]:
+    def _answers(self) -> dict[str, str]:
+        """Return the answers so far by agent, of earlier stages too."""
         return {result.agent: result.text for result in (*self.sample.results, *self._results)}
 
     def _read(self, agent: Agent, answer: Completion) -> JsonObject | None:
@@ -197,7 +198,7 @@ class Conversation:
         return None
 
     def _read_route(self, probabilities: Mapping[str, float]) -> JsonObject:
-        """The likeliest letter is the domain; all probabilities are kept beside it."""
+        """Take the likeliest letter as the domain, and return all probabilities by domain."""
         letters = self.catalogue.letters
         best = max(probabilities, key=probabilities.__getitem__)
         self._route = Route(letters[best].name, probabilities[best])
@@ -206,6 +207,6 @@ class Conversation:
 
 def _media_refs(entry: JsonObject, claim: Claim) -> tuple[MediaRef, ...]:
     if not isinstance(entry, dict):
-        raise BadEntry("the entry is no JSON object")
+        raise BadEntry("the entry is not a JSON object")
     named = media_of(entry, claim.modality)
     return tuple(MediaRef(kind, resolve_media(claim.root, path)) for kind, path in named)

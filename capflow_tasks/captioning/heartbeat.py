@@ -1,4 +1,4 @@
-"""Keeps the leases of the batches that really run. Stops keeping them when the process stops."""
+"""Extends the leases of running batches, until the process stops or dies."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ log = logging.getLogger(__name__)
 
 
 class Heartbeat:
-    """A thread that extends the leases of what is inside `beating_for`, three times per lease."""
+    """A thread that extends the leases of the batches inside `beating_for`, three times per lease."""
 
     def __init__(self, store: WorkerStore, owner: str, lease_seconds: float) -> None:
+        self.owner = owner
         self._store = store
-        self._owner = owner
         self._lease_seconds = lease_seconds
-        #: Counted, since two copies of a message may be inside with one batch.
+        #: Counted, since two copies of a message may run one batch.
         self._batch_ids: Counter[int] = Counter()
         self._lock = Lock()
         self._beaten_at = -inf
@@ -37,17 +37,18 @@ class Heartbeat:
     def stop(self) -> None:
         self._stopping.set()
         self._thread.join()
+        self.resign()
 
     def resign(self) -> None:
-        """Give back all that this owner still has; for a worker's end."""
+        """Give back every batch that this owner holds."""
         try:
-            self._store.resign(self._owner)
+            self._store.resign(self.owner)
         except SQLAlchemyError as error:
-            log.warning("leases not given back, they will run out: %s", error)
+            log.warning("leases are not given back and will run out: %s", error)
 
     @property
     def age_seconds(self) -> float:
-        """Since a beat last reached the database."""
+        """Time since a beat reached the database."""
         return monotonic() - self._beaten_at
 
     @property
@@ -70,14 +71,11 @@ class Heartbeat:
         while True:
             with self._lock:
                 batch_ids = sorted(self._batch_ids)
-            self._beat(batch_ids)
+            try:
+                self._store.beat(self.owner, batch_ids, self._lease_seconds)
+                self._beaten_at = monotonic()
+            except SQLAlchemyError as error:
+                # The next beat may succeed; a worker whose lease ran out meanwhile writes nothing.
+                log.warning("leases are not extended: %s", error)
             if self._stopping.wait(self._lease_seconds / 3):
                 return
-
-    def _beat(self, batch_ids: list[int]) -> None:
-        try:
-            self._store.beat(self._owner, batch_ids, self._lease_seconds)
-            self._beaten_at = monotonic()
-        except SQLAlchemyError as error:
-            # The next beat may reach the database again; a lease that ends meanwhile is fenced off.
-            log.warning("leases not extended: %s", error)

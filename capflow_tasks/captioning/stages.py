@@ -1,16 +1,13 @@
-"""What a stage does with a batch: claim it, ask the engine, write what came of it.
-
-The five Celery tasks are doorbells around `StageRunner.run`, which a test can call as well.
-Knows nothing of Celery, nor of what kind of engine answers.
-"""
+"""Runs a stage of a batch: claim it, ask the engine, write the outcomes. Knows nothing of Celery."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from time import monotonic
-from typing import ParamSpec, TypeVar
 
 from sqlalchemy.exc import OperationalError
 from tenacity import (
@@ -21,42 +18,35 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from capflow_tasks.captioning.admission import Capacity, Gate
+from capflow_tasks.captioning.admission import BatchLimit, SharedOrAlone
 from capflow_tasks.captioning.conversation import Conversation
 from capflow_tasks.captioning.heartbeat import Heartbeat
-from capflow_tasks.captioning.stage_summary import count_stage, log_stage, report_of
 from capflow_tasks.domains.catalogue import Catalogue
 from capflow_tasks.engine.interface import Engine, cache_tokens_of
 from capflow_tasks.errors import EngineDead, Quarantined, ServiceError
 from capflow_tasks.media.video import Windows
 from capflow_tasks.observe import metrics
+from capflow_tasks.observe.logs import texts_log
 from capflow_tasks.records import JsonObject, Stage
+from capflow_tasks.settings import Settings
 from capflow_tasks.store.claims import BatchStore, NotClaimed
 from capflow_tasks.store.rows import Claim, Outcome, PendingSample, RetryPolicy
 from capflow_tasks.store.states import stage_after
 
 log = logging.getLogger(__name__)
 
-P = ParamSpec("P")
-R = TypeVar("R")
 
+class NotFinished(StrEnum):
+    """Why a claimed stage was not finished; the chain of its message ends."""
 
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long things may take, seconds, and how often they are tried."""
-
-    lease_seconds: float
-    #: How long a message may wait in a shared queue.
-    queue_seconds: float
-    #: How long a finished stage waits for the database to come back.
-    database_seconds: float
-    retry: RetryPolicy
-    #: Tries of one batch that may end in a dead engine or worker before it is split.
-    max_tries: int
+    #: The batch was tried too often and is two batches now.
+    SPLIT = "split"
+    #: The lease ran out and another worker has the batch; nothing was written.
+    LEASE_LOST = "lease lost"
 
 
 class StageRunner:
-    """Runs stages of batches; one per worker, used by all its threads."""
+    """Runs stages of batches; one per worker, shared by its threads."""
 
     def __init__(
         self,
@@ -64,80 +54,80 @@ class StageRunner:
         catalogue: Catalogue,
         engines: Mapping[Stage, Engine],
         heartbeat: Heartbeat,
-        owner: str,
-        patience: Patience,
+        settings: Settings,
         windows: Windows | None = None,
     ) -> None:
         self._store = store
         self._catalogue = catalogue
         self._engines = engines
         self._heartbeat = heartbeat
-        self._owner = owner
-        self._patience = patience
+        self._settings = settings
         self._windows = windows
-        self._gate = Gate()
+        self._retry = RetryPolicy(settings.max_attempts, settings.retry_seconds)
+        self._turns = SharedOrAlone()
         #: One per engine.
-        self._capacities = {id(engine): Capacity(cache_tokens_of(engine)) for engine in engines.values()}
+        self._limits = {id(engine): BatchLimit(cache_tokens_of(engine)) for engine in engines.values()}
+        #: Calls the store, again and again while the database is away.
+        self._patiently = Retrying(
+            retry=retry_if_exception_type(OperationalError),
+            stop=stop_after_delay(settings.database_seconds),
+            wait=wait_random_exponential(0.2, max=5),
+            before_sleep=before_sleep_log(log, logging.WARNING),
+            reraise=True,
+        )
 
-    def run(self, batch_id: int, stage: Stage) -> JsonObject | NotClaimed:
-        """Run one stage of one batch and return its summary, or why that is not this caller's to do.
+    def run(self, batch_id: int, stage: Stage) -> StageSummary | NotClaimed | NotFinished:
+        """Run one stage of one batch.
 
-        Raises EngineDead when the engine died; the batch has been given back by then.
+        Raises EngineDead when the engine died and ServiceError when it cannot be rebuilt; the batch has been
+        given back by then.
         """
-        claim = self._patiently(self._store.claim, batch_id, stage, self._owner, self._patience.lease_seconds)
+        settings, owner = self._settings, self._heartbeat.owner
+        claim = self._patiently(self._store.claim, batch_id, stage, owner, settings.lease_seconds)
         if isinstance(claim, NotClaimed):
             return claim
         in_flight = metrics.BATCHES_IN_FLIGHT.labels(stage)
         with self._heartbeat.beating_for(batch_id), in_flight.track_inprogress():
             return self._run(claim)
 
-    def most_batches(self, slots: int) -> int:
-        """How many of the slots may be used, so that the engines keep the prefixes of all open batches."""
-        return min(capacity.batches(slots) for capacity in self._capacities.values())
+    def batch_limit(self) -> int:
+        """Return how many batches may run, so that the engines keep the prefixes of all open samples."""
+        return min(each.limit(self._settings.concurrency) for each in self._limits.values())
 
-    def _run(self, claim: Claim) -> JsonObject | NotClaimed:
+    def _run(self, claim: Claim) -> StageSummary | NotFinished:
         started = monotonic()
         samples = self._patiently(self._store.pending_samples, claim.batch_id)
-        if claim.tries > self._patience.max_tries and len(samples) > 1:
-            log.warning("batch %s: tried %s times in vain, split", claim.batch_id, claim.tries - 1)
+        if claim.tries > self._settings.max_tries and len(samples) > 1:
+            log.warning("batch %s: split after %s failed tries", claim.batch_id, claim.tries - 1)
             self._store.split(claim)
-            metrics.end(claim.stage, "split")
-            return NotClaimed.TAKEN
+            metrics.count_end(claim.stage, "split")
+            return NotFinished.SPLIT
         try:
             outcomes = self._outcomes(claim, samples)
         except BaseException as error:
             self._give_back(claim, error)
             raise
-        stays = stage_after(claim.stage, claim.stages) in self._engines
-        is_written = self._patiently(
-            self._store.finish_stage,
-            claim,
-            outcomes,
-            self._patience.lease_seconds if stays else self._patience.queue_seconds,
-            self._patience.retry,
-            stays=stays,
-        )
-        if not is_written:
+        if not self._finish(claim, outcomes):
             log.warning("batch %s: the lease of %s went to another worker", claim.batch_id, claim.stage)
-            metrics.end(claim.stage, "lost")
-            return NotClaimed.TAKEN
-        capacity = self._capacities[id(self._engines[claim.stage])]
-        capacity.observe(outcome.results for outcome in outcomes)
-        report = report_of(claim, outcomes, monotonic() - started)
-        count_stage(report)
-        log_stage(report, outcomes)
-        return report.summary()
+            metrics.count_end(claim.stage, "lost")
+            return NotFinished.LEASE_LOST
+        limit = self._limits[id(self._engines[claim.stage])]
+        limit.observe(outcome.results for outcome in outcomes)
+        summary = summarize(claim, outcomes, monotonic() - started)
+        count_stage(summary)
+        log_stage(summary, outcomes)
+        return summary
 
     def _outcomes(self, claim: Claim, samples: Sequence[PendingSample]) -> list[Outcome]:
         engine = self._engines[claim.stage]
         conversations = [
             Conversation(claim, sample, self._catalogue, engine.model, self._windows) for sample in samples
         ]
-        if claim.tries > self._patience.max_tries:
+        if claim.tries > self._settings.max_tries:
             for conversation in conversations:
-                conversation.fail(Quarantined(f"it ended its engine or worker in {claim.tries - 1} tries"))
-        # A batch whose last try ended in a dead engine or worker may be the cause: it runs alone.
-        with self._gate.together() if claim.tries == 1 else self._gate.alone():
+                conversation.fail(Quarantined(f"its engine or worker died in {claim.tries - 1} tries"))
+        # A batch whose last try ended with a dead engine or worker may be the cause, so it runs alone.
+        with self._turns.shared() if claim.tries == 1 else self._turns.alone():
             if claim.tries > 1:
                 self._patiently(self._store.begin_try, claim)
             while calls := [call for each in conversations for call in each.calls()]:
@@ -147,22 +137,120 @@ class StageRunner:
                     call.conversation.take(call.agent, answer)
         return [each.outcome() for each in conversations]
 
+    def _finish(self, claim: Claim, outcomes: Sequence[Outcome]) -> bool:
+        stays = stage_after(claim.stage, claim.stages) in self._engines
+        handoff_seconds = self._settings.lease_seconds if stays else self._settings.queue_seconds
+        return self._patiently(
+            self._store.finish_stage, claim, outcomes, handoff_seconds, self._retry, stays=stays
+        )
+
     def _give_back(self, claim: Claim, error: BaseException) -> None:
         level = logging.WARNING if isinstance(error, EngineDead) else logging.ERROR
-        log.log(level, "batch %s: %s failed, given back", claim.batch_id, claim.stage, exc_info=error)
-        metrics.end(claim.stage, "given_back")
-        wait = self._patience.retry.first_wait_seconds * 2 ** (claim.tries - 1)
-        # An engine that cannot be had is nobody's fault among the samples.
+        log.log(level, "batch %s: %s failed and is given back", claim.batch_id, claim.stage, exc_info=error)
+        metrics.count_end(claim.stage, "given_back")
+        wait = self._retry.wait_seconds(claim.tries)
+        # No sample is to blame for an engine that cannot be rebuilt.
         is_blameless = isinstance(error, ServiceError)
         self._patiently(self._store.release, claim, wait, is_blameless=is_blameless)
 
-    def _patiently(self, call: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:
-        """Call the store, again and again while the database is away, for as long as set."""
-        retrying = Retrying(
-            retry=retry_if_exception_type(OperationalError),
-            stop=stop_after_delay(self._patience.database_seconds),
-            wait=wait_random_exponential(0.2, max=5),
-            before_sleep=before_sleep_log(log, logging.WARNING),
-            reraise=True,
-        )
-        return retrying(call, *arguments, **options)
+
+@dataclass(frozen=True, slots=True)
+class StageSummary:
+    """A finished stage of a batch, as Flower, the log and the metrics show it; tokens are totals."""
+
+    claim: Claim
+    #: Samples that this try worked on.
+    samples: int
+    #: Samples that passed the last stage of the run.
+    finished: int
+    failures: Counter[str]
+    domains: Counter[str]
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    seconds: float
+
+    @property
+    def done(self) -> int:
+        return self.samples - self.failures.total()
+
+    def __str__(self) -> str:
+        """Format for Flower, whose list cuts off the end."""
+        counts = [f"{self.done} done", *(f"{count} {kind}" for kind, count in self.failures.items())]
+        domains = [f"{name} {count}" for name, count in self.domains.items()]
+        tokens = f"{self.prompt_tokens} + {self.completion_tokens} tokens, {self.cached_tokens} cached"
+        return "; ".join(filter(None, (", ".join(counts), ", ".join(domains), tokens)))
+
+
+def summarize(claim: Claim, outcomes: Sequence[Outcome], seconds: float) -> StageSummary:
+    results = [result for outcome in outcomes for result in outcome.results]
+    passed = [each for each in outcomes if each.failure is None and not claim.holds(each.route)]
+    return StageSummary(
+        claim=claim,
+        samples=len(outcomes),
+        finished=len(passed) if stage_after(claim.stage, claim.stages) is None else 0,
+        failures=Counter(outcome.failure.kind for outcome in outcomes if outcome.failure),
+        domains=Counter(outcome.route.domain for outcome in outcomes if outcome.route),
+        prompt_tokens=sum(result.prompt_tokens for result in results),
+        cached_tokens=sum(result.cached_tokens for result in results),
+        completion_tokens=sum(result.completion_tokens for result in results),
+        seconds=seconds,
+    )
+
+
+def count_stage(summary: StageSummary) -> None:
+    """Add a finished stage to the metrics."""
+    stage = summary.claim.stage
+    metrics.count_end(stage, "done")
+    metrics.STAGE_SECONDS.labels(stage).observe(summary.seconds)
+    metrics.SAMPLES.labels(stage).inc(summary.done)
+    metrics.SAMPLES_FINISHED.inc(summary.finished)
+    metrics.PROMPT_TOKENS.labels(stage).inc(summary.prompt_tokens)
+    metrics.CACHED_TOKENS.labels(stage).inc(summary.cached_tokens)
+    metrics.COMPLETION_TOKENS.labels(stage).inc(summary.completion_tokens)
+    for kind, times in summary.failures.items():
+        metrics.FAILURES.labels(stage, kind).inc(times)
+
+
+def log_stage(summary: StageSummary, outcomes: Sequence[Outcome]) -> None:
+    """Log a finished stage, and the model's answers if they are to be logged."""
+    claim = summary.claim
+    log.info(
+        "batch %s %s: %s samples, %s failed%s, %s prompt tokens (%s cached), %s completion tokens, %.3f s",
+        claim.batch_id,
+        claim.stage,
+        summary.samples,
+        summary.failures.total(),
+        f" ({', '.join(sorted(summary.failures))})" if summary.failures else "",
+        summary.prompt_tokens,
+        summary.cached_tokens,
+        summary.completion_tokens,
+        summary.seconds,
+        extra={"facts": _facts(summary)},
+    )
+    for outcome in outcomes if texts_log.isEnabledFor(logging.INFO) else ():
+        for result in outcome.results:
+            texts_log.info("sample %s %s says: %s", outcome.sample_id, result.agent, result.text)
+
+
+def _facts(summary: StageSummary) -> JsonObject:
+    """The keys of a JSON log line."""
+    claim = summary.claim
+    return {
+        "event": "stage",
+        "run": claim.run,
+        "shard": claim.shard_id,
+        "batch": claim.batch_id,
+        "stage": claim.stage,
+        "attempt": claim.attempt,
+        "worker": claim.owner,
+        "dataset": claim.dataset,
+        "first_index": claim.start_idx,
+        "samples": summary.samples,
+        "finished": summary.finished,
+        "failures": dict(summary.failures),
+        "prompt_tokens": summary.prompt_tokens,
+        "cached_tokens": summary.cached_tokens,
+        "completion_tokens": summary.completion_tokens,
+        "seconds": round(summary.seconds, 3),
+    }

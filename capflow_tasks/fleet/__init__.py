@@ -1,1 +1,1 @@
-"""Celery and a worker's life: the application, routing, tasks, start, drain, embedded services."""
+"""Celery and Redis: the application, tasks, a worker's life and its probes, embedded services."""

@@ -1,8 +1,8 @@
-"""Celery's configuration, the same for workers, producers and Flower.
+"""Celery's configuration and routing, the same for workers, producers and Flower.
 
-Why each setting is as it is: Celery's Redis transport pops a message before it records it, counts its
-visibility timeout from delivery and restores all messages at every broken connection. So Redis only
-rings; which batch runs where, and what is lost, is PostgreSQL's to know.
+Celery's Redis transport can lose, delay and repeat messages: it pops a message before it records it, counts
+its visibility timeout from delivery and restores all messages when a connection breaks. So a message only
+names a batch; PostgreSQL decides who runs it, and which messages were lost.
 """
 
 from __future__ import annotations
@@ -24,15 +24,24 @@ from capflow_tasks.settings import Settings
 
 _HALF_A_DAY_SECONDS = 12 * 3600
 
+#: Redis priorities; 0 goes first. Later stages go first, to keep few samples open and their prefixes cached.
+PRIORITIES = {Stage.ROUTE: 9, Stage.PERCEIVE: 6, Stage.REASON: 4, Stage.SUMMARIZE: 2, Stage.SCORE: 0}
+PRIORITY_STEPS = sorted(PRIORITIES.values())
+
+#: Message header with the rank that its batch is pinned to.
+RANK_HEADER = "capflow_rank"
+
+_RANKED = re.compile(r"(?P<shared>.+)\.rank\d+")
+
 
 def make_app(settings: Settings, broker_url: str | None) -> Celery:
     app = Celery("capflow", amqp=FleetAMQP, include=["capflow_tasks.fleet.tasks"])
-    app.conf.update(broker_url=broker_url, broker_use_ssl=tls_of(broker_url), **_configuration(settings))
+    app.conf.update(broker_url=broker_url, broker_use_ssl=_tls(broker_url), **_configuration(settings))
     return app
 
 
-def tls_of(broker_url: str | None) -> dict[str, Any] | None:
-    """What a `rediss://` URL says of TLS; the certificate is checked, unless it says otherwise."""
+def _tls(broker_url: str | None) -> dict[str, Any] | None:
+    """Read the TLS options of a `rediss://` URL; the certificate is checked by default."""
     if broker_url is None or not broker_url.startswith("rediss://"):
         return None
     # kombu alone would check nothing, and Flower reads this instead of the URL.
@@ -45,27 +54,27 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "broker_connection_max_retries": None,
         "broker_pool_limit": 32,
         "broker_transport_options": {
-            # Redelivery by Redis is only a late second chance behind the leases in PostgreSQL.
+            # Leases in PostgreSQL find lost messages long before Redis redelivers them.
             "visibility_timeout": _HALF_A_DAY_SECONDS,
             "queue_order_strategy": "priority",
             "priority_steps": PRIORITY_STEPS,
-            # Plain list names such as gpu:9, which redis-cli and autoscalers can name.
+            # List names such as gpu:9, which are easy to name in redis-cli and autoscalers.
             "sep": ":",
             "socket_keepalive": True,
             "socket_connect_timeout": 5,
             "health_check_interval": 25,
             "client_name": "capflow",
         },
-        # One engine per process, shared by all its slots.
+        # One engine per process, shared by all its threads.
         "worker_pool": "threads",
         "worker_concurrency": settings.concurrency,
-        # Take a message only when a slot is free, so that priorities decide late.
+        # Take a message only when a thread is free, so that priorities hold until then.
         "worker_prefetch_multiplier": 0,
         "worker_disable_prefetch": True,
         "worker_direct": True,
         "worker_enable_remote_control": True,
         "worker_send_task_events": True,
-        # How long a worker that was told to stop goes on with what it has; read by its drain step.
+        # Read by the worker's drain step.
         "capflow_drain_seconds": settings.drain_seconds,
         "worker_redirect_stdouts": False,
         "worker_hijack_root_logger": False,
@@ -75,10 +84,10 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "task_send_sent_event": True,
         "task_queues": [Queue(name) for name in settings.queues],
         "task_default_queue": "gpu",
-        # A mistyped -Q is an error, not a queue that nobody fills.
+        # A mistyped -Q is an error instead of a queue that nobody fills.
         "task_create_missing_queues": False,
         "task_routes": (StageRouter({stage: settings.queue_of(stage) for stage in Stage}),),
-        # A finished stage must not lose the rest of its chain to a short outage.
+        # A short outage must not cost a finished stage the rest of its chain.
         "task_publish_retry_policy": {
             "max_retries": 60,
             "interval_start": 0.2,
@@ -92,20 +101,11 @@ def _configuration(settings: Settings) -> dict[str, Any]:
     }
 
 
-#: Later stages first, so that few samples are open at a time and their prefixes stay cached.
-PRIORITIES = {Stage.ROUTE: 9, Stage.PERCEIVE: 6, Stage.REASON: 4, Stage.SUMMARIZE: 2, Stage.SCORE: 0}
-PRIORITY_STEPS = sorted(PRIORITIES.values())
-
-#: Message header with the rank that its batch is pinned to.
-RANK_HEADER = "capflow_rank"
-
-_RANKED = re.compile(r"(?P<shared>.+)\.rank\d+")
-
-_STAGES_BY_TASK = {f"capflow.{stage}": stage for stage in Stage}
-
-
 def task_name(stage: Stage) -> str:
     return f"capflow.{stage}"
+
+
+_STAGES_BY_TASK = {task_name(stage): stage for stage in Stage}
 
 
 def queue_of_rank(queue: str, rank: int) -> str:
@@ -113,13 +113,13 @@ def queue_of_rank(queue: str, rank: int) -> str:
 
 
 def shared_queue(queue: str) -> str:
-    """The queue that all ranks share: `gpu` for `gpu.rank4`, and for itself."""
+    """Return the queue that all ranks share: `gpu` for `gpu.rank4`, and for `gpu`."""
     match = _RANKED.fullmatch(queue)
     return match["shared"] if match else queue
 
 
 class FleetQueues(Queues):
-    """Celery's queues: those declared and the ranks of each; a mistyped -Q stays an error."""
+    """The declared queues and the queues of their ranks; any other -Q is an error."""
 
     def __missing__(self, name: str) -> Queue:
         if shared_queue(name) not in self:
@@ -133,7 +133,7 @@ class FleetAMQP(AMQP):
 
 
 class StageRouter:
-    """Celery's `task_routes`: asked for every message, in the process that publishes it."""
+    """Chooses the queue of each message, in the process that publishes it; Celery's `task_routes`."""
 
     def __init__(self, queue_by_stage: Mapping[Stage, str]) -> None:
         self._queue_by_stage = queue_by_stage
@@ -141,7 +141,7 @@ class StageRouter:
         self._served: frozenset[str] = frozenset()
 
     def become_worker(self, node: str, served: frozenset[str]) -> None:
-        """From now on keep at this node what belongs to the queues it serves."""
+        """Send messages of the served queues to this node's own queue from now on."""
         self._node, self._served = node, served
 
     def __call__(
@@ -160,5 +160,5 @@ class StageRouter:
 
 
 def is_stopping() -> bool:
-    """Whether this worker has been told to stop; nothing may be sent to its own queue any more."""
+    """Return whether this worker stops, so that nothing may be sent to its own queue any more."""
     return worker_state.should_stop is not None or worker_state.should_terminate is not None

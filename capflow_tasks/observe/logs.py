@@ -1,4 +1,4 @@
-"""Takes passwords out of what people read."""
+"""Log formats: passwords redacted, as text or as JSON."""
 
 from __future__ import annotations
 
@@ -18,25 +18,24 @@ from capflow_tasks.errors import redacted
 from capflow_tasks.records import JsonObject
 from capflow_tasks.settings import Settings
 
-#: What the model says; silent unless `log_texts` has been called. By its level, since whoever configures
-#: logging from a dictionary, as vLLM does, enables every logger that is disabled.
+#: Answers of the model. Off by its level, since vLLM enables loggers that are merely disabled.
 texts_log = logging.getLogger("capflow_tasks.texts")
-_SILENT = logging.CRITICAL + 1
-texts_log.setLevel(_SILENT)
+_OFF = logging.CRITICAL + 1
+texts_log.setLevel(_OFF)
 
 
 def log_texts(is_wanted: bool) -> None:
-    """Whether what the model says is written to the log."""
-    texts_log.setLevel(logging.INFO if is_wanted else _SILENT)
+    """Log the model's answers, or do not."""
+    texts_log.setLevel(logging.INFO if is_wanted else _OFF)
 
 
 def print_redacted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """What `sys.excepthook` does, without the passwords."""
+    """Print a traceback as `sys.excepthook` does, passwords redacted."""
     print(redacted("".join(format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
 class RedactingFormatter(logging.Formatter):
-    """Formats as another formatter does, tracebacks included, and takes the passwords out."""
+    """Formats by another formatter and redacts passwords, in tracebacks too."""
 
     def __init__(self, inner: logging.Formatter) -> None:
         super().__init__()
@@ -47,7 +46,7 @@ class RedactingFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per record: what was logged, and the record's `facts` as keys of their own."""
+    """Formats a record as one JSON object, with the record's `facts` as keys."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: JsonObject = {
@@ -63,30 +62,30 @@ class JsonFormatter(logging.Formatter):
 
 
 def json_formatter() -> logging.Formatter:
-    """What `vllm_logging.json` names, so that the engine's processes log as the worker does."""
+    """Build the formatter that `vllm_logging.json` names, so that vLLM's processes log as the worker does."""
     return RedactingFormatter(JsonFormatter())
 
 
-#: Celery's own two lines per batch and stage, which say less than ours.
-_CHATTER = ("celery.worker.strategy", "celery.app.trace")
+#: Loggers of Celery that write two lines per stage, which say less than ours.
+_NOISY = ("celery.worker.strategy", "celery.app.trace")
 
 _VLLM_AS_JSON = Path(__file__).with_name("vllm_logging.json")
 
 
 def install(settings: Settings) -> None:
-    """Takes effect when Celery sets its log up, and when vLLM is imported."""
+    """Format logs by the settings once Celery sets up logging and vLLM is imported."""
     is_json = settings.log_format == "json"
 
     def adapt(logger: logging.Logger, loglevel: int, **_: Any) -> None:
         for handler in logger.handlers:
             plain = RedactingFormatter(handler.formatter or logging.Formatter())
             handler.setFormatter(json_formatter() if is_json else plain)
-        for name in _CHATTER if loglevel > logging.DEBUG else ():
+        for name in _NOISY if loglevel > logging.DEBUG else ():
             logging.getLogger(name).setLevel(logging.WARNING)
 
     signals.after_setup_logger.connect(adapt, weak=False)
     signals.after_setup_task_logger.connect(adapt, weak=False)
-    # Ours is CAPFLOW_LOG_LEVEL's; Celery's -l, by default WARNING, is for all else.
+    # CAPFLOW_LOG_LEVEL is for our loggers; Celery's -l, WARNING by default, is for all others.
     logging.getLogger("capflow_tasks").setLevel(settings.log_level)
     log_texts(settings.log_text)
     sys.excepthook = print_redacted

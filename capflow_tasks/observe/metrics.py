@@ -1,8 +1,8 @@
-"""Every metric of a worker, named once; the rest of the code calls what is here where things happen.
+"""The metrics of a worker, defined once; other modules count here when something happens.
 
-All live in this process's default registry. vLLM puts its own (`vllm:...`) there too: its engine core hands
-its numbers to this process, so that Prometheus' multiprocess mode is not needed. With several models in one
-worker, vLLM keeps the metrics of the one that was loaded last.
+All are in the process's default registry, with vLLM's own (`vllm:...`). vLLM's engine core passes its numbers
+to this process, so Prometheus' multiprocess mode is not needed. With several models in one worker, vLLM keeps
+the metrics of the model loaded last.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 
 from capflow_tasks.records import Stage
 
-# They would double the series and nobody asks for them.
+# They double the number of series and no panel uses them.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 #: Upper ends of the histograms' buckets, seconds.
 _STAGE_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640, 1280)
 _MEDIA_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
-#: How a stage of a batch may end on a worker.
+#: How a stage of a batch can end on a worker.
 STAGE_ENDS = ("done", "given_back", "split", "lost")
 
 STAGES = Counter(
@@ -34,27 +34,25 @@ STAGE_SECONDS = Histogram(
     ["stage"],
     buckets=_STAGE_BUCKETS,
 )
-SAMPLES = Counter("capflow_samples_total", "Samples that a stage was done with, without failure.", ["stage"])
-SAMPLES_FINISHED = Counter(
-    "capflow_samples_finished_total", "Samples that came to the end of their run's last stage."
-)
+SAMPLES = Counter("capflow_samples_total", "Samples that passed a stage.", ["stage"])
+SAMPLES_FINISHED = Counter("capflow_samples_finished_total", "Samples that passed their run's last stage.")
 FAILURES = Counter(
     "capflow_sample_failures_total",
-    "Failures of samples; one that may pass is tried again and may be counted again.",
+    "Failures of samples; a sample that is tried again may be counted again.",
     ["stage", "kind"],
 )
-PROMPT_TOKENS = Counter(
-    "capflow_prompt_tokens_total", "Prompt tokens of results that were written.", ["stage"]
-)
+PROMPT_TOKENS = Counter("capflow_prompt_tokens_total", "Prompt tokens of written results.", ["stage"])
 CACHED_TOKENS = Counter(
-    "capflow_cached_prompt_tokens_total", "Those of them that the prefix cache spared.", ["stage"]
+    "capflow_cached_prompt_tokens_total",
+    "Those found in the prefix cache.",
+    ["stage"],
 )
 COMPLETION_TOKENS = Counter(
-    "capflow_completion_tokens_total", "Completion tokens of results that were written.", ["stage"]
+    "capflow_completion_tokens_total", "Completion tokens of written results.", ["stage"]
 )
-BATCHES_IN_FLIGHT = Gauge("capflow_batches_in_flight", "Batches that this worker runs now.", ["stage"])
+BATCHES_IN_FLIGHT = Gauge("capflow_batches_in_flight", "Batches that this worker runs.", ["stage"])
 REQUESTS_IN_FLIGHT = Gauge(
-    "capflow_requests_in_flight", "Model calls handed to the engine and not answered yet.", ["stage"]
+    "capflow_requests_in_flight", "Model calls that the engine has not answered yet.", ["stage"]
 )
 MEDIA_SECONDS = Histogram(
     "capflow_media_load_duration_seconds",
@@ -62,30 +60,31 @@ MEDIA_SECONDS = Histogram(
     ["kind"],
     buckets=_MEDIA_BUCKETS,
 )
-ENGINE_STATE = Gauge("capflow_engine_state", "1 for the state that the engine is in.", ["model", "state"])
+ENGINE_STATE = Gauge("capflow_engine_state", "1 for the current state of the engine.", ["model", "state"])
 ENGINE_REBUILDS = Counter("capflow_engine_rebuilds_total", "Engines that died and were rebuilt.", ["model"])
-LEASE_AGE = Gauge("capflow_lease_age_seconds", "Since a heartbeat last reached the database.")
+LEASE_AGE = Gauge("capflow_lease_age_seconds", "Time since a heartbeat reached the database.")
 LEASE_DURATION = Gauge(
-    "capflow_lease_duration_seconds", "Age at which another worker may take this one's batches."
+    "capflow_lease_duration_seconds", "Age at which a lease runs out and another worker may take the batch."
 )
-LOOP_AGE = Gauge("capflow_consumer_loop_age_seconds", "Since the loop that takes messages last turned.")
+LOOP_AGE = Gauge("capflow_consumer_loop_age_seconds", "Time since the consumer loop last ran.")
 LAST_MESSAGE = Gauge(
-    "capflow_last_message_timestamp_seconds", "When this worker last began with a message, 0 for never."
+    "capflow_last_message_timestamp_seconds", "When this worker last received a message, 0 for never."
 )
-CONNECTED = Gauge("capflow_consumer_connected", "1 while the worker takes messages from the broker.")
-DRAINING = Gauge("capflow_draining", "1 once the worker was told to stop and finishes what it has.")
+CONNECTED = Gauge("capflow_consumer_connected", "1 while the worker is connected to the broker.")
+DRAINING = Gauge("capflow_draining", "1 while the worker finishes its batches before it stops.")
 MEMORY = Gauge(
     "capflow_resident_memory_bytes",
-    "Resident memory of this process, and of its children: engine core and decoders.",
+    "Resident memory of the worker process, and of its children: engine core and decoders.",
     ["of"],
 )
 MEMORY_LIMIT = Gauge(
-    "capflow_memory_limit_bytes", "CAPFLOW_MAX_RSS_MIB in bytes: this process ends beyond it; 0 for no limit."
+    "capflow_memory_limit_bytes",
+    "CAPFLOW_MAX_RSS_MIB in bytes; 0 for no limit.",
 )
 
 
-def end(stage: Stage, how: str) -> None:
-    """A stage that ended so; one of STAGE_ENDS."""
+def count_end(stage: Stage, how: str) -> None:
+    """Count a stage that ended in one of the STAGE_ENDS."""
     STAGES.labels(stage, how).inc()
 
 
@@ -99,8 +98,8 @@ def requests_in_flight(stage: Stage, number: int) -> Iterator[None]:
         gauge.dec(number)
 
 
-def begin_at_zero(stages: Iterable[Stage]) -> None:
-    """Show what these stages will count before there is any: what begins at 1 looks like no increase."""
+def start_at_zero(stages: Iterable[Stage]) -> None:
+    """Create the series of these stages at 0, since Prometheus sees no increase in one that starts at 1."""
     counters = (SAMPLES, PROMPT_TOKENS, CACHED_TOKENS, COMPLETION_TOKENS)
     for stage in stages:
         for counter in (*counters, STAGE_SECONDS, BATCHES_IN_FLIGHT, REQUESTS_IN_FLIGHT):
@@ -123,5 +122,5 @@ def _resident_bytes(process: psutil.Process) -> int:
     try:
         return process.memory_info().rss
     except psutil.Error:
-        # It ended while we looked.
+        # The process has ended.
         return 0

@@ -1,4 +1,4 @@
-"""Serves a few pages over HTTP from threads of its own. Knows nothing of what they say."""
+"""Serves pages such as metrics and probes over HTTP, in threads of its own."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What is answered."""
+    """An HTTP response."""
 
     body: bytes
     content_type: str
@@ -38,18 +38,18 @@ def plain_page(text: str) -> Page:
 
 
 def metrics_page(registry: CollectorRegistry) -> MakePage:
-    """All metrics of the registry, as plain text.
+    """Make the page of the registry's metrics.
 
-    As OpenMetrics, which newer scrapers ask for first, the client would turn `vllm:` into `vllm_`.
+    In plain text: in OpenMetrics, which newer scrapers prefer, the client would turn `vllm:` into `vllm_`.
     """
     return lambda: Page(generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4)
 
 
 class WebPages:
-    """A server that runs from when it is made until it is stopped."""
+    """A server that runs from its construction until it is stopped."""
 
     def __init__(self, host: str, port: int, pages: Mapping[str, MakePage]) -> None:
-        """Serve `pages` by path; port 0 takes any free one. Raises SettingsError when it cannot be had."""
+        """Serve `pages` by path; port 0 takes any free port. Raises SettingsError when the port is taken."""
         try:
             self._server = _Server(host, port, pages)
         except OSError as error:
@@ -76,19 +76,19 @@ class _Server(ThreadingHTTPServer):
         super().__init__((host, port), _Handler)
 
     def server_bind(self) -> None:
-        # HTTPServer's own asks DNS for this host's name, which may take seconds.
+        # HTTPServer's method asks DNS for this host's name, which may take seconds.
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = "", self.server_address[1]
 
     def handle_error(self, *_: Any) -> None:
-        # A reader that goes away before it has its page is no error of ours.
+        # A client that disconnects early is not an error.
         log.debug("a page was not served", exc_info=True)
 
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
     server_version, sys_version = "capflow", ""
-    #: A reader that connects and says nothing, seconds.
+    #: For a client that connects and sends nothing, seconds.
     timeout = 10
 
     def do_GET(self) -> None:
@@ -102,7 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _not_found(self) -> Page:
         pages = " ".join(self.server.pages)
-        return Page(f"there is {pages}\n".encode(), "text/plain", HTTPStatus.NOT_FOUND)
+        return Page(f"not found; the pages are {pages}\n".encode(), "text/plain", HTTPStatus.NOT_FOUND)
 
     def log_message(self, *_: Any) -> None:
-        """A line per probe would drown all others."""
+        """Log nothing: one line per probe would hide all others."""

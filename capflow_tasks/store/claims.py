@@ -1,6 +1,6 @@
-"""What a worker writes: the claim of a batch's next stage, and what came of it.
+"""What a worker writes: claims of batches, outcomes of stages, heartbeats.
 
-Transitions are compare-and-set: each UPDATE names the state it leaves, RETURNING tells who won.
+Transitions are compare-and-set: each UPDATE names the state it leaves, and RETURNING tells who won.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
-    Row,
     and_,
     bindparam,
     delete,
@@ -36,6 +35,7 @@ from capflow_tasks.store.clauses import (
     stages_of,
     storable,
     tally_of,
+    unleased,
 )
 from capflow_tasks.store.rows import Claim, Outcome, PendingSample, RetryPolicy
 from capflow_tasks.store.states import STAGE_ORDER, BatchState, SampleState, stage_after
@@ -45,20 +45,21 @@ from capflow_tasks.store.tables import AgentResult, Batch, Run, Sample, Shard, T
 class NotClaimed(StrEnum):
     """Why a stage of a batch was not claimed."""
 
-    #: The stage is finished; the chain may go on.
+    #: The stage is finished; the chain of the message goes on.
     PASSED = "passed"
-    #: Somebody else runs it, or it is not due; this chain ends.
-    TAKEN = "taken"
+    #: Another worker has the batch, its next stage is another one, or its run is stopped or deleted; the
+    #: chain of the message ends.
+    NOT_FREE = "not free"
 
 
 class BatchStore:
-    """The database as a worker speaks to it. Thread-safe."""
+    """What a worker reads and writes about batches. Thread-safe."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
 
     def claim(self, batch_id: int, stage: Stage, owner: str, lease_seconds: float) -> Claim | NotClaimed:
-        """Take the batch's next stage, if it is this one and nobody alive has it."""
+        """Claim the batch's next stage if it is this one, no live worker has it and its run goes on."""
         is_free = or_(
             Batch.state.in_([BatchState.READY, BatchState.QUEUED]),
             and_(Batch.state == BatchState.RUNNING, Batch.lease_until < func.now()),
@@ -72,36 +73,29 @@ class BatchStore:
         takes = (
             update(Batch)
             .where(Batch.id == free.c.id)
-            .where(Batch.shard_id == Shard.id, Shard.run_id == Run.id)
+            .where(Batch.shard_id == Shard.id, Shard.run_id == Run.id, Run.stopped_at.is_(None))
             .values(
                 state=BatchState.RUNNING,
                 lease_owner=owner,
                 lease_until=in_seconds(lease_seconds),
                 attempt=Batch.attempt + 1,
-                # A suspect's further tries are counted by `begin_try`, when its turn has come.
+                # `begin_try` counts further tries, once the batch runs alone.
                 tries=func.greatest(Batch.tries, 1),
             )
-            .returning(
-                Batch.attempt,
-                free.c.tries,
-                Batch.start_idx,
-                Batch.end_idx,
-                Shard.dataset,
-                Shard.root,
-            )
-            .returning(Shard.modality, Shard.run_id, Run.stages, Run.min_confidence)
+            .returning(Batch.attempt, free.c.tries, Batch.start_idx, Batch.end_idx, Shard.dataset)
+            .returning(Shard.root, Shard.modality, Shard.run_id, Run.stages, Run.min_confidence)
             .returning(Run.name.label("run"), Shard.id.label("shard_id"))
         )
-        looks = select(Batch.next_stage, Batch.state).where(Batch.id == batch_id)
         with self.engine.begin() as connection:
             row = connection.execute(takes).one_or_none()
             if row is None:
-                return _why_not_claimed(connection.execute(looks).one_or_none(), stage)
+                _take_back_if_stopped(connection, batch_id)
+                return _why_not_claimed(connection, batch_id, stage)
         values = row._asdict() | {"stages": stages_of(row.stages)}
         return Claim(batch_id=batch_id, stage=stage, owner=owner, **values)
 
     def pending_samples(self, batch_id: int) -> list[PendingSample]:
-        """The batch's samples that have come to no end yet, in order."""
+        """Return the batch's unfinished samples, in order."""
         statement = (
             select(Sample.id, Sample.idx, Sample.entry, Sample.domain)
             .where(Sample.batch_id == batch_id, Sample.state == SampleState.PENDING)
@@ -113,12 +107,12 @@ class BatchStore:
         return [PendingSample(row.id, row.idx, row.entry, row.domain, results[row.id]) for row in rows]
 
     def begin_try(self, claim: Claim) -> None:
-        """Count the try of a suspect; one that only waits its turn while its worker dies is not to blame."""
+        """Count another try of the batch, now that it runs and no longer waits for the engine."""
         with self.engine.begin() as connection:
             connection.execute(update(Batch).where(*_is_mine(claim)).values(tries=claim.tries))
 
     def release(self, claim: Claim, wait_seconds: float = 0, *, is_blameless: bool = False) -> None:
-        """Give the stage back, to be sent again after a wait; a blameless batch has not used up a try."""
+        """Give the batch back, to be sent again after a wait; a blameless one keeps its tries."""
         statement = (
             update(Batch)
             .where(*_is_mine(claim))
@@ -133,7 +127,7 @@ class BatchStore:
             connection.execute(statement)
 
     def split(self, claim: Claim) -> None:
-        """Give the stage back as two batches with one try each, to find the sample that ends every try."""
+        """Give the batch back as two with one more try each, to find the sample that kills the engine."""
         middle = (claim.start_idx + claim.end_idx) // 2
         again = {"state": BatchState.READY, "lease_owner": None, "lease_until": func.now()}
         shrinks = (
@@ -170,19 +164,28 @@ class BatchStore:
         *,
         stays: bool = True,
     ) -> bool:
-        """Write all that the stage made and move the batch on, in one transaction.
+        """Write the outcomes and move the batch on, in one transaction.
 
-        The batch `stays` with its owner when the next stage goes to that worker's own queue.
-        False when the lease was lost to another worker; then nothing is written.
+        The batch `stays` with its owner when its next message goes to that worker's own queue.
+        Return False, with nothing written, when the lease was lost to another worker.
         """
         with self.engine.begin() as connection:
-            mine = select(Batch.id).where(*_is_mine(claim)).with_for_update()
-            if connection.execute(mine).first() is None:
+            mine = (
+                select(Run.stopped_at)
+                .where(*_is_mine(claim), Batch.shard_id == Shard.id, Shard.run_id == Run.id)
+                .with_for_update(of=Batch)
+            )
+            batch = connection.execute(mine).one_or_none()
+            if batch is None:
                 return False
-            write_outcomes(connection, claim, outcomes)
+            insert_results(connection, outcomes)
+            _set_routes(connection, claim, outcomes)
+            _set_failures(connection, claim, outcomes)
             following = stage_after(claim.stage, claim.stages)
             if following is None or not _has_pending(connection, claim.batch_id):
                 _finish_batch(connection, claim, retry)
+            elif batch.stopped_at is not None:
+                _set_batch(connection, claim.batch_id, **opened() | {"next_stage": following})
             else:
                 _set_batch(
                     connection,
@@ -197,7 +200,7 @@ class BatchStore:
 
 
 def _is_mine(claim: Claim) -> tuple[ColumnElement[bool], ...]:
-    """The batch is still held by this very claim."""
+    """The batch is still held by this claim."""
     return (
         Batch.id == claim.batch_id,
         Batch.state == BatchState.RUNNING,
@@ -206,11 +209,21 @@ def _is_mine(claim: Claim) -> tuple[ColumnElement[bool], ...]:
     )
 
 
-def _why_not_claimed(row: Row[*tuple[Any, ...]] | None, stage: Stage) -> NotClaimed:
-    if row is None or row.next_stage == stage:
-        return NotClaimed.TAKEN
-    is_behind = row.next_stage is None or STAGE_ORDER[row.next_stage] > STAGE_ORDER[stage]
-    return NotClaimed.PASSED if is_behind else NotClaimed.TAKEN
+def _take_back_if_stopped(connection: Connection, batch_id: int) -> None:
+    """Make a queued batch of a stopped run ready: its message has arrived and led to nothing."""
+    connection.execute(
+        update(Batch)
+        .where(Batch.id == batch_id, Batch.state == BatchState.QUEUED)
+        .where(Batch.shard_id == Shard.id, Shard.run_id == Run.id, Run.stopped_at.is_not(None))
+        .values(**unleased())
+    )
+
+
+def _why_not_claimed(connection: Connection, batch_id: int, stage: Stage) -> NotClaimed:
+    batch = connection.execute(select(Batch.next_stage).where(Batch.id == batch_id)).one_or_none()
+    if batch is None or (batch.next_stage and STAGE_ORDER[batch.next_stage] <= STAGE_ORDER[stage]):
+        return NotClaimed.NOT_FREE
+    return NotClaimed.PASSED
 
 
 def _has_pending(connection: Connection, batch_id: int) -> bool:
@@ -219,7 +232,7 @@ def _has_pending(connection: Connection, batch_id: int) -> bool:
 
 
 def _finish_batch(connection: Connection, claim: Claim, retry: RetryPolicy) -> None:
-    """At the end of its chain: open it again for what may be retried, or count how it ended."""
+    """Open the batch again for samples to retry; without any, set it to done with its counts."""
     of_batch = Sample.batch_id == claim.batch_id
     done = update(Sample).where(of_batch, Sample.state == SampleState.PENDING)
     connection.execute(done.values(state=SampleState.DONE))
@@ -231,7 +244,7 @@ def _finish_batch(connection: Connection, claim: Claim, retry: RetryPolicy) -> N
         .returning(Sample.batch_id, Sample.error_stage, Sample.attempts)
     )
     if rows := connection.execute(again).all():
-        wait = retry.first_wait_seconds * 2 ** (max(row.attempts for row in rows) - 1)
+        wait = retry.wait_seconds(max(row.attempts for row in rows))
         stage = earliest_stages([(row.batch_id, row.error_stage) for row in rows])[claim.batch_id]
         _set_batch(
             connection, claim.batch_id, **opened() | {"next_stage": stage, "lease_until": in_seconds(wait)}
@@ -242,7 +255,7 @@ def _finish_batch(connection: Connection, claim: Claim, retry: RetryPolicy) -> N
         connection,
         claim.batch_id,
         state=BatchState.DONE,
-        # A later run of the plan may ask for stages that this one did not.
+        # The run may be opened again with further stages.
         next_stage=stage_after(claim.stages[-1], tuple(Stage)) if tally.done else None,
         lease_owner=None,
         done_count=tally.done,
@@ -256,15 +269,8 @@ def _set_batch(connection: Connection, batch_id: int, **values: Any) -> None:
     connection.execute(update(Batch).where(Batch.id == batch_id).values(**values))
 
 
-def write_outcomes(connection: Connection, claim: Claim, outcomes: Sequence[Outcome]) -> None:
-    """Write them all; the caller holds the claim and the transaction."""
-    insert_results(connection, outcomes)
-    _set_routes(connection, outcomes, claim.min_confidence)
-    _set_failures(connection, outcomes, claim.owner)
-
-
 def insert_results(connection: Connection, outcomes: Sequence[Outcome]) -> None:
-    """Write the results among them; one that is there already stays as it is."""
+    """Insert the results among the outcomes; one that exists already stays as it is."""
     rows = [
         {"sample_id": outcome.sample_id, **asdict(result), "text": storable(result.text)}
         for outcome in outcomes
@@ -274,13 +280,13 @@ def insert_results(connection: Connection, outcomes: Sequence[Outcome]) -> None:
         connection.execute(upsert(AgentResult).on_conflict_do_nothing(), rows)
 
 
-def _set_routes(connection: Connection, outcomes: Sequence[Outcome], min_confidence: float) -> None:
+def _set_routes(connection: Connection, claim: Claim, outcomes: Sequence[Outcome]) -> None:
     rows = [
         {
             "sample": outcome.sample_id,
             "domain": outcome.route.domain,
             "confidence": outcome.route.confidence,
-            "state": SampleState.HELD if outcome.route.confidence < min_confidence else SampleState.PENDING,
+            "state": SampleState.HELD if claim.holds(outcome.route) else SampleState.PENDING,
         }
         for outcome in outcomes
         if outcome.route
@@ -290,7 +296,7 @@ def _set_routes(connection: Connection, outcomes: Sequence[Outcome], min_confide
         connection.execute(update(table).where(table.c.id == bindparam("sample")), rows)
 
 
-def _set_failures(connection: Connection, outcomes: Sequence[Outcome], owner: str) -> None:
+def _set_failures(connection: Connection, claim: Claim, outcomes: Sequence[Outcome]) -> None:
     for outcome in outcomes:
         if failure := outcome.failure:
             connection.execute(
@@ -303,7 +309,7 @@ def _set_failures(connection: Connection, outcomes: Sequence[Outcome], owner: st
                     error_text=storable(failure.message),
                     is_retryable=failure.is_retryable,
                     attempts=Sample.attempts + 1,
-                    failed_by=owner,
+                    failed_by=claim.owner,
                     failed_at=func.now(),
                 )
             )
@@ -313,15 +319,15 @@ _LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 class WorkerStore:
-    """The list of workers, and the leases that go with them. Thread-safe."""
+    """What a worker's heartbeat writes: the list of workers, and their leases. Thread-safe."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
 
     def beat(self, owner: str, batch_ids: Sequence[int], lease_seconds: float) -> None:
-        """The heartbeat: what this owner, a `node/...`, really runs or has in its own queue stays its own.
+        """Extend the owner's leases of the batches it runs and of those in its own queue.
 
-        The first beat enlists the worker, and so does one after it has been buried by mistake.
+        Lists the worker too, at its first beat and after it was removed by mistake. An owner is `node/...`.
         """
         is_here = upsert(Worker).values(owner=owner, node=owner.partition("/")[0])
         is_here = is_here.on_conflict_do_update(index_elements=[Worker.owner], set_={"seen_at": func.now()})
@@ -339,20 +345,20 @@ class WorkerStore:
             connection.execute(extends)
 
     def resign(self, owner: str) -> None:
-        """Give back, at a worker's end, what waits in its own queue or was not finished in time."""
+        """Give back all batches of a worker that ends, and mark it as silent."""
         gives_back = (
             update(Batch)
             .where(Batch.lease_owner == owner, Batch.state.in_([BatchState.QUEUED, BatchState.RUNNING]))
-            .values(state=BatchState.READY, lease_owner=None, lease_until=func.now())
+            .values(**unleased())
         )
         with self.engine.begin() as connection:
             connection.execute(gives_back)
-            # Buried by the next who looks, and its own queue with it.
+            # The next reconciler removes the worker, and its own queue too.
             connection.execute(update(Worker).where(Worker.owner == owner).values(seen_at=_LONG_AGO))
 
-    def bury(self, silent_seconds: float) -> set[str]:
-        """Strike off the workers that have been silent for so long; the nodes that have no worker now."""
+    def remove_silent(self, silent_seconds: float) -> set[str]:
+        """Remove workers without a heartbeat for so long; return the nodes that have no worker left."""
         silent = Worker.seen_at < func.now() - timedelta(seconds=silent_seconds)
         with self.engine.begin() as connection:
-            buried = set(connection.execute(delete(Worker).where(silent).returning(Worker.node)).scalars())
-            return buried - set(connection.execute(select(Worker.node)).scalars())
+            removed = set(connection.execute(delete(Worker).where(silent).returning(Worker.node)).scalars())
+            return removed - set(connection.execute(select(Worker.node)).scalars())

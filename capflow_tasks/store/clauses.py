@@ -1,4 +1,4 @@
-"""Pieces of statements that more than one of the store's modules needs."""
+"""Parts of statements that several modules of the store use."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def in_seconds(seconds: float) -> ColumnElement[Any]:
 
 
 def storable(text: str) -> str:
-    """The text as PostgreSQL can hold it: without NUL and halves of surrogate pairs."""
+    """Replace NUL and halves of surrogate pairs, which PostgreSQL cannot store."""
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
 
 
@@ -31,18 +31,18 @@ def stages_of(words: Iterable[str]) -> tuple[Stage, ...]:
     return tuple(Stage(word) for word in words)
 
 
+def unleased() -> dict[str, Any]:
+    """Values of a batch that may be sent again at once."""
+    return {"state": BatchState.READY, "lease_owner": None, "lease_until": func.now()}
+
+
 def opened() -> dict[str, Any]:
-    return {
-        "state": BatchState.READY,
-        "tries": 0,
-        "lease_owner": None,
-        "lease_until": func.now(),
-        "finished_at": None,
-    }
+    """Values of a batch whose next stage starts with all its tries."""
+    return unleased() | {"tries": 0, "finished_at": None}
 
 
 def earliest_stages(rows: Iterable[Any]) -> dict[int, Stage]:
-    """The first stage to repeat, by batch, from rows of (batch id, stage that failed)."""
+    """Return the first failed stage of each batch, from rows of (batch id, failed stage)."""
     earliest: dict[int, Stage] = {}
     for batch_id, stage in rows:
         earliest[batch_id] = min(earliest.get(batch_id, stage), stage, key=STAGE_ORDER.__getitem__)
@@ -50,7 +50,7 @@ def earliest_stages(rows: Iterable[Any]) -> dict[int, Stage]:
 
 
 def results_of(connection: Connection, sample_ids: Sequence[int]) -> defaultdict[int, tuple[Result, ...]]:
-    """Everything said about these samples, in workflow order."""
+    """Return the results of these samples, in workflow order."""
     statement = select(AgentResult.sample_id, *_RESULT_COLUMNS).where(AgentResult.sample_id.in_(sample_ids))
     found: defaultdict[int, tuple[Result, ...]] = defaultdict(tuple)
     rows = connection.execute(statement).all()
@@ -60,12 +60,12 @@ def results_of(connection: Connection, sample_ids: Sequence[int]) -> defaultdict
 
 
 def _place(row: Row[*tuple[Any, ...]]) -> tuple[int, int, str]:
-    # The windows of one agent have its place, and their names are in the order of time.
+    # The windows of one agent share its position; their names sort by time.
     return STAGE_ORDER[row.stage], row.position, row.agent
 
 
 def tally_of(connection: Connection, counts: Select[*tuple[Any, ...]]) -> Tally:
-    """Rows of (sample state, count) as one Tally."""
+    """Sum rows of (sample state, count) into a Tally."""
     by_state: dict[SampleState, int] = dict(map(tuple, connection.execute(counts)))
     return Tally(
         *(by_state.get(state, 0) for state in (SampleState.DONE, SampleState.FAILED, SampleState.HELD))

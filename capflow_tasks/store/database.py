@@ -1,4 +1,4 @@
-"""Reaching PostgreSQL: one connection pool that survives restarts, and the migrations."""
+"""Connects to PostgreSQL and migrates its schema."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 #: The newest revision of the schema.
-SCHEMA_REVISION = "2026_11_22_finished_batches"
+SCHEMA_REVISION = "2026_11_25_stopped_runs"
 
-#: How long a server that is starting is waited for, and how often it is asked, seconds.
+#: How long to wait for a server that is starting, and between two tries, seconds.
 _START_SECONDS = 30
-_LOOK_SECONDS = 0.5
+_TRY_SECONDS = 0.5
 
-#: In the URL's query: after how many executions psycopg prepares a statement.
+#: Parameter of the URL: after how many executions psycopg prepares a statement.
 _THRESHOLD = "prepare_threshold"
 
 
 def connect(url: str, pool_size: int = 5) -> Engine:
-    """A pool that notices a restarted server before it hands out a dead connection.
+    """Create a connection pool that survives a restart of the server.
 
-    `prepare_threshold` in the URL's query is psycopg's own. `none` is for a PgBouncer in transaction mode: it
-    may ask a prepared statement of another connection than the one that knows it.
+    The URL may have psycopg's `prepare_threshold`. `none` is for a PgBouncer in transaction mode, where the
+    next statement may come to another connection than the one that prepared it.
     """
     location = make_url(url)
     return create_engine(
@@ -39,7 +39,7 @@ def connect(url: str, pool_size: int = 5) -> Engine:
         max_overflow=pool_size,
         pool_pre_ping=True,
         pool_recycle=1800,
-        # Else the message of a failed statement tells captions to the log.
+        # Otherwise the message of a failed statement writes captions to the log.
         hide_parameters=True,
         connect_args={"connect_timeout": 10, "application_name": "capflow", **_prepare_threshold(location)},
     )
@@ -53,14 +53,15 @@ def _prepare_threshold(url: URL) -> dict[str, int | None]:
 
 
 def shown(url: str) -> str:
-    """The URL without its password."""
+    """Format the URL without its password."""
     return make_url(url).set(drivername="postgresql").render_as_string(hide_password=True)
 
 
 def upgrade(engine: Engine) -> str:
-    """Bring the schema to its newest revision and name it; does nothing when it is there already.
+    """Migrate the schema to its newest revision, if it is older, and return the revision.
 
-    Waits a little for a server that is starting. Raises ServiceError when it cannot be reached, or is ahead.
+    Waits for a server that is starting. Raises ServiceError when it cannot be reached, and when a newer
+    Capflow made the schema.
     """
     try:
         _upgrade(engine)
@@ -70,28 +71,27 @@ def upgrade(engine: Engine) -> str:
 
 
 def _is_starting(error: BaseException) -> bool:
-    """Whether the server is there and takes no connections yet; libpq hands on its words, not their code."""
+    """Return whether the server does not take connections yet; libpq passes on its text, not its code."""
     return isinstance(error, OperationalError) and "the database system is " in str(error.orig)
 
 
 @retry(
     retry=retry_if_exception(_is_starting),
     stop=stop_after_delay(_START_SECONDS),
-    wait=wait_fixed(_LOOK_SECONDS),
+    wait=wait_fixed(_TRY_SECONDS),
     reraise=True,
 )
 def _upgrade(engine: Engine) -> None:
     with engine.begin() as connection:
         if revision_of(connection) == SCHEMA_REVISION:
             return
-
-        # Two processes that start together migrate one after the other.
+        # Processes that start together migrate one after the other.
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7321405)")
         migrate(connection)
 
 
 def revision_of(connection: Connection) -> str | None:
-    """The schema's revision as Alembic notes it; None before the first migration."""
+    """Return the schema's revision; None before the first migration."""
     if connection.exec_driver_sql("SELECT to_regclass('alembic_version')").scalar() is None:
         return None
     revision: str | None = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
@@ -110,8 +110,8 @@ _PACKAGE = Path(__file__).parent.parent
 
 
 def migrate(connection: Connection) -> None:
-    """Bring the schema to its newest revision. Raises ServiceError when a newer Capflow has made it."""
-    # Alembic takes half a second to import, and there is seldom something to migrate.
+    """Migrate the schema to its newest revision. Raises ServiceError when a newer Capflow made it."""
+    # Imported here because Alembic takes half a second, and there is rarely anything to migrate.
     from alembic import command
     from alembic.util.exc import CommandError
 
@@ -119,9 +119,7 @@ def migrate(connection: Connection) -> None:
         command.upgrade(alembic_config(connection), "head")
     except CommandError as error:
         url = shown(str(connection.engine.url))
-        raise ServiceError(
-            f"the database {url} was made by a newer Capflow: {error}; upgrade this one"
-        ) from error
+        raise ServiceError(f"a newer Capflow made the database {url}: {error}; upgrade this one") from error
 
 
 def alembic_config(connection: Connection) -> Config:
@@ -135,6 +133,6 @@ def alembic_config(connection: Connection) -> Config:
 
 
 def _scripts() -> Path:
-    """Inside the package when installed from a wheel, beside it in a checkout."""
+    """Return the migrations' folder: in the package when installed, beside it in a checkout."""
     packaged = _PACKAGE / "migrations"
     return packaged if packaged.is_dir() else _PACKAGE.parent / "migrations"

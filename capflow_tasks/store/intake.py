@@ -1,4 +1,4 @@
-"""Inserts a shard's next batches and their samples: two statements, however many there are."""
+"""Inserts batches and their samples with two statements, however many there are."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from capflow_tasks.store.clauses import storable
 from capflow_tasks.store.rows import NewBatch, NewSample
 from capflow_tasks.store.states import BatchState, SampleState
 
-# Arrays travel faster than rows. A batch whose samples have all failed is over at birth.
+# Arrays are faster to send than rows. A batch whose samples have all failed is done at once.
 _INSERT_BATCHES = text(f"""
     INSERT INTO batches (shard_id, start_idx, end_idx, next_stage, failed_count, state, finished_at)
     SELECT :shard_id, start_idx, end_idx, first_stage,
@@ -32,14 +32,14 @@ _COPY_SAMPLES = (
     " error_stage, error_kind, error_text, attempts, failed_at) FROM STDIN"
 )
 _JSON = json.JSONEncoder(ensure_ascii=False)
-#: What COPY takes for an escape, and how each is written.
+#: Characters that COPY needs escaped.
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 _NULL = "\\N"
 _NO_FAILURE = "\t".join([_NULL, _NULL, _NULL, "0", _NULL])
 
 
 def insert_batches(connection: Connection, shard_id: int, batches: Sequence[NewBatch]) -> list[int]:
-    """Insert the batches without their samples; their ids, in order."""
+    """Insert the batches without their samples; return their ids, in order."""
     arrays = {
         "starts": [batch.start_idx for batch in batches],
         "ends": [batch.end_idx for batch in batches],
@@ -54,7 +54,7 @@ def insert_batches(connection: Connection, shard_id: int, batches: Sequence[NewB
 def copy_samples(
     connection: Connection, shard_id: int, batches: Sequence[NewBatch], ids: Sequence[int]
 ) -> None:
-    """Insert the samples of these batches by COPY, for which nothing need be parsed, on neither side."""
+    """Insert the samples of these batches by COPY, the fastest way in."""
     lines = [
         _line(f"{shard_id}\t{batch_id}\t", sample)
         for batch, batch_id in zip(batches, ids, strict=True)
@@ -66,12 +66,12 @@ def copy_samples(
         with driver.cursor() as cursor, cursor.copy(_COPY_SAMPLES) as copy:
             copy.write("".join(lines))
     except psycopg.OperationalError as error:
-        # As SQLAlchemy says it, for those who wait out a restart of the server.
+        # As SQLAlchemy would raise it, for callers that wait for a server to restart.
         raise OperationalError(_COPY_SAMPLES, None, error) from error
 
 
 def _line(place: str, sample: NewSample) -> str:
-    # JSON has escaped tabs and newlines itself; only its backslashes mean something to COPY.
+    # JSON has escaped tabs and newlines, so only backslashes need escaping.
     entry = _JSON.encode(sample.entry).replace("\\", "\\\\")
     domain = _NULL if sample.domain is None else sample.domain.translate(_ESCAPES)
     if sample.failure is None:
@@ -81,5 +81,5 @@ def _line(place: str, sample: NewSample) -> str:
 
 def _failure(failure: Failure) -> str:
     message = storable(failure.message).translate(_ESCAPES)
-    # PostgreSQL reads the word as the time of the transaction.
+    # PostgreSQL reads `now` as the time of the transaction.
     return "\t".join([failure.stage, failure.kind, message, "1", "now"])

@@ -1,4 +1,4 @@
-"""What the store takes and gives: plain values, so that nothing outside it touches SQL."""
+"""The values that the store takes and returns, so that nothing outside it touches SQL."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from capflow_tasks.records import Failure, JsonObject, Modality, PlanShard, Resu
 @dataclass(frozen=True, slots=True)
 class ShardRow:
     id: int
-    #: Samples before this index have been inserted by this or an earlier producer.
+    #: Samples before this index have been inserted.
     expanded_to: int
     shard: PlanShard
 
 
 @dataclass(frozen=True, slots=True)
 class NewSample:
-    """One entry on its way in; `failure` is set when it cannot even start."""
+    """An entry to insert; with a `failure` when it cannot be captioned."""
 
     idx: int
     entry: Any
-    #: None when the sample is to be routed.
+    #: None for a sample that the router gives a domain.
     domain: str | None
     failure: Failure | None = None
-    #: What was said about it elsewhere, as if agents of ours had.
+    #: Results that the sample brings along, such as a caption to score.
     results: tuple[Result, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class NewBatch:
-    """A contiguous run of entries; it has at least one."""
+    """Contiguous samples to insert; at least one."""
 
-    #: Where its chain begins; None when every sample has failed already.
+    #: None when every sample has failed already.
     first_stage: Stage | None
     samples: Sequence[NewSample]
 
@@ -53,15 +53,15 @@ class NewBatch:
 
 @dataclass(frozen=True, slots=True)
 class ReadyBatch:
-    """A batch whose chain is to be published, from `next_stage` on."""
+    """A batch whose chain can be published, from `next_stage` on."""
 
     id: int
     next_stage: Stage
-    #: All stages that its run asks for.
+    #: All stages of its run.
     stages: tuple[Stage, ...]
-    #: Rank whose workers alone may take it; None for any.
+    #: Rank of the workers that may take it; None for any.
     pinned_to: int | None = None
-    #: Its samples as people name them: `set[0-7]`.
+    #: Its samples for display: `set[0-7]`.
     samples: str = ""
 
 
@@ -71,9 +71,9 @@ class Claim:
 
     batch_id: int
     stage: Stage
-    #: Fencing token: only the newest claim of a batch can finish it.
+    #: Fencing token: only the newest claim of a batch can finish its stage.
     attempt: int
-    #: Claims of this stage, this one included, since the last stage was finished.
+    #: Claims of this stage so far, this one included.
     tries: int
     owner: str
     start_idx: int
@@ -82,18 +82,22 @@ class Claim:
     root: str
     modality: Modality
     run_id: int
-    #: All stages that the run asks for.
+    #: All stages of the run.
     stages: tuple[Stage, ...]
-    #: Samples routed with less are held.
+    #: Samples routed with less confidence are held.
     min_confidence: float
-    #: Name of the run, and the shard's row.
+    #: Name of the run.
     run: str = ""
     shard_id: int = 0
+
+    def holds(self, route: Route | None) -> bool:
+        """Return whether a sample with this route is held."""
+        return route is not None and route.confidence < self.min_confidence
 
 
 @dataclass(frozen=True, slots=True)
 class PendingSample:
-    """A sample that a stage may work on, with what was said about it so far."""
+    """A sample that a stage works on, with its results so far."""
 
     id: int
     idx: int
@@ -104,7 +108,7 @@ class PendingSample:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A domain for a sample, and the probability that the router gave it."""
+    """A sample's domain, and the router's probability for it."""
 
     domain: str
     confidence: float
@@ -112,7 +116,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one stage made of one sample."""
+    """What one stage writes about one sample."""
 
     sample_id: int
     results: tuple[Result, ...] = ()
@@ -122,7 +126,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """How many samples ended how."""
+    """Numbers of finished samples by state."""
 
     done: int = 0
     failed: int = 0
@@ -137,9 +141,22 @@ class Tally:
 
 
 @dataclass(frozen=True, slots=True)
+class StoppedRun:
+    """Numbers of a run's batches when it was stopped."""
+
+    #: Batches that were queued, or whose worker is dead, and are ready now.
+    taken_back: int
+    #: Batches whose current stage a worker still finishes.
+    running: int
+
+
+@dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """When a sample whose failure may pass is tried again."""
+    """How often a sample whose failure may pass is tried, and how long it waits in between."""
 
     max_attempts: int
-    #: Before the second attempt; doubled for each further one.
     first_wait_seconds: float
+
+    def wait_seconds(self, attempts: int) -> float:
+        """Return the wait after this many attempts; it doubles with each."""
+        return self.first_wait_seconds * 2.0 ** (attempts - 1)

@@ -1,6 +1,6 @@
-"""What a producer writes: runs, their shards, new batches, and batches to be sent (again).
+"""What a producer writes: runs, shards, new batches, and batches to send for the first time or again.
 
-Transitions are compare-and-set: each UPDATE names the state it leaves, RETURNING tells who won.
+Transitions are compare-and-set: each UPDATE names the state it leaves, and RETURNING tells who won.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from sqlalchemy import (
     case,
     delete,
     func,
+    or_,
     select,
     update,
 )
@@ -29,9 +30,9 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from capflow_tasks.errors import BadEntry
 from capflow_tasks.records import PlanShard, Stage
 from capflow_tasks.store.claims import insert_results
-from capflow_tasks.store.clauses import earliest_stages, in_seconds, opened, stages_of
+from capflow_tasks.store.clauses import earliest_stages, in_seconds, opened, stages_of, unleased
 from capflow_tasks.store.intake import copy_samples, insert_batches
-from capflow_tasks.store.rows import NewBatch, Outcome, ReadyBatch, ShardRow
+from capflow_tasks.store.rows import NewBatch, Outcome, ReadyBatch, ShardRow, StoppedRun
 from capflow_tasks.store.states import BatchState, SampleState, stage_after
 from capflow_tasks.store.tables import Batch, Run, Sample, Shard
 
@@ -40,7 +41,7 @@ _PINNED_TO = case((Run.pin_ranks, Shard.assign_rank)).label("pinned_to")
 
 
 class RunStore:
-    """The database as a producer speaks to it. Thread-safe."""
+    """What a producer reads and writes about runs. Thread-safe."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -55,29 +56,56 @@ class RunStore:
         *,
         pin_ranks: bool = False,
     ) -> int:
-        """The run of this name, made when it is new; what is asked of it may change."""
-        asked = {
+        """Insert the run of this name, or update it and let it go on if it was stopped; return its id."""
+        values = {
             "plan": plan,
             "output": output,
             "stages": [stage.value for stage in stages],
             "min_confidence": min_confidence,
             "pin_ranks": pin_ranks,
+            "stopped_at": None,
         }
-        statement = upsert(Run).values(name=name, **asked)
-        statement = statement.on_conflict_do_update(index_elements=[Run.name], set_=asked)
+        statement = upsert(Run).values(name=name, **values)
+        statement = statement.on_conflict_do_update(index_elements=[Run.name], set_=values)
         with self.engine.begin() as connection:
             return connection.execute(statement.returning(Run.id)).scalar_one()
 
+    def stop(self, run_id: int) -> StoppedRun:
+        """Send no more batches of the run, and take back those that are queued."""
+        is_queued = Batch.state == BatchState.QUEUED
+        is_abandoned = and_(Batch.state == BatchState.RUNNING, Batch.lease_until < func.now())
+        takes_back = (
+            update(Batch)
+            .where(_is_of_run(run_id), or_(is_queued, is_abandoned))
+            .values(**unleased())
+            .returning(Batch.id)
+        )
+        running = select(func.count(Batch.id)).where(_is_of_run(run_id), Batch.state == BatchState.RUNNING)
+        with self.engine.begin() as connection:
+            connection.execute(update(Run).where(Run.id == run_id).values(stopped_at=func.now()))
+            taken_back = len(connection.execute(takes_back).all())
+            return StoppedRun(taken_back, connection.execute(running).scalar_one())
+
+    def is_stopped(self, run_id: int) -> bool:
+        """Whether the run has been stopped or deleted."""
+        goes_on = select(Run.id).where(Run.id == run_id, Run.stopped_at.is_(None))
+        with self.engine.connect() as connection:
+            return connection.execute(goes_on).first() is None
+
+    def delete(self, run_id: int) -> None:
+        """Delete the run with its shards, batches, samples and results."""
+        with self.engine.begin() as connection:
+            connection.execute(delete(Run).where(Run.id == run_id))
+
     def add_shards(self, run_id: int, shards: Sequence[PlanShard]) -> list[ShardRow]:
-        """The rows of these plan lines, new or known, in the order given."""
+        """Insert the shards that the run lacks; return the rows of all, in the order given."""
         rows = [_shard_values(run_id, shard) for shard in shards]
         keys = [row["key"] for row in rows]
-        table = Shard
-        known = select(table.key, table.id, table.expanded_to).where(
-            table.run_id == run_id, table.key.in_(keys)
+        known = select(Shard.key, Shard.id, Shard.expanded_to).where(
+            Shard.run_id == run_id, Shard.key.in_(keys)
         )
         with self.engine.begin() as connection:
-            connection.execute(upsert(table).on_conflict_do_nothing(), rows)
+            connection.execute(upsert(Shard).on_conflict_do_nothing(), rows)
             found = {row.key: row for row in connection.execute(known)}
         return [
             ShardRow(found[key].id, found[key].expanded_to, shard)
@@ -85,7 +113,7 @@ class RunStore:
         ]
 
     def expand(self, shard_id: int, cursor: int, batches: Sequence[NewBatch]) -> list[int] | None:
-        """Insert the shard's next batches; their ids, or None when another producer moved the cursor."""
+        """Insert the shard's next batches; return their ids, None when another producer moved the cursor."""
         moves = (
             update(Shard)
             .where(Shard.id == shard_id, Shard.expanded_to == cursor)
@@ -101,13 +129,13 @@ class RunStore:
         return ids
 
     def forget_other_shards(self, run_id: int, shard_ids: Collection[int]) -> None:
-        """Remove the shards of the run but for these; a worker that is at one of them finds it gone."""
+        """Delete all other shards of the run; a worker that runs a batch of one writes nothing."""
         others = delete(Shard).where(Shard.run_id == run_id, Shard.id.not_in(shard_ids))
         with self.engine.begin() as connection:
             connection.execute(others)
 
     def cursor(self, shard_id: int) -> int:
-        """The index up to which the shard's samples have been inserted."""
+        """Return the index before which the shard's samples have been inserted."""
         with self.engine.connect() as connection:
             return connection.execute(select(Shard.expanded_to).where(Shard.id == shard_id)).scalar_one()
 
@@ -115,14 +143,14 @@ class RunStore:
     def publishing(
         self, limit: int, queue_seconds: float, run_id: int | None = None
     ) -> Iterator[list[ReadyBatch]]:
-        """Ready batches, in order. They are queued once the block has published them.
+        """Yield ready batches, in order, for the block to publish; after the block they are queued.
 
-        A process that dies inside the block leaves them ready; what it sent is then a duplicate,
-        which a claim makes harmless.
+        If the process dies in the block they stay ready, and are published again; only one message of a batch
+        can claim it.
         """
-        due = select(Batch.id).where(Batch.state == BatchState.READY, Batch.lease_until <= func.now())
-        if run_id is not None:
-            due = due.where(Batch.shard_id == Shard.id, Shard.run_id == run_id)
+        due = select(Batch.id).where(
+            Batch.state == BatchState.READY, Batch.lease_until <= func.now(), _is_going(run_id)
+        )
         due = due.order_by(Batch.lease_until, Batch.id).limit(limit).correlate(None)
         takes = (
             update(Batch)
@@ -136,38 +164,33 @@ class RunStore:
             yield [_ready_batch(row) for row in rows]
 
     def requeue_stale(self, run_id: int | None = None) -> int:
-        """Make ready what was queued or leased for longer than it may be; how many those were."""
-        return self._requeue(and_(Batch.state != BatchState.READY, Batch.lease_until < func.now()), run_id)
+        """Make ready what was queued or leased for too long, except in stopped runs; return the count."""
+        # Not `IN (queued, running)`, which would not use the index on batches that are not done.
+        is_held = and_(Batch.state != BatchState.DONE, Batch.state != BatchState.READY)
+        return self._requeue(is_held, Batch.lease_until < func.now(), _is_going(run_id))
 
     def requeue_lost(self, batch_ids: Collection[int]) -> int:
-        """Make ready those of these batches that are queued: their messages are gone."""
-        return self._requeue(and_(Batch.state == BatchState.QUEUED, Batch.id.in_(batch_ids)), None)
+        """Make ready the queued ones of these batches, whose messages are gone; return their count."""
+        return self._requeue(Batch.state == BatchState.QUEUED, Batch.id.in_(batch_ids))
 
     def queued(self, run_id: int | None = None) -> set[int]:
-        """Batches that a message in the broker is to start."""
+        """Return the queued batches, each of which should have a message in the broker."""
         statement = select(Batch.id).where(Batch.state == BatchState.QUEUED)
         if run_id is not None:
-            statement = statement.where(Batch.shard_id == Shard.id, Shard.run_id == run_id)
+            statement = statement.where(_is_of_run(run_id))
         with self.engine.connect() as connection:
             return set(connection.execute(statement).scalars())
 
-    def _requeue(self, condition: ColumnElement[bool], run_id: int | None) -> int:
-        statement = (
-            update(Batch)
-            .where(Batch.state != BatchState.DONE, condition)
-            .values(state=BatchState.READY, lease_owner=None, lease_until=func.now())
-        )
-        if run_id is not None:
-            statement = statement.where(Batch.shard_id == Shard.id, Shard.run_id == run_id)
+    def _requeue(self, *conditions: ColumnElement[bool]) -> int:
         with self.engine.begin() as connection:
-            return connection.execute(statement).rowcount
+            return connection.execute(update(Batch).where(*conditions).values(**unleased())).rowcount
 
     def continue_run(self, run_id: int, stages: Sequence[Stage], min_confidence: float) -> int:
-        """Open again what an earlier, narrower run of the plan left; how many batches that were.
+        """Open batches that a run with more stages or a lower bar goes on with; return their count.
 
-        That is: finished batches with stages still to do, and held samples that are now sure enough.
+        These are finished batches with stages still to do, and batches with held samples above the bar now.
         """
-        of_run = and_(Batch.shard_id == Shard.id, Shard.run_id == run_id)
+        of_run = _is_of_run(run_id)
         further = (
             update(Batch)
             .where(of_run, Batch.state == BatchState.DONE, Batch.next_stage.in_(stages))
@@ -186,7 +209,7 @@ class RunStore:
             again = update(Sample).where(Sample.batch_id.in_(broader), Sample.state == SampleState.DONE)
             connection.execute(again.values(state=SampleState.PENDING))
             freed = set(connection.execute(held).scalars()) - broader
-            # A run that only routes ends them there: they have their domain already.
+            # Without a later stage they are done after `route`, which asks nothing: they have a domain.
             after_route = stage_after(Stage.ROUTE, stages) or Stage.ROUTE
             connection.execute(
                 update(Batch).where(Batch.id.in_(freed)).values(next_stage=after_route, **opened())
@@ -194,11 +217,11 @@ class RunStore:
         return len(broader | freed)
 
     def retry_failed(self, run_id: int, kinds: Sequence[str] = (), domains: Sequence[str] = ()) -> int:
-        """Open failed samples again, all or those of some kinds and domains; how many those were."""
+        """Open failed samples of these kinds and domains, or all of them; return their count."""
         chosen = [
             Sample.state == SampleState.FAILED,
             Sample.error_kind != BadEntry.kind,
-            # What a worker is at comes to its end first.
+            # A batch that still runs is left to finish.
             Sample.batch_id == Batch.id,
             Batch.state == BatchState.DONE,
         ]
@@ -217,6 +240,17 @@ class RunStore:
         return len(reopened)
 
 
+def _is_of_run(run_id: int) -> ColumnElement[bool]:
+    """The batch belongs to the run."""
+    return and_(Batch.shard_id == Shard.id, Shard.run_id == run_id)
+
+
+def _is_going(run_id: int | None) -> ColumnElement[bool]:
+    """The batch belongs to this run, or to any, and the run is not stopped."""
+    of_run = and_(Batch.shard_id == Shard.id, Shard.run_id == Run.id, Run.stopped_at.is_(None))
+    return of_run if run_id is None else and_(of_run, Run.id == run_id)
+
+
 def _ready_batch(row: Row[*tuple[Any, ...]]) -> ReadyBatch:
     samples = f"{row.dataset}[{row.start_idx}-{row.end_idx - 1}]"
     return ReadyBatch(row.id, row.next_stage, stages_of(row.stages), row.pinned_to, samples)
@@ -226,14 +260,14 @@ def _shard_values(run_id: int, shard: PlanShard) -> dict[str, Any]:
     values = asdict(shard)
     values.pop("line_number")
     line = values.pop("line")
-    # What has no version keeps the key that it had before there were versions.
+    # Without a version, a shard has the key from before there were versions.
     version = {"version": shard.version} if values.pop("version") else {}
     key = hashlib.sha256(json.dumps({**values, **version}, sort_keys=True).encode()).hexdigest()
     return {"run_id": run_id, "key": key, "line": line, "expanded_to": shard.start_idx, **values}
 
 
 def _insert_given(connection: Connection, shard_id: int, batches: Sequence[NewBatch]) -> None:
-    """Write what the new samples bring with them."""
+    """Insert the results that new samples bring along."""
     given = {new.idx: new.results for batch in batches for new in batch.samples if new.results}
     if not given:
         return

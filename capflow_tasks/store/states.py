@@ -8,13 +8,16 @@ A batch:
       └──lease ran out───┴──lease ran out / release            │
       └──retry or further stages───────────────────────────────┘
 
-`lease_until` says when the reconciler may act on a batch that is not done. While it is
-    ready:    not before this instant (back-off)
-    queued:   its message is taken for lost after this instant
-    running:  its worker is taken for dead after this instant; a heartbeat moves it on
-All instants are PostgreSQL's clock, so a host's clock may jump.
+Batches of a stopped run stay ready: `stop` takes back those that are queued, and one that is running becomes
+ready after its stage.
 
-A sample: pending ──> done | failed | held; a failed or held one becomes pending again by retry.
+`lease_until` is when the reconciler may act on a batch that is not done. For a batch that is
+    ready:    it may be published from then on (back-off)
+    queued:   its message counts as lost from then on
+    running:  its worker counts as dead from then on; a heartbeat extends it
+All times are by PostgreSQL's clock, so a host's clock may jump.
+
+A sample: pending ──> done | failed | held; a failed or held sample becomes pending again by retry.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ class SampleState(StrEnum):
     PENDING = "pending"
     DONE = "done"
     FAILED = "failed"
-    #: Routed with less confidence than the run asks for; waits for a run that asks for less.
+    #: Routed with less confidence than the run asks for; waits until the run asks for less.
     HELD = "held"
 
 
@@ -44,13 +47,13 @@ STAGE_ORDER = {stage: position for position, stage in enumerate(Stage)}
 
 
 def stage_after(stage: Stage, stages: Sequence[Stage]) -> Stage | None:
-    """The next of a run's `stages` behind `stage`, None at the end."""
+    """Return the next of a run's `stages` after `stage`, None at the end."""
     later = (each for each in stages if STAGE_ORDER[each] > STAGE_ORDER[stage])
     return min(later, key=STAGE_ORDER.__getitem__, default=None)
 
 
 def stages_from(stage: Stage, stages: Sequence[Stage]) -> list[Stage]:
-    """The run's stages that are still to do when `stage` is next, in order."""
+    """Return the run's stages from `stage` on, in order."""
     return [
         each
         for each in sorted(stages, key=STAGE_ORDER.__getitem__)

@@ -1,4 +1,4 @@
-"""The six tables. What may stand in them is said here; what is done with them, in `store`."""
+"""The six tables, and what may stand in them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NAMING = {
 
 
 def _words(enum: type) -> Enum:
-    """Stored as text with a CHECK: a new word needs no ALTER TYPE, and psql shows it as it is."""
+    """Store an enum as text with a CHECK, so that a new value needs no ALTER TYPE."""
     return Enum(
         enum,
         native_enum=False,
@@ -61,7 +61,7 @@ class Table(DeclarativeBase):
 
 
 class Run(Table):
-    """One plan being captioned; running the same plan again goes on with its run."""
+    """One plan being captioned; captioning the plan again goes on with its run."""
 
     __tablename__ = "runs"
 
@@ -70,11 +70,13 @@ class Run(Table):
     plan: Mapped[str]
     output: Mapped[str]
     stages: Mapped[list[str]] = mapped_column(ARRAY(Text))
-    #: Samples routed with less confidence are held; 0 holds none.
+    #: Samples routed with less confidence are held.
     min_confidence: Mapped[float] = mapped_column(server_default="0")
-    #: Whether only the workers of a shard's rank may take it.
+    #: Whether only the workers of a shard's rank may take its batches.
     pin_ranks: Mapped[bool] = mapped_column(server_default="false")
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    #: When the run was stopped; None for a run whose batches may be sent.
+    stopped_at: Mapped[datetime | None]
 
 
 class Shard(Table):
@@ -84,7 +86,7 @@ class Shard(Table):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     run_id: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
-    #: Digest of what identifies the line, so that a line moved inside its plan stays itself.
+    #: Digest of what identifies the line, so that a line may move inside its plan.
     key: Mapped[str]
     dataset: Mapped[str]
     annotation: Mapped[str]
@@ -101,15 +103,15 @@ class Shard(Table):
     expanded_to: Mapped[int]
 
     __table_args__ = (
-        # One row per line, however often the plan is run.
+        # Prevents a second row for a line when its plan is captioned again.
         UniqueConstraint("run_id", "key"),
-        # The cursor cannot leave the shard.
+        # Prevents a cursor outside the shard.
         CheckConstraint("expanded_to BETWEEN start_idx AND end_idx", name="expanded_to_inside"),
     )
 
 
 class Batch(Table):
-    """A short contiguous run of a shard's samples: what one chain carries."""
+    """A few contiguous samples of a shard, which go through the stages together."""
 
     __tablename__ = "batches"
 
@@ -118,11 +120,11 @@ class Batch(Table):
     start_idx: Mapped[int]
     end_idx: Mapped[int]
     state: Mapped[BatchState]
-    #: The stage to run next; None when nothing is left to do.
+    #: None when nothing is left to do.
     next_stage: Mapped[Stage | None]
     #: Counts claims; the number of a claim is its fencing token.
     attempt: Mapped[int] = mapped_column(server_default="0")
-    #: Claims of the next stage that came to nothing so far; finishing a stage sets it to 0.
+    #: Claims of the next stage that did not finish it.
     tries: Mapped[int] = mapped_column(server_default="0")
     lease_owner: Mapped[str | None]
     lease_until: Mapped[datetime] = mapped_column(server_default=func.now())
@@ -132,15 +134,15 @@ class Batch(Table):
     finished_at: Mapped[datetime | None]
 
     __table_args__ = (
-        # Two producers cannot insert the same samples as two batches.
+        # Prevents two producers from inserting the same samples as two batches.
         UniqueConstraint("shard_id", "start_idx"),
-        # An empty batch would never be found done.
+        # Prevents an empty batch, which would never be done.
         CheckConstraint("end_idx > start_idx", name="not_empty"),
-        # Keeps looking for ready and stale batches as quick at 10 million batches as at ten.
+        # Prevents a scan of millions of done batches for ready and stale ones.
         Index("ix_batches_open", "lease_until", postgresql_where="state <> 'done'"),
-        # The rate of the last minutes must not read the millions that ended before.
+        # Prevents a scan of millions of done batches for the rate of the last minutes.
         Index("ix_batches_finished", "finished_at", postgresql_where="finished_at IS NOT NULL"),
-        # A heartbeat finds what its worker holds; NULL for all that nobody holds.
+        # Prevents a scan at each heartbeat for the batches of its worker.
         Index("ix_batches_owner", "lease_owner", postgresql_where="lease_owner IS NOT NULL"),
     )
 
@@ -154,7 +156,7 @@ class Sample(Table):
     shard_id: Mapped[int] = mapped_column(ForeignKey("shards.id", ondelete="CASCADE"))
     batch_id: Mapped[int] = mapped_column(ForeignKey("batches.id", ondelete="CASCADE"))
     idx: Mapped[int]
-    #: As text (JSON, not JSONB), so that the order of keys comes out as it went in.
+    #: JSON instead of JSONB, which would not keep the order of keys.
     entry: Mapped[dict[str, Any]] = mapped_column(JSON)
     state: Mapped[SampleState]
     domain: Mapped[str | None]
@@ -168,23 +170,23 @@ class Sample(Table):
     failed_at: Mapped[datetime | None]
 
     __table_args__ = (
-        # One row per entry; also the exporter's order.
+        # Prevents two rows for one entry, and a sort at export.
         UniqueConstraint("shard_id", "idx"),
-        # A worker loads its batch by this.
+        # Prevents a scan when a worker loads its batch.
         Index(None, "batch_id"),
-        # Listing failures must not read the millions that are done.
+        # Prevents a scan of millions of done samples for the failed ones.
         Index("ix_samples_failed", "shard_id", "error_kind", postgresql_where="state = 'failed'"),
-        # A failure without a reason is a mystery.
+        # Prevents a failure without a reason.
         CheckConstraint("state <> 'failed' OR error_kind IS NOT NULL", name="failed_has_kind"),
     )
 
 
 class Worker(Table):
-    """A worker process that has been seen; one that is not seen any more has died."""
+    """A worker process that sends heartbeats."""
 
     __tablename__ = "workers"
 
-    #: Node name and a part that is new at every start: what batches name as their lease's owner.
+    #: Node name and a part that is new at every start, as in `batches.lease_owner`.
     owner: Mapped[str] = mapped_column(primary_key=True)
     #: Celery's node name, as in `celery@host`.
     node: Mapped[str]
@@ -193,11 +195,11 @@ class Worker(Table):
 
 
 class AgentResult(Table):
-    """What one agent said about one sample."""
+    """One agent's answer about one sample."""
 
     __tablename__ = "results"
 
-    # The key that makes a result exist once, whoever delivers it how often.
+    # The primary key prevents a second row for a result that is delivered twice.
     sample_id: Mapped[int] = mapped_column(ForeignKey("samples.id", ondelete="CASCADE"), primary_key=True)
     stage: Mapped[Stage] = mapped_column(primary_key=True)
     agent: Mapped[str] = mapped_column(primary_key=True)
@@ -211,6 +213,6 @@ class AgentResult(Table):
     finish_reason: Mapped[str]
     seconds: Mapped[float] = mapped_column(REAL)
     worker: Mapped[str]
-    #: The agent's place in its workflow: the order in which reports are shown.
+    #: The agent's place in its workflow, from 0.
     position: Mapped[int] = mapped_column(SmallInteger)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -1,4 +1,4 @@
-"""An index on when batches ended, which throughput and ETA are read by."""
+"""Index batches by the time they finished, for throughput and ETA."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs, shards, batches, samples, results and workers."""
+"""Create runs, shards, batches, samples, results and workers."""
 
 from __future__ import annotations
 

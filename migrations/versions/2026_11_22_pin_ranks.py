@@ -1,4 +1,4 @@
-"""Runs whose shards go to the workers of their rank only."""
+"""Add runs whose shards only the workers of their rank may take."""
 
 from __future__ import annotations
 

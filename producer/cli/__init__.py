@@ -1,1 +1,1 @@
-"""One module per command: parse, call, print."""
+"""The command `capflow`: a module per subcommand, which parses, calls and prints."""

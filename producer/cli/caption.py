@@ -1,50 +1,58 @@
-"""The commands capflow-produce and capflow-retry: parse, call, print."""
+"""Commands that put the fleet to work: caption, retry and score."""
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
-from rich.console import Console
 
+from capflow_tasks.errors import SampleError, UserError
 from capflow_tasks.records import Stage
-from capflow_tasks.settings import read_settings
-from producer.cli.options import EXIT_CODES, Command, settings_help
+from producer.cli.options import (
+    ANY_PATH,
+    FILE,
+    FOLDER,
+    Command,
+    Decorator,
+    combined,
+    flag,
+    json_option,
+    nearest,
+    open_run,
+    option,
+    output_option,
+    print_json,
+    processes_option,
+    run_argument,
+)
 
 if TYPE_CHECKING:
     from producer.scoring.summary import ScoreSummary
     from producer.summary import Summary
 
 
-PRODUCE_EPILOG = f"""\b
-Examples:
-  capflow-produce plan.jsonl
-  CAPFLOW_MODEL=/models/Qwen2.5-VL-7B-Instruct capflow-produce plan.jsonl --output captions
-  capflow-produce plan.jsonl --dry-run
-  capflow-produce plan.jsonl --stages route --min-confidence 0.6
-  capflow-produce --reconcile
+#: Characters per line where stdout is not a terminal.
+_PLAIN_WIDTH = 120
 
-{EXIT_CODES}
-
-{settings_help()}"""
-
-RETRY_EPILOG = f"""\b
-Examples:
-  capflow-retry plan.jsonl
-  capflow-retry plan.jsonl --kind media_missing --kind media_corrupt --domain Natural
-
-{EXIT_CODES}"""
+batch_size_option = option(
+    "--batch-size SAMPLES",
+    "Size of a batch, which goes through all stages as one chain.",
+    8,
+    click.IntRange(1, 1024),
+)
+window_option = option(
+    "--window BATCHES", "Most batches in flight, over all workers.", 256, click.IntRange(1)
+)
 
 
 def parse_stages(value: str) -> tuple[Stage, ...]:
-    """The stages of a comma-separated list, in the order in which they run."""
+    """Return the stages of a comma-separated list, in the order in which they run."""
     words = {word.strip() for word in value.split(",") if word.strip()}
     if unknown := words - set(Stage):
         raise click.BadParameter(f"{', '.join(sorted(unknown))}; choose from {', '.join(Stage)}")
@@ -53,103 +61,75 @@ def parse_stages(value: str) -> tuple[Stage, ...]:
     return tuple(stage for stage in Stage if stage in words)
 
 
-BATCH_SIZE = click.option(
-    "--batch-size",
-    envvar="CAPFLOW_BATCH_SIZE",
-    default=8,
-    type=click.IntRange(1, 1024),
-    help="Samples that one chain carries.",
-    show_envvar=True,
-    show_default=True,
-)
-WINDOW = click.option(
-    "--window",
-    envvar="CAPFLOW_WINDOW",
-    default=256,
-    type=click.IntRange(1),
-    help="Batches in flight, over all workers.",
-    show_envvar=True,
-    show_default=True,
-)
-
-#: What produce and retry have in common.
-_ORDER_OPTIONS = (
-    click.option(
-        "--output",
-        envvar="CAPFLOW_OUTPUT",
-        default="Output/Caption",
-        type=click.Path(path_type=Path, file_okay=False),
-        callback=lambda context, option, path: path.absolute(),
-        help="Folder of the caption files.",
-        show_envvar=True,
-        show_default=True,
-    ),
-    BATCH_SIZE,
-    WINDOW,
-    click.option(
-        "--run",
-        envvar="CAPFLOW_RUN",
-        help="Name of the run; the same name goes on with it.  [default: from the plan's path]",
-        show_envvar=True,
-    ),
-    click.option(
-        "--stages",
-        envvar="CAPFLOW_STAGES",
-        default=",".join(Stage),
-        callback=lambda context, option, value: parse_stages(value),
-        help="Stages to run; a later run with more of them goes on from here.",
-        show_envvar=True,
-        show_default=True,
-    ),
-    click.option(
-        "--min-confidence",
-        envvar="CAPFLOW_MIN_CONFIDENCE",
-        default=0.0,
-        type=click.FloatRange(0, 1),
-        help="Hold back samples routed with a lower probability, in *.held.jsonl, until a run asks for less.",
-        show_envvar=True,
-        show_default=True,
-    ),
-    click.option(
-        "--pin-ranks",
-        envvar="CAPFLOW_PIN_RANKS",
-        is_flag=True,
-        help="A shard goes to the workers of its assign_rank only: celery ... worker -Q gpu.rank4",
-        show_envvar=True,
-    ),
-    click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object."),
-)
+def _check_kinds(context: click.Context, option: click.Parameter, kinds: tuple[str, ...]) -> tuple[str, ...]:
+    known = [kind.kind for base in SampleError.__subclasses__() for kind in base.__subclasses__()]
+    for kind in kinds:
+        if kind not in known:
+            raise click.BadParameter(f"no failure is of kind {kind!r}; {nearest(kind, known)}")
+    return kinds
 
 
-#: Characters per line where stdout is no terminal.
-_PLAIN_WIDTH = 120
+def _run_options(*, has_defaults: bool) -> Decorator:
+    """Return the options of a run; without defaults, None stands for what the run was started with."""
+
+    def default(value: Any) -> dict[str, Any]:
+        return {"default": value} if has_defaults else {"show_default": "as for the run"}
+
+    def parse(
+        context: click.Context, option: click.Parameter, stages: str | None
+    ) -> tuple[Stage, ...] | None:
+        return None if stages is None else parse_stages(stages)
+
+    name_default = "from the plan's path" if has_defaults else "RUN"
+    confidence = (
+        "Hold back samples routed with a lower probability, in *.held.jsonl, until a run asks for less."
+    )
+    return combined(
+        output_option("Folder of the caption files.", "OUTPUT", **default("Output/Caption")),
+        batch_size_option,
+        window_option,
+        option("--run", "Name of the run; the same name continues it.", show_default=name_default),
+        option(
+            "--stages",
+            "Stages to run, separated by commas; a later run with more of them continues this one.",
+            callback=parse,
+            **default(",".join(Stage)),
+        ),
+        option("--min-confidence", confidence, kind=click.FloatRange(0, 1), **default(0.0)),
+        option(
+            "--pin-ranks",
+            "Send a shard only to workers of its assign_rank (celery ... worker -Q gpu.rank4).",
+            is_flag=True,
+            **default(False),
+        ),
+        json_option(),
+    )
 
 
-def order_options(command: Callable[..., None]) -> Callable[..., None]:
-    for option in reversed(_ORDER_OPTIONS):
-        command = option(command)
-    return command
-
-
-@click.command(cls=Command, epilog=PRODUCE_EPILOG)
-@click.argument("plan", type=click.Path(path_type=Path), required=False)
-@order_options
-@click.option("--dry-run", is_flag=True, help="Check the plan, count its samples, send nothing.")
-@click.option(
-    "--reconcile", is_flag=True, help="Without PLAN: send again what runs have lost, until stopped."
-)
-def produce(plan: Path | None, as_json: bool, dry_run: bool, reconcile: bool, **options: Any) -> None:
+@click.command(cls=Command, exit_codes=(0, 1, 2, 3, 4, 130), shows_settings=True)
+@click.argument("plan", type=ANY_PATH, required=False)
+@_run_options(has_defaults=True)
+@flag("--dry-run", "Check the plan and count its samples; send nothing.")
+@flag("--reconcile", "Without PLAN: resend batches that runs lost, until stopped.")
+def caption(plan: Path | None, as_json: bool, dry_run: bool, reconcile: bool, **options: Any) -> None:
     """Caption every sample of the split plan PLAN and write the caption files.
 
-    Run again, it goes on where it stopped. Without CAPFLOW_DATABASE_URL and CAPFLOW_BROKER_URL it
-    starts PostgreSQL, Redis and a worker of its own, and stops them at the end.
-    The first Ctrl-C lets the worker finish what it runs; the second stops at once.
+    The same command continues a run that was stopped. Without CAPFLOW_DATABASE_URL and
+    CAPFLOW_BROKER_URL it starts PostgreSQL, Redis and a worker of its own, and stops them at the end.
+    The first Ctrl-C lets the worker finish the running stages; the second stops at once.
+
+    Examples:
+      capflow caption plan.jsonl
+      CAPFLOW_MODEL=/models/Qwen2.5-VL-7B-Instruct capflow caption plan.jsonl -o captions
+      capflow caption plan.jsonl --dry-run
+      capflow caption plan.jsonl --stages route --min-confidence 0.6
+      capflow caption --reconcile
     """
-    # Only now: `--help` need not wait for SQLAlchemy and Celery.
+    from capflow_tasks.settings import read_settings
     from producer.run import Order, Production, reconcile_until_stopped
 
     if reconcile == (plan is not None):
-        raise click.UsageError("name a PLAN, or --reconcile alone")
+        raise click.UsageError("name a PLAN, or use --reconcile alone")
     if plan is None:
         with stop_on_signals() as stopping:
             reconcile_until_stopped(read_settings(), stopping)
@@ -157,34 +137,62 @@ def produce(plan: Path | None, as_json: bool, dry_run: bool, reconcile: bool, **
     production = Production(Order(plan, **options), read_settings())
     if dry_run:
         checked = production.plan
-        click.echo(f"{plan}: {len(checked.shards)} shards, {checked.sample_count} samples, nothing to mend")
+        click.echo(f"{plan}: {len(checked.shards)} shards, {checked.sample_count} samples, nothing to fix")
         return
     with stop_on_signals() as stopping:
         summary = production.run(stopping)
-    tell(summary, as_json)
+    finish(summary, as_json)
 
 
-@click.command(cls=Command, epilog=RETRY_EPILOG)
-@click.argument("plan", type=click.Path(path_type=Path))
-@click.option("--kind", "kinds", multiple=True, help="Only failures of this kind, as in the failed files.")
-@click.option("--domain", "domains", multiple=True, help="Only samples of this domain.")
-@order_options
+@click.command(cls=Command, exit_codes=(0, 1, 2, 3, 4, 130))
+@run_argument
+@click.option(
+    "--kind",
+    "kinds",
+    multiple=True,
+    callback=_check_kinds,
+    help="Only failures of this kind, as in the failed files; repeatable.",
+)
+@click.option("--domain", "domains", multiple=True, help="Only samples of this domain; repeatable.")
+@_run_options(has_defaults=False)
 def retry(
-    plan: Path, as_json: bool, kinds: tuple[str, ...], domains: tuple[str, ...], **options: Any
+    run_or_plan: str, as_json: bool, kinds: tuple[str, ...], domains: tuple[str, ...], **options: Any
 ) -> None:
-    """Caption again what failed in the run of PLAN, and nothing else; then write the caption files."""
+    """Caption again the samples that failed in RUN, and only those; then write the caption files.
+
+    RUN is a run's name or the plan that it came from. What no option changes is as for the run.
+
+    Examples:
+      capflow retry plan.jsonl
+      capflow retry plan-2c792dcc --kind media_missing --kind media_corrupt --domain Natural
+    """
+    from capflow_tasks.settings import read_settings
     from producer.run import Order, Production, Retry
 
-    production = Production(Order(plan, **options), read_settings())
+    production = Production(Order(**_as_started(run_or_plan, options)), read_settings())
     with stop_on_signals() as stopping:
         summary = production.run(stopping, Retry(kinds, domains))
-    tell(summary, as_json)
+    finish(summary, as_json)
 
 
-def tell(summary: Summary | ScoreSummary, as_json: bool) -> NoReturn:
-    """Print how the run ended, and end with its exit code."""
+def _as_started(run_or_plan: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options, filled up with what the run was started with."""
+    with open_run(options["run"] or run_or_plan) as (run, _):
+        pass
+    plan = Path(run_or_plan) if Path(run_or_plan).is_file() else Path(run.plan)
+    if plan.is_dir():
+        raise UserError(f"run {run.name} scores {plan}; `capflow score {plan}` tries its failures again")
+    kept = {name: getattr(run, name) for name in ("stages", "min_confidence", "pin_ranks")}
+    given = {name: value for name, value in options.items() if value is not None}
+    return {"plan": plan, "run": run.name, "output": Path(run.output)} | kept | given
+
+
+def finish(summary: Summary | ScoreSummary, as_json: bool) -> NoReturn:
+    """Print how the run ended, and exit with its code."""
+    from rich.console import Console
+
     if as_json:
-        click.echo(json.dumps(summary.as_json(), ensure_ascii=False))
+        print_json(summary.as_json())
     else:
         summary.show(Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH))
     for problem in summary.problems:
@@ -196,14 +204,14 @@ def tell(summary: Summary | ScoreSummary, as_json: bool) -> NoReturn:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Event]:
-    """An event that the first Ctrl-C or SIGTERM sets; the second ends the process."""
+    """Yield an event that the first Ctrl-C or SIGTERM sets; the second ends the process."""
     stopping = Event()
 
     def stop(number: int, frame: object) -> None:
         if stopping.is_set():
             raise KeyboardInterrupt
         stopping.set()
-        click.echo("\nfinishing what runs; once more to stop at once", err=True)
+        click.echo("\nstopping: running stages finish first; press Ctrl-C again to stop at once", err=True)
 
     earlier = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -213,5 +221,49 @@ def stop_on_signals() -> Iterator[Event]:
             signal.signal(number, handler)
 
 
-if __name__ == "__main__":
-    produce()
+@click.command(cls=Command, exit_codes=(0, 1, 2, 3, 130), shows_settings=True)
+@click.argument("folder", type=FOLDER)
+@option(
+    "--root",
+    "Folder that the media paths of the records start from.",
+    kind=click.Path(path_type=Path, file_okay=False, exists=True),
+    show_default="that of --plan",
+)
+@option("--plan", "Split plan that names root and task of each dataset, instead of --root.", kind=FILE)
+@output_option("Folder of the scored files.", "SCORED", show_default="FOLDER")
+@batch_size_option
+@window_option
+@option(
+    "--run",
+    "Name of the scoring; the same name continues it.",
+    variable="SCORE_RUN",
+    show_default="from FOLDER's path",
+)
+@processes_option("Caption files scanned", "SCORE_PROCESSES")
+@flag("--dry-run", "Count the records without scores; send nothing.")
+@json_option()
+def score(as_json: bool, dry_run: bool, **options: Any) -> None:
+    """Score the captions in FOLDER's Rank*_node*_*.jsonl that have no valid scores yet.
+
+    It reads the files of `capflow caption`, and those of the CapFlow scripts, whose caption is the last "gpt"
+    turn. All workers of the fleet share the work. X.jsonl stays as it is: records that have scores go to
+    X.scored.jsonl in their order, the others to X.scored.failed.jsonl with the reason. `capflow filter` then
+    reads X.scored.jsonl instead of X.jsonl. The same command continues a scoring that was stopped, and scores
+    what is new or has failed. The first Ctrl-C lets the worker finish the running stages; the second stops at
+    once.
+
+    Examples:
+      capflow score Output/Caption --plan plan.jsonl
+      capflow score Output/Caption --root /data/vqa -o Output/Scored
+      capflow score Output/Caption --root /data/vqa --dry-run
+    """
+    from capflow_tasks.settings import read_settings
+    from producer.scoring.scorer import ScoreOrder, Scorer
+
+    scorer = Scorer(ScoreOrder(**options), read_settings())
+    if dry_run:
+        click.echo(f"{len(scorer.surveys)} files, {scorer.to_score} records without scores")
+        return
+    with stop_on_signals() as stopping:
+        summary = scorer.run(stopping)
+    finish(summary, as_json)

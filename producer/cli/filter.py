@@ -1,83 +1,86 @@
-"""The command capflow-filter: parse, call, print."""
+"""`capflow filter`: keep the captions that are good enough."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from capflow_tasks.settings import read_settings
-from producer.cli.options import EXIT_CODES, Command, minimum_options, minimums_of
+from producer.cli.options import (
+    FOLDER,
+    Command,
+    json_option,
+    minimum_options,
+    minimums_of,
+    option,
+    output_option,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from producer.filtering import FilterCounts, FilterResult
 
 
-EPILOG = f"""\b
-Examples:
-  capflow-filter --data-folder ./Output/Caption --min-overall 3 --min-dim-score 3
-  capflow-filter --min-overall 2 --min-dim-score 1 --min factual_accuracy=3 --output Output/Good
-  capflow-filter --min-domain Medical:2 --min-domain "UI & Interaction:2" --json | jq .by_domain
-
-{EXIT_CODES}"""
-
-#: Records without valid scores that are told one by one; all of them are in the rejected files.
-_TOLD_INVALID = 10
+#: Records without valid scores that are reported one by one; all of them are in the rejected files.
+_SHOWN_INVALID = 10
 #: Between two lines of progress, seconds.
 _LINE_SECONDS = 5.0
 
 
-@click.command("filter", cls=Command, epilog=EPILOG)
-@click.option(
+@click.command(cls=Command, exit_codes=(0, 2, 3, 130))
+@click.argument("folder", type=FOLDER, required=False)
+@option(
     "--data-folder",
-    envvar="CAPFLOW_OUTPUT",
-    default="Output/Caption",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of the caption files, Rank*_node*_*.jsonl.",
-    show_envvar=True,
-    show_default=True,
+    "Folder of the caption files, Rank*_node*_*.jsonl, if FOLDER is not given.",
+    "Output/Caption",
+    FOLDER,
+    variable="OUTPUT",
 )
 @minimum_options
-@click.option(
-    "--output",
-    envvar="CAPFLOW_FILTERED",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of the folders kept and rejected.  [default: the data folder]",
-    show_envvar=True,
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the counts as one JSON object.")
-def filter_captions(data_folder: Path, output: Path | None, as_json: bool, **asked: Any) -> None:
-    """Keep the captions that are good enough, and say why the others are not.
+@output_option("Folder of the folders kept and rejected.", "FILTERED", show_default="FOLDER")
+@json_option("the counts as one JSON object")
+def filter(  # noqa: A001
+    folder: Path | None,
+    data_folder: Path,
+    output: Path | None,
+    as_json: bool,
+    **asked: Any,
+) -> None:
+    """Keep the captions in FOLDER that are good enough, and say why the others are not.
 
-    Each file of the data folder is parted into kept/<same name>, its lines as they were, and
-    rejected/<same name>, with the reasons under "rejected_because". Of X.jsonl and the X.scored.jsonl that
-    capflow-score wrote only the latter is read, as X.jsonl. What was filtered before is written anew;
-    the data folder's own files are never touched. Without any flag, only straight top grades are kept.
-    Records without valid scores (none, not 1, 2 or 3, a dimension of their domain left out, no JSON) are
-    never kept; they are counted as invalid.
+    Each caption file is split into kept/<same name>, with its lines unchanged, and rejected/<same name>, with
+    the reasons under "rejected_because". If `capflow score` wrote X.scored.jsonl, only that is read, as
+    X.jsonl. Earlier results of this command are replaced; the caption files never change. Without any option
+    only captions with top grades throughout are kept. Records without valid scores (none, not 1, 2 or 3, a
+    dimension of their domain missing, not JSON) are never kept; they are counted as invalid.
+
+    Examples:
+      capflow filter Output/Caption
+      capflow filter Output/Caption --min-overall 2 --min-dim-score 1 --min factual_accuracy=3 -o Output/Good
+      capflow filter --min-domain Medical:2 --min-domain "UI & Interaction:2" --json | jq .by_domain
     """
-    # Only now: `--help` need not wait.
     from capflow_tasks.domains.catalogue import load_catalogue
+    from capflow_tasks.settings import read_settings
     from producer.filtering import Filter
     from producer.reading.scores import Rubrics
 
+    folder = folder or data_folder
     catalogue = load_catalogue(read_settings().domains)
     rubrics = Rubrics(catalogue)
     minimums = minimums_of(catalogue, rubrics, asked)
-    told = _Told()
-    report = Filter(minimums, rubrics, output or data_folder, told.invalid).run(data_folder, told.progress)
-    told.rest()
+    messages = _Messages()
+    result = Filter(minimums, rubrics, output or folder, messages.invalid).run(folder, messages.progress)
+    messages.finish()
     if as_json:
-        click.echo(json.dumps(_as_json(report), ensure_ascii=False))
+        print_json(_as_json(result))
     else:
-        _show(report)
+        _show(result)
 
 
-class _Told:
-    """What goes to stderr: a line now and then, and the first of the invalid records."""
+class _Messages:
+    """Prints progress and the first invalid records to stderr."""
 
     def __init__(self) -> None:
         self._shown_at = monotonic()
@@ -85,37 +88,37 @@ class _Told:
 
     def invalid(self, message: str) -> None:
         self._invalid += 1
-        if self._invalid <= _TOLD_INVALID:
+        if self._invalid <= _SHOWN_INVALID:
             click.echo(f"invalid: {message}", err=True)
 
-    def rest(self) -> None:
-        if self._invalid > _TOLD_INVALID:
-            click.echo(f"invalid: {self._invalid - _TOLD_INVALID} more; see the rejected files", err=True)
+    def finish(self) -> None:
+        if self._invalid > _SHOWN_INVALID:
+            click.echo(f"invalid: {self._invalid - _SHOWN_INVALID} more; see the rejected files", err=True)
 
-    def progress(self, path: Path, tally: FilterCounts) -> None:
+    def progress(self, path: Path, counts: FilterCounts) -> None:
         if monotonic() - self._shown_at >= _LINE_SECONDS:
             self._shown_at = monotonic()
-            click.echo(f"{path.name} is done; {tally.total} records, {tally.kept} kept", err=True)
+            click.echo(f"{path.name} is done; {counts.total} records, {counts.kept} kept", err=True)
 
 
-def _as_json(report: FilterResult) -> dict[str, Any]:
-    def counts(tally: FilterCounts) -> dict[str, Any]:
+def _as_json(result: FilterResult) -> dict[str, Any]:
+    def counts(of: FilterCounts) -> dict[str, Any]:
         return {
-            "kept": tally.kept,
-            "rejected": tally.rejected,
-            "invalid": tally.invalid,
-            "keep_rate": round(tally.keep_rate, 4),
+            "kept": of.kept,
+            "rejected": of.rejected,
+            "invalid": of.invalid,
+            "keep_rate": round(of.keep_rate, 4),
         }
 
-    by_domain = {domain: counts(tally) for domain, tally in sorted(report.by_domain.items())}
+    by_domain = {domain: counts(of) for domain, of in sorted(result.by_domain.items())}
     return {
-        **counts(report.all),
+        **counts(result.all),
         "by_domain": by_domain,
-        "rejected_by": dict(report.rejected_by.most_common()),
+        "rejected_by": dict(result.rejected_by.most_common()),
     }
 
 
-def _show(report: FilterResult) -> None:
+def _show(result: FilterResult) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -123,16 +126,12 @@ def _show(report: FilterResult) -> None:
     table = Table("domain")
     for column in ("kept", "rejected", "invalid", "keep rate"):
         table.add_column(column, justify="right")
-    for domain, tally in [*sorted(report.by_domain.items()), ("all", report.all)]:
+    for domain, of in [*sorted(result.by_domain.items()), ("all", result.all)]:
         if domain == "all":
             table.add_section()
-        counts = (str(count) for count in (tally.kept, tally.rejected, tally.invalid))
-        table.add_row(escape(domain), *counts, f"{tally.keep_rate:.1%}")
+        counts = (str(count) for count in (of.kept, of.rejected, of.invalid))
+        table.add_row(escape(domain), *counts, f"{of.keep_rate:.1%}")
     console = Console(highlight=False)
     console.print(table)
-    for dimension, count in report.rejected_by.most_common():
-        console.print(f"{escape(dimension)} was too low in {count} of {report.all.rejected} rejected records")
-
-
-if __name__ == "__main__":
-    filter_captions()
+    for dimension, count in result.rejected_by.most_common():
+        console.print(f"{escape(dimension)} was too low in {count} of {result.all.rejected} rejected records")

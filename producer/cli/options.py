@@ -1,48 +1,136 @@
-"""What all commands have in common: how an error is told, and what the exit code says."""
+"""The command and option classes, and the options that several commands have.
+
+A command's module imports the rest of Capflow inside its function, so that `--help` answers at once.
+"""
 
 from __future__ import annotations
 
+import inspect
+import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
 from capflow_tasks.errors import EXIT_INTERRUPTED, CapflowError, redacted
-from capflow_tasks.observe.logs import RedactingFormatter, print_redacted
-from capflow_tasks.settings import Settings
 
 if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
     from capflow_tasks.domains.catalogue import Catalogue
+    from capflow_tasks.store.figures import RunFigures
     from producer.reading.scores import Minimums, Rubrics
 
+Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
-EXIT_CODES = """\b
-Exit codes: 0 all is done; 1 some samples failed; 2 the input must be mended;
-3 a service cannot be reached; 4 some samples are held back; 130 interrupted."""
+#: What an exit code means, unless a command says otherwise.
+EXIT_CODES = {
+    0: "everything is done",
+    1: "some samples failed",
+    2: "the input has to be fixed",
+    3: "a service cannot be reached, or a file cannot be written",
+    4: "some samples are held back",
+    130: "interrupted",
+}
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+FOLDER = click.Path(path_type=Path, file_okay=False)
+ANY_PATH = click.Path(path_type=Path)
 
 
-class Command(click.Command):
-    """A command whose errors are one sentence, and a traceback only with -v."""
+class Option(click.Option):
+    """An option that reads CAPFLOW_<NAME>; its help shows that variable and the default."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.params.append(
-            click.Option(
-                ["-v", "--verbose"], is_flag=True, expose_value=False, help="Tracebacks and debug log."
-            )
-        )
+    #: Those of all options of the modules that have been imported.
+    variables: ClassVar[set[str]] = set()
+
+    def __init__(self, names: Sequence[str], variable: str | None = None, **attributes: Any) -> None:
+        attributes.setdefault("show_default", attributes["default"] is not None or "none")
+        super().__init__(names, show_envvar=True, **attributes)
+        self.envvar = f"CAPFLOW_{variable or str(self.name).upper()}"
+        Option.variables.add(self.envvar)
+
+
+def option(names: str, text: str, default: Any = None, kind: Any = None, **attributes: Any) -> Decorator:
+    """Make an Option of its names and unit ("-w --wait SECONDS"), help text, default and click type."""
+    unit = next((word for word in names.split() if word.isupper()), None)
+    words = [word for word in names.split() if word != unit]
+    attributes |= {"help": text, "default": default, "type": kind, "metavar": unit}
+    return click.option(*words, cls=Option, **attributes)
+
+
+def flag(names: str, text: str) -> Decorator:
+    """Make an option without a value or a variable: it is about this one call."""
+    return click.option(*names.split(), is_flag=True, help=text)
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """Suggest the known word that is closest to a wrong one, or all of them if none is close."""
+    close = get_close_matches(word, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"use one of: {', '.join(known)}"
+
+
+class Explained(click.Command):
+    """A command with -h and --version, whose help ends with exit codes, settings and examples.
+
+    The examples are the part of the docstring after "Examples:", shown as it stands.
+    """
+
+    def __init__(
+        self,
+        *arguments: Any,
+        exit_codes: Sequence[int] = (),
+        exit_meanings: Mapping[int, str] | None = None,
+        shows_settings: bool = False,
+        **attributes: Any,
+    ) -> None:
+        text = inspect.cleandoc(attributes.get("help") or "")
+        attributes["help"], _, self._examples = text.partition("\n\nExamples:\n")
+        super().__init__(*arguments, **attributes)
+        self._exit_codes = {code: EXIT_CODES[code] for code in exit_codes} | dict(exit_meanings or {})
+        self._shows_settings = shows_settings
+        self.context_settings.update(help_option_names=["-h", "--help"], max_content_width=110)
+        click.version_option(package_name="capflow-fleet", message="capflow %(version)s")(self)
+
+    def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        sections = {"Exit codes": [(str(code), text) for code, text in sorted(self._exit_codes.items())]}
+        if self._shows_settings:
+            sections["Settings (environment)"] = list(_settings())
+        for title, rows in sections.items():
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows, col_max=40)
+        if self._examples:
+            formatter.write(f"\nExamples:\n{self._examples}\n")
+
+
+class Command(Explained):
+    """A command that reports an error in one sentence, and shows its traceback only with -v."""
+
+    def __init__(self, *arguments: Any, **attributes: Any) -> None:
+        super().__init__(*arguments, **attributes)
+        flag("-v --verbose", "Show tracebacks and the debug log.")(self)
 
     def invoke(self, context: click.Context) -> Any:
-        is_verbose = "-v" in sys.argv[1:] or "--verbose" in sys.argv[1:]
+        from capflow_tasks.observe.logs import RedactingFormatter, print_redacted
+        from capflow_tasks.settings import check_environment
+
+        is_verbose = context.params.pop("verbose")
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(RedactingFormatter(logging.Formatter("%(levelname)s %(message)s")))
         logging.basicConfig(level=logging.DEBUG if is_verbose else logging.WARNING, handlers=[handler])
+        logging.getLogger("producer").setLevel(logging.DEBUG if is_verbose else logging.INFO)
         sys.excepthook = print_redacted
         try:
+            check_environment(_option_variables())
             return super().invoke(context)
         except KeyboardInterrupt:
             context.exit(EXIT_INTERRUPTED)
@@ -50,52 +138,80 @@ class Command(click.Command):
             if is_verbose:
                 raise
             for line in str(error).splitlines():
-                click.echo(redacted(f"{context.info_name}: error: {line}"), err=True)
+                click.echo(redacted(f"{context.command_path}: error: {line}"), err=True)
             context.exit(error.exit_code)
 
 
-def settings_help() -> str:
-    """Every setting with its variable, meaning and default, for the end of a command's help."""
-    fields = Settings.model_fields.items()
-    width = max(len(name) for name, _ in fields)
-    lines = (
-        f"  CAPFLOW_{name.upper():<{width}}  {field.description} [{_default(field.default)}]"
-        for name, field in fields
-    )
-    return "\b\nSettings (environment):\n" + "\n".join(lines)
+class Group(Explained, click.Group):
+    """A command with subcommands."""
+
+    def resolve_command(
+        self, context: click.Context, arguments: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, known = arguments[0], self.list_commands(context)
+        if not name.startswith("-") and self.get_command(context, name) is None:
+            context.fail(f"there is no command {name!r}; {nearest(name, known)}")
+        return super().resolve_command(context, arguments)
 
 
-def _default(value: Any) -> str:
-    return "unset" if value is None else str(value)
+def _option_variables() -> set[str]:
+    """Return the variables of all commands, whose modules cost little to import."""
+    for module in iter_modules([str(Path(__file__).parent)]):
+        import_module(f"producer.cli.{module.name}")
+    return Option.variables
 
 
-Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+def _settings() -> Iterable[tuple[str, str]]:
+    """Yield every setting's variable, and its meaning with its default."""
+    from capflow_tasks.settings import Settings
+
+    for name, field in Settings.model_fields.items():
+        default = "unset" if field.default is None else str(field.default)
+        yield f"CAPFLOW_{name.upper()}", f"{field.description} [{default}]"
 
 
-def processes(variable: str, what: str) -> Decorator:
-    """How many of these are dealt with at a time, each in a process of its own."""
-    return click.option(
-        "--processes",
-        envvar=variable,
-        default=min(4, os.cpu_count() or 1),
-        type=click.IntRange(1, 256),
-        help=f"{what} at a time.  [default: one per CPU, at most 4]",
-        show_envvar=True,
-    )
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(value, ensure_ascii=False))
 
 
-def prices() -> Decorator:
-    return click.option(
-        "--prices",
-        envvar="CAPFLOW_PRICES",
-        type=click.Path(path_type=Path, exists=True, dir_okay=False),
-        help="Price table (YAML) that is laid over the one that is shipped.  [default: that one alone]",
-        show_envvar=True,
-    )
+run_argument = click.argument("run_or_plan", metavar="RUN")
+
+
+@contextmanager
+def open_run(run_or_plan: str) -> Iterator[tuple[RunFigures, Engine]]:
+    """Yield the run of this name or plan, and the database that holds it. Raises UserError."""
+    from capflow_tasks.settings import read_settings
+    from producer.services import chosen_run, database, reading
+
+    with database(read_settings()) as url, reading(url) as engine:
+        yield chosen_run(engine, run_or_plan), engine
+
+
+def output_option(text: str, variable: str, default: str | None = None, **attributes: Any) -> Decorator:
+    def absolute(context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
+        return path and path.absolute()
+
+    return option("-o --output", text, default, FOLDER, variable=variable, callback=absolute, **attributes)
+
+
+def json_option(what: str = "the summary as one JSON object") -> Decorator:
+    return flag("--json as_json", f"Print {what}.")
+
+
+def processes_option(what: str, variable: str) -> Decorator:
+    text = f"{what} at a time, each in its own process."
+    default, shown = min(4, os.cpu_count() or 1), "one per CPU, at most 4"
+    return option("--processes", text, default, click.IntRange(1, 256), variable=variable, show_default=shown)
+
+
+EXISTING_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+prices_option = option(
+    "--prices", "Price table (YAML) whose entries override the built-in ones.", kind=EXISTING_FILE
+)
 
 
 def _grades(separator: str) -> Callable[[click.Context, click.Parameter, tuple[str, ...]], dict[str, int]]:
-    """Reads values such as NAME=3."""
+    """Return a callback that parses values such as NAME=3."""
 
     def parse(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, int]:
         grades = {}
@@ -109,30 +225,28 @@ def _grades(separator: str) -> Callable[[click.Context, click.Parameter, tuple[s
     return parse
 
 
-def _minimum(
-    flag: str, variable: str, help_text: str
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    return click.option(
-        flag,
-        envvar=variable,
-        default=3,
-        type=click.IntRange(1, 3),
-        help=help_text,
-        show_envvar=True,
-        show_default=True,
-    )
+def combined(*decorators: Decorator) -> Decorator:
+    """Make one decorator of several, in the order in which the help shows them."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
 
 
-_OPTIONS = (
-    _minimum("--min-overall", "CAPFLOW_MIN_OVERALL", "Least overall grade, 1 to 3."),
-    _minimum("--min-dim-score", "CAPFLOW_MIN_DIM_SCORE", "Least grade in each dimension, 1 to 3."),
+#: The options that `minimums_of` reads.
+minimum_options = combined(
+    option("--min-overall", "Lowest overall grade to keep.", 3, click.IntRange(1, 3)),
+    option("--min-dim-score", "Lowest grade to keep in each dimension.", 3, click.IntRange(1, 3)),
     click.option(
         "--min",
         "dimensions",
         multiple=True,
         metavar="DIMENSION=GRADE",
         callback=_grades("="),
-        help="Least grade in this dimension, in place of --min-dim-score; repeatable.  [default: none]",
+        help="Lowest grade in this dimension, instead of --min-dim-score; repeatable.",
     ),
     click.option(
         "--min-domain",
@@ -140,20 +254,13 @@ _OPTIONS = (
         multiple=True,
         metavar="DOMAIN:OVERALL",
         callback=_grades(":"),
-        help="Least overall grade in this domain, in place of --min-overall; repeatable.  [default: none]",
+        help="Lowest overall grade in this domain, instead of --min-overall; repeatable.",
     ),
 )
 
 
-def minimum_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives the command the arguments that `minimums_of` takes."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
-
-
 def minimums_of(catalogue: Catalogue, rubrics: Rubrics, asked: dict[str, Any]) -> Minimums:
-    """What was asked for, by the catalogue's names. Raises UsageError for a dimension that nobody grades."""
+    """Return the minimums by canonical names. Raises UsageError for a dimension that no judge grades."""
     from producer.reading.scores import Minimums
 
     dimensions: dict[str, int] = asked["dimensions"]

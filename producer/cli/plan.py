@@ -1,8 +1,7 @@
-"""The command capflow-plan: parse, call, print."""
+"""`capflow plan`: write a split plan."""
 
 from __future__ import annotations
 
-import json
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -10,22 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from capflow_tasks.settings import Settings, read_settings
-from producer.cli import options as flags
-from producer.cli.options import EXIT_CODES, Command
+from producer.cli.options import (
+    ANY_PATH,
+    FILE,
+    FOLDER,
+    Command,
+    flag,
+    json_option,
+    option,
+    print_json,
+    processes_option,
+)
 
 if TYPE_CHECKING:
+    from capflow_tasks.settings import Settings
     from producer.planning.planner import Planned, PlanOrder
-
-
-EPILOG = f"""\b
-Examples:
-  capflow-plan Metafile.json --ranks 8 -o plan.jsonl
-  capflow-plan Metafile.json --ranks 64 --trust-lengths --video-weight 20 -o plan.jsonl
-  CAPFLOW_DATABASE_URL=postgresql://capflow@db/capflow capflow-plan Metafile.json --remaining -o rest.jsonl
-  capflow-plan Metafile.json --ranks 8 --json | jq '.ranks[].samples'
-
-{EXIT_CODES}"""
 
 
 def _fraction(context: click.Context, option: click.Parameter, value: float) -> Fraction:
@@ -35,78 +33,49 @@ def _fraction(context: click.Context, option: click.Parameter, value: float) -> 
         raise click.BadParameter("is not a number") from None
 
 
-@click.command(cls=Command, epilog=EPILOG)
-@click.argument("metafile", type=click.Path(path_type=Path))
-@click.option(
-    "--ranks",
-    envvar="CAPFLOW_RANKS",
-    default=1,
-    type=click.IntRange(1, 100_000),
-    help="Ranks to share the samples among.",
-    show_envvar=True,
-    show_default=True,
+@click.command(cls=Command, exit_codes=(0, 2, 3, 130))
+@click.argument("metafile", type=ANY_PATH)
+@option("--ranks", "Ranks that share the samples.", 1, click.IntRange(1, 100_000))
+@option(
+    "-o --output", "Split plan to write, whole or not at all.", "plan.jsonl", FILE, variable="PLAN_OUTPUT"
 )
-@click.option(
-    "-o",
-    "--output",
-    envvar="CAPFLOW_PLAN",
-    default="plan.jsonl",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="The split plan to write, whole or not at all.",
-    show_envvar=True,
-    show_default=True,
-)
-@click.option(
-    "--video-weight",
-    envvar="CAPFLOW_VIDEO_WEIGHT",
-    default=11.0,
-    type=click.FloatRange(0.001, 100_000),
+@option(
+    "--video-weight PICTURES",
+    "Cost of one video; 1,427 pictures take as long as 128 videos.",
+    11.0,
+    click.FloatRange(0.001, 100_000),
     callback=_fraction,
-    help="What one video costs, in pictures; 1,427 pictures take as long as 128 videos.",
-    show_envvar=True,
-    show_default=True,
 )
-@click.option(
+@option(
     "--seed",
-    envvar="CAPFLOW_SAMPLE_SEED",
-    default=0,
-    type=int,
-    help="Chooses the samples of a dataset with a sample_count; the same seed, the same samples.",
-    show_envvar=True,
-    show_default=True,
+    "Chooses the samples of a dataset with a sample_count; the same seed chooses the same samples.",
+    0,
+    variable="SAMPLE_SEED",
 )
-@click.option(
-    "--samples",
-    envvar="CAPFLOW_SAMPLES",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of the chosen samples.  [default: samples, beside the plan]",
-    show_envvar=True,
+@option("--samples", "Folder of the chosen samples.", kind=FOLDER, show_default="samples, next to the plan")
+@option(
+    "--trust-lengths", "Believe each dataset's length instead of counting its entries.", False, is_flag=True
 )
-@click.option(
-    "--trust-lengths",
-    envvar="CAPFLOW_TRUST_LENGTHS",
-    is_flag=True,
-    help="Believe each dataset's length; annotation files are not counted.  [default: count them]",
-    show_envvar=True,
-)
-@click.option(
-    "--remaining",
-    is_flag=True,
-    help="Leave out what any run in the database has captioned.  [default: plan everything]",
-)
-@flags.processes("CAPFLOW_PLAN_PROCESSES", "Annotation files read")
-@click.option("--json", "as_json", is_flag=True, help="Print what was planned as one JSON object.")
+@flag("--remaining", "Leave out what any run in the database has captioned.")
+@processes_option("Annotation files read", "PLAN_PROCESSES")
+@json_option("what was planned as one JSON object")
 def plan(
     metafile: Path, output: Path, samples: Path | None, remaining: bool, as_json: bool, **options: Any
 ) -> None:
     """Write a split plan for the datasets that METAFILE names.
 
-    Every rank gets the same to do, within one sample; large datasets are split. Annotation files are
-    counted, and a length that differs is warned of. A plan can only name ranges of a file, so a dataset
-    with a sample_count gets a file of its own: its samples, in the order they had, in the folder of
-    --samples. That file's name depends on what is sampled and how, so a later plan finds it again.
+    Every rank gets the same amount of work, within one sample; large datasets are split. Annotation files
+    are counted, and a wrong length is reported. A plan can only name ranges of a file, so the samples of a
+    dataset with a sample_count are copied to a file of their own in the folder of --samples. The name of that
+    file depends on what is sampled and how, so a later plan finds it again.
+
+    Examples:
+      capflow plan Metafile.json --ranks 8 -o plan.jsonl
+      capflow plan Metafile.json --ranks 64 --trust-lengths --video-weight 20 -o plan.jsonl
+      capflow plan Metafile.json --remaining -o rest.jsonl
+      capflow plan Metafile.json --ranks 8 --json | jq '.ranks[].samples'
     """
-    # Only now: `--help` need not wait.
+    from capflow_tasks.settings import read_settings
     from producer.planning.planner import PlanOrder
 
     output = output.absolute()
@@ -117,7 +86,10 @@ def plan(
     planned = _plan(metafile, order, remaining, read_settings())
     for warning in planned.warnings:
         click.echo(f"warning: {warning}", err=True)
-    click.echo(json.dumps(_as_json(planned, order), ensure_ascii=False) if as_json else _told(planned, order))
+    if as_json:
+        print_json(_as_json(planned, order))
+    else:
+        click.echo(_summary(planned, order))
 
 
 def _plan(metafile: Path, order: PlanOrder, remaining: bool, settings: Settings) -> Planned:
@@ -125,7 +97,8 @@ def _plan(metafile: Path, order: PlanOrder, remaining: bool, settings: Settings)
     from capflow_tasks.records import Modality
     from producer.parallel import ToldProgress
     from producer.planning.metafile import read_metafile
-    from producer.planning.planner import make_plan
+    from producer.planning.planner import captioned_in, make_plan
+    from producer.services import database
 
     catalogue = load_catalogue(settings.domains)
     video_tasks = {domain.name for domain in catalogue.domains if domain.modality is Modality.VIDEO}
@@ -133,14 +106,11 @@ def _plan(metafile: Path, order: PlanOrder, remaining: bool, settings: Settings)
     told = ToldProgress("annotation files counted")
     if not remaining:
         return make_plan(datasets, order, told)
-    from producer.planning.planner import captioned_in
-    from producer.services import database
-
     with database(settings) as url:
         return make_plan(datasets, order, told, partial(captioned_in, url))
 
 
-def _told(planned: Planned, order: PlanOrder) -> str:
+def _summary(planned: Planned, order: PlanOrder) -> str:
     datasets = f"{planned.datasets} {'dataset' if planned.datasets == 1 else 'datasets'}"
     if not planned.lines:
         return f"no plan is needed: all {planned.total} samples of {datasets} are captioned"
@@ -166,7 +136,3 @@ def _as_json(planned: Planned, order: PlanOrder) -> dict[str, Any]:
         ],
         "warnings": planned.warnings,
     }
-
-
-if __name__ == "__main__":
-    plan()

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from capflow_tasks.errors import ServiceError
 from capflow_tasks.fleet.application import make_app
-from capflow_tasks.fleet.embedded import find_broker, running_services
+from capflow_tasks.fleet.embedded import broker_url, database_url
 from capflow_tasks.settings import Settings
 from capflow_tasks.store.database import connect
 from capflow_tasks.store.health import WorkerHealth, workers_alive
@@ -47,12 +48,11 @@ def examine(settings: Settings, subject: Subject) -> Iterator[Finding]:
 
 def _database(settings: Settings) -> Generator[Finding, None, Sequence[WorkerHealth]]:
     """Returns the workers that keep leases."""
-    embedded = running_services(settings.home)
-    url = settings.database_url or (embedded.database_url if embedded else None)
-    if url is None:
+    try:
+        engine = connect(database_url(settings))
+    except ServiceError:
         yield _embedded("database")
         return []
-    engine = connect(url)
     findings = list(check_database(engine))
     yield from findings
     has_tables = all(finding.level is not Level.FAIL for finding in findings)
@@ -62,11 +62,11 @@ def _database(settings: Settings) -> Generator[Finding, None, Sequence[WorkerHea
 
 
 def _fleet(settings: Settings, timeout_seconds: float, beating: Sequence[WorkerHealth]) -> Iterator[Finding]:
-    url = find_broker(settings)
-    if url is None:
+    try:
+        app = make_app(settings, broker_url(settings))
+    except ServiceError:
         yield _embedded("broker")
         return
-    app = make_app(settings, url)
     findings = list(check_broker(app))
     yield from findings
     if any(finding.is_service for finding in findings):

@@ -25,7 +25,7 @@ TABLES = {"runs", "shards", "batches", "samples", "results"}
 
 def upgrade_elsewhere(url: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "producer.cli.db", "upgrade"],
+        [sys.executable, "-m", "producer.cli", "db", "upgrade"],
         env=os.environ | {"CAPFLOW_DATABASE_URL": url},
         capture_output=True,
         text=True,

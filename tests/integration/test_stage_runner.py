@@ -1,23 +1,26 @@
-"""All five stages over a real database, by an engine that says what it is told to."""
+"""Stages over a real database, with a scripted engine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
+from sqlalchemy.exc import OperationalError
 
 from capflow_tasks.captioning.heartbeat import Heartbeat
-from capflow_tasks.captioning.stages import Patience, StageRunner
+from capflow_tasks.captioning.stages import NotFinished, StageRunner, StageSummary
 from capflow_tasks.domains.catalogue import load_catalogue
+from capflow_tasks.engine.interface import Answer
 from capflow_tasks.errors import EngineDead, MediaCorrupt
 from capflow_tasks.records import Request, Stage
-from capflow_tasks.store.claims import NotClaimed, WorkerStore
-from capflow_tasks.store.rows import RetryPolicy
+from capflow_tasks.settings import Settings
+from capflow_tasks.store.claims import BatchStore, NotClaimed, WorkerStore
+from capflow_tasks.store.database import connect
 from capflow_tasks.store.states import SampleState
 from capflow_tasks.testing import ScriptedEngine, scripted_text
 from tests.conftest import Eventually
@@ -26,47 +29,41 @@ from tests.stores import Fleet
 
 pytestmark = pytest.mark.integration
 
-Answer = Callable[[Request], str]
+
+CATALOGUE = load_catalogue()
+SETTINGS = Settings(
+    lease_seconds=60, queue_seconds=60, database_seconds=5, max_attempts=2, retry_seconds=0, max_tries=2
+)
 
 
-def a_runner(fleet: Fleet, answer: Answer = scripted_text, owner: str = "worker") -> StageRunner:
-    return _runner(fleet, ScriptedEngine(answer), owner)
-
-
-def _runner(fleet: Fleet, engine: ScriptedEngine, owner: str = "worker") -> StageRunner:
+def a_runner(
+    fleet: Fleet,
+    answer: Callable[[Request], str] = scripted_text,
+    owner: str = "worker",
+    engine: ScriptedEngine | None = None,
+    settings: Settings = SETTINGS,
+) -> StageRunner:
     heartbeat = Heartbeat(WorkerStore(fleet.engine), owner, lease_seconds=60)
-    patience = Patience(
-        lease_seconds=60,
-        queue_seconds=60,
-        database_seconds=5,
-        retry=RetryPolicy(max_attempts=2, first_wait_seconds=0),
-        max_tries=2,
-    )
-    engines = dict.fromkeys(Stage, engine)
-    return StageRunner(fleet.batches, load_catalogue(), engines, heartbeat, owner, patience)
+    engines = dict.fromkeys(Stage, engine or ScriptedEngine(answer))
+    return StageRunner(fleet.batches, CATALOGUE, engines, heartbeat, settings)
 
 
 def run_to_the_end(fleet: Fleet, runner: StageRunner) -> None:
-    """What chains and the reconciler do, without Celery: run what is next until nothing is."""
+    """Run what is ready until nothing is, as chains and the reconciler do."""
     for _ in range(100):
         fleet.let_leases_run_out()
         fleet.runs.requeue_stale(fleet.run_id)
         if not (ready := fleet.publish()):
             return
         for batch in ready:
-            _ring(runner, batch.id, batch.next_stage)
+            with suppress(EngineDead):
+                runner.run(batch.id, batch.next_stage)
     pytest.fail("the run does not end")
-
-
-def _ring(runner: StageRunner, batch_id: int, stage: Stage) -> None:
-    """As Celery: a task that raises is over, and its chain with it."""
-    with suppress(EngineDead):
-        runner.run(batch_id, stage)
 
 
 @pytest.fixture
 def fleet(engine: Engine, tmp_path: Path) -> Fleet:
-    """Four pictures that are there, to be routed, in one batch."""
+    """One batch of four pictures to route."""
     entries = entries_with_pictures(tmp_path, 4)
     return Fleet(engine, entries, batch_size=4, root=str(tmp_path / "media"))
 
@@ -76,7 +73,7 @@ def test_a_chain_captions_and_scores_every_sample(fleet: Fleet) -> None:
 
     summaries = [runner.run(fleet.batch_ids[0], stage) for stage in Stage]
 
-    assert all(isinstance(summary, dict) and summary["done"] == 4 for summary in summaries)
+    assert all(isinstance(summary, StageSummary) and summary.done == 4 for summary in summaries)
     samples = list(fleet.views.finished_samples(fleet.shard_id, SampleState.DONE))
     assert [sample.index for sample in samples] == [0, 1, 2, 3]
     for sample in samples:
@@ -90,7 +87,7 @@ def test_a_chain_captions_and_scores_every_sample(fleet: Fleet) -> None:
 
 def test_every_agent_gets_the_picture_and_those_after_it_its_words(fleet: Fleet, tmp_path: Path) -> None:
     engine = ScriptedEngine()
-    runner = _runner(fleet, engine)
+    runner = a_runner(fleet, engine=engine)
 
     for stage in Stage:
         runner.run(fleet.batch_ids[0], stage)
@@ -102,7 +99,7 @@ def test_every_agent_gets_the_picture_and_those_after_it_its_words(fleet: Fleet,
     assert len({request.system for request in requests}) == 1
     said = [scripted_text(request) for request in others]
     assert others[-1].schema is not None
-    # The judge sees the caption, and whoever writes it sees what was perceived.
+    # The judge sees the caption, and the agent that writes it sees what was perceived.
     assert said[-2] in others[-1].instruction
     assert said[0] in others[-2].instruction
 
@@ -110,17 +107,17 @@ def test_every_agent_gets_the_picture_and_those_after_it_its_words(fleet: Fleet,
 def test_a_finished_stage_is_not_asked_again(fleet: Fleet) -> None:
     engine = ScriptedEngine()
     (batch_id,) = fleet.batch_ids
-    runner = _runner(fleet, engine)
+    runner = a_runner(fleet, engine=engine)
     runner.run(batch_id, Stage.ROUTE)
     asked = len(engine.requests)
 
     assert runner.run(batch_id, Stage.ROUTE) is NotClaimed.PASSED
-    assert runner.run(batch_id, Stage.SCORE) is NotClaimed.TAKEN
+    assert runner.run(batch_id, Stage.SCORE) is NotClaimed.NOT_FREE
 
     assert len(engine.requests) == asked == 4
 
 
-def test_two_workers_that_hear_the_same_bell_ask_once(fleet: Fleet) -> None:
+def test_two_workers_with_the_same_message_ask_once(fleet: Fleet) -> None:
     def wait_then_say(request: Request) -> str:
         started.set()
         assert go_on.wait(20)
@@ -133,9 +130,9 @@ def test_two_workers_that_hear_the_same_bell_ask_once(fleet: Fleet) -> None:
         assert started.wait(20)
         second = a_runner(fleet, owner="other").run(batch_id, Stage.ROUTE)
         go_on.set()
-        assert isinstance(first.result(20), dict)
+        assert isinstance(first.result(20), StageSummary)
 
-    assert second is NotClaimed.TAKEN
+    assert second is NotClaimed.NOT_FREE
 
 
 def test_bad_media_fails_alone_with_its_reason(fleet: Fleet, tmp_path: Path) -> None:
@@ -180,7 +177,7 @@ def test_an_answer_that_was_bad_once_is_asked_for_again_and_nothing_else_is(flee
         return bad.pop() if request.schema is not None and bad else scripted_text(request)
 
     engine = ScriptedEngine(judged)
-    run_to_the_end(fleet, _runner(fleet, engine))
+    run_to_the_end(fleet, a_runner(fleet, engine=engine))
 
     assert fleet.views.tally(fleet.run_id).done == 4
     assert sum(request.schema is not None for request in engine.requests) == 5
@@ -234,7 +231,8 @@ def test_a_heartbeat_keeps_a_batch_that_takes_longer_than_its_lease(
             assert fleet.batch().is_waiting
 
         eventually(is_leased, 5)
-    assert claim.owner == fleet.batch().lease_owner
+        assert claim.owner == fleet.batch().lease_owner
+    assert fleet.batch().lease_owner is None
 
 
 @contextmanager
@@ -245,3 +243,84 @@ def _beating(fleet: Fleet, lease_seconds: float) -> Iterator[Heartbeat]:
         yield heartbeat
     finally:
         heartbeat.stop()
+
+
+@pytest.fixture
+def pair(engine: Engine, tmp_path: Path) -> Fleet:
+    """One batch of two pictures whose domain is known."""
+    entries = entries_with_pictures(tmp_path, 2)
+    return Fleet(engine, entries, domain="Natural", root=str(tmp_path / "media"))
+
+
+def test_agents_that_need_not_wait_for_each_other_are_asked_in_one_go(pair: Fleet) -> None:
+    rounds: list[int] = []
+
+    class Counting(ScriptedEngine):
+        def generate(self, requests: Sequence[Request]) -> list[Answer]:
+            rounds.append(len(requests))
+            return super().generate(requests)
+
+    summary = a_runner(pair, engine=Counting()).run(pair.batch_ids[0], Stage.PERCEIVE)
+
+    assert rounds == [4]
+    assert isinstance(summary, StageSummary)
+    assert (summary.samples, summary.done, dict(summary.failures)) == (2, 2, {})
+    assert pair.count("results") == 4
+
+
+def test_a_dead_engine_gives_the_batch_back_after_a_wait_that_doubles(pair: Fleet) -> None:
+    def die(request: Request) -> str:
+        raise EngineDead
+
+    settings = SETTINGS.model_copy(update={"retry_seconds": 5.0, "max_tries": 3})
+    waits = []
+    for _ in range(3):
+        with pytest.raises(EngineDead):
+            a_runner(pair, die, settings=settings).run(pair.batch_ids[0], Stage.PERCEIVE)
+        waits.append(pair.wait_seconds())
+
+    assert waits == [pytest.approx(wait, abs=1) for wait in (5, 10, 20)]
+    assert pair.count("results") == 0
+
+
+def test_a_batch_tried_too_often_is_split_and_nothing_is_asked(pair: Fleet) -> None:
+    for _ in range(SETTINGS.max_tries):
+        pair.batches.release(pair.claim(Stage.PERCEIVE))
+    engine = ScriptedEngine()
+
+    assert a_runner(pair, engine=engine).run(pair.batch_ids[0], Stage.PERCEIVE) is NotFinished.SPLIT
+
+    assert (engine.requests, pair.count("batches")) == ([], 2)
+
+
+def test_a_worker_that_lost_its_lease_says_so_and_writes_nothing(pair: Fleet) -> None:
+    def lose_lease(request: Request) -> str:
+        if pair.batch().lease_owner == "worker":
+            pair.let_leases_run_out()
+            pair.claim(Stage.PERCEIVE, "other")
+        return scripted_text(request)
+
+    assert a_runner(pair, lose_lease).run(pair.batch_ids[0], Stage.PERCEIVE) is NotFinished.LEASE_LOST
+
+    assert pair.count("results") == 0
+
+
+def test_a_database_that_comes_back_is_waited_for(pair: Fleet) -> None:
+    absences = [1, 2]
+
+    def refuse(*_: object) -> None:
+        if absences:
+            absences.pop()
+            raise OperationalError("SELECT 1", {}, ConnectionError("the server is away"))
+
+    event.listen(pair.engine, "before_cursor_execute", refuse)
+
+    assert isinstance(a_runner(pair).run(pair.batch_ids[0], Stage.PERCEIVE), StageSummary)
+
+
+def test_a_database_that_stays_away_is_given_up_in_time(pair: Fleet) -> None:
+    pair.batches = BatchStore(connect("postgresql+psycopg://user@127.0.0.1:1/capflow"))
+    settings = SETTINGS.model_copy(update={"database_seconds": 0.1})
+
+    with pytest.raises(OperationalError):
+        a_runner(pair, settings=settings).run(pair.batch_ids[0], Stage.PERCEIVE)

@@ -68,7 +68,8 @@ class FleetMachine(RuleBasedStateMachine):
         super().__init__()
         self.engine = engine
         self.runs, self.batches, self.workers = RunStore(engine), BatchStore(engine), WorkerStore(engine)
-        self.run_id = self.runs.open_run(next(_names), "/plan.jsonl", "/out", STAGES)
+        self.name = next(_names)
+        self.start_run()
         (row,) = self.runs.add_shards(self.run_id, [a_shard(SAMPLES)])
         self.shard_id = row.id
         self.messages: list[Message] = []
@@ -149,6 +150,16 @@ class FleetMachine(RuleBasedStateMachine):
             connection.execute(text(expires), {"shard": self.shard_id})
 
     @rule()
+    def stop_run(self) -> None:
+        self.runs.stop(self.run_id)
+        queued = "AND b.state = 'queued'"
+        assert not self.ask("SELECT s.id FROM samples s JOIN batches b ON b.id = s.batch_id", queued)
+
+    @rule()
+    def start_run(self) -> None:
+        self.run_id = self.runs.open_run(self.name, "/plan.jsonl", "/out", STAGES)
+
+    @rule()
     def requeue_stale(self) -> None:
         self.runs.requeue_stale(self.run_id)
 
@@ -181,6 +192,7 @@ class FleetMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Whatever happened: from here a fleet without accidents brings everything to its end."""
+        self.start_run()
         while self.runs.cursor(self.shard_id) < SAMPLES:
             self.expand(size=4, is_late=False)
         # The messages and claims of before may come to nothing.

@@ -123,7 +123,7 @@ def test_what_was_queued_or_leased_for_too_long_is_sent_again(engine: Engine) ->
     assert fleet.runs.requeue_stale(fleet.run_id) == 2
 
     assert {ready.id for ready in fleet.publish()} == {lost, dead}
-    assert fleet.batches.claim(alive, Stage.ROUTE, "other", 60) is NotClaimed.TAKEN
+    assert fleet.batches.claim(alive, Stage.ROUTE, "other", 60) is NotClaimed.NOT_FREE
 
 
 def test_a_wiped_broker_costs_no_batch_that_waits_and_stops_none_that_runs(engine: Engine) -> None:

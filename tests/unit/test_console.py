@@ -1,12 +1,15 @@
+"""What all commands have in common: errors, exit codes, help, variables."""
+
 from __future__ import annotations
 
 import click
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from capflow_tasks.errors import PlanError, ServiceError
 from capflow_tasks.settings import Settings
-from producer.cli.options import Command, settings_help
+from producer.cli.__main__ import capflow
+from producer.cli.options import Command
 
 
 def a_command(error: BaseException) -> click.Command:
@@ -17,7 +20,12 @@ def a_command(error: BaseException) -> click.Command:
     return command
 
 
-def test_an_error_is_told_by_line_and_its_kind_is_the_exit_code() -> None:
+def run(*arguments: str, **environment: str) -> Result:
+    """Run `capflow` with these arguments on a wide terminal."""
+    return CliRunner(env=environment).invoke(capflow, arguments, prog_name="capflow", terminal_width=200)
+
+
+def test_an_error_is_printed_by_line_and_its_class_gives_the_exit_code() -> None:
     answer = CliRunner().invoke(a_command(PlanError("line 1 is bad\nline 2 is bad")))
 
     assert answer.exit_code == 2
@@ -33,16 +41,85 @@ def test_the_exit_code_says_what_to_do(error: BaseException, code: int) -> None:
     assert CliRunner().invoke(a_command(error)).exit_code == code
 
 
-def test_a_traceback_is_there_for_those_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["capflow-try", "-v"])
-
+def test_a_traceback_is_there_for_those_who_ask() -> None:
     assert isinstance(CliRunner().invoke(a_command(ServiceError("away")), ["-v"]).exception, ServiceError)
 
 
 def test_the_help_names_every_setting_with_its_default() -> None:
-    lines = settings_help()
+    text = " ".join(run("caption", "-h").stdout.split())
 
     for name, field in Settings.model_fields.items():
-        assert f"CAPFLOW_{name.upper()} " in lines
-        assert str(field.description) in lines
-    assert "[unset]" in lines
+        default = "unset" if field.default is None else field.default
+        assert f" CAPFLOW_{name.upper()} {field.description} [{default}]" in text
+
+
+@pytest.mark.parametrize("name", [*capflow.list_commands(click.Context(capflow)), "produce"])
+def test_every_command_has_help_with_examples_a_short_option_for_it_and_a_version(name: str) -> None:
+    helped = run(name, "-h")
+    version = run(name, "--version")
+
+    assert (helped.exit_code, version.exit_code, version.stdout) == (0, 0, "capflow 0.1.0\n")
+    assert helped.stdout.startswith(f"Usage: capflow {name} ")
+    if name not in ("db", "domains"):
+        assert (
+            f"  capflow {name.replace('produce', 'caption')}" in helped.stdout.partition("\nExamples:\n")[2]
+        )
+        assert "\nExit codes:\n" in helped.stdout
+
+
+def test_a_command_prints_only_the_exit_codes_that_it_has() -> None:
+    def codes(name: str) -> list[str]:
+        section = run(name, "-h").stdout.partition("Exit codes:\n")[2].partition("\n\n")[0]
+        return [line.split()[0] for line in section.splitlines()]
+
+    assert codes("caption") == ["0", "1", "2", "3", "4", "130"]
+    assert codes("score") == ["0", "1", "2", "3", "130"]
+    assert codes("stop") == ["0", "2", "3"]
+    assert codes("delete") == ["0", "1", "2", "3"]
+
+
+def test_the_help_of_an_option_shows_its_variable_unit_and_default() -> None:
+    text = " ".join(run("doctor", "-h").stdout.split())
+
+    assert "--timeout SECONDS How long workers may take to answer. [env var: CAPFLOW_DOCTOR_TIMEOUT; " in text
+    assert "default: 2.0;" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["statsu"], "there is no command 'statsu'; did you mean status?"),
+        (["xyz"], "there is no command 'xyz'; use one of: caption, retry, plan, "),
+        (["domains", "shw"], "there is no command 'shw'; did you mean show?"),
+        (
+            ["retry", "plan.jsonl", "--kind", "media_mising"],
+            "'media_mising'; did you mean media_missing?",
+        ),
+        (["retry", "plan.jsonl", "--kind", "xyz"], "'xyz'; use one of: bad_entry, media_missing, "),
+        (["caption"], "name a PLAN, or use --reconcile alone"),
+    ],
+)
+def test_what_is_misspelt_is_refused_with_the_nearest_word(arguments: list[str], message: str) -> None:
+    answer = run(*arguments)
+
+    assert answer.exit_code == 2
+    assert message in answer.stderr
+
+
+def test_a_misspelt_variable_is_refused_with_the_nearest_name() -> None:
+    answer = run("domains", "list", CAPFLOW_BATCH_SIZES="8", CAPFLOW_DATABSE_URL="x", CAPFLOW_MY_OWN="1")
+
+    assert answer.exit_code == 2
+    assert [line.rpartition("did you mean ")[2] for line in answer.stderr.splitlines()] == [
+        "CAPFLOW_BATCH_SIZE?",
+        "CAPFLOW_DATABASE_URL?",
+    ]
+
+
+def test_variables_of_other_commands_and_of_the_deployment_are_accepted() -> None:
+    names = "PLAN PLAN_OUTPUT SCORE_RUN EXPORT ENV ENVIRONMENT PASSWORD_FILE TAG TARGET USER CONCURRENCY"
+    environment = {f"CAPFLOW_{name}": "8" for name in names.split()}
+
+    answer = run("domains", "list", **environment)
+
+    assert answer.exit_code == 0, answer.stderr

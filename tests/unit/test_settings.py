@@ -6,7 +6,7 @@ import pytest
 
 from capflow_tasks.errors import SettingsError
 from capflow_tasks.records import Stage
-from capflow_tasks.settings import Settings, read_settings
+from capflow_tasks.settings import Settings, check_environment, read_settings
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +49,7 @@ def test_a_bad_value_is_one_line_that_names_its_variable(
     assert f"CAPFLOW_{name}" in line
 
 
-def test_every_bad_value_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_bad_value_is_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = refusal(monkeypatch, CONCURRENCY="0", MIN_PIXELS="1")
 
     assert [line.partition("=")[0] for line in lines] == ["CAPFLOW_MIN_PIXELS", "CAPFLOW_CONCURRENCY"]
@@ -79,7 +79,32 @@ def test_a_blank_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> No
     assert (settings.database_url, settings.broker_url, settings.dtype) == (None, None, None)
 
 
-def test_stages_go_to_gpu_unless_told_otherwise() -> None:
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [
+        ("CONCURENCY", "CONCURRENCY"),
+        ("DATABASE", "DATABASE_URL"),
+        ("LEASE_SECS", "LEASE_SECONDS"),
+        ("BATCHSIZE", "BATCH_SIZE"),
+    ],
+)
+def test_a_misspelt_variable_is_refused_with_the_right_name(
+    monkeypatch: pytest.MonkeyPatch, misspelt: str, meant: str
+) -> None:
+    monkeypatch.setenv(f"CAPFLOW_{misspelt}", "1")
+
+    with pytest.raises(SettingsError, match=f"^CAPFLOW_{misspelt}: .* did you mean CAPFLOW_{meant}\\?$"):
+        check_environment({"CAPFLOW_BATCH_SIZE"})
+
+
+def test_variables_of_settings_options_and_deployments_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "BATCH_SIZE", "TAG", "TARGET", "USER", "ENV", "ENVIRONMENT", "PASSWORD_FILE"):
+        monkeypatch.setenv(f"CAPFLOW_{name}", "1")
+
+    check_environment({"CAPFLOW_BATCH_SIZE"})
+
+
+def test_stages_go_to_gpu_unless_set_otherwise() -> None:
     assert Settings().queues == ("gpu",)
 
     settings = Settings(stage_queues={Stage.SCORE: "judge"}, queue_models={"judge": "big"}, model="small")

@@ -1,4 +1,4 @@
-"""What is told of a finished stage."""
+"""What Flower, the metrics and the log show of a finished stage."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging.config
 import pytest
 from prometheus_client import REGISTRY
 
-from capflow_tasks.captioning.stage_summary import StageSummary, count_stage, log_stage, report_of
+from capflow_tasks.captioning.stages import StageSummary, count_stage, log_stage, summarize
 from capflow_tasks.errors import MediaMissing
 from capflow_tasks.observe.logs import log_texts
 from capflow_tasks.records import Failure, Modality, Result, Stage
@@ -49,31 +49,21 @@ def outcomes(stage: Stage) -> list[Outcome]:
     ]
 
 
-def a_report(stages: tuple[Stage, ...] = (Stage.ROUTE,)) -> StageSummary:
-    return report_of(a_claim(Stage.ROUTE, stages), outcomes(Stage.ROUTE), 1.5)
+def a_summary(stages: tuple[Stage, ...] = (Stage.ROUTE,)) -> StageSummary:
+    return summarize(a_claim(Stage.ROUTE, stages), outcomes(Stage.ROUTE), 1.5)
 
 
 def test_only_what_the_last_stage_lets_through_is_finished() -> None:
-    assert a_report((Stage.ROUTE,)).finished == 1
-    assert a_report(tuple(Stage)).finished == 0
+    assert a_summary((Stage.ROUTE,)).finished == 1
+    assert a_summary(tuple(Stage)).finished == 0
 
 
-def test_flower_is_told_totals() -> None:
-    assert a_report().summary() == {
-        "dataset": "set",
-        "samples": "8-11",
-        "done": 2,
-        "failed": {"media_missing": 1},
-        "domains": {"Natural": 2},
-        "prompt_tokens": 200,
-        "cached_tokens": 150,
-        "completion_tokens": 18,
-        "seconds": 1.5,
-    }
+def test_flower_shows_totals() -> None:
+    assert str(a_summary()) == "2 done, 1 media_missing; Natural 2; 200 + 18 tokens, 150 cached"
 
 
-def test_metrics_grow_by_what_is_reported() -> None:
-    def told() -> list[float]:
+def test_metrics_grow_by_what_a_stage_did() -> None:
+    def counted() -> list[float]:
         names = ("samples", "prompt_tokens", "cached_prompt_tokens", "completion_tokens")
         stage = {"stage": "route"}
         counts = [REGISTRY.get_sample_value(f"capflow_{name}_total", stage) for name in names]
@@ -83,10 +73,10 @@ def test_metrics_grow_by_what_is_reported() -> None:
         counts.append(REGISTRY.get_sample_value("capflow_stage_duration_seconds_sum", stage))
         return [count or 0 for count in counts]
 
-    before = told()
-    count_stage(a_report())
+    before = counted()
+    count_stage(a_summary())
 
-    assert [after - earlier for after, earlier in zip(told(), before, strict=True)] == [
+    assert [after - earlier for after, earlier in zip(counted(), before, strict=True)] == [
         2, 200, 150, 18, 1, 1, 1.5,
     ]  # fmt: skip
 
@@ -99,12 +89,12 @@ def test_what_the_model_says_is_logged_only_when_asked_for(
     # As vLLM does when it is imported.
     logging.config.dictConfig({"version": 1, "disable_existing_loggers": False})
 
-    log_stage(a_report(), outcomes(Stage.ROUTE))
+    log_stage(a_summary(), outcomes(Stage.ROUTE))
     (line,) = caplog.messages
     assert line.startswith(
         "batch 3 route: 3 samples, 1 failed (media_missing), 200 prompt tokens (150 cached)"
     )
 
     log_texts(True)
-    log_stage(a_report(), outcomes(Stage.ROUTE))
+    log_stage(a_summary(), outcomes(Stage.ROUTE))
     assert caplog.messages[2:] == ["sample 1 agent says: a red fox", "sample 2 agent says: a red fox"]

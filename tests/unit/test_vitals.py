@@ -1,4 +1,4 @@
-"""When a worker calls itself alive and ready, and how that is served."""
+"""When a worker is alive and when it is ready, and how its probes answer."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class OnceBeaten(Heartbeat):
 
 
 @pytest.fixture
-def well() -> Vitals:
+def ready() -> Vitals:
     """A worker that is ready."""
     vitals = Vitals()
     vitals.watch_engine("model", lambda: EngineState.UP)
-    vitals.watch_heartbeat(OnceBeaten())
+    vitals.heartbeat = OnceBeaten()
     vitals.is_connected = True
-    vitals.turn()
+    vitals.timestamp_loop()
     return vitals
 
 
@@ -46,38 +46,38 @@ def failing(vitals: Vitals) -> list[str]:
     return [name for name, holds in vitals.readyz().items() if not holds]
 
 
-def test_a_worker_that_has_all_it_needs_is_ready(well: Vitals) -> None:
-    assert failing(well) == []
+def test_a_worker_that_has_all_it_needs_is_ready(ready: Vitals) -> None:
+    assert failing(ready) == []
 
 
 @pytest.mark.parametrize("state", [EngineState.LOADING, EngineState.DEAD])
-def test_one_engine_that_is_not_up_is_enough(well: Vitals, state: EngineState) -> None:
-    well.watch_engine("judge", lambda: state)
+def test_one_engine_that_is_not_up_is_enough(ready: Vitals, state: EngineState) -> None:
+    ready.watch_engine("judge", lambda: state)
 
-    assert failing(well) == ["engines_up"]
-    assert all(well.healthz().values())
+    assert failing(ready) == ["engines_up"]
+    assert all(ready.healthz().values())
 
 
-def test_a_worker_without_its_broker_is_alive_and_not_ready(well: Vitals) -> None:
-    well.is_connected = False
+def test_a_worker_without_its_broker_is_alive_and_not_ready(ready: Vitals) -> None:
+    ready.is_connected = False
 
-    assert failing(well) == ["broker_connected"]
+    assert failing(ready) == ["broker_connected"]
 
 
 def test_a_loop_that_stands_still_is_the_end_of_a_worker(
-    well: Vitals, monkeypatch: pytest.MonkeyPatch
+    ready: Vitals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "LOOP_LIMIT_SECONDS", 0.0)
 
-    assert failing(well) == ["loop_turns"]
-    assert not all(well.healthz().values())
+    assert failing(ready) == ["loop_turns"]
+    assert not all(ready.healthz().values())
 
 
-def test_leases_that_are_not_kept_and_a_drain_are_told(well: Vitals, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leases_that_ran_out_and_a_drain_are_reported(ready: Vitals, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OnceBeaten, "age", 46.0)
-    well.is_draining = True
+    ready.is_draining = True
 
-    assert failing(well) == ["leases_kept", "not_draining"]
+    assert failing(ready) == ["leases_kept", "not_draining"]
 
 
 def test_a_worker_that_has_only_begun_is_alive() -> None:
@@ -89,18 +89,18 @@ def test_a_worker_that_has_only_begun_is_alive() -> None:
 
 
 @pytest.fixture
-def served(well: Vitals) -> Iterator[WebPages]:
-    pages = well.serve(Settings(metrics_port=0, metrics_host="127.0.0.1"))
+def served(ready: Vitals) -> Iterator[WebPages]:
+    pages = ready.serve(Settings(metrics_port=0, metrics_host="127.0.0.1"))
     assert pages is not None
     yield pages
     pages.stop()
 
 
-def test_probes_answer_with_a_status_and_with_what_is_wrong(served: WebPages, well: Vitals) -> None:
+def test_probes_answer_with_a_status_and_with_what_is_wrong(served: WebPages, ready: Vitals) -> None:
     url = f"http://127.0.0.1:{served.port}"
 
     assert httpx.get(url + "/readyz").status_code == 200
-    well.is_draining = True
+    ready.is_draining = True
     answer = httpx.get(url + "/readyz")
     assert (answer.status_code, answer.json()["not_draining"]) == (503, False)
     assert httpx.get(url + "/healthz").status_code == 200
@@ -125,6 +125,6 @@ def test_no_port_serves_nothing() -> None:
     assert Vitals().serve(Settings(metrics_port=None)) is None
 
 
-def test_a_port_that_is_taken_is_told_with_the_remedy(served: WebPages) -> None:
+def test_a_port_that_is_taken_is_an_error_with_the_remedy(served: WebPages) -> None:
     with pytest.raises(SettingsError, match=r"port \d+ of 127\.0\.0\.1 .* a port of its own"):
         WebPages("127.0.0.1", served.port, {"/": lambda: plain_page("")})

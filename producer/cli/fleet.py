@@ -1,0 +1,150 @@
+"""Commands that look after a fleet: doctor, metrics and db."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from producer.cli.options import EXISTING_FILE, FOLDER, Command, Group, flag, json_option, option, print_json
+
+if TYPE_CHECKING:
+    from producer.doctor.findings import Finding
+
+
+@click.command(
+    cls=Command,
+    exit_codes=(0, 1, 2, 3),
+    exit_meanings={0: "nothing fails, though there may be warnings", 1: "a check fails"},
+)
+@option(
+    "--plan", "Check the media of this plan too: every root, and a sample of the files.", kind=EXISTING_FILE
+)
+@option("-o --output", "Folder of the caption files, for its free space.", "Output/Caption", FOLDER)
+@option(
+    "--timeout SECONDS timeout_seconds",
+    "How long workers may take to answer.",
+    2.0,
+    click.FloatRange(0.1, 60),
+    variable="DOCTOR_TIMEOUT",
+)
+@json_option("all findings as one JSON object")
+@click.pass_context
+def doctor(
+    context: click.Context, plan: Path | None, output: Path, timeout_seconds: float, as_json: bool
+) -> None:
+    """Check everything that a fleet needs; print OK, WARN or FAIL and the remedy, a line each.
+
+    It checks this machine with the settings of this shell, so run it where a worker will run and where
+    `capflow caption` will run. It changes nothing and prints no password.
+
+    Examples:
+      capflow doctor
+      capflow doctor --plan plan.jsonl -o captions
+      capflow doctor --json | jq -r '.findings[] | select(.level != "ok") | .remedy'
+    """
+    from capflow_tasks.settings import read_settings
+    from producer.doctor.examination import Subject, examine
+    from producer.doctor.findings import exit_code
+
+    findings = []
+    for finding in examine(read_settings(), Subject(output, plan, timeout_seconds)):
+        findings.append(finding)
+        if not as_json:
+            click.echo(_line(finding))
+    code = exit_code(findings)
+    if as_json:
+        listed = [
+            {key: value for key, value in asdict(each).items() if key != "is_service"} for each in findings
+        ]
+        print_json({"exit_code": code, "findings": listed})
+    context.exit(code)
+
+
+def _line(finding: Finding) -> str:
+    remedy = f" -> {finding.remedy}" if finding.remedy else ""
+    return f"{finding.level.upper():<4}  {finding.check:<13}  {finding.said}{remedy}"
+
+
+@click.command(cls=Command, exit_codes=(0, 2, 3))
+@option(
+    "--port",
+    "Port to serve on; 0 for any free one.",
+    9399,
+    click.IntRange(0, 65535),
+    variable="EXPORTER_PORT",
+)
+@option("--host", "Address to serve on.", "0.0.0.0", variable="METRICS_HOST")
+@option(
+    "--cache-seconds SECONDS",
+    "How long an answer is served again; longer where reading the database takes long.",
+    5.0,
+    click.FloatRange(0),
+    variable="EXPORTER_CACHE_SECONDS",
+)
+@flag("--once", "Print the metrics and exit.")
+def metrics(port: int, host: str, cache_seconds: float, once: bool) -> None:
+    """Serve the whole fleet's metrics to Prometheus: backlog, queues, workers, runs, failures.
+
+    One exporter is enough for a fleet. What only a worker knows, the worker serves: see CAPFLOW_METRICS_PORT.
+
+    Examples:
+      capflow metrics                    # http://localhost:9399/metrics, until stopped
+      capflow metrics --once | grep backlog
+    """
+    from prometheus_client import CollectorRegistry, generate_latest
+
+    from capflow_tasks.fleet.application import make_app
+    from capflow_tasks.fleet.embedded import broker_url, database_url
+    from capflow_tasks.observe.pages import WebPages, metrics_page, plain_page
+    from capflow_tasks.settings import read_settings
+    from capflow_tasks.store.database import connect
+    from capflow_tasks.store.statistics import Statistics
+    from producer.broker import Broker
+    from producer.cli.caption import stop_on_signals
+    from producer.fleet_metrics import FleetCollector
+
+    settings = read_settings()
+    engine = connect(database_url(settings), pool_size=1)
+    broker = Broker(make_app(settings, broker_url(settings)))
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(
+        FleetCollector(Statistics(engine), broker, settings.queues, settings.lease_seconds, cache_seconds)
+    )
+    if once:
+        click.echo(generate_latest(registry), nl=False)
+        return
+    pages = WebPages(host, port, {"/metrics": metrics_page(registry), "/healthz": lambda: plain_page("ok\n")})
+    click.echo(f"serving the fleet's metrics on port {pages.port} of {host}, path /metrics", err=True)
+    with stop_on_signals() as stopping:
+        stopping.wait()
+    pages.stop()
+    engine.dispose()
+
+
+@click.group(cls=Group)
+def db() -> None:
+    """Look after the database that CAPFLOW_DATABASE_URL names."""
+
+
+@db.command(cls=Command, exit_codes=(0, 2, 3))
+def upgrade() -> None:
+    """Bring the schema to the newest version; does nothing if it is there already.
+
+    Examples:
+      capflow db upgrade
+    """
+    from capflow_tasks.settings import read_settings
+    from capflow_tasks.store.database import connect, shown
+    from capflow_tasks.store.database import upgrade as upgrade_schema
+    from producer.services import database
+
+    with database(read_settings()) as url:
+        engine = connect(url)
+        try:
+            revision = upgrade_schema(engine)
+        finally:
+            engine.dispose()
+    click.echo(f"{shown(url)} is at revision {revision}")

@@ -1,0 +1,311 @@
+"""Commands about a run: status, stop, delete, report and export."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from capflow_tasks.errors import EXIT_SAMPLES_FAILED, UserError
+from producer.cli.options import (
+    Command,
+    flag,
+    json_option,
+    minimum_options,
+    minimums_of,
+    open_run,
+    option,
+    output_option,
+    prices_option,
+    print_json,
+    processes_option,
+    run_argument,
+)
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from capflow_tasks.records import JsonObject
+    from capflow_tasks.store.figures import RunFigures
+    from producer.reading.scores import Minimums
+    from producer.status.cost import Prices
+    from producer.status.watch import Look
+    from producer.writing.formats import Exported
+
+
+@click.command(cls=Command, exit_codes=(2, 3), exit_meanings={0: "shown"})
+@click.argument("run", required=False)
+@flag("--watch is_watching", "Refresh until the run is done or you press Ctrl-C.")
+@option(
+    "--interval SECONDS",
+    "Time between two refreshes of --watch.",
+    2.0,
+    click.FloatRange(0.1, 3600),
+    variable="STATUS_INTERVAL",
+)
+@prices_option
+@minimum_options
+@json_option("one JSON object; with --watch, one per line")
+def status(
+    run: str | None, is_watching: bool, interval: float, prices: Path | None, as_json: bool, **asked: Any
+) -> None:
+    """Show how far RUN is, how fast, where its samples stand, what fails, and what it costs.
+
+    RUN is a run's name or the plan that it came from; without it all runs are listed. Captions count as
+    accepted when they have at least the grades asked for.
+
+    Without CAPFLOW_DATABASE_URL it reads the database that runs under CAPFLOW_HOME. If that does not run, the
+    command starts it for as long as it takes to read it; --watch then shows one snapshot, since nothing can
+    change. Where stdout is not a terminal, --watch prints a line per refresh.
+
+    Examples:
+      capflow status
+      capflow status plan.jsonl --watch
+      capflow status plan.jsonl --prices prices.yaml --min-overall 2
+      capflow status plan.jsonl --json | jq .cost.usd_per_100_samples
+    """
+    from capflow_tasks.domains.catalogue import load_catalogue
+    from capflow_tasks.settings import read_settings
+    from producer.reading.scores import Rubrics
+    from producer.services import database, is_asleep, reading
+    from producer.status.cost import read_prices
+    from producer.status.watch import show, watch
+
+    settings = read_settings()
+    catalogue = load_catalogue(settings.domains)
+    minimums = minimums_of(catalogue, Rubrics(catalogue), asked)
+    table = read_prices(prices)
+    # Nothing changes in a database that only this command runs, and producers cannot use it meanwhile.
+    is_watching = is_watching and not is_asleep(settings)
+    with database(settings) as url, reading(url) as engine:
+        look = _look(engine, run, table, minimums, settings.lease_seconds)
+        if is_watching:
+            watch(look, interval, as_json)
+        else:
+            show(look(), as_json)
+
+
+def _look(
+    engine: Engine, run: str | None, prices: Prices, minimums: Minimums, lease_seconds: float
+) -> Callable[[], Look]:
+    from capflow_tasks.store.statistics import Statistics
+    from producer.services import chosen_run
+    from producer.status.snapshot import Observer
+    from producer.status.watch import look_at_run, look_at_runs
+
+    statistics = Statistics(engine)
+    if run is None:
+        return partial(look_at_runs, statistics, lease_seconds)
+    observer = Observer(statistics, chosen_run(engine, run).id, prices, minimums, lease_seconds)
+    return partial(look_at_run, observer)
+
+
+@click.command(cls=Command, exit_codes=(0, 2, 3))
+@run_argument
+@json_option("what was stopped as one JSON object")
+def stop(run_or_plan: str, as_json: bool) -> None:
+    """Stop RUN: take back its queued batches, and let the running stages finish.
+
+    RUN is a run's name or the plan that it came from. Nothing is lost: what has finished is kept, and the
+    command that started the run continues it.
+
+    Examples:
+      capflow stop plan.jsonl
+      capflow stop plan-2c792dcc --json
+    """
+    from capflow_tasks.store.rows import StoppedRun
+    from capflow_tasks.store.runs import RunStore
+
+    with open_run(run_or_plan) as (run, engine):
+        stopped = RunStore(engine).stop(run.id) if run.is_open else StoppedRun(0, 0)
+    if as_json:
+        print_json({"run": run.name, "taken_back": stopped.taken_back, "running": stopped.running})
+        return
+    if not run.is_open:
+        click.echo(f"run {run.name} has finished; there is nothing to stop")
+        return
+    taken_back = _count(stopped.taken_back, "queued batch was", "queued batches were")
+    running = _count(stopped.running, "running stage", "running stages")
+    click.echo(
+        f"run {run.name}: {taken_back} taken back; {running} will finish and be kept. "
+        f"`{_command_of(run)}` goes on from here."
+    )
+
+
+@click.command(cls=Command, exit_codes=(0, 2, 3), exit_meanings={1: "the answer was not yes"})
+@run_argument
+@flag("-y --yes", "Delete without asking.")
+def delete(run_or_plan: str, yes: bool) -> None:
+    """Delete the rows of RUN: its shards, batches, samples and what the agents answered.
+
+    RUN is a run's name or the plan that it came from. Caption files stay as they are. A deleted run cannot be
+    exported, reported or retried; captioning its plan again starts from the beginning.
+
+    Examples:
+      capflow delete plan.jsonl
+      capflow delete plan-2c792dcc --yes
+    """
+    from capflow_tasks.store.runs import RunStore
+
+    with open_run(run_or_plan) as (run, engine):
+        if run.running_batches:
+            raise UserError(
+                f"run {run.name} has batches that workers run ({run.running_batches}); "
+                f"run `capflow stop {shlex.quote(run.name)}` and wait until they have finished"
+            )
+        rows = f"{_count(run.shards, 'shard', 'shards')}, {_count(run.expanded, 'sample', 'samples')}"
+        click.echo(f"run {run.name} of {run.plan}: {rows}, {run.tally.done:,} captioned; {run.output} stays")
+        if not yes:
+            click.confirm("Delete it?", abort=True)
+        RunStore(engine).delete(run.id)
+    click.echo(f"run {run.name} is deleted")
+
+
+def _count(number: int, one: str, several: str) -> str:
+    return f"{number:,} {one if number == 1 else several}"
+
+
+def _command_of(run: RunFigures) -> str:
+    """Return the command that continues the run."""
+    from producer.run import name_of_run
+
+    if Path(run.plan).is_dir():
+        return shlex.join(["capflow", "score", run.plan])
+    name = [] if run.name == name_of_run(Path(run.plan)) else ["--run", run.name]
+    return shlex.join(["capflow", "caption", run.plan, *name])
+
+
+@click.command(cls=Command, exit_codes=(0, 2, 3, 130))
+@click.argument("run")
+@output_option(
+    "Folder of the report, written whole or not at all; replaces an earlier report.", "REPORT", "report"
+)
+@option(
+    "--max-samples SAMPLES samples",
+    "Size of the gallery, with a fair share of each shard; the figures cover the whole run.",
+    10_000,
+    click.IntRange(0),
+    variable="REPORT_SAMPLES",
+)
+@option(
+    "--thumbnails SAMPLES",
+    "Show pictures of the first samples only; 0 for a report without pictures.",
+    10_000,
+    click.IntRange(0),
+    variable="REPORT_THUMBNAILS",
+)
+@option(
+    "--picture-size PIXELS",
+    "Long side of the large pictures.",
+    960,
+    click.IntRange(64, 8192),
+    variable="REPORT_PICTURE_SIZE",
+)
+@processes_option("Pictures drawn", "REPORT_PROCESSES")
+@prices_option
+@json_option("what was written as one JSON object")
+def report(run: str, output: Path, prices: Path | None, as_json: bool, **options: Any) -> None:
+    """Write a page that shows the captions of RUN, a run's name or the plan that it came from.
+
+    The page is one folder that opens from disk in any browser: figures and charts, and a gallery with each
+    sample's picture, caption, scores, what each agent answered, and where it came from. You can filter,
+    search and step through it by keyboard. It holds small copies of the pictures, so you can move it, zip it
+    or put it on a web server.
+
+    Examples:
+      capflow report plan.jsonl -o report
+      capflow report plan-2c792dcc --max-samples 100000 --thumbnails 2000 -o report
+      capflow report plan.jsonl --json | jq .shown
+    """
+    from capflow_tasks.settings import read_settings
+    from producer.parallel import ToldProgress
+    from producer.report.gallery import Size
+    from producer.report.report import make_report
+    from producer.services import database, reading
+    from producer.status.cost import read_prices
+
+    settings, table = read_settings(), read_prices(prices)
+    with database(settings) as url, reading(url) as engine:
+        made = make_report(engine, run, output, Size(**options), table, ToldProgress("samples written"))
+    if as_json:
+        print_json(asdict(made) | {"page": str(made.page)})
+    else:
+        click.echo(f"{made.page}: {made.shown} of {made.samples} samples, {made.pictures} with pictures")
+
+
+@click.command(
+    cls=Command,
+    exit_codes=(0, 2, 3, 130),
+    exit_meanings={
+        0: "everything that is captioned is in the files",
+        1: "some media could not be read; see *.left_out.jsonl",
+    },
+)
+@run_argument
+@option(
+    "--format",
+    "Caption files as `capflow caption` writes them, Parquet, or tars that hold the media too.",
+    "jsonl",
+    click.Choice(["jsonl", "parquet", "webdataset"]),
+    variable="EXPORT_FORMAT",
+)
+@output_option("Folder of the files.", "EXPORT", "Output/Export")
+@option("--shard-size SAMPLES", "Size of a tar.", 1000, click.IntRange(1))
+@json_option("what was written as one JSON object")
+def export(run_or_plan: str, as_json: bool, **options: Any) -> None:
+    """Write what is captioned of RUN, finished or not.
+
+    RUN is a run's name or the plan that it came from. Export captions nothing. Each file appears whole, and
+    the same state gives the same bytes. Run it again when more is captioned.
+
+    Examples:
+      capflow export plan.jsonl --format webdataset -o Output/Tars
+      capflow export plan-2c792dcc --format parquet -o Output/Parquet
+      capflow export plan.jsonl --json | jq .remaining
+    """
+    from capflow_tasks.settings import read_settings
+    from producer.parallel import ToldProgress
+    from producer.writing.formats import ExportOrder, ReadingViews, export_run
+
+    settings, order = read_settings(), ExportOrder(**options)
+    with open_run(run_or_plan) as (run, engine):
+        exported = export_run(run, ReadingViews(engine, ToldProgress("samples")), order, settings)
+    if as_json:
+        print_json(_as_json(run.name, order.format, exported))
+    else:
+        for file in exported.files:
+            click.echo(f"{file.path}: {file.samples} samples")
+    click.echo(_summary(exported), err=True)
+    if exported.left_out:
+        sys.exit(EXIT_SAMPLES_FAILED)
+
+
+def _as_json(run: str, form: str, exported: Exported) -> JsonObject:
+    return {
+        "run": run,
+        "format": form,
+        **asdict(exported.ended),
+        "remaining": exported.remaining,
+        "left_out": exported.left_out,
+        "files": [{"path": str(file.path), "samples": file.samples} for file in exported.files],
+    }
+
+
+def _summary(exported: Exported) -> str:
+    """Say how far the run is, and what the files lack."""
+    ended = exported.ended
+    counts = {
+        "captioned": ended.done,
+        "failed": ended.failed,
+        "held back": ended.held,
+        "not finished yet": exported.remaining,
+        "left out, as media cannot be read": exported.left_out,
+    }
+    shown = [f"{count} {what}" for what, count in counts.items() if count]
+    return f"{ended.total + exported.remaining} samples: {', '.join(shown) or 'none in the plan'}"
