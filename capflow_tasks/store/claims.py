@@ -11,19 +11,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Engine,
-    and_,
-    bindparam,
-    delete,
-    func,
-    insert,
-    or_,
-    select,
-    update,
-)
+import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from capflow_tasks.records import Stage
@@ -55,23 +43,23 @@ class NotClaimed(StrEnum):
 class BatchStore:
     """What a worker reads and writes about batches. Thread-safe."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: sa.Engine) -> None:
         self.engine = engine
 
     def claim(self, batch_id: int, stage: Stage, owner: str, lease_seconds: float) -> Claim | NotClaimed:
         """Claim the batch's next stage if it is this one, no live worker has it and its run goes on."""
-        is_free = or_(
+        is_free = sa.or_(
             Batch.state.in_([BatchState.READY, BatchState.QUEUED]),
-            and_(Batch.state == BatchState.RUNNING, Batch.lease_until < func.now()),
+            sa.and_(Batch.state == BatchState.RUNNING, Batch.lease_until < sa.func.now()),
         )
         free = (
-            select(Batch.id, (Batch.tries + 1).label("tries"))
+            sa.select(Batch.id, (Batch.tries + 1).label("tries"))
             .where(Batch.id == batch_id, Batch.next_stage == stage, is_free)
             .with_for_update()
             .cte("free")
         )
         takes = (
-            update(Batch)
+            sa.update(Batch)
             .where(Batch.id == free.c.id)
             .where(Batch.shard_id == Shard.id, Shard.run_id == Run.id, Run.stopped_at.is_(None))
             .values(
@@ -80,7 +68,7 @@ class BatchStore:
                 lease_until=in_seconds(lease_seconds),
                 attempt=Batch.attempt + 1,
                 # `begin_try` counts further tries, once the batch runs alone.
-                tries=func.greatest(Batch.tries, 1),
+                tries=sa.func.greatest(Batch.tries, 1),
             )
             .returning(Batch.attempt, free.c.tries, Batch.start_idx, Batch.end_idx, Shard.dataset)
             .returning(Shard.root, Shard.modality, Shard.run_id, Run.stages, Run.min_confidence)
@@ -97,7 +85,7 @@ class BatchStore:
     def pending_samples(self, batch_id: int) -> list[PendingSample]:
         """Return the batch's unfinished samples, in order."""
         statement = (
-            select(Sample.id, Sample.idx, Sample.entry, Sample.domain)
+            sa.select(Sample.id, Sample.idx, Sample.entry, Sample.domain)
             .where(Sample.batch_id == batch_id, Sample.state == SampleState.PENDING)
             .order_by(Sample.idx)
         )
@@ -109,48 +97,35 @@ class BatchStore:
     def begin_try(self, claim: Claim) -> None:
         """Count another try of the batch, now that it runs and no longer waits for the engine."""
         with self.engine.begin() as connection:
-            connection.execute(update(Batch).where(*_is_mine(claim)).values(tries=claim.tries))
+            connection.execute(sa.update(Batch).where(*_is_mine(claim)).values(tries=claim.tries))
 
     def release(self, claim: Claim, wait_seconds: float = 0, *, is_blameless: bool = False) -> None:
         """Give the batch back, to be sent again after a wait; a blameless one keeps its tries."""
-        statement = (
-            update(Batch)
-            .where(*_is_mine(claim))
-            .values(
-                state=BatchState.READY,
-                tries=claim.tries - 1 if is_blameless else claim.tries,
-                lease_owner=None,
-                lease_until=in_seconds(wait_seconds),
-            )
-        )
+        values = unleased(wait_seconds) | {"tries": claim.tries - 1 if is_blameless else claim.tries}
         with self.engine.begin() as connection:
-            connection.execute(statement)
+            connection.execute(sa.update(Batch).where(*_is_mine(claim)).values(**values))
 
     def split(self, claim: Claim) -> None:
         """Give the batch back as two with one more try each, to find the sample that kills the engine."""
         middle = (claim.start_idx + claim.end_idx) // 2
-        again = {"state": BatchState.READY, "lease_owner": None, "lease_until": func.now()}
+        again = unleased() | {"tries": claim.tries - 2}
         shrinks = (
-            update(Batch)
-            .where(*_is_mine(claim))
-            .values(end_idx=middle, tries=claim.tries - 2, **again)
-            .returning(Batch.shard_id)
+            sa.update(Batch).where(*_is_mine(claim)).values(end_idx=middle, **again).returning(Batch.shard_id)
         )
         with self.engine.begin() as connection:
             shard_id = connection.execute(shrinks).scalar_one_or_none()
             if shard_id is None:
                 return
-            half = insert(Batch).values(
+            half = sa.insert(Batch).values(
                 shard_id=shard_id,
                 start_idx=middle,
                 end_idx=claim.end_idx,
                 next_stage=claim.stage,
-                tries=claim.tries - 2,
                 **again,
             )
             new_id = connection.execute(half.returning(Batch.id)).scalar_one()
             connection.execute(
-                update(Sample)
+                sa.update(Sample)
                 .where(Sample.batch_id == claim.batch_id, Sample.idx >= middle)
                 .values(batch_id=new_id)
             )
@@ -171,7 +146,7 @@ class BatchStore:
         """
         with self.engine.begin() as connection:
             mine = (
-                select(Run.stopped_at)
+                sa.select(Run.stopped_at)
                 .where(*_is_mine(claim), Batch.shard_id == Shard.id, Shard.run_id == Run.id)
                 .with_for_update(of=Batch)
             )
@@ -182,10 +157,13 @@ class BatchStore:
             _set_routes(connection, claim, outcomes)
             _set_failures(connection, claim, outcomes)
             following = stage_after(claim.stage, claim.stages)
-            if following is None or not _has_pending(connection, claim.batch_id):
+            pending = sa.select(Sample.id).where(
+                Sample.batch_id == claim.batch_id, Sample.state == SampleState.PENDING
+            )
+            if following is None or connection.execute(pending.limit(1)).first() is None:
                 _finish_batch(connection, claim, retry)
             elif batch.stopped_at is not None:
-                _set_batch(connection, claim.batch_id, **opened() | {"next_stage": following})
+                _set_batch(connection, claim.batch_id, next_stage=following, **opened())
             else:
                 _set_batch(
                     connection,
@@ -199,7 +177,7 @@ class BatchStore:
         return True
 
 
-def _is_mine(claim: Claim) -> tuple[ColumnElement[bool], ...]:
+def _is_mine(claim: Claim) -> tuple[sa.ColumnElement[bool], ...]:
     """The batch is still held by this claim."""
     return (
         Batch.id == claim.batch_id,
@@ -209,35 +187,30 @@ def _is_mine(claim: Claim) -> tuple[ColumnElement[bool], ...]:
     )
 
 
-def _take_back_if_stopped(connection: Connection, batch_id: int) -> None:
+def _take_back_if_stopped(connection: sa.Connection, batch_id: int) -> None:
     """Make a queued batch of a stopped run ready: its message has arrived and led to nothing."""
     connection.execute(
-        update(Batch)
+        sa.update(Batch)
         .where(Batch.id == batch_id, Batch.state == BatchState.QUEUED)
         .where(Batch.shard_id == Shard.id, Shard.run_id == Run.id, Run.stopped_at.is_not(None))
         .values(**unleased())
     )
 
 
-def _why_not_claimed(connection: Connection, batch_id: int, stage: Stage) -> NotClaimed:
-    batch = connection.execute(select(Batch.next_stage).where(Batch.id == batch_id)).one_or_none()
+def _why_not_claimed(connection: sa.Connection, batch_id: int, stage: Stage) -> NotClaimed:
+    batch = connection.execute(sa.select(Batch.next_stage).where(Batch.id == batch_id)).one_or_none()
     if batch is None or (batch.next_stage and STAGE_ORDER[batch.next_stage] <= STAGE_ORDER[stage]):
         return NotClaimed.NOT_FREE
     return NotClaimed.PASSED
 
 
-def _has_pending(connection: Connection, batch_id: int) -> bool:
-    pending = select(Sample.id).where(Sample.batch_id == batch_id, Sample.state == SampleState.PENDING)
-    return connection.execute(pending.limit(1)).first() is not None
-
-
-def _finish_batch(connection: Connection, claim: Claim, retry: RetryPolicy) -> None:
+def _finish_batch(connection: sa.Connection, claim: Claim, retry: RetryPolicy) -> None:
     """Open the batch again for samples to retry; without any, set it to done with its counts."""
     of_batch = Sample.batch_id == claim.batch_id
-    done = update(Sample).where(of_batch, Sample.state == SampleState.PENDING)
+    done = sa.update(Sample).where(of_batch, Sample.state == SampleState.PENDING)
     connection.execute(done.values(state=SampleState.DONE))
     again = (
-        update(Sample)
+        sa.update(Sample)
         .where(of_batch, Sample.state == SampleState.FAILED, Sample.is_retryable)
         .where(Sample.attempts < retry.max_attempts)
         .values(state=SampleState.PENDING)
@@ -246,11 +219,10 @@ def _finish_batch(connection: Connection, claim: Claim, retry: RetryPolicy) -> N
     if rows := connection.execute(again).all():
         wait = retry.wait_seconds(max(row.attempts for row in rows))
         stage = earliest_stages([(row.batch_id, row.error_stage) for row in rows])[claim.batch_id]
-        _set_batch(
-            connection, claim.batch_id, **opened() | {"next_stage": stage, "lease_until": in_seconds(wait)}
-        )
+        _set_batch(connection, claim.batch_id, next_stage=stage, **opened(wait))
         return
-    tally = tally_of(connection, select(Sample.state, func.count()).where(of_batch).group_by(Sample.state))
+    counts = sa.select(Sample.state, sa.func.count()).where(of_batch).group_by(Sample.state)
+    tally = tally_of(connection, counts)
     _set_batch(
         connection,
         claim.batch_id,
@@ -261,15 +233,15 @@ def _finish_batch(connection: Connection, claim: Claim, retry: RetryPolicy) -> N
         done_count=tally.done,
         failed_count=tally.failed,
         held_count=tally.held,
-        finished_at=func.now(),
+        finished_at=sa.func.now(),
     )
 
 
-def _set_batch(connection: Connection, batch_id: int, **values: Any) -> None:
-    connection.execute(update(Batch).where(Batch.id == batch_id).values(**values))
+def _set_batch(connection: sa.Connection, batch_id: int, **values: Any) -> None:
+    connection.execute(sa.update(Batch).where(Batch.id == batch_id).values(**values))
 
 
-def insert_results(connection: Connection, outcomes: Sequence[Outcome]) -> None:
+def insert_results(connection: sa.Connection, outcomes: Sequence[Outcome]) -> None:
     """Insert the results among the outcomes; one that exists already stays as it is."""
     rows = [
         {"sample_id": outcome.sample_id, **asdict(result), "text": storable(result.text)}
@@ -280,7 +252,7 @@ def insert_results(connection: Connection, outcomes: Sequence[Outcome]) -> None:
         connection.execute(upsert(AgentResult).on_conflict_do_nothing(), rows)
 
 
-def _set_routes(connection: Connection, claim: Claim, outcomes: Sequence[Outcome]) -> None:
+def _set_routes(connection: sa.Connection, claim: Claim, outcomes: Sequence[Outcome]) -> None:
     rows = [
         {
             "sample": outcome.sample_id,
@@ -293,14 +265,14 @@ def _set_routes(connection: Connection, claim: Claim, outcomes: Sequence[Outcome
     ]
     if rows:
         table = Table.metadata.tables[Sample.__tablename__]
-        connection.execute(update(table).where(table.c.id == bindparam("sample")), rows)
+        connection.execute(sa.update(table).where(table.c.id == sa.bindparam("sample")), rows)
 
 
-def _set_failures(connection: Connection, claim: Claim, outcomes: Sequence[Outcome]) -> None:
+def _set_failures(connection: sa.Connection, claim: Claim, outcomes: Sequence[Outcome]) -> None:
     for outcome in outcomes:
         if failure := outcome.failure:
             connection.execute(
-                update(Sample)
+                sa.update(Sample)
                 .where(Sample.id == outcome.sample_id)
                 .values(
                     state=SampleState.FAILED,
@@ -310,7 +282,7 @@ def _set_failures(connection: Connection, claim: Claim, outcomes: Sequence[Outco
                     is_retryable=failure.is_retryable,
                     attempts=Sample.attempts + 1,
                     failed_by=claim.owner,
-                    failed_at=func.now(),
+                    failed_at=sa.func.now(),
                 )
             )
 
@@ -321,7 +293,7 @@ _LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 class WorkerStore:
     """What a worker's heartbeat writes: the list of workers, and their leases. Thread-safe."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: sa.Engine) -> None:
         self.engine = engine
 
     def beat(self, owner: str, batch_ids: Sequence[int], lease_seconds: float) -> None:
@@ -329,36 +301,37 @@ class WorkerStore:
 
         Lists the worker too, at its first beat and after it was removed by mistake. An owner is `node/...`.
         """
-        is_here = upsert(Worker).values(owner=owner, node=owner.partition("/")[0])
-        is_here = is_here.on_conflict_do_update(index_elements=[Worker.owner], set_={"seen_at": func.now()})
-        is_kept = or_(
-            and_(Batch.state == BatchState.RUNNING, Batch.id.in_(batch_ids)),
+        lists = upsert(Worker).values(owner=owner, node=owner.partition("/")[0])
+        lists = lists.on_conflict_do_update(index_elements=[Worker.owner], set_={"seen_at": sa.func.now()})
+        is_kept = sa.or_(
+            sa.and_(Batch.state == BatchState.RUNNING, Batch.id.in_(batch_ids)),
             Batch.state == BatchState.QUEUED,
         )
         extends = (
-            update(Batch)
+            sa.update(Batch)
             .where(Batch.lease_owner == owner, is_kept)
             .values(lease_until=in_seconds(lease_seconds))
         )
         with self.engine.begin() as connection:
-            connection.execute(is_here)
+            connection.execute(lists)
             connection.execute(extends)
 
     def resign(self, owner: str) -> None:
         """Give back all batches of a worker that ends, and mark it as silent."""
         gives_back = (
-            update(Batch)
+            sa.update(Batch)
             .where(Batch.lease_owner == owner, Batch.state.in_([BatchState.QUEUED, BatchState.RUNNING]))
             .values(**unleased())
         )
         with self.engine.begin() as connection:
             connection.execute(gives_back)
             # The next reconciler removes the worker, and its own queue too.
-            connection.execute(update(Worker).where(Worker.owner == owner).values(seen_at=_LONG_AGO))
+            connection.execute(sa.update(Worker).where(Worker.owner == owner).values(seen_at=_LONG_AGO))
 
     def remove_silent(self, silent_seconds: float) -> set[str]:
         """Remove workers without a heartbeat for so long; return the nodes that have no worker left."""
-        silent = Worker.seen_at < func.now() - timedelta(seconds=silent_seconds)
+        silent = Worker.seen_at < sa.func.now() - timedelta(seconds=silent_seconds)
+        removes = sa.delete(Worker).where(silent).returning(Worker.node)
         with self.engine.begin() as connection:
-            removed = set(connection.execute(delete(Worker).where(silent).returning(Worker.node)).scalars())
-            return removed - set(connection.execute(select(Worker.node)).scalars())
+            removed = set(connection.execute(removes).scalars())
+            return removed - set(connection.execute(sa.select(Worker.node)).scalars())

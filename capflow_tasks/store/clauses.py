@@ -31,14 +31,14 @@ def stages_of(words: Iterable[str]) -> tuple[Stage, ...]:
     return tuple(Stage(word) for word in words)
 
 
-def unleased() -> dict[str, Any]:
-    """Values of a batch that may be sent again at once."""
-    return {"state": BatchState.READY, "lease_owner": None, "lease_until": func.now()}
+def unleased(wait_seconds: float = 0) -> dict[str, Any]:
+    """Values of a batch that may be sent again after a wait."""
+    return {"state": BatchState.READY, "lease_owner": None, "lease_until": in_seconds(wait_seconds)}
 
 
-def opened() -> dict[str, Any]:
-    """Values of a batch whose next stage starts with all its tries."""
-    return unleased() | {"tries": 0, "finished_at": None}
+def opened(wait_seconds: float = 0) -> dict[str, Any]:
+    """Values of a batch that may be sent again after a wait, with all its tries."""
+    return unleased(wait_seconds) | {"tries": 0, "finished_at": None}
 
 
 def earliest_stages(rows: Iterable[Any]) -> dict[int, Stage]:

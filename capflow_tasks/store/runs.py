@@ -12,19 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Engine,
-    Row,
-    and_,
-    case,
-    delete,
-    func,
-    or_,
-    select,
-    update,
-)
+import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from capflow_tasks.errors import BadEntry
@@ -37,13 +25,13 @@ from capflow_tasks.store.states import BatchState, SampleState, stage_after
 from capflow_tasks.store.tables import Batch, Run, Sample, Shard
 
 _SAMPLES = (Shard.dataset, Batch.start_idx, Batch.end_idx)
-_PINNED_TO = case((Run.pin_ranks, Shard.assign_rank)).label("pinned_to")
+_PINNED_TO = sa.case((Run.pin_ranks, Shard.assign_rank)).label("pinned_to")
 
 
 class RunStore:
     """What a producer reads and writes about runs. Thread-safe."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: sa.Engine) -> None:
         self.engine = engine
 
     def open_run(
@@ -56,7 +44,7 @@ class RunStore:
         *,
         pin_ranks: bool = False,
     ) -> int:
-        """Insert the run of this name, or update it and let it go on if it was stopped; return its id."""
+        """Insert the run of this name, or sa.update it and let it go on if it was stopped; return its id."""
         values = {
             "plan": plan,
             "output": output,
@@ -73,35 +61,37 @@ class RunStore:
     def stop(self, run_id: int) -> StoppedRun:
         """Send no more batches of the run, and take back those that are queued."""
         is_queued = Batch.state == BatchState.QUEUED
-        is_abandoned = and_(Batch.state == BatchState.RUNNING, Batch.lease_until < func.now())
+        is_abandoned = sa.and_(Batch.state == BatchState.RUNNING, Batch.lease_until < sa.func.now())
         takes_back = (
-            update(Batch)
-            .where(_is_of_run(run_id), or_(is_queued, is_abandoned))
+            sa.update(Batch)
+            .where(_is_of_run(run_id), sa.or_(is_queued, is_abandoned))
             .values(**unleased())
             .returning(Batch.id)
         )
-        running = select(func.count(Batch.id)).where(_is_of_run(run_id), Batch.state == BatchState.RUNNING)
+        running = sa.select(sa.func.count(Batch.id)).where(
+            _is_of_run(run_id), Batch.state == BatchState.RUNNING
+        )
         with self.engine.begin() as connection:
-            connection.execute(update(Run).where(Run.id == run_id).values(stopped_at=func.now()))
+            connection.execute(sa.update(Run).where(Run.id == run_id).values(stopped_at=sa.func.now()))
             taken_back = len(connection.execute(takes_back).all())
             return StoppedRun(taken_back, connection.execute(running).scalar_one())
 
     def is_stopped(self, run_id: int) -> bool:
         """Whether the run has been stopped or deleted."""
-        goes_on = select(Run.id).where(Run.id == run_id, Run.stopped_at.is_(None))
+        goes_on = sa.select(Run.id).where(Run.id == run_id, Run.stopped_at.is_(None))
         with self.engine.connect() as connection:
             return connection.execute(goes_on).first() is None
 
     def delete(self, run_id: int) -> None:
         """Delete the run with its shards, batches, samples and results."""
         with self.engine.begin() as connection:
-            connection.execute(delete(Run).where(Run.id == run_id))
+            connection.execute(sa.delete(Run).where(Run.id == run_id))
 
     def add_shards(self, run_id: int, shards: Sequence[PlanShard]) -> list[ShardRow]:
         """Insert the shards that the run lacks; return the rows of all, in the order given."""
         rows = [_shard_values(run_id, shard) for shard in shards]
         keys = [row["key"] for row in rows]
-        known = select(Shard.key, Shard.id, Shard.expanded_to).where(
+        known = sa.select(Shard.key, Shard.id, Shard.expanded_to).where(
             Shard.run_id == run_id, Shard.key.in_(keys)
         )
         with self.engine.begin() as connection:
@@ -115,7 +105,7 @@ class RunStore:
     def expand(self, shard_id: int, cursor: int, batches: Sequence[NewBatch]) -> list[int] | None:
         """Insert the shard's next batches; return their ids, None when another producer moved the cursor."""
         moves = (
-            update(Shard)
+            sa.update(Shard)
             .where(Shard.id == shard_id, Shard.expanded_to == cursor)
             .values(expanded_to=batches[-1].end_idx)
             .returning(Shard.id)
@@ -130,14 +120,14 @@ class RunStore:
 
     def forget_other_shards(self, run_id: int, shard_ids: Collection[int]) -> None:
         """Delete all other shards of the run; a worker that runs a batch of one writes nothing."""
-        others = delete(Shard).where(Shard.run_id == run_id, Shard.id.not_in(shard_ids))
+        others = sa.delete(Shard).where(Shard.run_id == run_id, Shard.id.not_in(shard_ids))
         with self.engine.begin() as connection:
             connection.execute(others)
 
     def cursor(self, shard_id: int) -> int:
         """Return the index before which the shard's samples have been inserted."""
         with self.engine.connect() as connection:
-            return connection.execute(select(Shard.expanded_to).where(Shard.id == shard_id)).scalar_one()
+            return connection.execute(sa.select(Shard.expanded_to).where(Shard.id == shard_id)).scalar_one()
 
     @contextmanager
     def publishing(
@@ -148,12 +138,12 @@ class RunStore:
         If the process dies in the block they stay ready, and are published again; only one message of a batch
         can claim it.
         """
-        due = select(Batch.id).where(
-            Batch.state == BatchState.READY, Batch.lease_until <= func.now(), _is_going(run_id)
+        due = sa.select(Batch.id).where(
+            Batch.state == BatchState.READY, Batch.lease_until <= sa.func.now(), _is_going(run_id)
         )
         due = due.order_by(Batch.lease_until, Batch.id).limit(limit).correlate(None)
         takes = (
-            update(Batch)
+            sa.update(Batch)
             .where(Batch.id.in_(due.with_for_update(of=Batch, skip_locked=True)))
             .where(Batch.shard_id == Shard.id, Shard.run_id == Run.id)
             .values(state=BatchState.QUEUED, lease_owner=None, lease_until=in_seconds(queue_seconds))
@@ -166,8 +156,8 @@ class RunStore:
     def requeue_stale(self, run_id: int | None = None) -> int:
         """Make ready what was queued or leased for too long, except in stopped runs; return the count."""
         # Not `IN (queued, running)`, which would not use the index on batches that are not done.
-        is_held = and_(Batch.state != BatchState.DONE, Batch.state != BatchState.READY)
-        return self._requeue(is_held, Batch.lease_until < func.now(), _is_going(run_id))
+        is_held = sa.and_(Batch.state != BatchState.DONE, Batch.state != BatchState.READY)
+        return self._requeue(is_held, Batch.lease_until < sa.func.now(), _is_going(run_id))
 
     def requeue_lost(self, batch_ids: Collection[int]) -> int:
         """Make ready the queued ones of these batches, whose messages are gone; return their count."""
@@ -175,15 +165,15 @@ class RunStore:
 
     def queued(self, run_id: int | None = None) -> set[int]:
         """Return the queued batches, each of which should have a message in the broker."""
-        statement = select(Batch.id).where(Batch.state == BatchState.QUEUED)
+        statement = sa.select(Batch.id).where(Batch.state == BatchState.QUEUED)
         if run_id is not None:
             statement = statement.where(_is_of_run(run_id))
         with self.engine.connect() as connection:
             return set(connection.execute(statement).scalars())
 
-    def _requeue(self, *conditions: ColumnElement[bool]) -> int:
+    def _requeue(self, *conditions: sa.ColumnElement[bool]) -> int:
         with self.engine.begin() as connection:
-            return connection.execute(update(Batch).where(*conditions).values(**unleased())).rowcount
+            return connection.execute(sa.update(Batch).where(*conditions).values(**unleased())).rowcount
 
     def continue_run(self, run_id: int, stages: Sequence[Stage], min_confidence: float) -> int:
         """Open batches that a run with more stages or a lower bar goes on with; return their count.
@@ -192,13 +182,13 @@ class RunStore:
         """
         of_run = _is_of_run(run_id)
         further = (
-            update(Batch)
+            sa.update(Batch)
             .where(of_run, Batch.state == BatchState.DONE, Batch.next_stage.in_(stages))
             .values(**opened())
             .returning(Batch.id)
         )
         held = (
-            update(Sample)
+            sa.update(Sample)
             .where(Sample.batch_id == Batch.id, of_run, Sample.state == SampleState.HELD)
             .where(Sample.confidence >= min_confidence)
             .values(state=SampleState.PENDING)
@@ -206,13 +196,13 @@ class RunStore:
         )
         with self.engine.begin() as connection:
             broader = set(connection.execute(further).scalars())
-            again = update(Sample).where(Sample.batch_id.in_(broader), Sample.state == SampleState.DONE)
+            again = sa.update(Sample).where(Sample.batch_id.in_(broader), Sample.state == SampleState.DONE)
             connection.execute(again.values(state=SampleState.PENDING))
             freed = set(connection.execute(held).scalars()) - broader
             # Without a later stage they are done after `route`, which asks nothing: they have a domain.
             after_route = stage_after(Stage.ROUTE, stages) or Stage.ROUTE
             connection.execute(
-                update(Batch).where(Batch.id.in_(freed)).values(next_stage=after_route, **opened())
+                sa.update(Batch).where(Batch.id.in_(freed)).values(next_stage=after_route, **opened())
             )
         return len(broader | freed)
 
@@ -229,29 +219,29 @@ class RunStore:
         chosen += [Sample.domain.in_(domains)] if domains else []
         with self.engine.begin() as connection:
             reopened = connection.execute(
-                update(Sample)
+                sa.update(Sample)
                 .where(*chosen, Sample.shard_id == Shard.id, Shard.run_id == run_id)
                 .values(state=SampleState.PENDING, attempts=0)
                 .returning(Sample.batch_id, Sample.error_stage)
             ).all()
             for batch_id, stage in earliest_stages(reopened).items():
                 values = opened() | {"next_stage": stage}
-                connection.execute(update(Batch).where(Batch.id == batch_id).values(**values))
+                connection.execute(sa.update(Batch).where(Batch.id == batch_id).values(**values))
         return len(reopened)
 
 
-def _is_of_run(run_id: int) -> ColumnElement[bool]:
+def _is_of_run(run_id: int) -> sa.ColumnElement[bool]:
     """The batch belongs to the run."""
-    return and_(Batch.shard_id == Shard.id, Shard.run_id == run_id)
+    return sa.and_(Batch.shard_id == Shard.id, Shard.run_id == run_id)
 
 
-def _is_going(run_id: int | None) -> ColumnElement[bool]:
+def _is_going(run_id: int | None) -> sa.ColumnElement[bool]:
     """The batch belongs to this run, or to any, and the run is not stopped."""
-    of_run = and_(Batch.shard_id == Shard.id, Shard.run_id == Run.id, Run.stopped_at.is_(None))
-    return of_run if run_id is None else and_(of_run, Run.id == run_id)
+    of_run = sa.and_(Batch.shard_id == Shard.id, Shard.run_id == Run.id, Run.stopped_at.is_(None))
+    return of_run if run_id is None else sa.and_(of_run, Run.id == run_id)
 
 
-def _ready_batch(row: Row[*tuple[Any, ...]]) -> ReadyBatch:
+def _ready_batch(row: sa.Row[*tuple[Any, ...]]) -> ReadyBatch:
     samples = f"{row.dataset}[{row.start_idx}-{row.end_idx - 1}]"
     return ReadyBatch(row.id, row.next_stage, stages_of(row.stages), row.pinned_to, samples)
 
@@ -266,11 +256,11 @@ def _shard_values(run_id: int, shard: PlanShard) -> dict[str, Any]:
     return {"run_id": run_id, "key": key, "line": line, "expanded_to": shard.start_idx, **values}
 
 
-def _insert_given(connection: Connection, shard_id: int, batches: Sequence[NewBatch]) -> None:
+def _insert_given(connection: sa.Connection, shard_id: int, batches: Sequence[NewBatch]) -> None:
     """Insert the results that new samples bring along."""
     given = {new.idx: new.results for batch in batches for new in batch.samples if new.results}
     if not given:
         return
-    inserted = select(Sample.id, Sample.idx).where(Sample.shard_id == shard_id, Sample.idx.in_(given))
+    inserted = sa.select(Sample.id, Sample.idx).where(Sample.shard_id == shard_id, Sample.idx.in_(given))
     rows = connection.execute(inserted).all()
     insert_results(connection, [Outcome(row.id, given[row.idx]) for row in rows])

@@ -5,19 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import (
-    JSON,
-    BigInteger,
-    CheckConstraint,
-    Enum,
-    ForeignKey,
-    Index,
-    MetaData,
-    SmallInteger,
-    Text,
-    UniqueConstraint,
-    func,
-)
+import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, DOUBLE_PRECISION, REAL, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -34,9 +22,9 @@ NAMING = {
 }
 
 
-def _words(enum: type) -> Enum:
+def _words(enum: type) -> sa.Enum:
     """Store an enum as text with a CHECK, so that a new value needs no ALTER TYPE."""
-    return Enum(
+    return sa.Enum(
         enum,
         native_enum=False,
         create_constraint=True,
@@ -47,10 +35,10 @@ def _words(enum: type) -> Enum:
 
 
 class Table(DeclarativeBase):
-    metadata = MetaData(naming_convention=NAMING)
+    metadata = sa.MetaData(naming_convention=NAMING)
     type_annotation_map: ClassVar = {
-        str: Text,
-        int: BigInteger,
+        str: sa.Text,
+        int: sa.BigInteger,
         float: DOUBLE_PRECISION,
         datetime: TIMESTAMP(timezone=True),
         Stage: _words(Stage),
@@ -69,12 +57,12 @@ class Run(Table):
     name: Mapped[str] = mapped_column(unique=True)
     plan: Mapped[str]
     output: Mapped[str]
-    stages: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    stages: Mapped[list[str]] = mapped_column(ARRAY(sa.Text))
     #: Samples routed with less confidence are held.
     min_confidence: Mapped[float] = mapped_column(server_default="0")
     #: Whether only the workers of a shard's rank may take its batches.
     pin_ranks: Mapped[bool] = mapped_column(server_default="false")
-    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    created_at: Mapped[datetime] = mapped_column(server_default=sa.func.now())
     #: When the run was stopped; None for a run whose batches may be sent.
     stopped_at: Mapped[datetime | None]
 
@@ -85,7 +73,7 @@ class Shard(Table):
     __tablename__ = "shards"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
+    run_id: Mapped[int] = mapped_column(sa.ForeignKey("runs.id", ondelete="CASCADE"))
     #: Digest of what identifies the line, so that a line may move inside its plan.
     key: Mapped[str]
     dataset: Mapped[str]
@@ -98,15 +86,15 @@ class Shard(Table):
     shard_index: Mapped[int]
     num_shards: Mapped[int]
     assign_rank: Mapped[int]
-    line: Mapped[dict[str, Any]] = mapped_column(JSON)
+    line: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
     #: Samples before this index have been inserted.
     expanded_to: Mapped[int]
 
     __table_args__ = (
         # Prevents a second row for a line when its plan is captioned again.
-        UniqueConstraint("run_id", "key"),
+        sa.UniqueConstraint("run_id", "key"),
         # Prevents a cursor outside the shard.
-        CheckConstraint("expanded_to BETWEEN start_idx AND end_idx", name="expanded_to_inside"),
+        sa.CheckConstraint("expanded_to BETWEEN start_idx AND end_idx", name="expanded_to_inside"),
     )
 
 
@@ -116,7 +104,7 @@ class Batch(Table):
     __tablename__ = "batches"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    shard_id: Mapped[int] = mapped_column(ForeignKey("shards.id", ondelete="CASCADE"))
+    shard_id: Mapped[int] = mapped_column(sa.ForeignKey("shards.id", ondelete="CASCADE"))
     start_idx: Mapped[int]
     end_idx: Mapped[int]
     state: Mapped[BatchState]
@@ -127,7 +115,7 @@ class Batch(Table):
     #: Claims of the next stage that did not finish it.
     tries: Mapped[int] = mapped_column(server_default="0")
     lease_owner: Mapped[str | None]
-    lease_until: Mapped[datetime] = mapped_column(server_default=func.now())
+    lease_until: Mapped[datetime] = mapped_column(server_default=sa.func.now())
     done_count: Mapped[int] = mapped_column(server_default="0")
     failed_count: Mapped[int] = mapped_column(server_default="0")
     held_count: Mapped[int] = mapped_column(server_default="0")
@@ -135,15 +123,15 @@ class Batch(Table):
 
     __table_args__ = (
         # Prevents two producers from inserting the same samples as two batches.
-        UniqueConstraint("shard_id", "start_idx"),
+        sa.UniqueConstraint("shard_id", "start_idx"),
         # Prevents an empty batch, which would never be done.
-        CheckConstraint("end_idx > start_idx", name="not_empty"),
+        sa.CheckConstraint("end_idx > start_idx", name="not_empty"),
         # Prevents a scan of millions of done batches for ready and stale ones.
-        Index("ix_batches_open", "lease_until", postgresql_where="state <> 'done'"),
+        sa.Index("ix_batches_open", "lease_until", postgresql_where="state <> 'done'"),
         # Prevents a scan of millions of done batches for the rate of the last minutes.
-        Index("ix_batches_finished", "finished_at", postgresql_where="finished_at IS NOT NULL"),
+        sa.Index("ix_batches_finished", "finished_at", postgresql_where="finished_at IS NOT NULL"),
         # Prevents a scan at each heartbeat for the batches of its worker.
-        Index("ix_batches_owner", "lease_owner", postgresql_where="lease_owner IS NOT NULL"),
+        sa.Index("ix_batches_owner", "lease_owner", postgresql_where="lease_owner IS NOT NULL"),
     )
 
 
@@ -153,11 +141,11 @@ class Sample(Table):
     __tablename__ = "samples"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    shard_id: Mapped[int] = mapped_column(ForeignKey("shards.id", ondelete="CASCADE"))
-    batch_id: Mapped[int] = mapped_column(ForeignKey("batches.id", ondelete="CASCADE"))
+    shard_id: Mapped[int] = mapped_column(sa.ForeignKey("shards.id", ondelete="CASCADE"))
+    batch_id: Mapped[int] = mapped_column(sa.ForeignKey("batches.id", ondelete="CASCADE"))
     idx: Mapped[int]
     #: JSON instead of JSONB, which would not keep the order of keys.
-    entry: Mapped[dict[str, Any]] = mapped_column(JSON)
+    entry: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
     state: Mapped[SampleState]
     domain: Mapped[str | None]
     confidence: Mapped[float | None]
@@ -171,13 +159,13 @@ class Sample(Table):
 
     __table_args__ = (
         # Prevents two rows for one entry, and a sort at export.
-        UniqueConstraint("shard_id", "idx"),
+        sa.UniqueConstraint("shard_id", "idx"),
         # Prevents a scan when a worker loads its batch.
-        Index(None, "batch_id"),
+        sa.Index(None, "batch_id"),
         # Prevents a scan of millions of done samples for the failed ones.
-        Index("ix_samples_failed", "shard_id", "error_kind", postgresql_where="state = 'failed'"),
+        sa.Index("ix_samples_failed", "shard_id", "error_kind", postgresql_where="state = 'failed'"),
         # Prevents a failure without a reason.
-        CheckConstraint("state <> 'failed' OR error_kind IS NOT NULL", name="failed_has_kind"),
+        sa.CheckConstraint("state <> 'failed' OR error_kind IS NOT NULL", name="failed_has_kind"),
     )
 
 
@@ -190,8 +178,8 @@ class Worker(Table):
     owner: Mapped[str] = mapped_column(primary_key=True)
     #: Celery's node name, as in `celery@host`.
     node: Mapped[str]
-    started_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    started_at: Mapped[datetime] = mapped_column(server_default=sa.func.now())
+    seen_at: Mapped[datetime] = mapped_column(server_default=sa.func.now())
 
 
 class AgentResult(Table):
@@ -200,11 +188,11 @@ class AgentResult(Table):
     __tablename__ = "results"
 
     # The primary key prevents a second row for a result that is delivered twice.
-    sample_id: Mapped[int] = mapped_column(ForeignKey("samples.id", ondelete="CASCADE"), primary_key=True)
+    sample_id: Mapped[int] = mapped_column(sa.ForeignKey("samples.id", ondelete="CASCADE"), primary_key=True)
     stage: Mapped[Stage] = mapped_column(primary_key=True)
     agent: Mapped[str] = mapped_column(primary_key=True)
     text: Mapped[str]
-    data: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    data: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
     model: Mapped[str]
     workflow: Mapped[str]
     prompt_tokens: Mapped[int]
@@ -214,5 +202,5 @@ class AgentResult(Table):
     seconds: Mapped[float] = mapped_column(REAL)
     worker: Mapped[str]
     #: The agent's place in its workflow, from 0.
-    position: Mapped[int] = mapped_column(SmallInteger)
-    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    position: Mapped[int] = mapped_column(sa.SmallInteger)
+    created_at: Mapped[datetime] = mapped_column(server_default=sa.func.now())
