@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterator
 from importlib import import_module
@@ -82,8 +83,8 @@ def _contexts(
     command: click.Command, name: str = "capflow", parent: click.Context | None = None
 ) -> Iterator[click.Context]:
     """Yield the context of each command that does something; an alias is left out."""
-    context = click.Context(command, parent=parent, info_name=name, max_content_width=_WIDTH)
-    context.terminal_width = _WIDTH
+    size = {"terminal_width": _WIDTH, "max_content_width": _WIDTH}
+    context = click.Context(command, parent, name, **{**command.context_settings, **size})
     if not isinstance(command, click.Group):
         yield context
         return
@@ -97,7 +98,7 @@ def _contexts(
 
 def _help(context: click.Context) -> str:
     """Return the help without the list of settings, which has a page of its own."""
-    return context.command.get_help(context).partition("\n  Settings (environment):")[0].rstrip()
+    return re.sub(r"\nSettings \(environment\):\n(  .*\n?)+", "", context.get_help() + "\n").rstrip()
 
 
 def _default(value: Any) -> str:

@@ -95,6 +95,7 @@ install_torch
 install --no-deps -r "$lock"
 make_torch_importable
 make_torchvision_importable
+"$python" -m pip uninstall --quiet --yes capflow 2>/dev/null || true # the distribution's earlier name
 install --no-deps --no-build-isolation -e .
 echo "$wanted" >"$venv/.capflow-setup"
 say "ready after $SECONDS s"
