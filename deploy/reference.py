@@ -21,8 +21,8 @@ _WIDTH = 110
 _SETTINGS_HEAD = """# Settings
 
 Everything is set by environment variables. A worker reads them when it starts, a command when it runs. Set
-the same ones for all of a fleet. Mappings are JSON objects. A misspelt `CAPFLOW_*` variable is refused with
-the nearest right name.
+the same ones for all of a fleet. Mappings are JSON objects. A `CAPFLOW_*` variable that resembles one of
+these is refused with the right name; other names with the prefix are left alone.
 
 | variable | meaning | default |
 |---|---|---|
