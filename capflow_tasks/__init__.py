@@ -1,1 +1,1 @@
-"""Capflow's fleet: state, engine, stages. `celery -A capflow_tasks` finds the application in `celery.py`."""
+"""Capflow's workers; `celery -A capflow_tasks` finds their application in `celery.py`."""

@@ -91,8 +91,8 @@ def media_of(entry: JsonObject, modality: Modality) -> tuple[tuple[Modality, str
     keys = _KEYS[modality]
     media = [(kind, path) for kind, key in keys for path in _paths(entry, key)]
     if not media:
-        looked_for = ", ".join(f'"{key}"' for _, key in keys)
-        raise BadEntry(f"the entry names no media; looked for {looked_for}, each a path or a list of paths")
+        expected = ", ".join(f'"{key}"' for _, key in keys)
+        raise BadEntry(f"the entry names no media; expected {expected} with a path or a list of paths")
     return tuple(dict.fromkeys(media))
 
 

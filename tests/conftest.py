@@ -1,7 +1,4 @@
-"""What the rings share: embedded services once per session, an empty database and broker per test.
-
-A test that asks for none of it needs no service; the unit ring does not.
-"""
+"""Fixtures for all tests: embedded services once per session, an empty database and broker per test."""
 
 from __future__ import annotations
 
@@ -35,7 +32,7 @@ Eventually = Callable[..., None]
 
 @pytest.fixture(scope="session")
 def services_home() -> Iterator[Path]:
-    """Not below pytest's own folder: PostgreSQL runs as another user than root, who may not look in there."""
+    """A folder outside pytest's own, which PostgreSQL's user may not enter when tests run as root."""
     with tempfile.TemporaryDirectory(prefix="capflow-tests-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
@@ -65,7 +62,7 @@ NewDatabase = Callable[[], AbstractContextManager[str]]
 
 @pytest.fixture(scope="session")
 def new_database(postgres_url: str, template_url: str) -> NewDatabase:
-    """Makes migrated databases that nobody else uses."""
+    """Make migrated databases, each for one user."""
 
     @contextmanager
     def make() -> Iterator[str]:

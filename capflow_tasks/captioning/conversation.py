@@ -102,11 +102,7 @@ class Conversation:
             return []
         spans = self._spans(agent)
         turns = [
-            _Turn(
-                agent=replace(agent, name=f"{agent.name}{WINDOW_MARK}{span}"),
-                span=span,
-                window=window_text(number, spans),
-            )
+            _Turn(replace(agent, name=f"{agent.name}{WINDOW_MARK}{span}"), span, window_text(number, spans))
             for number, span in enumerate(spans)
         ]
         return [turn for turn in turns or [_Turn(agent)] if turn.agent.name not in answers]

@@ -9,14 +9,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from time import monotonic
 
+import tenacity
 from sqlalchemy.exc import OperationalError
-from tenacity import (
-    Retrying,
-    before_sleep_log,
-    retry_if_exception_type,
-    stop_after_delay,
-    wait_random_exponential,
-)
 
 from capflow_tasks.captioning.admission import BatchLimit, SharedOrAlone
 from capflow_tasks.captioning.conversation import Conversation
@@ -41,7 +35,7 @@ class NotFinished(StrEnum):
 
     #: The batch was tried too often and is two batches now.
     SPLIT = "split"
-    #: The lease ran out and another worker has the batch; nothing was written.
+    #: Another worker has the batch, or its run was deleted; nothing was written.
     LEASE_LOST = "lease lost"
 
 
@@ -68,11 +62,11 @@ class StageRunner:
         #: One per engine.
         self._limits = {id(engine): BatchLimit(cache_tokens_of(engine)) for engine in engines.values()}
         #: Calls the store, again and again while the database is away.
-        self._patiently = Retrying(
-            retry=retry_if_exception_type(OperationalError),
-            stop=stop_after_delay(settings.database_seconds),
-            wait=wait_random_exponential(0.2, max=5),
-            before_sleep=before_sleep_log(log, logging.WARNING),
+        self._patiently = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(OperationalError),
+            stop=tenacity.stop_after_delay(settings.database_seconds),
+            wait=tenacity.wait_random_exponential(0.2, max=5),
+            before_sleep=tenacity.before_sleep_log(log, logging.WARNING),
             reraise=True,
         )
 
@@ -108,7 +102,7 @@ class StageRunner:
             self._give_back(claim, error)
             raise
         if not self._finish(claim, outcomes):
-            log.warning("batch %s: the lease of %s went to another worker", claim.batch_id, claim.stage)
+            log.warning("batch %s: the lease of %s is lost; nothing is written", claim.batch_id, claim.stage)
             metrics.count_end(claim.stage, "lost")
             return NotFinished.LEASE_LOST
         limit = self._limits[id(self._engines[claim.stage])]

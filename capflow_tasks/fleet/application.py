@@ -72,7 +72,6 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "worker_prefetch_multiplier": 0,
         "worker_disable_prefetch": True,
         "worker_direct": True,
-        "worker_enable_remote_control": True,
         "worker_send_task_events": True,
         # Read by the worker's drain step.
         "capflow_drain_seconds": settings.drain_seconds,
@@ -94,10 +93,6 @@ def _configuration(settings: Settings) -> dict[str, Any]:
             "interval_step": 0.5,
             "interval_max": 5,
         },
-        "accept_content": ["json"],
-        "task_serializer": "json",
-        "event_serializer": "json",
-        "result_serializer": "json",
     }
 
 

@@ -23,14 +23,7 @@ from capflow_tasks.captioning.heartbeat import Heartbeat
 from capflow_tasks.captioning.stages import StageRunner
 from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.engine.interface import Engine, EngineState, build_engine, state_of
-from capflow_tasks.errors import (
-    EXIT_OK,
-    EXIT_RESTART,
-    WORKER_ERROR_MARK,
-    CapflowError,
-    ServiceError,
-    redacted,
-)
+from capflow_tasks.errors import EXIT_RESTART, WORKER_ERROR_MARK, CapflowError, ServiceError, redacted
 from capflow_tasks.fleet.application import shared_queue
 from capflow_tasks.fleet.embedded import database_url
 from capflow_tasks.fleet.vitals import vitals
@@ -231,7 +224,7 @@ def _exit_now() -> None:
     log.warning("not drained in time; the batches that are left are given back")
     if vitals.heartbeat is not None:
         vitals.heartbeat.resign()
-    os._exit(EXIT_OK)
+    os._exit(0)
 
 
 def _call_after(seconds: float, call: Callable[[], None]) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import socket
-import socketserver
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+from socketserver import ThreadingTCPServer
 from threading import Thread
 from typing import Any
 from urllib.parse import urlsplit
@@ -67,18 +67,15 @@ class WebPages:
         self._server.server_close()
 
 
-class _Server(ThreadingHTTPServer):
+class _Server(ThreadingTCPServer):
+    # Not an HTTPServer, which asks DNS for this host's name, for seconds at times.
+    allow_reuse_address = True
     daemon_threads = True
 
     def __init__(self, host: str, port: int, pages: Mapping[str, MakePage]) -> None:
         self.pages = pages
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), _Handler)
-
-    def server_bind(self) -> None:
-        # HTTPServer's method asks DNS for this host's name, which may take seconds.
-        socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = "", self.server_address[1]
 
     def handle_error(self, *_: Any) -> None:
         # A client that disconnects early is not an error.

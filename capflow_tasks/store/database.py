@@ -85,9 +85,19 @@ def _upgrade(engine: Engine) -> None:
     with engine.begin() as connection:
         if revision_of(connection) == SCHEMA_REVISION:
             return
+        # Imported here because Alembic takes half a second, and there is rarely anything to migrate.
+        from alembic import command
+        from alembic.util.exc import CommandError
+
         # Processes that start together migrate one after the other.
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7321405)")
-        migrate(connection)
+        try:
+            command.upgrade(alembic_config(connection), "head")
+        except CommandError as error:
+            url = shown(str(engine.url))
+            raise ServiceError(
+                f"the database {url} was made by a newer Capflow: {error}; upgrade this one"
+            ) from error
 
 
 def revision_of(connection: Connection) -> str | None:
@@ -106,33 +116,15 @@ def unreachable(engine: Engine, error: OperationalError) -> ServiceError:
     )
 
 
-_PACKAGE = Path(__file__).parent.parent
-
-
-def migrate(connection: Connection) -> None:
-    """Migrate the schema to its newest revision. Raises ServiceError when a newer Capflow made it."""
-    # Imported here because Alembic takes half a second, and there is rarely anything to migrate.
-    from alembic import command
-    from alembic.util.exc import CommandError
-
-    try:
-        command.upgrade(alembic_config(connection), "head")
-    except CommandError as error:
-        url = shown(str(connection.engine.url))
-        raise ServiceError(f"a newer Capflow made the database {url}: {error}; upgrade this one") from error
-
-
 def alembic_config(connection: Connection) -> Config:
     from alembic.config import Config
 
+    # A wheel has the migrations inside the package, a checkout has them beside it.
+    package = Path(__file__).parent.parent
+    packaged = package / "migrations"
     config = Config()
-    config.set_main_option("script_location", str(_scripts()))
+    scripts = packaged if packaged.is_dir() else package.parent / "migrations"
+    config.set_main_option("script_location", str(scripts))
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection
     return config
-
-
-def _scripts() -> Path:
-    """Return the migrations' folder: in the package when installed, beside it in a checkout."""
-    packaged = _PACKAGE / "migrations"
-    return packaged if packaged.is_dir() else _PACKAGE.parent / "migrations"

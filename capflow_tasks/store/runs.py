@@ -44,7 +44,7 @@ class RunStore:
         *,
         pin_ranks: bool = False,
     ) -> int:
-        """Insert the run of this name, or sa.update it and let it go on if it was stopped; return its id."""
+        """Insert the run of this name, or update it and let it go on if it was stopped; return its id."""
         values = {
             "plan": plan,
             "output": output,

@@ -39,7 +39,7 @@ def test_the_migrations_make_what_the_models_say(engine: Engine) -> None:
         command.check(alembic_config(connection))
 
 
-def test_the_newest_migration_is_the_one_that_is_looked_for(engine: Engine) -> None:
+def test_the_newest_migration_is_the_expected_revision(engine: Engine) -> None:
     with engine.connect() as connection:
         scripts = ScriptDirectory.from_config(alembic_config(connection))
 

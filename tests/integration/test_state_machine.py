@@ -1,4 +1,4 @@
-"""The state machine, driven through random interleavings of what producers, workers and accidents do."""
+"""Random interleavings of what producers, workers, commands and accidents do to the state machine."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ endings = st.lists(st.sampled_from([None, None, None, RequestTimeout, MediaMissi
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A doorbell in the broker: the rest of a chain, from this stage on."""
+    """A message in the broker: the rest of a chain, from this stage on."""
 
     batch_id: int
     stage: Stage
@@ -62,7 +62,7 @@ class Running:
 
 
 class FleetMachine(RuleBasedStateMachine):
-    """Any process may stop between any two statements; every statement is the store's own."""
+    """Any process may stop between any two statements, which are all the store's."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__()
@@ -82,7 +82,9 @@ class FleetMachine(RuleBasedStateMachine):
 
     @rule(size=st.integers(1, 4), is_late=st.booleans())
     def expand(self, size: int, is_late: bool) -> None:
-        cursor = self.runs.cursor(self.shard_id)
+        with self.engine.connect() as connection:
+            expanded = text("SELECT expanded_to FROM shards WHERE id = :shard")
+            cursor = connection.execute(expanded, {"shard": self.shard_id}).scalar_one()
         end = min(cursor + size, SAMPLES)
         if cursor == SAMPLES:
             return
@@ -191,11 +193,11 @@ class FleetMachine(RuleBasedStateMachine):
         assert not self.ask("SELECT s.id FROM samples s JOIN batches b ON b.id = s.batch_id", strays)
 
     def teardown(self) -> None:
-        """Whatever happened: from here a fleet without accidents brings everything to its end."""
+        """Whatever happened, a fleet without accidents finishes everything."""
         self.start_run()
-        while self.runs.cursor(self.shard_id) < SAMPLES:
+        for _ in range(SAMPLES):
             self.expand(size=4, is_late=False)
-        # The messages and claims of before may come to nothing.
+        # Earlier messages and claims may be lost.
         self.messages.clear()
         for _ in range(2):
             self.let_leases_run_out()
@@ -211,17 +213,17 @@ class FleetMachine(RuleBasedStateMachine):
         assert self.done == {sample for sample in self.done if self.has_all(sample)}
 
     def take(self, message: Message, owner: str) -> None:
-        """What a worker does with a message: begin, end the chain, or let it go on."""
+        """Do what a worker does with a message: start the stage, end the chain or let it go on."""
         claim = self.batches.claim(message.batch_id, message.stage, owner, 60)
         if isinstance(claim, Claim):
             assert claim.attempt > self.newest.get(claim.batch_id, 0)
             self.newest[claim.batch_id] = claim.attempt
             self.running.append(Running(claim, self.batches.pending_samples(claim.batch_id)))
         elif claim is NotClaimed.PASSED:
-            self.ring_for_next(message)
+            self.send_next(message)
 
     def end(self, running: Running, ends: Sequence[type[SampleError] | None], *, stays: bool) -> None:
-        """What a worker does at the end of a stage; nothing may come of an old claim."""
+        """Do what a worker does at the end of a stage; an old claim must write nothing."""
         claim = running.claim
         outcomes = [
             self.outcome(sample, claim.stage, error)
@@ -233,9 +235,9 @@ class FleetMachine(RuleBasedStateMachine):
             # An answer that was there already would have been asked for again.
             assert not answered & self.written
             self.written |= answered
-            self.ring_for_next(Message(claim.batch_id, claim.stage))
+            self.send_next(Message(claim.batch_id, claim.stage))
 
-    def ring_for_next(self, message: Message) -> None:
+    def send_next(self, message: Message) -> None:
         if following := stage_after(message.stage, STAGES):
             self.messages.append(Message(message.batch_id, following))
 

@@ -1,4 +1,4 @@
-"""How new samples come in: whatever they hold, and when the server goes away under them."""
+"""Inserting new samples: awkward contents, and a server that goes away."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_entries_and_reasons_come_out_as_they_went_in(engine: Engine) -> None:
     assert failed.failure.message == reason.replace("\ud83d", "?")
 
 
-def test_a_server_that_goes_away_in_the_middle_is_told_as_such_and_nothing_is_half_done(
+def test_a_server_that_goes_away_in_the_middle_is_reported_and_nothing_is_half_done(
     engine: Engine,
 ) -> None:
     fleet = Fleet(engine, some_entries(1))

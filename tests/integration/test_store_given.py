@@ -1,4 +1,4 @@
-"""Samples that bring results of their own, and shards that are known by what their file holds."""
+"""Samples that bring results along, and shards with a version of their file."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_another_version_is_another_shard_and_the_old_one_is_forgotten(engine: E
 
     assert (new.id != old.id, same.id) == (True, kept.id)
     assert views.open_batches(run_id) == [kept_batch]
-    # Whoever is at a forgotten batch finds it gone, and its message leads nowhere.
+    # A worker with a forgotten batch finds it gone, and its message leads to nothing.
     assert not batches.finish_stage(claim, [], handoff_seconds=60, retry=RETRY)
     assert not isinstance(batches.claim(old_batch, Stage.SCORE, "worker", 60), Claim)
     with engine.connect() as connection:

@@ -16,7 +16,7 @@ QUEUES = dict.fromkeys(Stage, "gpu") | {Stage.SCORE: "judge"}
 
 
 def route(router: StageRouter, task: str, **headers: Any) -> dict[str, Any]:
-    """What Celery is told of a message, asked as Celery asks."""
+    """Call the router as Celery does."""
     return router(task, (), {"batch_id": 1}, {"headers": headers}, None) or {}
 
 

@@ -1,3 +1,5 @@
+"""What is asked about a sample in one stage, and what becomes of the answers."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -54,7 +56,7 @@ def completion(text: str, **changes: Any) -> Completion:
 
 
 def finish(conversation: Conversation) -> Conversation:
-    """Ask and answer until nobody has anything left to say."""
+    """Ask and answer until no call is left."""
     while calls := conversation.calls():
         for call, answer in zip(
             calls, ScriptedEngine().generate([call.request for call in calls]), strict=True

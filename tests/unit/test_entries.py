@@ -45,7 +45,7 @@ def test_an_entry_with_pictures_and_videos_gives_both_the_shards_modality_first(
 @pytest.mark.parametrize(
     ("entry", "reason"),
     [
-        ({}, 'the entry names no media; looked for "image", "images", "video", "videos", each a path or'),
+        ({}, 'the entry names no media; expected "image", "images", "video", "videos" with a path or'),
         ({"image": " ", "videos": []}, "the entry names no media"),
         ({"image": 7}, '"image" is a number; write a path or a list of paths'),
         ({"image": {"path": "a.jpg"}}, '"image" is an object; write a path'),

@@ -1,4 +1,4 @@
-"""What a log tells, and what it keeps to itself."""
+"""Log formats, and passwords in logs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dashboard and alerts name what there is: a metric that was renamed leaves no panel empty."""
+"""Dashboard and alerts use metrics that exist: renaming one leaves no panel empty."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ALERTS = [
 ]
 
 
-#: Whoever asks, and what.
+#: Titles of panels and names of alerts, with their expressions.
 ASKED = [
     *((panel["title"], target["expr"]) for panel in PANELS for target in panel.get("targets", ())),
     *((rule["alert"], rule["expr"]) for rule in ALERTS),
@@ -65,7 +65,7 @@ def test_every_metric_that_is_asked_for_exists(asker: str, expression: str) -> N
     assert asked - names_of_workers() - names_of_the_fleet() - names_of_vllm() == set()
 
 
-def test_every_metric_of_a_worker_and_of_the_fleet_is_looked_at_by_somebody() -> None:
+def test_every_metric_of_a_worker_and_of_the_fleet_is_on_a_panel_or_in_an_alert() -> None:
     asked = {name for _, expression in ASKED for name in NAME.findall(expression)}
     # What a histogram is asked for in one way, it need not be in all.
     unseen = {re.sub(r"_(bucket|count|sum)$", "", name) for name in names_of_workers() | names_of_the_fleet()}
@@ -86,6 +86,6 @@ def test_no_panel_lies_on_another() -> None:
     assert len({panel["id"] for panel in PANELS}) == len(PANELS)
     places = [panel["gridPos"] for panel in PANELS]
     for above, below in pairwise(places):
-        is_beside = below["y"] == above["y"] and below["x"] >= above["x"] + above["w"]
-        assert is_beside or below["y"] >= above["y"] + above["h"]
+        is_right_of = below["y"] == above["y"] and below["x"] >= above["x"] + above["w"]
+        assert is_right_of or below["y"] >= above["y"] + above["h"]
         assert below["x"] + below["w"] <= 24

@@ -1,3 +1,5 @@
+"""Which stage follows which."""
+
 from __future__ import annotations
 
 import pytest
