@@ -14,23 +14,7 @@ import click
 
 from capflow_tasks.errors import SampleError, UserError
 from capflow_tasks.records import Stage
-from producer.cli.options import (
-    ANY_PATH,
-    FILE,
-    FOLDER,
-    Command,
-    Decorator,
-    combined,
-    flag,
-    json_option,
-    nearest,
-    open_run,
-    option,
-    output_option,
-    print_json,
-    processes_option,
-    run_argument,
-)
+from producer.cli import options as cli
 
 if TYPE_CHECKING:
     from producer.scoring.summary import ScoreSummary
@@ -40,19 +24,23 @@ if TYPE_CHECKING:
 #: Characters per line where stdout is not a terminal.
 _PLAIN_WIDTH = 120
 
-batch_size_option = option(
+batch_size_option = cli.option(
     "--batch-size SAMPLES",
-    "Size of a batch, which goes through all stages as one chain.",
+    "Samples in one batch, which goes through all stages as one chain.",
     8,
     click.IntRange(1, 1024),
 )
-window_option = option(
+window_option = cli.option(
     "--window BATCHES", "Most batches in flight, over all workers.", 256, click.IntRange(1)
 )
 
 
-def parse_stages(value: str) -> tuple[Stage, ...]:
+def _parse_stages(
+    context: click.Context, option: click.Parameter, value: str | None
+) -> tuple[Stage, ...] | None:
     """Return the stages of a comma-separated list, in the order in which they run."""
+    if value is None:
+        return None
     words = {word.strip() for word in value.split(",") if word.strip()}
     if unknown := words - set(Stage):
         raise click.BadParameter(f"{', '.join(sorted(unknown))}; choose from {', '.join(Stage)}")
@@ -65,52 +53,45 @@ def _check_kinds(context: click.Context, option: click.Parameter, kinds: tuple[s
     known = [kind.kind for base in SampleError.__subclasses__() for kind in base.__subclasses__()]
     for kind in kinds:
         if kind not in known:
-            raise click.BadParameter(f"no failure is of kind {kind!r}; {nearest(kind, known)}")
+            raise click.BadParameter(f"no failure is of kind {kind!r}; {cli.nearest(kind, known)}")
     return kinds
 
 
-def _run_options(*, has_defaults: bool) -> Decorator:
+def _run_options(*, has_defaults: bool) -> cli.Decorator:
     """Return the options of a run; without defaults, None stands for what the run was started with."""
 
     def default(value: Any) -> dict[str, Any]:
         return {"default": value} if has_defaults else {"show_default": "as for the run"}
 
-    def parse(
-        context: click.Context, option: click.Parameter, stages: str | None
-    ) -> tuple[Stage, ...] | None:
-        return None if stages is None else parse_stages(stages)
-
     name_default = "from the plan's path" if has_defaults else "RUN"
-    confidence = (
-        "Hold back samples routed with a lower probability, in *.held.jsonl, until a run asks for less."
-    )
-    return combined(
-        output_option("Folder of the caption files.", "OUTPUT", **default("Output/Caption")),
+    confidence = "Hold back samples routed with less, in *.held.jsonl, until a run asks for less."
+    return cli.combined(
+        cli.output_option("Folder of the caption files.", "OUTPUT", **default("Output/Caption")),
         batch_size_option,
         window_option,
-        option("--run", "Name of the run; the same name continues it.", show_default=name_default),
-        option(
+        cli.option("--run", "Name of the run; the same name continues it.", show_default=name_default),
+        cli.option(
             "--stages",
             "Stages to run, separated by commas; a later run with more of them continues this one.",
-            callback=parse,
+            callback=_parse_stages,
             **default(",".join(Stage)),
         ),
-        option("--min-confidence", confidence, kind=click.FloatRange(0, 1), **default(0.0)),
-        option(
+        cli.option("--min-confidence", confidence, kind=click.FloatRange(0, 1), **default(0.0)),
+        cli.option(
             "--pin-ranks",
             "Send a shard only to workers of its assign_rank (celery ... worker -Q gpu.rank4).",
             is_flag=True,
             **default(False),
         ),
-        json_option(),
+        cli.json_option(),
     )
 
 
-@click.command(cls=Command, exit_codes=(0, 1, 2, 3, 4, 130), shows_settings=True)
-@click.argument("plan", type=ANY_PATH, required=False)
+@click.command(cls=cli.Command, exit_codes=(0, 1, 2, 3, 4, 130), shows_settings=True)
+@click.argument("plan", type=cli.ANY_PATH, required=False)
 @_run_options(has_defaults=True)
-@flag("--dry-run", "Check the plan and count its samples; send nothing.")
-@flag("--reconcile", "Without PLAN: resend batches that runs lost, until stopped.")
+@cli.flag("--dry-run", "Check the plan and count its samples; send nothing.")
+@cli.flag("--reconcile", "Without PLAN: resend batches that runs lost, until stopped.")
 def caption(plan: Path | None, as_json: bool, dry_run: bool, reconcile: bool, **options: Any) -> None:
     """Caption every sample of the split plan PLAN and write the caption files.
 
@@ -144,16 +125,10 @@ def caption(plan: Path | None, as_json: bool, dry_run: bool, reconcile: bool, **
     finish(summary, as_json)
 
 
-@click.command(cls=Command, exit_codes=(0, 1, 2, 3, 4, 130))
-@run_argument
-@click.option(
-    "--kind",
-    "kinds",
-    multiple=True,
-    callback=_check_kinds,
-    help="Only failures of this kind, as in the failed files; repeatable.",
-)
-@click.option("--domain", "domains", multiple=True, help="Only samples of this domain; repeatable.")
+@click.command(cls=cli.Command, exit_codes=(0, 1, 2, 3, 4, 130))
+@cli.run_argument
+@cli.repeatable("--kind kinds", "Only failures of this kind, as in the failed files", _check_kinds)
+@cli.repeatable("--domain domains", "Only samples of this domain")
 @_run_options(has_defaults=False)
 def retry(
     run_or_plan: str, as_json: bool, kinds: tuple[str, ...], domains: tuple[str, ...], **options: Any
@@ -177,13 +152,13 @@ def retry(
 
 def _as_started(run_or_plan: str, options: dict[str, Any]) -> dict[str, Any]:
     """Return the options, filled up with what the run was started with."""
-    with open_run(options["run"] or run_or_plan) as (run, _):
+    with cli.open_run(options["run"] or run_or_plan) as (run, _):
         pass
     plan = Path(run_or_plan) if Path(run_or_plan).is_file() else Path(run.plan)
     if plan.is_dir():
         raise UserError(f"run {run.name} scores {plan}; `capflow score {plan}` tries its failures again")
     kept = {name: getattr(run, name) for name in ("stages", "min_confidence", "pin_ranks")}
-    given = {name: value for name, value in options.items() if value is not None}
+    given = {name: value for name, value in options.items() if value not in (None, False)}
     return {"plan": plan, "run": run.name, "output": Path(run.output)} | kept | given
 
 
@@ -192,7 +167,7 @@ def finish(summary: Summary | ScoreSummary, as_json: bool) -> NoReturn:
     from rich.console import Console
 
     if as_json:
-        print_json(summary.as_json())
+        cli.print_json(summary.as_json())
     else:
         summary.show(Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH))
     for problem in summary.problems:
@@ -221,27 +196,24 @@ def stop_on_signals() -> Iterator[Event]:
             signal.signal(number, handler)
 
 
-@click.command(cls=Command, exit_codes=(0, 1, 2, 3, 130), shows_settings=True)
-@click.argument("folder", type=FOLDER)
-@option(
+@click.command(cls=cli.Command, exit_codes=(0, 1, 2, 3, 130), shows_settings=True)
+@click.argument("folder", type=cli.FOLDER)
+@cli.option(
     "--root",
     "Folder that the media paths of the records start from.",
     kind=click.Path(path_type=Path, file_okay=False, exists=True),
     show_default="that of --plan",
 )
-@option("--plan", "Split plan that names root and task of each dataset, instead of --root.", kind=FILE)
-@output_option("Folder of the scored files.", "SCORED", show_default="FOLDER")
+@cli.option(
+    "--plan", "Split plan that names root and task of each dataset, instead of --root.", kind=cli.FILE
+)
+@cli.output_option("Folder of the scored files.", "SCORED", show_default="FOLDER")
 @batch_size_option
 @window_option
-@option(
-    "--run",
-    "Name of the scoring; the same name continues it.",
-    variable="SCORE_RUN",
-    show_default="from FOLDER's path",
-)
-@processes_option("Caption files scanned", "SCORE_PROCESSES")
-@flag("--dry-run", "Count the records without scores; send nothing.")
-@json_option()
+@cli.option("--run", "Name; the same continues it.", variable="SCORE_RUN", show_default="from FOLDER's path")
+@cli.processes_option("Caption files scanned", "SCORE_PROCESSES")
+@cli.flag("--dry-run", "Count the records without scores; send nothing.")
+@cli.json_option()
 def score(as_json: bool, dry_run: bool, **options: Any) -> None:
     """Score the captions in FOLDER's Rank*_node*_*.jsonl that have no valid scores yet.
 

@@ -10,29 +10,29 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from capflow_tasks.errors import EXIT_USAGE, WorkflowError
-from producer.cli.options import ANY_PATH, Command, Group, json_option, option, print_json
+from producer.cli import options as cli
 
 if TYPE_CHECKING:
     from capflow_tasks.domains.catalogue import Agent, Catalogue, Domain
     from producer.domains import Prompt
 
 
-_folder_option = option(
+_folder_option = cli.option(
     "--domains folder",
     "Folder of domain files that override or add to the nine.",
-    kind=ANY_PATH,
+    kind=cli.ANY_PATH,
     variable="DOMAINS",
 )
 
 
-@click.group(cls=Group)
+@click.group(cls=cli.Group)
 def domains() -> None:
     """List domains, show their agents and prompts, and check your own domain files."""
 
 
-@domains.command(name="list", cls=Command, exit_codes=(0, 2))
+@domains.command(name="list", cls=cli.Command, exit_codes=(0, 2))
 @_folder_option
-@json_option("a JSON list with an object per domain")
+@cli.json_option("a JSON list with an object per domain")
 def list_domains(folder: Path | None, as_json: bool) -> None:
     """List every domain with its agents by stage: "perceive > reason > summarize > score".
 
@@ -42,7 +42,7 @@ def list_domains(folder: Path | None, as_json: bool) -> None:
     """
     catalogue = _catalogue(folder)
     if as_json:
-        print_json([_summary(domain) for domain in catalogue.domains])
+        cli.print_json([_summary(domain) for domain in catalogue.domains])
         return
     width = max(len(domain.name) for domain in catalogue.domains)
     for domain in catalogue.domains:
@@ -50,17 +50,17 @@ def list_domains(folder: Path | None, as_json: bool) -> None:
         click.echo(f"{domain.name:<{width}}  {domain.modality}  {_agents_by_stage(domain)}{also}")
 
 
-@domains.command(cls=Command, exit_codes=(0, 2))
+@domains.command(cls=cli.Command, exit_codes=(0, 2))
 @click.argument("name")
 @click.option(
     "--render",
     "sample",
-    type=ANY_PATH,
+    type=cli.ANY_PATH,
     metavar="FILE",
     help="Show the prompts as the model would get them for this picture or video, instead of the templates.",
 )
 @_folder_option
-@json_option("the domain as one JSON object, with its prompts if --render is given")
+@cli.json_option("the domain as one JSON object, with its prompts if --render is given")
 def show(name: str, sample: Path | None, folder: Path | None, as_json: bool) -> None:
     """Show the domain NAME (or an alias of it): its agents, what each sees, and its prompts.
 
@@ -78,7 +78,7 @@ def show(name: str, sample: Path | None, folder: Path | None, as_json: bool) -> 
     prompts = _prompts(catalogue, domain, sample) if sample else []
     if as_json:
         rendered = {"prompts": [_prompt_object(prompt) for prompt in prompts]} if sample else {}
-        print_json({**asdict(domain), **rendered})
+        cli.print_json({**asdict(domain), **rendered})
         return
     _show_domain(domain)
     texts = map(_prompt_text, prompts) if sample else map(_template_text, domain.agents)
@@ -86,9 +86,9 @@ def show(name: str, sample: Path | None, folder: Path | None, as_json: bool) -> 
         click.echo(f"\n{text}")
 
 
-@domains.command(cls=Command, exit_codes=(0, 2))
-@click.argument("folder", type=ANY_PATH)
-@json_option("the problems as one JSON object")
+@domains.command(cls=cli.Command, exit_codes=(0, 2))
+@click.argument("folder", type=cli.ANY_PATH)
+@cli.json_option("the problems as one JSON object")
 def check(folder: Path, as_json: bool) -> None:
     """Report every problem of the domain files in FOLDER; exit with code 2 if there is any.
 
@@ -100,7 +100,7 @@ def check(folder: Path, as_json: bool) -> None:
 
     faults = folder_faults(folder)
     if as_json:
-        print_json({"folder": str(folder), "problems": faults})
+        cli.print_json({"folder": str(folder), "problems": faults})
         click.get_current_context().exit(EXIT_USAGE if faults else 0)
     if faults:
         raise WorkflowError("\n".join(faults))

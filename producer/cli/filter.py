@@ -8,16 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from producer.cli.options import (
-    FOLDER,
-    Command,
-    json_option,
-    minimum_options,
-    minimums_of,
-    option,
-    output_option,
-    print_json,
-)
+from producer.cli import options as cli
 
 if TYPE_CHECKING:
     from producer.filtering import FilterCounts, FilterResult
@@ -29,18 +20,18 @@ _SHOWN_INVALID = 10
 _LINE_SECONDS = 5.0
 
 
-@click.command(cls=Command, exit_codes=(0, 2, 3, 130))
-@click.argument("folder", type=FOLDER, required=False)
-@option(
+@click.command(cls=cli.Command, exit_codes=(0, 2, 3, 130))
+@click.argument("folder", type=cli.FOLDER, required=False)
+@cli.option(
     "--data-folder",
     "Folder of the caption files, Rank*_node*_*.jsonl, if FOLDER is not given.",
     "Output/Caption",
-    FOLDER,
+    cli.FOLDER,
     variable="OUTPUT",
 )
-@minimum_options
-@output_option("Folder of the folders kept and rejected.", "FILTERED", show_default="FOLDER")
-@json_option("the counts as one JSON object")
+@cli.minimum_options
+@cli.output_option("Folder of the folders kept and rejected.", "FILTERED", show_default="FOLDER")
+@cli.json_option("the counts as one JSON object")
 def filter(  # noqa: A001
     folder: Path | None,
     data_folder: Path,
@@ -69,12 +60,12 @@ def filter(  # noqa: A001
     folder = folder or data_folder
     catalogue = load_catalogue(read_settings().domains)
     rubrics = Rubrics(catalogue)
-    minimums = minimums_of(catalogue, rubrics, asked)
+    minimums = cli.minimums_of(catalogue, rubrics, asked)
     messages = _Messages()
     result = Filter(minimums, rubrics, output or folder, messages.invalid).run(folder, messages.progress)
     messages.finish()
     if as_json:
-        print_json(_as_json(result))
+        cli.print_json(_as_json(result))
     else:
         _show(result)
 

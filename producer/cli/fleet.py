@@ -8,29 +8,29 @@ from typing import TYPE_CHECKING
 
 import click
 
-from producer.cli.options import EXISTING_FILE, FOLDER, Command, Group, flag, json_option, option, print_json
+from producer.cli import options as cli
 
 if TYPE_CHECKING:
     from producer.doctor.findings import Finding
 
 
 @click.command(
-    cls=Command,
+    cls=cli.Command,
     exit_codes=(0, 1, 2, 3),
     exit_meanings={0: "nothing fails, though there may be warnings", 1: "a check fails"},
 )
-@option(
-    "--plan", "Check the media of this plan too: every root, and a sample of the files.", kind=EXISTING_FILE
+@cli.option(
+    "--plan", "Check the media of this plan: its roots and a sample of its files.", kind=cli.EXISTING_FILE
 )
-@option("-o --output", "Folder of the caption files, for its free space.", "Output/Caption", FOLDER)
-@option(
+@cli.option("-o --output", "Folder of the caption files, for its free space.", "Output/Caption", cli.FOLDER)
+@cli.option(
     "--timeout SECONDS timeout_seconds",
     "How long workers may take to answer.",
     2.0,
     click.FloatRange(0.1, 60),
-    variable="DOCTOR_TIMEOUT",
+    "DOCTOR_TIMEOUT",
 )
-@json_option("all findings as one JSON object")
+@cli.json_option("all findings as one JSON object")
 @click.pass_context
 def doctor(
     context: click.Context, plan: Path | None, output: Path, timeout_seconds: float, as_json: bool
@@ -59,7 +59,7 @@ def doctor(
         listed = [
             {key: value for key, value in asdict(each).items() if key != "is_service"} for each in findings
         ]
-        print_json({"exit_code": code, "findings": listed})
+        cli.print_json({"exit_code": code, "findings": listed})
     context.exit(code)
 
 
@@ -68,23 +68,19 @@ def _line(finding: Finding) -> str:
     return f"{finding.level.upper():<4}  {finding.check:<13}  {finding.said}{remedy}"
 
 
-@click.command(cls=Command, exit_codes=(0, 2, 3))
-@option(
-    "--port",
-    "Port to serve on; 0 for any free one.",
-    9399,
-    click.IntRange(0, 65535),
-    variable="EXPORTER_PORT",
+@click.command(cls=cli.Command, exit_codes=(0, 2, 3))
+@cli.option(
+    "--port", "Port to serve on; 0 for any free one.", 9399, click.IntRange(0, 65535), "EXPORTER_PORT"
 )
-@option("--host", "Address to serve on.", "0.0.0.0", variable="METRICS_HOST")
-@option(
+@cli.option("--host", "Address to serve on.", "0.0.0.0", variable="METRICS_HOST")
+@cli.option(
     "--cache-seconds SECONDS",
     "How long an answer is served again; longer where reading the database takes long.",
     5.0,
     click.FloatRange(0),
-    variable="EXPORTER_CACHE_SECONDS",
+    "EXPORTER_CACHE_SECONDS",
 )
-@flag("--once", "Print the metrics and exit.")
+@cli.flag("--once", "Print the metrics and exit.")
 def metrics(port: int, host: str, cache_seconds: float, once: bool) -> None:
     """Serve the whole fleet's metrics to Prometheus: backlog, queues, workers, runs, failures.
 
@@ -124,12 +120,12 @@ def metrics(port: int, host: str, cache_seconds: float, once: bool) -> None:
     engine.dispose()
 
 
-@click.group(cls=Group)
+@click.group(cls=cli.Group)
 def db() -> None:
     """Look after the database that CAPFLOW_DATABASE_URL names."""
 
 
-@db.command(cls=Command, exit_codes=(0, 2, 3))
+@db.command(cls=cli.Command, exit_codes=(0, 2, 3))
 def upgrade() -> None:
     """Bring the schema to the newest version; does nothing if it is there already.
 

@@ -44,6 +44,9 @@ EXIT_CODES = {
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
 ANY_PATH = click.Path(path_type=Path)
+EXISTING_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+COUNT = click.IntRange(0)
 
 
 class Option(click.Option):
@@ -52,24 +55,32 @@ class Option(click.Option):
     #: Those of all options of the modules that have been imported.
     variables: ClassVar[set[str]] = set()
 
-    def __init__(self, names: Sequence[str], variable: str | None = None, **attributes: Any) -> None:
+    def __init__(self, names: Sequence[str], variable: str = "", **attributes: Any) -> None:
         attributes.setdefault("show_default", attributes["default"] is not None or "none")
         super().__init__(names, show_envvar=True, **attributes)
         self.envvar = f"CAPFLOW_{variable or str(self.name).upper()}"
         Option.variables.add(self.envvar)
 
 
-def option(names: str, text: str, default: Any = None, kind: Any = None, **attributes: Any) -> Decorator:
+def option(
+    names: str, text: str, default: Any = None, kind: Any = None, variable: str = "", **attributes: Any
+) -> Decorator:
     """Make an Option of its names and unit ("-w --wait SECONDS"), help text, default and click type."""
     unit = next((word for word in names.split() if word.isupper()), None)
     words = [word for word in names.split() if word != unit]
-    attributes |= {"help": text, "default": default, "type": kind, "metavar": unit}
+    attributes |= {"help": text, "default": default, "type": kind, "metavar": unit, "variable": variable}
     return click.option(*words, cls=Option, **attributes)
 
 
 def flag(names: str, text: str) -> Decorator:
     """Make an option without a value or a variable: it is about this one call."""
     return click.option(*names.split(), is_flag=True, help=text)
+
+
+def repeatable(names: str, text: str, parse: Any = None, **attributes: Any) -> Decorator:
+    """Make an option without a variable that may be given several times."""
+    text = f"{text}; repeatable."
+    return click.option(*names.split(), multiple=True, callback=parse, help=text, **attributes)
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
@@ -191,7 +202,7 @@ def output_option(text: str, variable: str, default: str | None = None, **attrib
     def absolute(context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
         return path and path.absolute()
 
-    return option("-o --output", text, default, FOLDER, variable=variable, callback=absolute, **attributes)
+    return option("-o --output", text, default, FOLDER, variable, callback=absolute, **attributes)
 
 
 def json_option(what: str = "the summary as one JSON object") -> Decorator:
@@ -201,10 +212,9 @@ def json_option(what: str = "the summary as one JSON object") -> Decorator:
 def processes_option(what: str, variable: str) -> Decorator:
     text = f"{what} at a time, each in its own process."
     default, shown = min(4, os.cpu_count() or 1), "one per CPU, at most 4"
-    return option("--processes", text, default, click.IntRange(1, 256), variable=variable, show_default=shown)
+    return option("--processes", text, default, click.IntRange(1, 256), variable, show_default=shown)
 
 
-EXISTING_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 prices_option = option(
     "--prices", "Price table (YAML) whose entries override the built-in ones.", kind=EXISTING_FILE
 )
@@ -240,21 +250,17 @@ def combined(*decorators: Decorator) -> Decorator:
 minimum_options = combined(
     option("--min-overall", "Lowest overall grade to keep.", 3, click.IntRange(1, 3)),
     option("--min-dim-score", "Lowest grade to keep in each dimension.", 3, click.IntRange(1, 3)),
-    click.option(
-        "--min",
-        "dimensions",
-        multiple=True,
+    repeatable(
+        "--min dimensions",
+        "Lowest grade in this dimension, instead of --min-dim-score",
+        _grades("="),
         metavar="DIMENSION=GRADE",
-        callback=_grades("="),
-        help="Lowest grade in this dimension, instead of --min-dim-score; repeatable.",
     ),
-    click.option(
-        "--min-domain",
-        "domains",
-        multiple=True,
+    repeatable(
+        "--min-domain domains",
+        "Lowest overall grade in this domain, instead of --min-overall",
+        _grades(":"),
         metavar="DOMAIN:OVERALL",
-        callback=_grades(":"),
-        help="Lowest overall grade in this domain, instead of --min-overall; repeatable.",
     ),
 )
 

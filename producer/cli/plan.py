@@ -9,17 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from producer.cli.options import (
-    ANY_PATH,
-    FILE,
-    FOLDER,
-    Command,
-    flag,
-    json_option,
-    option,
-    print_json,
-    processes_option,
-)
+from producer.cli import options as cli
 
 if TYPE_CHECKING:
     from capflow_tasks.settings import Settings
@@ -33,32 +23,34 @@ def _fraction(context: click.Context, option: click.Parameter, value: float) -> 
         raise click.BadParameter("is not a number") from None
 
 
-@click.command(cls=Command, exit_codes=(0, 2, 3, 130))
-@click.argument("metafile", type=ANY_PATH)
-@option("--ranks", "Ranks that share the samples.", 1, click.IntRange(1, 100_000))
-@option(
-    "-o --output", "Split plan to write, whole or not at all.", "plan.jsonl", FILE, variable="PLAN_OUTPUT"
+@click.command(cls=cli.Command, exit_codes=(0, 2, 3, 130))
+@click.argument("metafile", type=cli.ANY_PATH)
+@cli.option("--ranks", "Ranks that share the samples.", 1, click.IntRange(1, 100_000))
+@cli.option(
+    "-o --output", "Split plan to write, whole or not at all.", "plan.jsonl", cli.FILE, variable="PLAN_OUTPUT"
 )
-@option(
+@cli.option(
     "--video-weight PICTURES",
     "Cost of one video; 1,427 pictures take as long as 128 videos.",
     11.0,
     click.FloatRange(0.001, 100_000),
     callback=_fraction,
 )
-@option(
+@cli.option(
     "--seed",
     "Chooses the samples of a dataset with a sample_count; the same seed chooses the same samples.",
     0,
     variable="SAMPLE_SEED",
 )
-@option("--samples", "Folder of the chosen samples.", kind=FOLDER, show_default="samples, next to the plan")
-@option(
+@cli.option(
+    "--samples", "Folder of the chosen samples.", kind=cli.FOLDER, show_default="samples, next to the plan"
+)
+@cli.option(
     "--trust-lengths", "Believe each dataset's length instead of counting its entries.", False, is_flag=True
 )
-@flag("--remaining", "Leave out what any run in the database has captioned.")
-@processes_option("Annotation files read", "PLAN_PROCESSES")
-@json_option("what was planned as one JSON object")
+@cli.flag("--remaining", "Leave out what any run in the database has captioned.")
+@cli.processes_option("Annotation files read", "PLAN_PROCESSES")
+@cli.json_option("what was planned as one JSON object")
 def plan(
     metafile: Path, output: Path, samples: Path | None, remaining: bool, as_json: bool, **options: Any
 ) -> None:
@@ -87,7 +79,7 @@ def plan(
     for warning in planned.warnings:
         click.echo(f"warning: {warning}", err=True)
     if as_json:
-        print_json(_as_json(planned, order))
+        cli.print_json(_as_json(planned, order))
     else:
         click.echo(_summary(planned, order))
 

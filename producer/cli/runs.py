@@ -13,20 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from capflow_tasks.errors import EXIT_SAMPLES_FAILED, UserError
-from producer.cli.options import (
-    Command,
-    flag,
-    json_option,
-    minimum_options,
-    minimums_of,
-    open_run,
-    option,
-    output_option,
-    prices_option,
-    print_json,
-    processes_option,
-    run_argument,
-)
+from producer.cli import options as cli
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -39,19 +26,15 @@ if TYPE_CHECKING:
     from producer.writing.formats import Exported
 
 
-@click.command(cls=Command, exit_codes=(2, 3), exit_meanings={0: "shown"})
+@click.command(cls=cli.Command, exit_codes=(2, 3), exit_meanings={0: "shown"})
 @click.argument("run", required=False)
-@flag("--watch is_watching", "Refresh until the run is done or you press Ctrl-C.")
-@option(
-    "--interval SECONDS",
-    "Time between two refreshes of --watch.",
-    2.0,
-    click.FloatRange(0.1, 3600),
-    variable="STATUS_INTERVAL",
+@cli.flag("--watch is_watching", "Refresh until the run is done or you press Ctrl-C.")
+@cli.option(
+    "--interval SECONDS", "Time between refreshes.", 2.0, click.FloatRange(0.1, 3600), "STATUS_INTERVAL"
 )
-@prices_option
-@minimum_options
-@json_option("one JSON object; with --watch, one per line")
+@cli.prices_option
+@cli.minimum_options
+@cli.json_option("one JSON object; with --watch, one per line")
 def status(
     run: str | None, is_watching: bool, interval: float, prices: Path | None, as_json: bool, **asked: Any
 ) -> None:
@@ -79,7 +62,7 @@ def status(
 
     settings = read_settings()
     catalogue = load_catalogue(settings.domains)
-    minimums = minimums_of(catalogue, Rubrics(catalogue), asked)
+    minimums = cli.minimums_of(catalogue, Rubrics(catalogue), asked)
     table = read_prices(prices)
     # Nothing changes in a database that only this command runs, and producers cannot use it meanwhile.
     is_watching = is_watching and not is_asleep(settings)
@@ -106,9 +89,9 @@ def _look(
     return partial(look_at_run, observer)
 
 
-@click.command(cls=Command, exit_codes=(0, 2, 3))
-@run_argument
-@json_option("what was stopped as one JSON object")
+@click.command(cls=cli.Command, exit_codes=(0, 2, 3))
+@cli.run_argument
+@cli.json_option("what was stopped as one JSON object")
 def stop(run_or_plan: str, as_json: bool) -> None:
     """Stop RUN: take back its queued batches, and let the running stages finish.
 
@@ -122,10 +105,10 @@ def stop(run_or_plan: str, as_json: bool) -> None:
     from capflow_tasks.store.rows import StoppedRun
     from capflow_tasks.store.runs import RunStore
 
-    with open_run(run_or_plan) as (run, engine):
+    with cli.open_run(run_or_plan) as (run, engine):
         stopped = RunStore(engine).stop(run.id) if run.is_open else StoppedRun(0, 0)
     if as_json:
-        print_json({"run": run.name, "taken_back": stopped.taken_back, "running": stopped.running})
+        cli.print_json({"run": run.name, "taken_back": stopped.taken_back, "running": stopped.running})
         return
     if not run.is_open:
         click.echo(f"run {run.name} has finished; there is nothing to stop")
@@ -138,9 +121,9 @@ def stop(run_or_plan: str, as_json: bool) -> None:
     )
 
 
-@click.command(cls=Command, exit_codes=(0, 2, 3), exit_meanings={1: "the answer was not yes"})
-@run_argument
-@flag("-y --yes", "Delete without asking.")
+@click.command(cls=cli.Command, exit_codes=(0, 2, 3), exit_meanings={1: "the answer was not yes"})
+@cli.run_argument
+@cli.flag("-y --yes", "Delete without asking.")
 def delete(run_or_plan: str, yes: bool) -> None:
     """Delete the rows of RUN: its shards, batches, samples and what the agents answered.
 
@@ -153,11 +136,11 @@ def delete(run_or_plan: str, yes: bool) -> None:
     """
     from capflow_tasks.store.runs import RunStore
 
-    with open_run(run_or_plan) as (run, engine):
+    with cli.open_run(run_or_plan) as (run, engine):
         if run.running_batches:
+            batches, name = _count(run.running_batches, "batch", "batches"), shlex.quote(run.name)
             raise UserError(
-                f"run {run.name} has batches that workers run ({run.running_batches}); "
-                f"run `capflow stop {shlex.quote(run.name)}` and wait until they have finished"
+                f"run {run.name}: workers run {batches} of it; run `capflow stop {name}` and wait for them"
             )
         rows = f"{_count(run.shards, 'shard', 'shards')}, {_count(run.expanded, 'sample', 'samples')}"
         click.echo(f"run {run.name} of {run.plan}: {rows}, {run.tally.done:,} captioned; {run.output} stays")
@@ -181,35 +164,31 @@ def _command_of(run: RunFigures) -> str:
     return shlex.join(["capflow", "caption", run.plan, *name])
 
 
-@click.command(cls=Command, exit_codes=(0, 2, 3, 130))
+@click.command(cls=cli.Command, exit_codes=(0, 2, 3, 130))
 @click.argument("run")
-@output_option(
+@cli.output_option(
     "Folder of the report, written whole or not at all; replaces an earlier report.", "REPORT", "report"
 )
-@option(
+@cli.option(
     "--max-samples SAMPLES samples",
     "Size of the gallery, with a fair share of each shard; the figures cover the whole run.",
     10_000,
-    click.IntRange(0),
-    variable="REPORT_SAMPLES",
+    cli.COUNT,
+    "REPORT_SAMPLES",
 )
-@option(
-    "--thumbnails SAMPLES",
-    "Show pictures of the first samples only; 0 for a report without pictures.",
-    10_000,
-    click.IntRange(0),
-    variable="REPORT_THUMBNAILS",
+@cli.option(
+    "--thumbnails SAMPLES", "Samples that get pictures; 0: none.", 10_000, cli.COUNT, "REPORT_THUMBNAILS"
 )
-@option(
+@cli.option(
     "--picture-size PIXELS",
     "Long side of the large pictures.",
     960,
     click.IntRange(64, 8192),
-    variable="REPORT_PICTURE_SIZE",
+    "REPORT_PICTURE_SIZE",
 )
-@processes_option("Pictures drawn", "REPORT_PROCESSES")
-@prices_option
-@json_option("what was written as one JSON object")
+@cli.processes_option("Pictures drawn", "REPORT_PROCESSES")
+@cli.prices_option
+@cli.json_option("what was written as one JSON object")
 def report(run: str, output: Path, prices: Path | None, as_json: bool, **options: Any) -> None:
     """Write a page that shows the captions of RUN, a run's name or the plan that it came from.
 
@@ -234,30 +213,30 @@ def report(run: str, output: Path, prices: Path | None, as_json: bool, **options
     with database(settings) as url, reading(url) as engine:
         made = make_report(engine, run, output, Size(**options), table, ToldProgress("samples written"))
     if as_json:
-        print_json(asdict(made) | {"page": str(made.page)})
+        cli.print_json(asdict(made) | {"page": str(made.page)})
     else:
         click.echo(f"{made.page}: {made.shown} of {made.samples} samples, {made.pictures} with pictures")
 
 
 @click.command(
-    cls=Command,
+    cls=cli.Command,
     exit_codes=(0, 2, 3, 130),
     exit_meanings={
         0: "everything that is captioned is in the files",
         1: "some media could not be read; see *.left_out.jsonl",
     },
 )
-@run_argument
-@option(
+@cli.run_argument
+@cli.option(
     "--format",
     "Caption files as `capflow caption` writes them, Parquet, or tars that hold the media too.",
     "jsonl",
     click.Choice(["jsonl", "parquet", "webdataset"]),
-    variable="EXPORT_FORMAT",
+    "EXPORT_FORMAT",
 )
-@output_option("Folder of the files.", "EXPORT", "Output/Export")
-@option("--shard-size SAMPLES", "Size of a tar.", 1000, click.IntRange(1))
-@json_option("what was written as one JSON object")
+@cli.output_option("Folder of the files.", "EXPORT", "Output/Export")
+@cli.option("--shard-size SAMPLES", "Size of a tar.", 1000, click.IntRange(1))
+@cli.json_option("what was written as one JSON object")
 def export(run_or_plan: str, as_json: bool, **options: Any) -> None:
     """Write what is captioned of RUN, finished or not.
 
@@ -274,10 +253,10 @@ def export(run_or_plan: str, as_json: bool, **options: Any) -> None:
     from producer.writing.formats import ExportOrder, ReadingViews, export_run
 
     settings, order = read_settings(), ExportOrder(**options)
-    with open_run(run_or_plan) as (run, engine):
+    with cli.open_run(run_or_plan) as (run, engine):
         exported = export_run(run, ReadingViews(engine, ToldProgress("samples")), order, settings)
     if as_json:
-        print_json(_as_json(run.name, order.format, exported))
+        cli.print_json(_as_json(run.name, order.format, exported))
     else:
         for file in exported.files:
             click.echo(f"{file.path}: {file.samples} samples")

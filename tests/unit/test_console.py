@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from importlib.metadata import entry_points
+
 import click
 import pytest
 from click.testing import CliRunner, Result
@@ -123,3 +127,28 @@ def test_variables_of_other_commands_and_of_the_deployment_are_accepted() -> Non
     answer = run("domains", "list", **environment)
 
     assert answer.exit_code == 0, answer.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["caption", "--help"], ["status", "--help"]])
+def test_help_waits_neither_for_sqlalchemy_nor_for_celery(arguments: list[str]) -> None:
+    script = (
+        "import sys; from producer.cli.__main__ import capflow; "
+        f"capflow({arguments!r}, standalone_mode=False); "
+        "print(*sys.modules.keys() & {'sqlalchemy', 'celery', 'torch', 'rich'}, file=sys.stderr)"
+    )
+
+    answer = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+
+    assert answer.stderr == "\n"
+
+
+def test_the_older_names_are_the_same_commands() -> None:
+    scripts = entry_points(group="console_scripts")
+    older = [script for script in scripts if script.name.startswith("capflow-")]
+
+    assert len(older) == 12
+    for script in older:
+        name = script.name.removeprefix("capflow-")
+        assert script.load() is capflow.get_command(click.Context(capflow), name)
