@@ -1,4 +1,4 @@
-"""The fleet with a real model: captions media that nobody has seen, and records what that took."""
+"""The fleet with a real model: captions new media, and records what that took."""
 
 from __future__ import annotations
 

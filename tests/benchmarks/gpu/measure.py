@@ -177,7 +177,7 @@ def _against(folder: Path, setup: Setup, take: Take, name: str) -> Measured:
     samples = others[: setup.rival_samples] or [last]
     with rival(name, folder, setup.environment(folder)) as other:
         other.wait_until_ready()
-        # The first request compiles kernels; nobody's time includes that.
+        # The first request compiles kernels; no measured time includes that.
         other.replay([last])
         theirs = other.replay(samples)
     rate = len(samples) / theirs.seconds * 3600
