@@ -16,7 +16,6 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from capflow_tasks.records import Stage
 from capflow_tasks.store.clauses import (
-    earliest_stages,
     in_seconds,
     opened,
     results_of,
@@ -214,11 +213,11 @@ def _finish_batch(connection: sa.Connection, claim: Claim, retry: RetryPolicy) -
         .where(of_batch, Sample.state == SampleState.FAILED, Sample.is_retryable)
         .where(Sample.attempts < retry.max_attempts)
         .values(state=SampleState.PENDING)
-        .returning(Sample.batch_id, Sample.error_stage, Sample.attempts)
+        .returning(Sample.error_stage, Sample.attempts)
     )
     if rows := connection.execute(again).all():
         wait = retry.wait_seconds(max(row.attempts for row in rows))
-        stage = earliest_stages([(row.batch_id, row.error_stage) for row in rows])[claim.batch_id]
+        stage = min((row.error_stage for row in rows), key=STAGE_ORDER.__getitem__)
         _set_batch(connection, claim.batch_id, next_stage=stage, **opened(wait))
         return
     counts = sa.select(Sample.state, sa.func.count()).where(of_batch).group_by(Sample.state)

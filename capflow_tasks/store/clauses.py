@@ -41,14 +41,6 @@ def opened(wait_seconds: float = 0) -> dict[str, Any]:
     return unleased(wait_seconds) | {"tries": 0, "finished_at": None}
 
 
-def earliest_stages(rows: Iterable[Any]) -> dict[int, Stage]:
-    """Return the first failed stage of each batch, from rows of (batch id, failed stage)."""
-    earliest: dict[int, Stage] = {}
-    for batch_id, stage in rows:
-        earliest[batch_id] = min(earliest.get(batch_id, stage), stage, key=STAGE_ORDER.__getitem__)
-    return earliest
-
-
 def results_of(connection: Connection, sample_ids: Sequence[int]) -> defaultdict[int, tuple[Result, ...]]:
     """Return the results of these samples, in workflow order."""
     statement = select(AgentResult.sample_id, *_RESULT_COLUMNS).where(AgentResult.sample_id.in_(sample_ids))

@@ -18,10 +18,10 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from capflow_tasks.errors import BadEntry
 from capflow_tasks.records import PlanShard, Stage
 from capflow_tasks.store.claims import insert_results
-from capflow_tasks.store.clauses import earliest_stages, in_seconds, opened, stages_of, unleased
+from capflow_tasks.store.clauses import in_seconds, opened, stages_of, unleased
 from capflow_tasks.store.intake import copy_samples, insert_batches
 from capflow_tasks.store.rows import NewBatch, Outcome, ReadyBatch, ShardRow, StoppedRun
-from capflow_tasks.store.states import BatchState, SampleState, stage_after
+from capflow_tasks.store.states import STAGE_ORDER, BatchState, SampleState, stage_after
 from capflow_tasks.store.tables import Batch, Run, Sample, Shard
 
 _SAMPLES = (Shard.dataset, Batch.start_idx, Batch.end_idx)
@@ -224,9 +224,11 @@ class RunStore:
                 .values(state=SampleState.PENDING, attempts=0)
                 .returning(Sample.batch_id, Sample.error_stage)
             ).all()
-            for batch_id, stage in earliest_stages(reopened).items():
-                values = opened() | {"next_stage": stage}
-                connection.execute(sa.update(Batch).where(Batch.id == batch_id).values(**values))
+            # A batch starts again at the earliest of its failed stages, which comes last.
+            latest_first = sorted(reopened, key=lambda row: STAGE_ORDER[row.error_stage], reverse=True)
+            for batch_id, stage in {row.batch_id: row.error_stage for row in latest_first}.items():
+                reopens = sa.update(Batch).where(Batch.id == batch_id)
+                connection.execute(reopens.values(next_stage=stage, **opened()))
         return len(reopened)
 
 

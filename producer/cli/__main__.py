@@ -47,6 +47,7 @@ def capflow() -> None:
     """Caption datasets of images and videos with a fleet of vLLM workers.
 
     `capflow COMMAND --help` explains a command. RUN is a run's name or the plan that it came from.
+    `produce` is another name of `caption`.
 
     Examples:
       capflow plan Metafile.json -o plan.jsonl

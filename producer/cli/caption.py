@@ -210,7 +210,12 @@ def stop_on_signals() -> Iterator[Event]:
 @cli.output_option("Folder of the scored files.", "SCORED", show_default="FOLDER")
 @batch_size_option
 @window_option
-@cli.option("--run", "Name; the same continues it.", variable="SCORE_RUN", show_default="from FOLDER's path")
+@cli.option(
+    "--run",
+    "Name of the scoring; the same name continues it.",
+    variable="SCORE_RUN",
+    show_default="from FOLDER's path",
+)
 @cli.processes_option("Caption files scanned", "SCORE_PROCESSES")
 @cli.flag("--dry-run", "Count the records without scores; send nothing.")
 @cli.json_option()

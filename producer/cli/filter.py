@@ -33,11 +33,7 @@ _LINE_SECONDS = 5.0
 @cli.output_option("Folder of the folders kept and rejected.", "FILTERED", show_default="FOLDER")
 @cli.json_option("the counts as one JSON object")
 def filter(  # noqa: A001
-    folder: Path | None,
-    data_folder: Path,
-    output: Path | None,
-    as_json: bool,
-    **asked: Any,
+    folder: Path | None, data_folder: Path, output: Path | None, as_json: bool, **asked: Any
 ) -> None:
     """Keep the captions in FOLDER that are good enough, and say why the others are not.
 

@@ -114,11 +114,10 @@ def stop(run_or_plan: str, as_json: bool) -> None:
         click.echo(f"run {run.name} has finished; there is nothing to stop")
         return
     taken_back = _count(stopped.taken_back, "queued batch was", "queued batches were")
-    running = _count(stopped.running, "running stage", "running stages")
-    click.echo(
-        f"run {run.name}: {taken_back} taken back; {running} will finish and be kept. "
-        f"`{_command_of(run)}` goes on from here."
-    )
+    running = "no stage is running"
+    if stopped.running:
+        running = f"{_count(stopped.running, 'running stage', 'running stages')} will finish and be kept"
+    click.echo(f"run {run.name}: {taken_back} taken back; {running}. `{_command_of(run)}` goes on from here.")
 
 
 @click.command(cls=cli.Command, exit_codes=(0, 2, 3), exit_meanings={1: "the answer was not yes"})
