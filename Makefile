@@ -8,52 +8,68 @@ MAKEFLAGS += --no-print-directory
 bin := .venv/bin
 demo := .capflow/demo
 
-# So that an empty environment is enough.
+# An empty environment is enough.
 export PATH := $(if $(PATH),$(PATH),/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin)
 export HOME := $(if $(HOME),$(HOME),$(shell getent passwd "$$(id -u)" | cut -d: -f6))
 export LANG := $(if $(LANG),$(LANG),C.UTF-8)
-# Nothing is fetched from a model hub, no cache lands outside the checkout, and vLLM needs neither a compiler nor
-# much memory. Dynamo off: else the first answer with probabilities waits 20 s while a one-line kernel is compiled.
+# Fetch nothing from a model hub, keep all caches inside the checkout, and give vLLM little memory. Dynamo is off,
+# because otherwise the first answer with probabilities waits 20 s for the compiler.
 run := HF_HUB_OFFLINE=1 TORCHDYNAMO_DISABLE=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 \
   XDG_CACHE_HOME=$(CURDIR)/.capflow/cache XDG_CONFIG_HOME=$(CURDIR)/.capflow/config
+# A broken link or anchor, or a page missing from the navigation, is an error. With --quiet, none of them would be.
+site := $(bin)/mkdocs build --strict
 
-.PHONY: help demo test check bench chaos soak screenshots clean setup
+.PHONY: help demo test test-unit check fix docs bench chaos soak screenshots clean setup
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
-demo: setup $(demo)/plan.jsonl $(demo)/model/config.json ## caption 35 pictures and 3 videos with a tiny model, on this machine
+demo: setup $(demo)/plan.jsonl $(demo)/model/config.json ## caption 35 pictures and 3 videos with a tiny model on this machine
 	@$(run) CAPFLOW_MODEL=$(abspath $(demo)/model) CAPFLOW_HOME=.capflow \
 	  CAPFLOW_MAX_MODEL_LEN=16384 CAPFLOW_MAX_ANSWER_TOKENS=64 \
-	  $(bin)/capflow-produce $(demo)/plan.jsonl --output $(demo)/captions
+	  $(bin)/capflow caption $(demo)/plan.jsonl --output $(demo)/captions
 	@$(run) $(bin)/python deploy/demo/show.py $(demo)/captions
 
-test: setup ## every test that needs no GPU
+test: setup ## run every test that needs no GPU
 	@deploy/setup-browser.sh
-	@$(run) $(bin)/python -m pytest
+	@$(run) $(bin)/python -m pytest -n 2 tests/unit
+	@$(run) $(bin)/python -m pytest --ignore tests/unit
 
-check: setup ## lint, formatting, types, architecture
+test-unit: setup ## run the unit tests with few random examples, in under a minute
+	@$(run) $(bin)/python -m pytest -q -n 2 --hypothesis-profile=quick tests/unit
+
+check: setup ## check lint, formatting, types, import contracts, docs and deployment files
 	@$(bin)/ruff check
 	@$(bin)/ruff format --check
 	@$(bin)/mypy
 	@$(bin)/lint-imports --no-logo
-	@$(run) $(bin)/python -m pytest -q tests/unit/test_architecture.py
+	@$(run) $(bin)/python -m pytest -q tests/unit/test_architecture.py tests/unit/test_documentation.py
+	@$(site)
 	@deploy/check.sh
 
-bench: setup ## measure the fleet against the bare engine
+fix: setup ## fix lint findings and formatting
+	@$(bin)/ruff check --fix
+	@$(bin)/ruff format
+
+docs: setup ## generate the reference pages and build the site in .capflow/site
+	@$(run) $(bin)/python -m deploy.reference
+	@$(site)
+	@echo "open .capflow/site/index.html"
+
+bench: setup ## measure the fleet against the bare engine and against other tools
 	@$(run) $(bin)/python -m tests.benchmarks
 
-chaos: setup ## kill, wipe and restart everything under a real fleet, and count what was lost or repeated
+chaos: setup ## inject faults into a real fleet, and count what was lost or repeated
 	@$(run) $(bin)/python -m tests.chaos
 
-soak: setup ## half an hour of work, and what it does to memory
+soak: setup ## work for half an hour and draw the memory it takes
 	@$(run) $(bin)/python -m tests.chaos.soak --minutes 30
 
-screenshots: setup $(demo)/plan.jsonl ## take the pictures of docs/pictures anew
+screenshots: setup $(demo)/plan.jsonl ## take the pictures in docs/pictures again
 	@deploy/setup-browser.sh fonts-inter
 	@$(run) $(bin)/python deploy/screenshots.py $(demo)/plan.jsonl docs/pictures
 
-clean: ## remove the environment, the demo's files and all caches
+clean: ## remove the environment, the demo's files, the site and all caches
 	rm -rf .venv .capflow build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 

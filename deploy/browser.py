@@ -1,4 +1,4 @@
-"""A Chromium without a window, for the browser tests and the screenshots."""
+"""Headless Chromium for the browser tests and the screenshots."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 class NoBrowser(Exception):
-    """There is no Chromium here."""
+    """Chromium is not installed."""
 
 
 def _find(names: tuple[str, ...]) -> str:
     found = next(filter(None, map(shutil.which, names)), None)
     if found is None:
-        raise NoBrowser(f"no {names[0]} here: run deploy/setup-browser.sh, which installs it on Debian")
+        raise NoBrowser(f"{names[0]} is not installed; on Debian, deploy/setup-browser.sh installs it")
     return found
 
 
 @contextmanager
 def chromium() -> Iterator[webdriver.Chrome]:
-    """A browser with an empty profile. Raises NoBrowser with the remedy."""
+    """Start a browser with an empty profile. Raises NoBrowser with the remedy."""
     browser, driver = _find(_BROWSERS), _find(_DRIVERS)
     with tempfile.TemporaryDirectory(prefix="capflow-browser-", ignore_cleanup_errors=True) as profile:
         options = webdriver.ChromeOptions()
@@ -57,7 +57,7 @@ def chromium() -> Iterator[webdriver.Chrome]:
             started.quit()
 
 
-def look(
+def emulate_screen(
     browser: webdriver.Chrome,
     width: int,
     height: int,
@@ -66,7 +66,7 @@ def look(
     phone: bool = False,
     scale: float = 1,
 ) -> None:
-    """Give the page this size in CSS pixels, and its reader's taste."""
+    """Emulate a screen of this size in CSS pixels, and its reader's preferences."""
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": phone},
@@ -77,6 +77,6 @@ def look(
 
 
 def open_file(browser: webdriver.Chrome, page: Path, fragment: str = "") -> None:
-    """Open a page from disk, anew even where only the fragment differs."""
+    """Open a page from disk; reload it even where only the fragment differs."""
     browser.get("about:blank")
     browser.get(page.as_uri() + fragment)

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Becomes the command it is given, with every secret file as the variable of its name: entrypoint.sh COMMAND...
+# Turn secret files into environment variables, then become the command: entrypoint.sh COMMAND...
 #
-# Docker mounts secrets as files below /run/secrets; those named CAPFLOW_* and FLOWER_* are read. A variable that is
-# set already wins. The command keeps the process id, and so gets the signals.
+# Docker mounts secrets as files below /run/secrets. Those named CAPFLOW_* and FLOWER_* are read. A variable that is
+# already set wins. The command keeps the process id and so receives the signals.
 set -eu
 for file in "${SECRETS_FOLDER:-/run/secrets}"/CAPFLOW_* "${SECRETS_FOLDER:-/run/secrets}"/FLOWER_*; do
     name=$(basename "$file")

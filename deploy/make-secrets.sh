@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Draws the passwords of a fleet under compose: deploy/make-secrets.sh [FOLDER], by default deploy/secrets.
+# Generate the passwords of a fleet under compose: deploy/make-secrets.sh [FOLDER], by default deploy/secrets.
 #
-# What is there already is kept. The folder is yours alone; the files in it can be read by the users of the
-# containers that they are mounted into.
+# Existing files are kept. Only you may enter the folder; the files in it are readable, because the containers they are
+# mounted into run as other users.
 set -euo pipefail
 folder=${1:-"$(dirname "$0")/secrets"}
 (umask 077 && mkdir -p "$folder")

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Prints the pinned packages that an image needs: requirements.sh cpu|gpu. They are those of constraints.txt.
+# Print the pinned packages that an image needs, from constraints.txt: requirements.sh cpu|gpu
 #
-# cpu: all but what only tests, checks and laptops use; installed with --no-deps.
-# gpu: those of Capflow itself; vLLM brings torch, transformers and the rest in the versions that it was built with.
+# cpu: everything except what only tests, checks and laptops use; install with --no-deps.
+# gpu: the packages of Capflow itself; vLLM brings torch, transformers and the rest in the versions it was built with.
 set -eu
 here=$(dirname "$0")
 

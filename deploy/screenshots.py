@@ -1,8 +1,8 @@
-"""Takes the README's pictures: the report of a run of the demo's data, and Flower while it is under way.
+"""Take the pictures in docs/pictures: Flower during a run of the demo's data, and the report afterwards.
 
     python deploy/screenshots.py PLAN FOLDER
 
-Services, worker, producer, Flower and browser are real; only what is said is written by people.
+Services, worker, producer, Flower and browser are real; the captions come from deploy/demo/captions.yaml.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from capflow_tasks.fleet.embedded import Services
 from capflow_tasks.settings import Settings
-from deploy.browser import chromium, look, open_file
+from deploy.browser import chromium, emulate_screen, open_file
 from producer.services import services
 
 _SCRIPTS = Path(sys.executable).parent
 _DEMO = Path(__file__).parent / "demo"
 _PATIENCE_SECONDS = 90
 _MOST_BYTES = 250_000
-#: Samples shown large: a dense chart, a photograph.
+#: The sample that is shown large.
 _DETAIL = "#sample=8"
-#: Tasks that have ended when Flower is photographed: some, and others not yet.
+#: Tasks that have finished when Flower's picture is taken, so that it shows some that have not.
 _FINISHED_TASKS = 7
 
 
 @contextmanager
 def running(command: str, *arguments: str, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A process of ours, ended with the block."""
+    """Run a program of the environment until the block ends."""
     with subprocess.Popen(
         [str(_SCRIPTS / command), *arguments],
         env={**os.environ, **environment},
@@ -60,7 +60,7 @@ def free_port() -> int:
 
 
 def save(browser: webdriver.Chrome, path: Path) -> None:
-    """Small enough for a repository: with fewer colours where a page holds photographs."""
+    """Save a screenshot; with fewer colours where it would be too large for a repository."""
     picture = Image.open(BytesIO(browser.get_screenshot_as_png())).convert("RGB")
     picture.save(path, optimize=True)
     if path.stat().st_size > _MOST_BYTES:
@@ -69,7 +69,7 @@ def save(browser: webdriver.Chrome, path: Path) -> None:
 
 
 def wait_for(browser: webdriver.Chrome, script: str) -> None:
-    """Until the script's expression is true in the page."""
+    """Wait until the script's expression is true in the page."""
     WebDriverWait(browser, _PATIENCE_SECONDS, 0.1).until(
         lambda page: page.execute_script(f"return Boolean({script})")
     )
@@ -92,25 +92,25 @@ def finished_tasks(browser: webdriver.Chrome) -> list[str]:
 
 
 def photograph_flower(browser: webdriver.Chrome, address: str, folder: Path) -> None:
-    look(browser, 1500, 860)
+    emulate_screen(browser, 1500, 860)
     while len(finished_tasks(browser)) < _FINISHED_TASKS:
         browser.get(f"{address}/tasks?limit=20")
         wait_for(browser, "document.querySelector('#tasks-table tbody tr')")
     save(browser, folder / "flower-tasks.png")
-    look(browser, 1500, 560)
+    emulate_screen(browser, 1500, 560)
     browser.get(f"{address}/workers")
     wait_for(browser, "document.querySelector('#workers-table tbody a')")
     save(browser, folder / "flower-workers.png")
 
 
 def photograph_report(browser: webdriver.Chrome, page: Path, folder: Path) -> None:
-    look(browser, 1280, 1100)
+    emulate_screen(browser, 1280, 1100)
     open_file(browser, page)
     wait_for(browser, "document.querySelector('.card')")
     browser.execute_script("document.getElementById('samples').scrollIntoView()")
     wait_for(browser, "[...document.images].slice(0, 15).every((image) => image.complete)")
     save(browser, folder / "report-gallery.png")
-    look(browser, 1280, 820)
+    emulate_screen(browser, 1280, 820)
     open_file(browser, page, _DETAIL)
     wait_for(browser, "document.querySelector('.pictures img')?.naturalWidth")
     save(browser, folder / "report-detail.png")
@@ -133,11 +133,11 @@ def take_pictures(plan: Path, folder: Path) -> None:
         worker = ("-A", "capflow_tasks", "worker", "-Q", "gpu", "-n", "gpu0@%h")
         stack.enter_context(running("celery", *worker, environment=environment))
         produce = (str(plan), "--output", str(home / "captions"), "--batch-size", "4", "--run", "demo")
-        with running("capflow-produce", *produce, environment=environment) as producer:
+        with running("capflow", "caption", *produce, environment=environment) as producer:
             photograph_flower(browser, address, folder)
             producer.wait(_PATIENCE_SECONDS)
         report = home / "report"
-        with running("capflow-report", "demo", "-o", str(report), environment=environment) as reporter:
+        with running("capflow", "report", "demo", "-o", str(report), environment=environment) as reporter:
             reporter.wait(_PATIENCE_SECONDS)
         photograph_report(browser, report / "index.html", folder)
 

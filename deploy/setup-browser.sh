@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Installs what drives the report and Flower in tests and screenshots: deploy/setup-browser.sh [PACKAGE...]
+# Install the browser for tests and screenshots: deploy/setup-browser.sh [PACKAGE...]
 #
-# Chromium and its driver, when they are missing, and further Debian packages. Asks Debian, if it may.
+# Installs Chromium, its driver and the given Debian packages where they are missing and apt-get may be used.
 set -euo pipefail
 
 export PATH="${PATH:-/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin}"
@@ -19,8 +19,8 @@ done
 as_root=()
 [ "$(id -u)" = 0 ] || as_root=(sudo -n)
 if ! command -v apt-get >/dev/null || ! { [ "$(id -u)" = 0 ] || sudo -n true 2>/dev/null; }; then
-    say "no browser for the browser tests, and no right to install one: apt-get install ${missing[*]}"
-    exit 0 # the tests say so too, each for itself
+    say "the browser tests need packages that this user may not install: apt-get install ${missing[*]}"
+    exit 0 # each test that needs them says so, too
 fi
 say "system packages: ${missing[*]}"
 "${as_root[@]}" apt-get -o DPkg::Lock::Timeout=300 update -qq

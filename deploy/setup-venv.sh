@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Makes the virtual environment that `make` uses: deploy/setup-venv.sh [FOLDER], by default .venv in the checkout.
+# Make the virtual environment that `make` uses: deploy/setup-venv.sh [FOLDER], by default .venv in the checkout.
 #
-# Every package is pinned by deploy/constraints.txt. Nothing is done when the environment is already what that file,
-# pyproject.toml and this script ask for. Needs Python 3.11 or newer; asks Debian for what is missing, if it may.
+# deploy/constraints.txt pins every package. Does nothing when the environment already matches that file, pyproject.toml
+# and this script. Needs Python 3.11 or newer; installs missing Debian packages where apt-get may be used.
 set -euo pipefail
 
 export PATH="${PATH:-/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin}"
@@ -21,7 +21,7 @@ install_system_packages() {
     local as_root=()
     [ "$(id -u)" = 0 ] || as_root=(sudo -n)
     command -v apt-get >/dev/null && { [ "$(id -u)" = 0 ] || sudo -n true 2>/dev/null; } ||
-        fail "missing: $*. Ask an administrator for: apt-get install $*"
+        fail "system packages are missing: $*. Ask an administrator to run: apt-get install $*"
     say "system packages: $*"
     "${as_root[@]}" apt-get update -qq
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$@" >/dev/null
@@ -43,18 +43,18 @@ install_what_the_system_lacks() {
     find_python >/dev/null || missing+=(python3 python3-venv)
     [ ${#missing[@]} -gt 0 ] || "$(find_python)" -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
     [ ${#missing[@]} -eq 0 ] || install_system_packages "${missing[@]}"
-    find_python >/dev/null || fail "Python 3.11 or newer is needed; this system's own is older."
-    # vLLM's CPU kernels
+    find_python >/dev/null || fail "Python 3.11 or newer is needed; this system's Python is older."
+    # for vLLM's CPU kernels
     "$(find_python)" -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null || install_system_packages libnuma1
 }
 
-# Shows one line per 20 packages, so that a slow network shows, and pip's errors; the rest is in setup.log.
+# Print one line per 20 packages, so that a slow network is visible, and pip's errors; setup.log has everything.
 install() {
     "$python" -m pip install "$@" 2>&1 | tee -a "$venv/setup.log" | awk -v all="$(grep -c == "$lock")" '
         /^(Collecting|Processing) / && ++count % 20 == 0 { print "setup:   " count " of " all " packages" }
         /^Installing collected/ && count > 1 { print "setup:   unpacking" }
-        /^ERROR/ && !/dependency resolver/ { print } # which misses what is left out on purpose
-        { fflush() }' >&2 || fail "pip failed; all it said is in $venv/setup.log"
+        /^ERROR/ && !/dependency resolver/ { print } # the resolver misses packages that are left out on purpose
+        { fflush() }' >&2 || fail "pip failed; its whole output is in $venv/setup.log"
 }
 
 install_torch() {
@@ -66,7 +66,7 @@ install_torch() {
 
 make_torch_importable() {
     "$python" -c 'import torch' 2>/dev/null && return
-    say "this build of torch needs CUDA's libraries, some GB; installing them"
+    say "this build of torch needs CUDA's libraries, several GB; installing them"
     install --constraint "$lock" "$(pinned torch)"
     "$python" -c 'import torch' || fail "torch does not import; see above."
 }
@@ -77,14 +77,14 @@ make_torchvision_importable() {
     rm -f "$packages"/capflow_torchvision_ops.{py,pth}
     error=$("$python" -c 'import torchvision' 2>&1) && return
     [[ $error == *"operator torchvision::"* ]] || fail "torchvision does not import: $error"
-    say "torchvision is a build for CUDA beside a torch for CPU: declaring its operators"
+    say "torchvision is a CUDA build and torch a CPU build: declaring torchvision's operators"
     cp "$hook" "$packages/capflow_torchvision_ops.py"
     echo 'import capflow_torchvision_ops' >"$packages/capflow_torchvision_ops.pth"
     "$python" -c 'import torchvision' || fail "torchvision does not import; see above."
 }
 
 exec 9<"$venv"
-flock 9 # two `make` at once: the second waits, then finds all done
+flock 9 # the second of two `make` waits, then finds everything done
 wanted=$({ echo "$venv"; cat deploy/setup-venv.sh "$lock" "$hook" pyproject.toml; } | sha256sum)
 [ "$(cat "$venv/.capflow-setup" 2>/dev/null)" != "$wanted" ] || exit 0
 
@@ -95,6 +95,7 @@ install_torch
 install --no-deps -r "$lock"
 make_torch_importable
 make_torchvision_importable
+"$python" -m pip uninstall --quiet --yes capflow 2>/dev/null || true # the distribution's earlier name
 install --no-deps --no-build-isolation -e .
 echo "$wanted" >"$venv/.capflow-setup"
 say "ready after $SECONDS s"

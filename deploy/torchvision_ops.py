@@ -1,19 +1,19 @@
-"""Lets a CUDA build of torchvision be imported beside a CPU build of torch.
+"""Make a CUDA build of torchvision importable with a CPU build of torch.
 
-PyPI carries torchvision for Linux as a CUDA build only. Its compiled operators don't load beside a CPU torch,
-and its Python parts, the only ones that captioning needs, then die on `operator torchvision::nms does not
-exist`. Declaring the two operators that are looked up at import is enough to bring the Python parts to life.
+PyPI has torchvision for Linux only as a CUDA build. Its compiled operators do not load with a CPU torch, and
+its Python parts, which are all that captioning needs, then fail with `operator torchvision::nms does not
+exist`. Declaring the two operators that the import looks up is enough for the Python parts to work.
 
-`deploy/setup-venv.sh` copies this file into site-packages, with a `.pth` that imports it, only where it finds
-that torchvision doesn't import. It has to be there, not in a plugin: vLLM spawns its engine as a fresh
-interpreter. Nothing is imported, torch least of all, before somebody imports torchvision.
+`deploy/setup-venv.sh` copies this file into site-packages, with a `.pth` that imports it, only where
+torchvision does not import. A plugin would be too late, because vLLM spawns its engine as a fresh
+interpreter. Nothing is imported before somebody imports torchvision.
 """
 
 from __future__ import annotations
 
 import sys
 
-TYPE_CHECKING = False  # `typing` would be imported at every start of the interpreter
+TYPE_CHECKING = False  # importing `typing` would slow down every start of the interpreter
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from importlib.machinery import ModuleSpec
@@ -25,7 +25,7 @@ _library: Any = None  # the declarations live as long as this object does
 
 
 def declare_operators() -> None:
-    """Tell torch the schemas of torchvision's operators; calling one still fails, for want of a kernel."""
+    """Declare the schemas of torchvision's operators to torch; they have no kernels, so calling one fails."""
     global _library
     if _library is None:
         import torch
@@ -36,7 +36,7 @@ def declare_operators() -> None:
 
 
 class TorchvisionFinder:
-    """A meta-path finder that declares the operators just before torchvision's own code runs."""
+    """Declare the operators just before torchvision's own code runs; a meta-path finder."""
 
     @staticmethod
     def find_spec(
@@ -55,7 +55,7 @@ class TorchvisionFinder:
             declare_operators()
             run_module(module)
 
-        # not at find_spec: many only ask whether torchvision is there
+        # Not in find_spec: many callers only ask whether torchvision exists.
         setattr(spec.loader, "exec_module", exec_module)  # noqa: B010
         return spec
 

@@ -14,11 +14,15 @@ from time import monotonic
 
 import pytest
 import redis
+from hypothesis import settings
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.engine import make_url
 
 from capflow_tasks.fleet.embedded import embedded_postgres, embedded_redis
 from capflow_tasks.store.database import connect, upgrade
+
+#: `make test-unit` chooses it.
+settings.register_profile("quick", max_examples=20)
 
 _TEMPLATE = "capflow_template"
 _POLL_SECONDS = 0.05

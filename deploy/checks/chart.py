@@ -1,4 +1,4 @@
-"""Lints the chart and renders it with Helm's own code, and holds each object against Kubernetes' schemas.
+"""Lint the chart, render it with Helm's own code, and check each object against Kubernetes' schemas.
 
 python deploy/checks/chart.py CHART
 """
@@ -12,10 +12,10 @@ import helm_python as helm
 import kubernetes_validate
 import yaml
 
-#: Oldest and newest release that the chart is for.
+#: Oldest and newest Kubernetes release that the chart supports.
 RELEASES = ("1.27", "1.37")
 
-#: Their schemas come with KEDA and the Prometheus operator; only that they are there is checked.
+#: KEDA and the Prometheus operator bring their schemas, so these are only rendered.
 NOT_KUBERNETES = {"ScaledObject", "ServiceMonitor", "TriggerAuthentication"}
 
 
@@ -41,12 +41,12 @@ def main(folder: Path) -> None:
             values = yaml.safe_load(values_file.read_text())
             if errors := helm.lint(str(folder), values, strict=True)["errors"]:
                 sys.exit(f"{values_file}: {errors}")
-            print(f"{values_file.name}: {check_objects(chart, values)} objects are sound")
+            print(f"{values_file.name}: {check_objects(chart, values)} valid objects")
         try:
             chart.validate_schema(chart.merge_values({"worker": {"replica": 1}}))
         except helm.HelmError:
             return
-    sys.exit("values.schema.json lets an unknown value pass")
+    sys.exit("values.schema.json accepts an unknown value; add additionalProperties: false")
 
 
 if __name__ == "__main__":

@@ -1,18 +1,18 @@
-"""Computes the demo's synthetic pictures with NumPy; each function gives one picture, always the same."""
+"""Compute the demo's synthetic pictures with NumPy; each function returns one picture, always the same."""
 
 import numpy as np
 from PIL import Image, ImageFilter
 
 
 def _coloured(values: np.ndarray, stops: list[tuple[int, int, int]]) -> Image.Image:
-    """Map values of 0 to 1 onto a gradient through `stops`."""
+    """Map values from 0 to 1 to a gradient through `stops`."""
     places = np.linspace(0, 1, len(stops))
     channels = [np.interp(values, places, [stop[channel] for stop in stops]) for channel in range(3)]
     return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
 
 
 def julia_set() -> Image.Image:
-    """The Julia set of z² - 0.8 + 0.156 i, coloured by escape time."""
+    """Draw the Julia set of z² - 0.8 + 0.156 i, coloured by escape time."""
     imaginary, real = np.mgrid[-1.1:1.1:600j, -1.6:1.6:860j]
     z = real + 1j * imaginary
     escape = np.zeros(z.shape)
@@ -26,7 +26,7 @@ def julia_set() -> Image.Image:
 
 
 def mountain_dusk() -> Image.Image:
-    """Layered ridges under a low sun, the way image generators like to paint them."""
+    """Draw layered ridges under a low sun, in the style of image generators."""
     height, width = 560, 840
     y, x = np.mgrid[0:height, 0:width].astype(float)
     picture = np.array(_coloured(y / height, [(40, 30, 90), (190, 80, 110), (250, 170, 90)]), dtype=float)
@@ -47,7 +47,7 @@ def mountain_dusk() -> Image.Image:
 
 
 def stained_glass() -> Image.Image:
-    """Coloured cells with lead lines: nearest-neighbour regions of scattered points."""
+    """Draw coloured cells with lead lines: nearest-neighbour regions of scattered points."""
     random = np.random.default_rng(7)
     points = random.uniform((0, 0), (600, 600), (70, 2))
     y, x = np.mgrid[0:600, 0:600]

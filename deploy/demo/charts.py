@@ -1,4 +1,4 @@
-"""Draws the demo's charts, tables, formulas and diagrams with matplotlib; each function gives one picture."""
+"""Draw the demo's charts, tables, formulas and diagrams with matplotlib, one picture per function."""
 
 from collections.abc import Callable
 from io import BytesIO
@@ -15,7 +15,7 @@ INK, BLUE, ORANGE, GREEN, RED, GREY = "#22303c", "#2f6fb0", "#e07b28", "#3c9a5f"
 
 
 def drawn(width: float, height: float, draw: Callable[[Axes], None], *, bare: bool = False) -> Image.Image:
-    """Let `draw` fill one axes of `width` x `height` inches at 100 dots per inch."""
+    """Return what `draw` puts on axes of `width` x `height` inches at 100 dots per inch."""
     figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     if bare:

@@ -1,6 +1,6 @@
-"""An engine that says what a careful reader sees in the demo's pictures, for the screenshots.
+"""An engine that answers with hand-written captions of the demo's pictures, for the screenshots.
 
-CAPFLOW_ENGINE=narrator:build PYTHONPATH=deploy/demo capflow-produce .capflow/demo/plan.jsonl
+CAPFLOW_ENGINE=narrator:build PYTHONPATH=deploy/demo capflow caption .capflow/demo/plan.jsonl
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from capflow_tasks.records import Request
 from capflow_tasks.settings import Settings
 from capflow_tasks.testing import ScriptedEngine
 
-#: A model would take longer; this lets a picture be taken of work under way.
+#: Long enough that a screenshot can show a run at work.
 _SECONDS_PER_CALL = 0.25
 
-#: Domains of the pictures that the demo's plan leaves to the router.
+#: Domains of the pictures that the demo's plan has routed.
 _DOMAINS = {
     "astronaut.jpg": "Natural",
     "budget.png": "Structure & Math",
@@ -67,9 +67,9 @@ def _grade(text: str) -> int:
 
 
 def _narration(request: Request, name: str) -> str:
-    """All of it to those who see another's report; to the others one sentence."""
-    told: str = yaml.safe_load(Path(__file__).with_name("told.yaml").read_text("utf-8"))[name]
-    sentences = re.split(r"(?<=[.:]) ", told)
+    """Return the whole caption to agents that see another's answer, and one sentence to the others."""
+    caption: str = yaml.safe_load(Path(__file__).with_name("captions.yaml").read_text("utf-8"))[name]
+    sentences = re.split(r"(?<=[.:]) ", caption)
     if any(sentence in request.instruction for sentence in sentences):
-        return told
+        return caption
     return sentences[len(request.instruction) % len(sentences)]

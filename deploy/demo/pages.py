@@ -1,4 +1,4 @@
-"""Draws the demo's documents, screens and code with Pillow; each function gives one picture."""
+"""Draw the demo's documents, screens and code with Pillow, one picture per function."""
 
 from functools import cache
 from pathlib import Path

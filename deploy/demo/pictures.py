@@ -1,9 +1,9 @@
-"""Makes the demo's data: 35 pictures and 3 videos of all nine domains, annotation files and a split plan.
+"""Make the demo's data: 35 pictures and 3 videos of all nine domains, annotation files and a split plan.
 
     python deploy/demo/pictures.py FOLDER
 
-The photographs are those that scikit-image and scikit-learn carry; the rest is drawn. The same call gives
-the same files.
+The photographs come with scikit-image and scikit-learn; the rest is drawn. The same call gives the same
+files.
 """
 
 import json
@@ -22,7 +22,7 @@ import charts
 import pages
 import videos
 
-#: Samples per shard of the plan, and machines that the plan spreads them over.
+#: Samples per shard of the plan, and its ranks.
 SHARD_SIZE, RANKS = 4, 2
 PICTURES = Path(skimage.data.__file__).parent
 
@@ -32,7 +32,7 @@ class Dataset:
     """One annotation file of the plan."""
 
     name: str
-    #: Domain of all samples; None lets the router choose one for each.
+    #: Domain of all samples; None to have each routed.
     task: str | None
     #: What the annotation asks about each sample.
     question: str
@@ -43,7 +43,7 @@ class Dataset:
 
 
 def photograph(name: str) -> Image.Image:
-    """A photograph from the scikit-image wheel; nothing is downloaded."""
+    """Open a photograph of the scikit-image wheel; nothing is downloaded."""
     return Image.open(PICTURES / name).convert("RGB")
 
 
@@ -150,7 +150,7 @@ def collect_datasets() -> list[Dataset]:
 
 
 def annotate(number: int, key: str, path: str, size: tuple[int, int], question: str) -> dict[str, Any]:
-    """One entry of an annotation file; `key` is `image` or `video`."""
+    """Return one entry of an annotation file; `key` is `image` or `video`."""
     return {
         "id": number,
         key: path,
@@ -228,7 +228,7 @@ def write_annotations(folder: Path, name: str, entries: list[dict[str, Any]]) ->
 
 
 def write_demo(folder: Path) -> None:
-    """Write media, annotations and, last, the plan."""
+    """Write the media, the annotations and, last, the plan."""
     folder.mkdir(parents=True, exist_ok=True)
     plan = []
     for dataset in collect_datasets():

@@ -1,12 +1,12 @@
-"""Builds a Qwen2.5-VL checkpoint of 1 million random weights, for the demo and the tests.
+"""Build a Qwen2.5-VL checkpoint of 1 million random weights, for the demo and the tests.
 
-All but the weights is as in the real one: architecture, special tokens, chat template, processors. So vLLM
-serves it by the same code, on a CPU, in seconds; what it writes is noise. The same sources give the same
-files.
+Everything but the weights is as in the real model: architecture, special tokens, chat template, processors.
+So vLLM serves it with the same code, on a CPU, in seconds; its answers are noise. The same sources give the
+same files.
 
     python deploy/demo/tiny_checkpoint.py FOLDER [tiny|small]
 
-The small one has 31 million: enough for the model and not what surrounds it to take the time.
+The small one has 31 million, so that the model takes more time than the code around it.
 """
 
 import json
@@ -39,7 +39,7 @@ TOKEN_PIXELS = 28 * 28
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How large the model is."""
+    """The sizes of a model."""
 
     hidden: int
     intermediate: int
@@ -78,7 +78,7 @@ SPECIAL_TOKENS = [
     "<|video_pad|>",
 ]
 
-#: How Qwen cuts text before it merges bytes: words with their leading space, digits one by one.
+#: How Qwen splits text before it merges bytes: words with their leading space, digits one by one.
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -107,13 +107,13 @@ CHAT_TEMPLATE = (
 
 
 def read_corpus() -> Iterator[str]:
-    """The text that the vocabulary is learned from: the project's prompts."""
+    """Return the text that the vocabulary is learned from: the project's prompts."""
     for path in sorted(REPOSITORY.glob("capflow_tasks/domains/*.yaml")):
         yield path.read_text("utf-8")
 
 
 def train_tokenizer() -> Qwen2Tokenizer:
-    """A byte-level BPE: any text can be written, and a single letter or digit is always a single token."""
+    """Train a byte-level BPE, which covers any text and keeps single letters and digits single tokens."""
     learner = Tokenizer(models.BPE())
     learner.normalizer = normalizers.NFC()
     learner.pre_tokenizer = pre_tokenizers.Sequence(
@@ -179,7 +179,7 @@ def make_config(tokenizer: Qwen2Tokenizer, shape: Shape) -> Qwen2_5_VLConfig:
         video_token_id=token_id["<|video_pad|>"],
         vision_start_token_id=token_id["<|vision_start|>"],
         vision_end_token_id=token_id["<|vision_end|>"],
-        # tied ones would make random weights repeat what they just said
+        # tied embeddings would make random weights repeat themselves
         tie_word_embeddings=False,
         dtype="bfloat16",
     )
@@ -221,7 +221,7 @@ def save_checkpoint(folder: Path, shape: Shape) -> int:
 
 
 def build_checkpoint(folder: Path, shape: Shape) -> None:
-    """Write the checkpoint aside and put it in place whole."""
+    """Write the checkpoint to a temporary folder, then rename it."""
     aside = folder.with_name(f"{folder.name}.{os.getpid()}")
     aside.mkdir(parents=True)
     weights = save_checkpoint(aside, shape)

@@ -1,4 +1,4 @@
-"""Makes the demo's videos with PyAV: moving scenes of a few seconds."""
+"""Make the demo's videos with PyAV: moving scenes of a few seconds."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,8 +13,8 @@ WIDTH, HEIGHT, FRAMES_PER_SECOND = 448, 336, 12
 
 
 def encode(path: Path, frames: Iterable[Image.Image]) -> int:
-    """Write `frames` as an MP4 and return how many there were."""
-    # x264's other presets look ahead, which gives other bytes from run to run; so do more threads than one
+    """Write `frames` as an MP4 and return their number."""
+    # x264's other presets, and more than one thread, give different bytes from run to run.
     codec, options = (
         ("libx264", {"preset": "ultrafast"}) if "libx264" in av.codecs_available else ("mpeg4", {})
     )
@@ -31,7 +31,7 @@ def encode(path: Path, frames: Iterable[Image.Image]) -> int:
 
 
 def pan(photograph: Image.Image, seconds: float) -> Iterator[Image.Image]:
-    """The camera moves from the left to the right edge, zooming in a little."""
+    """Move the camera from the left to the right edge, zooming in a little."""
     count = round(seconds * FRAMES_PER_SECOND)
     for progress in np.linspace(0, 1, count):
         height = photograph.height * (1 - 0.25 * progress)
@@ -41,7 +41,7 @@ def pan(photograph: Image.Image, seconds: float) -> Iterator[Image.Image]:
 
 
 def bouncing_ball(seconds: float) -> Iterator[Image.Image]:
-    """A red ball crosses a floor in four bounces, each lower than the last."""
+    """Let a red ball cross a floor in four bounces, each lower than the last."""
     count = round(seconds * FRAMES_PER_SECOND)
     for progress in np.linspace(0, 1, count):
         frame = Image.new("RGB", (WIDTH, HEIGHT), "#dfe9f2")
@@ -55,7 +55,7 @@ def bouncing_ball(seconds: float) -> Iterator[Image.Image]:
 
 
 def day_to_night(photograph: Image.Image, seconds: float) -> Iterator[Image.Image]:
-    """One scene darkens, and a moon comes up."""
+    """Darken a scene and let a moon rise."""
     day = np.asarray(photograph.resize((WIDTH, HEIGHT)), dtype=float)
     night = day * (0.18, 0.22, 0.42)
     for progress in np.linspace(0, 1, round(seconds * FRAMES_PER_SECOND)):

@@ -1,12 +1,12 @@
 #!/bin/sh
-# Starts Redis with the users of users.acl and the passwords in two files: start.sh [FLAG OF REDIS-SERVER]...
+# Start Redis with the users of users.acl and passwords from two files: start.sh [FLAG OF REDIS-SERVER]...
 #
 #     CAPFLOW_PASSWORD_FILE=/run/secrets/redis_password WATCHER_PASSWORD_FILE=/run/secrets/watcher_password
 #
-# Only the passwords' SHA-256 is written, to a file that nobody else may read. An ACL file can hold no comment, so it
-# is here: `capflow` is for workers and producers, `watcher` for Flower, which can ask and tell workers and cannot put
-# work into a queue. Both are let into the queue gpu, its ranks (gpu.rank4) and workers' own (NODE.dq2); name further
-# queues of CAPFLOW_STAGE_QUEUES after ~gpu*. Database 0 is meant, in /0.celery.pidbox and its like.
+# Writes only the passwords' SHA-256, to a file that no other user may read. ACL files cannot hold comments, so here is
+# what users.acl means: `capflow` is for workers and producers. `watcher` is for Flower: it can send control commands to
+# workers and cannot put work into a queue. Both may use the queue gpu, its ranks (gpu.rank4) and workers' own queues
+# (NODE.dq2); add further queues of CAPFLOW_STAGE_QUEUES after ~gpu*. Names such as /0.celery.pidbox mean database 0.
 set -eu
 umask 077
 here=$(dirname "$0")

@@ -1,1 +1,1 @@
-"""Measurements; see README.md beside this file."""
+"""Measurements; see README.md in this folder."""

@@ -29,11 +29,11 @@ GOALS: dict[str, Goal] = {claim: goal for study in STUDIES for claim, goal in st
     multiple=True,
     metavar="CLAIM",
     type=click.Choice(list(GOALS)),
-    help="Measure this claim; may be given several times. Claims of one study come together.",
+    help="Measure this claim, and the others of its study; repeatable.",
 )
-@click.option("--full", is_flag=True, help="10 million samples in 1,000 shards, 10 million rows.")
+@click.option("--full", is_flag=True, help="Measure 10 million samples in 1,000 shards, and 10 million rows.")
 def main(only: tuple[str, ...], full: bool) -> None:
-    """Measure what is claimed of speed and scale; 1 when a goal is missed or a study failed."""
+    """Measure the claims about speed and scale; exit code 1 when a goal is missed or a study failed."""
     console = Console(stderr=True)
     rows: list[Row] = []
     for study in _chosen(only):
@@ -42,7 +42,7 @@ def main(only: tuple[str, ...], full: bool) -> None:
         with _folder() as folder:
             rows += rows_of(study, Bench(folder, full))
         console.print(f"  took {monotonic() - started:.0f} s", style="dim")
-        # After each study, so that a run that is cut off has kept what it had.
+        # After each study, so that an interrupted run keeps its results.
         write_json(rows, BUILD / "bench.json")
     draw(rows, BUILD / "bench.png")
     Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH).print(table(rows))
@@ -55,7 +55,7 @@ def _chosen(only: Sequence[str]) -> list[Study]:
 
 @contextmanager
 def _folder() -> Iterator[Path]:
-    """Readable by the other user that PostgreSQL runs as when root starts it."""
+    """Make a folder that PostgreSQL can read, which runs as another user when root starts it."""
     with tempfile.TemporaryDirectory(prefix="capflow-bench-", ignore_cleanup_errors=True) as name:
         Path(name).chmod(0o755)
         yield Path(name)

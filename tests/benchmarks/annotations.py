@@ -1,4 +1,4 @@
-"""What reading an annotation file of any length costs: memory, and the time to begin a late shard."""
+"""What reading a long annotation file costs: memory, and the time to start a late shard."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ print(peak_mib())
 
 
 def measure_annotation_peak_mib(folder: Path, entries: int) -> float:
-    """The most memory of a process that turns so many entries into batches, of a JSON list and of JSONL."""
+    """Return the peak memory of making batches from this many entries, as a JSON list or as JSONL."""
     return max(_peak_mib(folder, entries, is_list) for is_list in (True, False))
 
 
 def measure_shards_seconds(folder: Path, entries: int, shards: int) -> float:
-    """Seconds to read a JSON list as so many shards, one after the other."""
+    """Return the seconds that reading a JSON list as this many shards takes, one after the other."""
     path = _write(folder, entries, is_list=True)
     size = entries // shards
     began = perf_counter()

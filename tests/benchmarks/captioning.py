@@ -1,7 +1,6 @@
-"""The whole fleet with a real model, next to others that make the very same model calls.
+"""The whole fleet with a real model, compared with rivals that make the same model calls.
 
-All but Ray are up from the beginning; the fleet captions pictures that nobody has seen, and then every
-other replays the requests that this took.
+All but Ray are up from the beginning. The fleet captions new pictures, then each rival replays its requests.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from tests.benchmarks.scene import Round, Scene
 from tests.benchmarks.workload import COUNT_FILE, ENGINE_PER_STAGE, Replayed, RivalProcess, rival
 
 _SAMPLES, _FULL_SAMPLES = 10, 48
-#: What two workers share; only tokens are counted in it, and everybody warms up with some of it.
+#: Pictures that two workers share, to count tokens; each contender warms up with some of them.
 _PAIR_SAMPLES, _WARM_UP_SAMPLES = 6, 1
 _RIVALS = {
     "bare": "the same engine and requests, no fleet",
@@ -28,12 +27,12 @@ _RIVALS = {
 
 @dataclass(frozen=True, slots=True)
 class Contest:
-    """What the fleet did, and what each rival took for the same."""
+    """What the fleet did, and what each rival needed for the same."""
 
     scene: Scene
-    #: Of two workers.
+    #: The round of two workers.
     pair: Round
-    #: Of one.
+    #: The round of one worker.
     ours: Round
     replays: Mapping[str, Replayed]
 
@@ -41,7 +40,7 @@ class Contest:
         return _against(self.ours, self.replays[name], _RIVALS[name])
 
     def against_ray(self, has_engine_per_stage: bool) -> Measured:
-        """With nobody else up: Ray starts its engines when it is asked."""
+        """Compare with Ray, after the other rivals have stopped, because Ray starts its own engines."""
         try:
             python = str(ray_python())
         except RuntimeError as error:
@@ -57,7 +56,7 @@ class Contest:
         return _against(self.ours, replayed, f"{RAY}, {engines}, starts not counted")
 
     def computed_over_minimum(self) -> Measured:
-        """The larger of what one worker and two workers computed, over the least there is."""
+        """Return what one worker or two workers computed over the least possible, the larger of the two."""
         least = self.scene.least_tokens(self.ours.samples)
         alone = self.ours.computed_tokens / least
         together = self.pair.computed_tokens / self.scene.least_tokens(self.pair.samples)
@@ -69,7 +68,7 @@ class Contest:
 
     def busy_share(self) -> Measured:
         what = "none; share of the time in which vLLM holds a request"
-        closing = f"{self.ours.closing_seconds:.1f} s for export and end of the command not in it"
+        closing = f"without {self.ours.closing_seconds:.1f} s for the export and the end of the command"
         return Measured(self.ours.busy_share, f"{what}; {self.ours.seconds:.1f} s, {closing}")
 
 
@@ -81,7 +80,7 @@ def measure(bench: Bench) -> Mapping[str, Measured]:
             return stack.enter_context(rival(name, scene.folder, scene.environment))
 
         running = stack.enter_context(fleet(scene.folder, scene.environment))
-        # Two at a time, one for each core, and those two together that are compared.
+        # Start two at a time, one per core; the two that are compared start together.
         bare = rival_of("bare")
         worker_start = running.add_workers(1)
         bare_start = bare.wait_until_ready()
@@ -106,7 +105,7 @@ def measure(bench: Bench) -> Mapping[str, Measured]:
 
 
 def _play(scene: Scene, running: Fleet, rivals: Mapping[str, RivalProcess], count: int) -> Contest:
-    """Two workers warm up, and one of them goes on alone."""
+    """Warm up with two workers, then measure one of them alone."""
     pair = scene.play(running, "pair", _PAIR_SAMPLES)
     running.end_newest_worker()
     for other in rivals.values():
@@ -116,7 +115,7 @@ def _play(scene: Scene, running: Fleet, rivals: Mapping[str, RivalProcess], coun
 
 
 def _against(ours: Round, theirs: Replayed, name: str) -> Measured:
-    """Samples per second over theirs; and their computed prompt tokens over ours."""
+    """Compare samples per second and computed prompt tokens."""
     rate = len(ours.samples) / theirs.seconds
     tokens = theirs.computed_tokens / ours.computed_tokens
     return Measured(

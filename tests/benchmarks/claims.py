@@ -1,4 +1,4 @@
-"""What is claimed, what was measured of it, and which study measures what."""
+"""Claims, their goals, and what was measured."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """The number that a claim is held against; None where there is none yet."""
+    """The number that a claim must reach; None where no goal is set."""
 
     number: float | None = None
-    #: Whether less is better.
+    #: Whether the number is a maximum.
     is_ceiling: bool = False
 
     def __str__(self) -> str:
@@ -25,7 +25,7 @@ class Goal:
         return f"{'at most' if self.is_ceiling else 'at least'} {self.number:,g}"
 
     def share_reached(self, measured: float) -> float | None:
-        """1 is the goal and more is better, whichever way the number is to go; None without a goal."""
+        """Return the share of the goal that is reached, more being better for either kind of goal."""
         if self.number is None:
             return None
         reached, wanted = (self.number, measured) if self.is_ceiling else (measured, self.number)
@@ -34,27 +34,27 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a study found of one claim."""
+    """What a study found about one claim."""
 
-    #: None when it could not be measured; then the baseline says why.
+    #: None when it could not be measured; the baseline then says why.
     value: float | None
-    #: What it was measured against, with that thing's own numbers.
+    #: What it is compared with, and that thing's own numbers.
     baseline: str
 
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """Where a study works, and how much it may take."""
+    """Where a study works, and how large it is."""
 
-    #: A folder of its own, thrown away afterwards.
+    #: A folder of its own, removed afterwards.
     folder: Path
-    #: Millions of samples instead of a sample of them.
+    #: Whether to measure millions of samples.
     is_full: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """One measurement, which may answer several claims at once."""
+    """One measurement, which may answer several claims."""
 
     goals: Mapping[str, Goal]
     measure: Callable[[Bench], Mapping[str, Measured]]
@@ -65,11 +65,11 @@ class Row:
     """One line of the table."""
 
     claim: str
-    #: A number, or in words why there is none.
+    #: A number, or the words "not measured".
     measured: float | str
     goal: str
     baseline: str
-    #: How much of the goal is reached, 1 for all of it; None where nothing was measured or no goal is set.
+    #: Share of the goal that is reached; None where nothing was measured or no goal is set.
     share: float | None
 
     @property
@@ -78,7 +78,7 @@ class Row:
 
 
 def rows_of(study: Study, bench: Bench) -> list[Row]:
-    """Measure; a study that fails costs its own rows and no others."""
+    """Measure; a study that fails loses only its own rows."""
     try:
         found = study.measure(bench)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""How quickly frames come out of a video, next to qwen-vl-utils on the same file."""
+"""How fast frames are decoded, compared with qwen-vl-utils on the same file."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _ROUNDS = 2
 
 
 def measure(bench: Bench) -> Mapping[str, Measured]:
-    """Ours over theirs, in frames per second; the best of a few alternating rounds each."""
+    """Compare frames per second, by the best of a few alternating rounds."""
     path = bench.folder / "clip.mp4"
     _make_clip(path)
-    # Its reader for machines without decord and torchcodec calls a function that torchvision has dropped.
+    # Its reader for machines without decord and torchcodec calls a function that torchvision has removed.
     VIDEO_READER_BACKENDS["torchvision"] = _read_whole
     budget = MediaBudget(fps=2, max_frames=256)
     ours = theirs = 0.0

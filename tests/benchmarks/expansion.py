@@ -1,4 +1,4 @@
-"""How quickly annotation files become rows, and how much memory that takes."""
+"""How fast annotation files become rows, and how much memory that takes."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from tests.benchmarks.memory import peak_mib
 
 _SAMPLES, _SHARDS = 200_000, 20
 _FULL_SAMPLES, _FULL_SHARDS = 10_000_000, 1_000
-#: As the producer has them by default.
+#: The producer's defaults.
 _BATCH_SIZE, _BATCHES_AT_A_TIME = 8, 64
 
 
 def measure(bench: Bench) -> Mapping[str, Measured]:
-    """Expand a plan in a process of its own, nothing published, so that its peak is its own."""
+    """Expand a plan in its own process without publishing, so that the peak memory is its own."""
     samples, shards = (_FULL_SAMPLES, _FULL_SHARDS) if bench.is_full else (_SAMPLES, _SHARDS)
     plan = write_repeating_plan(bench.folder / "expansion.jsonl", samples // shards, shards)
     with embedded_postgres(bench.folder) as url:
@@ -46,7 +46,7 @@ def measure(bench: Bench) -> Mapping[str, Measured]:
 
 
 def expand_plan(url: str, path: Path) -> JsonObject:
-    """Insert all of the plan as the producer does, without waiting for anybody to caption it."""
+    """Insert the whole plan as the producer does, without waiting for workers."""
     engine = connect(url)
     upgrade(engine)
     runs, stages = RunStore(engine), tuple(Stage)
@@ -65,7 +65,7 @@ def expand_plan(url: str, path: Path) -> JsonObject:
 
 
 def write_repeating_plan(path: Path, size: int, shards: int) -> Path:
-    """So many datasets, each an annotation file of its own; on the disk they are one."""
+    """Write a plan of this many datasets whose annotation files are hard links to one."""
     media = path.parent / "media"
     media.mkdir()
     entries: list[JsonObject] = [

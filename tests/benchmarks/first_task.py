@@ -1,4 +1,4 @@
-"""How long a big plan makes its first worker wait: from the command's start to the first message in Redis."""
+"""How long a big plan takes from the start of the command to the first message in Redis."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tests.benchmarks.expansion import write_repeating_plan
 from tests.benchmarks.fleet import fleet
 
 _SAMPLES, _SHARDS = 10_000_000, 1_000
-_LOOK_SECONDS = 0.005
+_POLL_SECONDS = 0.005
 _PATIENCE_SECONDS = 120.0
 
 
 def measure(bench: Bench) -> Mapping[str, Measured]:
-    """The real command, started with servers up and no worker; all shards are one file on the disk."""
+    """Start the real command with servers and no worker; all shards are hard links to one file."""
     plan = write_repeating_plan(bench.folder / "first.jsonl", _SAMPLES // _SHARDS, _SHARDS)
     with fleet(bench.folder, {}) as running:
         started = monotonic()
@@ -25,7 +25,7 @@ def measure(bench: Bench) -> Mapping[str, Measured]:
             while not running.messages():
                 if monotonic() - started > _PATIENCE_SECONDS or producer.code is not None:
                     raise TimeoutError(f"no message: {producer.log().decode()[-500:]}")
-                Event().wait(_LOOK_SECONDS)
+                Event().wait(_POLL_SECONDS)
             seconds = monotonic() - started
         finally:
             producer.end()

@@ -24,8 +24,8 @@ from capflow_tasks.store.tables import Batch, Run, Shard
 from tests.chaos.fleet import Service, clean_environment
 from tests.chaos.services import Message, Redis, postgres, running_redis
 
-#: Between two looks at a run, seconds.
-_LOOK_SECONDS = 0.5
+#: Between two readings of a run, seconds.
+_READING_SECONDS = 0.5
 _PATIENCE_SECONDS = 300.0
 _STOP_SECONDS = 30.0
 
@@ -34,15 +34,15 @@ _STOP_SECONDS = 30.0
 class Steady:
     """A run without its start: from the end of the first batch of every slot to that of the last batch."""
 
-    #: Of the clock that all processes of a machine share, seconds.
+    #: Seconds on the clock that all processes of a machine share.
     start: float
     end: float
-    #: Samples that came to their end in that time.
+    #: Samples that finished in that time.
     samples: int
 
     @classmethod
     def of(cls, ends: Sequence[tuple[float, int]], slots: int) -> Steady:
-        """Of batches by their ends, each with its samples; so many batches run at a time."""
+        """Make it from the end and the sample count of each batch, of which `slots` run at a time."""
         return cls(ends[slots - 1][0], ends[-1][0], sum(count for _, count in ends[slots:]))
 
     @property
@@ -52,22 +52,22 @@ class Steady:
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """A run that was watched."""
+    """A measured run."""
 
     steady: Steady
-    #: From the last batch's end to the command's: what is left to export and to tell.
+    #: From the end of the last batch to that of the command: the last export and the summary.
     closing_seconds: float
-    #: What the machine spent on a sample, by kind of process.
+    #: CPU time per sample, by kind of process.
     cpu_milliseconds_per_sample: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
-class _Glance:
+class _Reading:
     """The fleet at one moment of a run."""
 
-    #: Samples that have come to their end.
+    #: Finished samples.
     done: int
-    #: Seconds of CPU so far, by kind of process.
+    #: CPU seconds so far, by kind of process.
     cpu: Mapping[str, float]
 
 
@@ -82,7 +82,7 @@ class Fleet:
         self.workers: list[Service] = []
 
     def add_workers(self, count: int) -> float:
-        """Start so many more; seconds until all of them take work."""
+        """Start this many more workers; return the seconds until all of them are ready."""
         started = monotonic()
         command = [sys.executable, "-m", "celery", "-A", "capflow_tasks", "worker", "-Q", "gpu", "-l", "INFO"]
         new = [
@@ -99,7 +99,7 @@ class Fleet:
         self.workers.pop().end(_STOP_SECONDS)
 
     def run(self, plan: Path, *options: str, slots: int = 1) -> Stretch:
-        """Caption the plan with the real command; `slots` is how many batches run at a time."""
+        """Caption the plan with the real command; `slots` batches run at a time."""
         producer = self.start_producer(plan, *options)
         try:
             return self._watch(producer, plan.stem, slots)
@@ -107,39 +107,49 @@ class Fleet:
             producer.end(_STOP_SECONDS)
 
     def start_producer(self, plan: Path, *options: str) -> Service:
-        """The real command, under way."""
-        script = str(Path(sys.executable).parent / "capflow-produce")
+        """Start the real command."""
+        script = str(Path(sys.executable).parent / "capflow")
         output = self._home / "captions" / plan.stem
-        command = [script, str(plan), "--run", plan.stem, "--output", str(output), "--json", *options]
+        command = [
+            script,
+            "caption",
+            str(plan),
+            "--run",
+            plan.stem,
+            "--output",
+            str(output),
+            "--json",
+            *options,
+        ]
         producer = Service(f"producer-{plan.stem}", command, self._home, self._environment)
         producer.start()
         return producer
 
     def messages(self) -> list[Message]:
-        """What waits in the broker."""
+        """Return the messages that wait in the broker."""
         return self._broker.messages()
 
     def _watch(self, producer: Service, run: str, slots: int) -> Stretch:
-        """Look rarely, since looking takes CPU as well; when batches ended, the database knows."""
-        glances: list[_Glance] = []
+        """Take readings rarely, because they cost CPU; the database knows when batches ended."""
+        readings: list[_Reading] = []
         while producer.code is None:
-            glance = _Glance(self._done(run), self._cpu(producer))
-            if glance.done > (glances[-1].done if glances else 0):
-                glances.append(glance)
+            reading = _Reading(self._done(run), self._cpu(producer))
+            if reading.done > (readings[-1].done if readings else 0):
+                readings.append(reading)
             with suppress(TimeoutExpired):
-                producer.wait(_LOOK_SECONDS)
-        # Random weights now and then say what no caption may be: a sample fails, and all else goes on.
+                producer.wait(_READING_SECONDS)
+        # Random weights write an unusable answer now and then: one sample fails and the others go on.
         if producer.code not in (EXIT_OK, EXIT_SAMPLES_FAILED):
-            raise RuntimeError(f"capflow-produce ended with {producer.code}: {self._last_words()}")
+            raise RuntimeError(f"capflow caption exited with {producer.code}: {self._last_words()}")
         closed = monotonic()
         steady = Steady.of(self._batch_ends(run), slots)
-        return Stretch(steady, closed - steady.end, _spent(glances) if glances else {})
+        return Stretch(steady, closed - steady.end, _spent(readings) if readings else {})
 
     def _done(self, run: str) -> int:
         return sum(count for _, count in self._batch_ends(run))
 
     def _batch_ends(self, run: str) -> list[tuple[float, int]]:
-        """When each finished batch ended, and how many samples it had, the first first."""
+        """Return the end and the sample count of each finished batch, in the order of their ends."""
         statement = (
             select(func.extract("epoch", Batch.finished_at), Batch.done_count + Batch.failed_count)
             .join(Shard, Shard.id == Batch.shard_id)
@@ -153,7 +163,7 @@ class Fleet:
         return [(float(at) + shared_clock, count) for at, count in found]
 
     def _cpu(self, producer: Service) -> dict[str, float]:
-        """Seconds of CPU by kind, of processes and of all that they started."""
+        """Return the CPU seconds of processes and all their children, by kind of process."""
         redis = [child.pid for child in psutil.Process().children() if "redis" in child.name()]
         postmaster = int((self._home / "postgres" / "postmaster.pid").read_text().partition("\n")[0])
         kinds = {
@@ -169,7 +179,7 @@ class Fleet:
             while root is not None and root not in kinds:
                 root = processes[root]["ppid"] if root in processes else None
             if root is not None and info["cpu_times"]:
-                # Of children that ended as well, as far as the process has waited for them.
+                # This includes children that have exited and been waited for.
                 spent[kinds[root]] += sum(info["cpu_times"][:4] if pid == root else info["cpu_times"][:2])
         return spent
 
@@ -186,7 +196,7 @@ class Fleet:
 
 @contextmanager
 def fleet(home: Path, environment: Mapping[str, str]) -> Iterator[Fleet]:
-    """Servers of its own, no worker yet; all is stopped at the end."""
+    """Start servers without a worker; stop everything at the end."""
     with ExitStack() as stack:
         server = stack.enter_context(postgres(home))
         broker = stack.enter_context(running_redis(home))
@@ -208,7 +218,7 @@ def fleet(home: Path, environment: Mapping[str, str]) -> Iterator[Fleet]:
 def write_plan(
     path: Path, entries: Sequence[JsonObject], media: Path, shards: int = 1, **changes: str
 ) -> Path:
-    """Annotations beside the plan, cut into so many shards, each a dataset of its own."""
+    """Write the annotations and a plan with this many shards, each a dataset of its own."""
     annotations = path.with_suffix(".entries.jsonl")
     annotations.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     size = len(entries) // shards
@@ -231,9 +241,9 @@ def write_plan(
     return path
 
 
-def _spent(glances: Sequence[_Glance]) -> dict[str, float]:
-    """CPU milliseconds per sample between the first look at which any were done and the last."""
-    first, last = glances[0], glances[-1]
+def _spent(readings: Sequence[_Reading]) -> dict[str, float]:
+    """Return the CPU milliseconds per sample between the first reading with finished samples and the last."""
+    first, last = readings[0], readings[-1]
     samples = last.done - first.done
     return {kind: 1000 * (last.cpu[kind] - first.cpu[kind]) / samples for kind in last.cpu if samples}
 

@@ -1,4 +1,4 @@
-"""The fleet's engine with a journal: what was asked when, what that cost, and whether the engine had work.
+"""The fleet's engine with a journal of its requests, their cost, and when the engine had work.
 
 `CAPFLOW_ENGINE=tests.benchmarks.journal:build` starts a worker with it.
 """
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
 
 #: Folder of the journals, one file per process.
 JOURNALS = "BENCH_JOURNALS"
-#: Between two looks whether the engine has a request, seconds.
-_LOOK_SECONDS = 0.01
+#: Between two checks whether the engine has a request, seconds.
+_POLL_SECONDS = 0.01
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One call of `generate`; times are of the clock that all processes of a machine share."""
+    """One call of `generate`; times are on the clock that all processes of a machine share."""
 
     started: float
     ended: float
     requests: Sequence[Request]
-    #: Prompt tokens that no cache spared, of all requests that were answered.
+    #: Prompt tokens of all answered requests that were not taken from the cache.
     computed_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """From this moment on the engine has work, or has none."""
+    """From this moment on the engine has work, or none."""
 
     at: float
     is_busy: bool
@@ -48,7 +48,7 @@ class Turn:
 
 
 class JournallingEngine:
-    """The real engine; its answers pass through untouched."""
+    """The real engine; its answers pass through unchanged."""
 
     def __init__(self, engine: VllmEngine, path: Path) -> None:
         self.model = engine.model
@@ -76,14 +76,14 @@ class JournallingEngine:
 
     def _watch(self) -> None:
         was_busy = None
-        while not self._stopping.wait(_LOOK_SECONDS):
+        while not self._stopping.wait(_POLL_SECONDS):
             is_busy = self._has_work()
             if is_busy is not was_busy:
                 self._write(Turn(monotonic(), is_busy, os.getpid()))
             was_busy = is_busy
 
     def _has_work(self) -> bool:
-        """Whether vLLM has taken a request that is not answered: its pixels are read, its prompt is ready."""
+        """Return whether vLLM has an unanswered request, whose pixels are read and whose prompt is ready."""
         llm = self._engine._llm
         return llm is not None and llm.output_processor.has_unfinished_requests()
 
@@ -106,7 +106,7 @@ def _computed_tokens(answers: Sequence[Answer]) -> int:
 
 
 def read_journals(folder: Path, since: float) -> list[Exchange | Turn]:
-    """All that was asked since then, of all engines that were asked; and of each its turns."""
+    """Return the exchanges and turns since then of all engines that got requests."""
     found = (list(_records(path, since)) for path in sorted(folder.glob("*.pickle")))
     return [record for each in found if any(map(_is_exchange, each)) for record in each]
 
@@ -124,7 +124,7 @@ def _is_exchange(record: Exchange | Turn) -> bool:
 
 
 def busy_share(records: Sequence[Exchange | Turn], start: float, end: float) -> float:
-    """Of the time from start to end, the part in which the engine had a request; the mean over workers."""
+    """Return the share of the time from start to end with a request in the engine, the mean over workers."""
     turns = [record for record in records if isinstance(record, Turn)]
     workers = {turn.worker for turn in turns}
     return sum(_busy([turn for turn in turns if turn.worker == each], start, end) for each in workers) / len(

@@ -1,4 +1,4 @@
-"""What a process needed of memory at the most."""
+"""The peak memory of a process."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from pathlib import Path
 
 
 def peak_mib() -> float:
-    """Of this process since its program began; `getrusage` would count what its parent held at the fork."""
+    """Return this process's peak since its program started; `getrusage` would count its parent, too."""
     (kib,) = re.findall(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
     return int(kib) / 1024

@@ -1,4 +1,4 @@
-"""The least that the prompts of a set of samples can cost with a perfect prefix cache."""
+"""The least prompt tokens that a set of samples costs with a perfect prefix cache."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 from capflow_tasks.records import Request
 from tests.benchmarks.workload import Sample
 
-#: Tokens that vLLM's cache keeps or forgets together on a CPU.
+#: Tokens per block of vLLM's cache on a CPU.
 BLOCK_TOKENS = 128
 
 
 class PromptCost:
-    """Counts prompt tokens as the engine does: text by its tokenizer, all media at the same number."""
+    """Count prompt tokens as the engine does: text by its tokenizer, each medium as the same number."""
 
     def __init__(self, processor: Any, picture_tokens: int, block_tokens: int = BLOCK_TOKENS) -> None:
         self._processor = processor
@@ -23,12 +23,12 @@ class PromptCost:
         self._pads = {token_of("<|image_pad|>"), token_of("<|video_pad|>")}
 
     def minimum(self, samples: Sequence[Sample]) -> int:
-        """Tokens to compute when every block is computed once.
+        """Return the tokens to compute when every block is computed once.
 
-        A block is a full run of so many tokens with all that stands before it. It is free if any earlier
-        request of the set held it, in any sample, also one that runs at the same time. The last token of a
-        prompt is computed always, since the first word of the answer comes from it; so a prompt that ends
-        with a block computes that block again.
+        A block is a full run of tokens with everything before it. It is free if an earlier request of the set
+        held it, in any sample, even one that runs at the same time. The last token of a prompt is always
+        computed, because the first word of the answer comes from it; so a prompt that ends with a block
+        computes that block again.
         """
         known: set[int] = set()
         return sum(
@@ -44,7 +44,7 @@ class PromptCost:
         return len(tokens) - spared * self._block
 
     def _blocks(self, tokens: Sequence[Hashable]) -> Iterator[int]:
-        """For each full block a number that stands for it and all before it."""
+        """Yield for each full block a number that identifies it and everything before it."""
         number = 0
         for end in range(self._block, len(tokens) + 1, self._block):
             number = hash((number, *tokens[end - self._block : end]))

@@ -1,4 +1,4 @@
-"""What everything around the engine can carry, with a scripted engine that answers at once."""
+"""How much everything around the engine carries, with a scripted engine that answers at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ENVIRONMENT = {"CAPFLOW_ENGINE": "capflow_tasks.testing:build", "CAPFLOW_LOG_LE
 
 
 def measure(bench: Bench) -> Mapping[str, Measured]:
-    """Samples per second of one worker, and what each kind of process spends on a sample."""
+    """Measure samples per second of one worker, and the CPU per sample by kind of process."""
     draw_picture(bench.folder / "media" / "a.png", 1)
     entries = [{"id": number, "image": "a.png"} for number in range(_SAMPLES)]
     plan = write_plan(bench.folder / "orchestration.jsonl", entries, bench.folder / "media", task="Natural")

@@ -1,4 +1,4 @@
-"""Whether what is said to the database about one sample stays quick among millions of others."""
+"""Whether the statements about one sample stay fast among millions of others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SAMPLES, _FULL_SAMPLES = 1_000_000, 10_000_000
 
 
 def measure(bench: Bench) -> Mapping[str, Measured]:
-    """Statements of a sample's life that read all samples or all results, by PostgreSQL's own plans."""
+    """Count the statements of a sample's life that scan all samples or results, by PostgreSQL's plans."""
     count = _FULL_SAMPLES if bench.is_full else _SAMPLES
     with embedded_postgres(bench.folder) as url:
         engine = connect(url)

@@ -1,4 +1,4 @@
-"""An environment with Ray Data beside ours: its packages are not the product's to install or to pin."""
+"""A separate environment for Ray Data, whose packages the project neither installs nor pins."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FOLDER = REPOSITORY / "build" / "ray-venv"
 
 
 def ray_python() -> Path:
-    """Its interpreter; the environment is made if there is none. Raises RuntimeError with pip's reason."""
+    """Return its interpreter; make the environment if needed. Raises RuntimeError with pip's reason."""
     python = _FOLDER / "bin" / "python"
     if not (_FOLDER / "complete").exists():
         _make(python)
@@ -33,10 +33,10 @@ def _make(python: Path) -> None:
 
 
 def _connect() -> None:
-    """Show it our packages, and its vLLM what counts tokens."""
+    """Make our packages importable there, and add the vLLM plugin that counts tokens."""
     ours = sysconfig.get_path("purelib")
     theirs = next(_FOLDER.glob("lib/python*/site-packages"))
-    # addsitedir and not the bare path: what our own .pth files do is needed as well.
+    # addsitedir instead of the bare path, so that our own .pth files run.
     (theirs / "capflow_packages.pth").write_text(f"import site; site.addsitedir({ours!r})\n")
     plugin = theirs / "capflow_bench-0.dist-info"
     plugin.mkdir(exist_ok=True)

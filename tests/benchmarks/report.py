@@ -1,4 +1,4 @@
-"""The table, the file and the picture of what was measured."""
+"""Show the results as a table, a JSON file and a picture."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from rich.table import Table
 
 from tests.benchmarks.claims import Row
 
-#: What bench.json says of each claim.
+#: The keys of a claim in bench.json.
 _COLUMNS = ("claim", "measured", "goal", "baseline")
-#: More than this is drawn as this, with its number beside it.
+#: Longest bar; the number beside it says more.
 _WIDEST = 3.0
 _STYLES = {True: "green", False: "red", None: ""}
 _COLOURS = {True: "#2a7f62", False: "#b5403a", None: "#8a8f98"}
@@ -30,7 +30,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def write_json(rows: Sequence[Row], path: Path) -> None:
-    """Write the rows; of claims that were not measured this time, what the file said stays."""
+    """Write the rows; claims that were not measured this time stay as the file has them."""
     known = {row["claim"]: row for row in json.loads(path.read_text())} if path.exists() else {}
     new = {row.claim: {column: getattr(row, column) for column in _COLUMNS} for row in rows}
     path.parent.mkdir(exist_ok=True)
@@ -38,7 +38,7 @@ def write_json(rows: Sequence[Row], path: Path) -> None:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """One bar per claim: how much of its goal is reached, so that longer is better and 1 is the goal."""
+    """Draw one bar per claim: the share of its goal that is reached."""
     import matplotlib as mpl
 
     mpl.use("Agg")

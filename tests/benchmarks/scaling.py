@@ -1,4 +1,4 @@
-"""Whether twice the workers do twice the work, where the engine and not the machine sets the pace."""
+"""Whether twice the workers do twice the work when engines, not the machine, set the pace."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from tests.benchmarks.fleet import fleet, write_plan
 from tests.chaos import engine as engines
 from tests.datasets import draw_picture
 
-#: Worker counts, each measured with the workers of the one before and some more.
+#: Worker counts; each adds workers to the one before.
 _COUNTS, _FULL_COUNTS = (1, 8), (1, 2, 4, 8, 16, 32)
-#: Slow enough that the largest fleet leaves cores idle: what is measured is waiting, not computing.
+#: Slow enough that the largest fleet leaves cores idle, so that waiting is measured, not computing.
 _LATENCY_SECONDS, _FULL_LATENCY_SECONDS = 2.0, 4.0
 _BATCHES_AT_A_TIME, _BATCH = 2, 8
 _ROUNDS = 3
@@ -24,7 +24,7 @@ _ENVIRONMENT = {
 
 
 def measure(bench: Bench) -> Mapping[str, Measured]:
-    """The lowest efficiency of any count of workers, next to as many times one worker's rate."""
+    """Return the lowest rate of any count of workers, over that many times one worker's rate."""
     draw_picture(bench.folder / "media" / "a.png", 1)
     rates: dict[int, float] = {}
     counts = _FULL_COUNTS if bench.is_full else _COUNTS

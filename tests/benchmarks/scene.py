@@ -1,4 +1,4 @@
-"""A stage for the fleet with a real model: pictures that nobody has seen, and what captioning them took."""
+"""The fleet with a real model: captions new media, and records what that took."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from time import monotonic
 
 from transformers import AutoProcessor
 
+from capflow_tasks.records import JsonObject, Modality
 from tests.benchmarks.fleet import Fleet, write_plan
 from tests.benchmarks.journal import JOURNALS, Exchange, Turn, busy_share, read_journals
 from tests.benchmarks.minimum import PromptCost
@@ -17,21 +18,22 @@ from tests.benchmarks.workload import Sample as Calls
 from tests.checkpoints import small_checkpoint
 from tests.datasets import draw_picture
 
+#: Domains of pictures, in turn.
+TASKS = ("Natural", "Structure & Math", "Infographic & Document", "UI & Interaction", "Code & Programming")
 _BATCH = 2
 #: As large as most photographs are sent: 36 x 28 tokens.
 _PICTURE, _PICTURE_TOKENS = (1008, 784), 1008
-_TASKS = ("Natural", "Structure & Math", "Infographic & Document", "UI & Interaction", "Code & Programming")
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What the fleet did with its pictures."""
+    """What the fleet did with its media."""
 
     #: When the first request reached an engine.
     start: float
-    #: When the last batch had come to its end.
+    #: When the last batch had finished.
     end: float
-    #: What the command took after that, to export and to end.
+    #: From then until the command ended: the last export.
     closing_seconds: float
     records: Sequence[Exchange | Turn]
 
@@ -44,18 +46,31 @@ class Round:
         return busy_share(self.records, self.start, self.end)
 
     @property
-    def exchanges(self) -> list[Exchange]:
-        return [record for record in self.records if isinstance(record, Exchange)]
-
-    @property
     def samples(self) -> list[Calls]:
-        """The requests that it took, by sample."""
-        return samples_of(self.exchanges)
+        """The requests, by sample."""
+        return samples_of([record for record in self.records if isinstance(record, Exchange)])
 
     @property
     def computed_tokens(self) -> int:
-        """Prompt tokens that no cache spared, also of answers that were refused."""
-        return sum(exchange.computed_tokens for exchange in self.exchanges)
+        """Prompt tokens not taken from a cache, those of refused answers included."""
+        return sum(record.computed_tokens for record in self.records if isinstance(record, Exchange))
+
+
+def play(
+    running: Fleet,
+    folder: Path,
+    name: str,
+    entries: Sequence[JsonObject],
+    batch_size: int,
+    kind: Modality = Modality.IMAGE,
+) -> Round:
+    """Have the fleet caption the entries, whose media are in `folder/media`."""
+    plan = write_plan(folder / f"{name}.jsonl", entries, folder / "media", modality=kind.value)
+    began = monotonic()
+    stretch = running.run(plan, "--batch-size", str(batch_size))
+    records = read_journals(folder / "journals", began)
+    start = min(record.started for record in records if isinstance(record, Exchange))
+    return Round(start, stretch.steady.end, stretch.closing_seconds, records)
 
 
 class Scene:
@@ -64,39 +79,33 @@ class Scene:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._drawn = 0
-        self._journals = folder / "journals"
-        self._journals.mkdir()
+        journals = folder / "journals"
+        journals.mkdir()
         self.environment = {
             "CAPFLOW_MODEL": str(small_checkpoint()),
             "CAPFLOW_ENGINE": "tests.benchmarks.journal:build",
             "CAPFLOW_MAX_MODEL_LEN": "8192",
             "CAPFLOW_MAX_ANSWER_TOKENS": "32",
             "CAPFLOW_CONCURRENCY": str(IN_FLIGHT // _BATCH),
-            # Random weights now and then say what no caption may be; nobody is to wait for a second attempt.
+            # Random weights write answers that are refused now and then; no sample waits for a second try.
             "CAPFLOW_MAX_ATTEMPTS": "1",
             "CAPFLOW_LOG_LEVEL": "WARNING",
             "HF_HUB_OFFLINE": "1",
             "TORCHDYNAMO_DISABLE": "1",
             "VLLM_CPU_KVCACHE_SPACE": "1",
-            JOURNALS: str(self._journals),
+            JOURNALS: str(journals),
         }
 
     def play(self, running: Fleet, name: str, count: int) -> Round:
-        """Have the fleet caption so many new pictures."""
-        media = self.folder / "media"
+        """Have the fleet caption this many new pictures."""
         entries = []
         for number in range(self._drawn, self._drawn + count):
-            draw_picture(media / f"{number}.png", number, _PICTURE)
-            entries.append({"image": f"{number}.png", "task": _TASKS[number % len(_TASKS)]})
+            draw_picture(self.folder / "media" / f"{number}.png", number, _PICTURE)
+            entries.append({"image": f"{number}.png", "task": TASKS[number % len(TASKS)]})
         self._drawn += count
-        plan = write_plan(self.folder / f"{name}.jsonl", entries, media)
-        began = monotonic()
-        stretch = running.run(plan, "--batch-size", str(_BATCH))
-        records = read_journals(self._journals, began)
-        start = min(record.started for record in records if isinstance(record, Exchange))
-        return Round(start, stretch.steady.end, stretch.closing_seconds, records)
+        return play(running, self.folder, name, entries, _BATCH)
 
     def least_tokens(self, samples: Sequence[Calls]) -> int:
-        """What a perfect prefix cache would have computed of their prompts."""
+        """Return the prompt tokens that a perfect prefix cache would have computed."""
         processor = AutoProcessor.from_pretrained(self.environment["CAPFLOW_MODEL"])
         return PromptCost(processor, _PICTURE_TOKENS).minimum(samples)

@@ -1,4 +1,4 @@
-"""Every claim, its goal, and the study that measures it; heavy parts are imported when a study runs."""
+"""Every claim, its goal and its study; a study's module is imported when it runs."""
 
 from __future__ import annotations
 

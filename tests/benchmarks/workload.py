@@ -1,4 +1,4 @@
-"""The model calls of a set of samples, as the fleet made them, and how others are given the same."""
+"""The model calls of a set of samples as the fleet made them, and how rivals replay them."""
 
 from __future__ import annotations
 
@@ -22,38 +22,38 @@ from tests.chaos.fleet import REPOSITORY
 
 #: Requests that may run together.
 Turn = tuple[Request, ...]
-#: What is asked about one sample, a turn after the other.
+#: All requests about one sample, turn by turn.
 Sample = tuple[Turn, ...]
 
-#: Names the file in which a rival's engine keeps count of its prompt tokens, where it doesn't tell otherwise.
+#: Variable with the file in which a rival's engine counts its prompt tokens, where it does not report them.
 COUNT_FILE = "BENCH_COUNT_FILE"
 
-#: Has a rival that starts an engine for every pass over a data set make one for each stage.
+#: Variable that makes a rival start an engine for each stage.
 ENGINE_PER_STAGE = "BENCH_ENGINE_PER_STAGE"
 
-#: Samples in flight, for everybody.
+#: Samples in flight, for all contenders.
 IN_FLIGHT = int(os.environ.get("BENCH_IN_FLIGHT", "8"))
 
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """How long the samples took from the first request to the last answer, and what the prompts cost."""
+    """Seconds from the first request to the last answer, and the prompts' tokens."""
 
     seconds: float
     prompt_tokens: int
-    #: What the prefix cache did not spare.
+    #: Tokens not taken from the prefix cache.
     computed_tokens: int
 
 
 class Rival(Protocol):
-    """Another way to answer the same requests."""
+    """Another way to run the same requests."""
 
     def replay(self, samples: Sequence[Sample]) -> Replayed:
-        """Answer them all."""
+        """Answer all requests."""
 
 
 def samples_of(exchanges: Sequence[Exchange]) -> list[Sample]:
-    """The requests by sample, in the order in which they were made."""
+    """Group the requests by sample, in the order in which they were made."""
     turns: dict[str, list[Turn]] = {}
     for exchange in sorted(exchanges, key=lambda exchange: exchange.started):
         by_sample: dict[str, list[Request]] = {}
@@ -65,13 +65,13 @@ def samples_of(exchanges: Sequence[Exchange]) -> list[Sample]:
 
 
 def stages_of(samples: Sequence[Sample]) -> list[list[Request]]:
-    """The first turns of all samples, then their second, and so on."""
+    """Return the first turns of all samples, then their second turns, and so on."""
     stages = zip_longest(*samples, fillvalue=())
     return [[request for turn in stage for request in turn] for stage in stages]
 
 
 class RivalProcess:
-    """A rival in a process of its own, which stays up between rounds."""
+    """A rival in its own process, which stays up between rounds."""
 
     def __init__(self, name: str, process: subprocess.Popen[str], folder: Path) -> None:
         self._name = name
@@ -80,7 +80,7 @@ class RivalProcess:
         self._started = monotonic()
 
     def wait_until_ready(self) -> float:
-        """Seconds from its very start until it was ready, however long ago that may be."""
+        """Return the seconds from its start until it was ready."""
         return float(self._read_line()) - self._started
 
     def replay(self, samples: Sequence[Sample]) -> Replayed:
@@ -94,7 +94,7 @@ class RivalProcess:
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self._name} ended with {self._process.wait(10)}; see {self._name}.log")
+            raise RuntimeError(f"{self._name} exited with {self._process.wait(10)}; see {self._name}.log")
         return line
 
 
@@ -102,7 +102,7 @@ class RivalProcess:
 def rival(
     module: str, folder: Path, environment: Mapping[str, str], python: str = sys.executable
 ) -> Iterator[RivalProcess]:
-    """The rival of `tests.benchmarks.rivals`, which is starting; stopped at the end."""
+    """Start a rival of `tests.benchmarks.rivals` and stop it at the end."""
     with (folder / f"{module}.log").open("w") as log:
         process = subprocess.Popen(
             [python, "-m", f"tests.benchmarks.rivals.{module}"],
@@ -127,7 +127,7 @@ def rival(
 
 
 def serve(start: Callable[[], AbstractContextManager[Rival]]) -> None:
-    """A rival's side: say when it was ready, then replay each workload that a line on stdin names."""
+    """Run a rival: print when it is ready, then replay each workload that a line on stdin names."""
     answers = _own_stdout()
     with start() as found:
         print(monotonic(), file=answers, flush=True)
@@ -137,7 +137,7 @@ def serve(start: Callable[[], AbstractContextManager[Rival]]) -> None:
 
 
 def _own_stdout() -> IO[str]:
-    """What was stdout; whoever prints from now on, as vLLM does, prints to stderr."""
+    """Return the original stdout, and send everything printed from now on to stderr, as vLLM prints much."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return answers

@@ -1,4 +1,4 @@
-"""The command python -m tests.chaos: plays scenarios and prints what became of the samples."""
+"""`python -m tests.chaos`: inject faults into a fleet and print what was lost, repeated or doubled."""
 
 from __future__ import annotations
 
@@ -18,30 +18,32 @@ from tests.chaos.audit import Verdict
 from tests.chaos.scenarios import SCENARIOS, SHORT, SHORT_SAMPLES, play
 from tests.chaos.services import postgres
 
-#: Times that the random scenario is played in the long form, each with a seed of its own.
+#: Rounds of the random scenario in the long form, each with its own seed.
 _RANDOM_ROUNDS = 5
 
 
 @click.command()
-@click.option("--seed", type=int, help="Of all that is random.  [default: a new one, which is printed]")
+@click.option("--seed", type=int, help="Seed of everything random.  [default: a new one, which is printed]")
 @click.option(
     "--scenario",
     "names",
     multiple=True,
     type=click.Choice(list(SCENARIOS)),
-    help="Play these only; may be given several times.",
+    help="Play only this scenario; repeatable.",
 )
 @click.option(
-    "--samples", default=240, show_default=True, type=click.IntRange(16), help="Samples of a scenario."
+    "--samples", default=240, show_default=True, type=click.IntRange(16), help="Samples per scenario."
 )
 @click.option("--rounds", default=1, show_default=True, type=click.IntRange(1), help="Seeds per scenario.")
-@click.option("--short", is_flag=True, help="The form for every commit: three scenarios, few samples.")
-@click.option("--keep", type=click.Path(path_type=Path), help="Folder to keep what each scenario logged in.")
+@click.option("--short", is_flag=True, help="Play three scenarios with few samples, as the test suite does.")
+@click.option(
+    "--keep", type=click.Path(path_type=Path), help="Folder in which to keep the logs of each scenario."
+)
 def main(
     seed: int | None, names: tuple[str, ...], samples: int, rounds: int, short: bool, keep: Path | None
 ) -> None:
-    """Break a fleet in every way and count what is lost, repeated or doubled; 1 unless nothing is."""
-    # So that a harness that is told to stop stops what it has started.
+    """Inject faults into a fleet and count what is lost, repeated or doubled; exit code 1 if anything is."""
+    # Exit on SIGTERM, so that everything this process started is stopped.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_INTERRUPTED))
     console = Console(stderr=True)
     first = SystemRandom().randrange(10_000) if seed is None else seed
@@ -59,7 +61,7 @@ def main(
 
 
 def run(rounds: Iterable[tuple[str, int]], samples: int, folder: Path) -> Iterator[Verdict]:
-    """Play scenarios, each with its seed, on one database server."""
+    """Play scenarios on one database server, each with its seed."""
     folder.mkdir(parents=True, exist_ok=True)
     with postgres(folder) as server:
         for name, seed in rounds:
@@ -67,7 +69,7 @@ def run(rounds: Iterable[tuple[str, int]], samples: int, folder: Path) -> Iterat
 
 
 def table(verdicts: Sequence[Verdict]) -> Table:
-    shown = Table(title="What became of the samples")
+    shown = Table(title="What the faults did to the samples")
     shown.add_column("scenario")
     for heading in (
         "seed",

@@ -1,4 +1,4 @@
-"""What became of the samples: database, journal and caption files, held against each other."""
+"""Compare database, journal and caption files, to count what was lost, repeated or doubled."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from capflow_tasks.store.tables import AgentResult, Sample, Shard
 from tests.chaos.engine import Call
 from tests.datasets import read_lines
 
-#: A result bears the time at which its transaction began, which is this long before others see it, at most.
+#: A result's time is the start of its transaction; others see it at most this much later.
 _COMMIT_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One row of the closing table."""
+    """One row of the final table."""
 
     scenario: str
     seed: int
@@ -31,12 +31,12 @@ class Verdict:
     #: Model calls that began after their answer was in the database.
     repeated: int = 0
     duplicates: int = 0
-    #: Messages that nobody will ever take.
+    #: Messages that no worker will ever take.
     stranded: int = 0
-    #: From each fault until what it hit had moved on, the longest of them.
+    #: The longest time from a fault until the batches it hit had moved on.
     recovery_seconds: float | None = None
     seconds: float = 0.0
-    #: What else is not as it must be, one sentence each.
+    #: Everything else that is wrong, one sentence each.
     complaints: Sequence[str] = field(default_factory=tuple)
 
     @property
@@ -45,7 +45,7 @@ class Verdict:
 
 
 def count_lost(engine: Engine, samples: int, poisoned: Collection[int]) -> int:
-    """Samples without their right end: a caption by all stages, or quarantine for the poisoned."""
+    """Count samples that ended wrongly: healthy ones without all stages, poisoned ones not quarantined."""
     stages = (
         select(AgentResult.sample_id, func.count(AgentResult.stage.distinct()).label("stages"))
         .group_by(AgentResult.sample_id)
@@ -62,7 +62,7 @@ def count_lost(engine: Engine, samples: int, poisoned: Collection[int]) -> int:
 
 
 def describe_lost(engine: Engine) -> list[str]:
-    """How many samples ended how, other than done."""
+    """Count the samples that are not done, by state and failure."""
     statement = (
         select(Sample.state, Sample.error_stage, Sample.error_kind, func.count())
         .where(Sample.state != SampleState.DONE)
@@ -76,7 +76,7 @@ def describe_lost(engine: Engine) -> list[str]:
 
 
 def count_repeated(engine: Engine, calls: Sequence[Call]) -> int:
-    """Calls that began when their answer had been committed already."""
+    """Count calls that began after their answer had been committed."""
     committed = _committed(engine)
     said = {(call.path, call.kind): call.said.strip() for call in calls if call.said is not None}
     repeated = 0
@@ -88,9 +88,10 @@ def count_repeated(engine: Engine, calls: Sequence[Call]) -> int:
 
 
 def _committed(engine: Engine) -> dict[tuple[str, str], float]:
-    """When each answer was written, by media and by what was said, or by stage where all say the same.
+    """Return when each answer was written, by media and text, or by stage where all texts are alike.
 
-    Of two agents who said the same of a sample, the later counts: nothing is taken for a repetition wrongly.
+    Of two agents with the same answer about a sample the later counts, so that nothing counts as repeated
+    wrongly.
     """
     statement = (
         select(AgentResult.stage, AgentResult.text, AgentResult.created_at, Sample.entry, Shard.root)
@@ -110,7 +111,7 @@ def _committed(engine: Engine) -> dict[tuple[str, str], float]:
 
 
 def count_duplicates(engine: Engine, output: Path) -> int:
-    """Results that exist twice, and caption lines that exist twice or not at all."""
+    """Count results that exist twice, and caption lines that exist twice or not at all."""
     key = (AgentResult.sample_id, AgentResult.stage, AgentResult.agent)
     twice = select(func.count(AgentResult.sample_id)).group_by(*key).having(func.count() > 1)
     done = select(Sample.idx).where(Sample.state == SampleState.DONE)

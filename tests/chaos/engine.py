@@ -1,7 +1,7 @@
-"""The engine of a fleet under test: it answers from a script, takes its time, and keeps a journal.
+"""The engine of a fleet under test: it answers from a script, slowly, and keeps a journal.
 
-`CAPFLOW_ENGINE=tests.chaos.engine:build` is scripted, `...:build_vllm` is the real one with the journal.
-A poison sample takes its engine or its worker down with it, as a picture that crashes a kernel would.
+`CAPFLOW_ENGINE=tests.chaos.engine:build` is scripted; `...:build_vllm` is the real engine with the journal.
+A poison sample kills its engine or its worker, as a picture that crashes a kernel would.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from capflow_tasks.records import Completion, Request
 from capflow_tasks.settings import Settings
 from capflow_tasks.testing import ScriptedEngine
 
-#: File that gets one line per model call that begins, and one per answer.
+#: File that gets one line when a model call begins and one with its answer.
 JOURNAL = "CHAOS_JOURNAL"
-#: How long the scripted engine takes for one request, seconds.
+#: Time that the scripted engine takes for one request, seconds.
 LATENCY = "CHAOS_LATENCY_SECONDS"
-#: What the scripted engine never frees again, MiB per stage of a batch.
+#: Memory that the scripted engine leaks, MiB per stage of a batch.
 LEAK = "CHAOS_LEAK_MIB"
-#: Name of the picture that nothing survives.
+#: Name of the poisonous picture.
 POISON = "CHAOS_POISON"
-#: What it takes down: `engine` or `worker`.
+#: What the poison kills: `engine` or `worker`.
 VICTIM = "CHAOS_VICTIM"
 
 
@@ -38,7 +38,7 @@ VICTIM = "CHAOS_VICTIM"
 class Call:
     """One line of the journal."""
 
-    #: Media of the sample.
+    #: The sample's media.
     path: str
     #: `route`, `score`, or for free text a digest of the instruction.
     kind: str
@@ -50,7 +50,7 @@ class Call:
 
 
 class Journal:
-    """A file that many processes append to; each line is written whole."""
+    """A file that many processes append whole lines to."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -87,7 +87,7 @@ def _digest(text: str) -> str:
 
 
 class ChaosEngine(ScriptedEngine):
-    """Scripted answers after a while. When it dies, all that is in flight dies with it."""
+    """An engine with scripted, delayed answers. When it dies, everything in flight dies with it."""
 
     def __init__(self, latency_seconds: float, poison: str, victim: str, leak_mib: int) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class ChaosEngine(ScriptedEngine):
             self._die()
         self._answer_slowly()
         self._leaked.append(b"x" * self._leak_bytes)
-        # Unlike its parent it remembers nothing: it runs for hours.
+        # Unlike its parent it stores no requests, because it runs for hours.
         return [self._complete(request) for request in requests]
 
     def _answer_slowly(self) -> None:
@@ -124,7 +124,7 @@ class ChaosEngine(ScriptedEngine):
 
 
 class Journalled:
-    """Any engine, with a journal of what it is asked and what it answers."""
+    """Any engine, with a journal of its requests and answers."""
 
     def __init__(self, engine: Engine, journal: Journal) -> None:
         self.model = engine.model
@@ -145,7 +145,7 @@ class Journalled:
 
 
 def build(settings: Settings, model: str) -> Engine:
-    """The engine that says what it is told to."""
+    """Build the scripted engine."""
     engine = ChaosEngine(
         float(os.environ.get(LATENCY, "0")),
         os.environ.get(POISON, ""),
@@ -156,7 +156,7 @@ def build(settings: Settings, model: str) -> Engine:
 
 
 def build_vllm(settings: Settings, model: str) -> Engine:
-    """The engine of the fleet itself."""
+    """Build the fleet's own engine, with the journal."""
     from capflow_tasks.engine.vllm_engine import build
 
     return _journalled(build(settings, model))

@@ -1,4 +1,4 @@
-"""The faults, one function each: wait for the right moment, strike, and say what was hit."""
+"""The faults, one function each: wait for the right moment, inject the fault, note which batches it hit."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from capflow_tasks.store.states import BatchState
 from tests.chaos.fleet import engine_cores
 from tests.chaos.scene import OpenBatch, Scene
 
-#: What a scenario does to a fleet at work.
+#: What a scenario does to a working fleet.
 Fault = Callable[[Scene], None]
 
-#: Longer than the lease that the fleet is given here.
+#: Longer than the fleet's lease in these scenarios.
 _OUTAGE_SECONDS = 7
 _DRAIN_SECONDS = 45
 
 
 def kill_worker_in(stage: Stage) -> Fault:
-    """SIGKILL a worker while it runs this stage."""
+    """Return a fault that SIGKILLs a worker while it runs this stage."""
 
     def kill(scene: Scene) -> None:
         batch = scene.until(lambda: _running(scene, stage), f"a worker ran {stage}")
@@ -37,14 +37,14 @@ def kill_in_every_stage(scene: Scene) -> None:
 
 
 def terminate_worker(scene: Scene) -> None:
-    """SIGTERM a worker: it finishes or hands back what it has, and ends with 0."""
+    """SIGTERM a worker: it must finish or give back what it has, and exit with 0."""
     batch = scene.until(lambda: _running(scene), "a worker ran anything")
     scene.struck([each for each in scene.open_batches() if each.owner == batch.owner], needs_all=True)
     _terminate(scene, batch)
 
 
 def terminate_worker_without_redis(scene: Scene) -> None:
-    """The same while Redis is away, which is when a cluster is taken down in the wrong order."""
+    """SIGTERM a worker while Redis is away, as when a cluster is taken down in the wrong order."""
     batch = scene.until(lambda: _running(scene), "a worker ran anything")
     scene.struck([each for each in scene.open_batches() if each.owner == batch.owner], needs_all=True)
     scene.redis.kill()
@@ -54,8 +54,8 @@ def terminate_worker_without_redis(scene: Scene) -> None:
 
 
 def outgrow_memory(scene: Scene) -> None:
-    """Nothing: workers that leak end by themselves, to be restarted, when they hold more than they may."""
-    scene.until(lambda: _restarts(scene), "a worker had grown too big")
+    """Wait until leaking workers have exited by themselves at their memory limit, for a restart."""
+    scene.until(lambda: _restarts(scene), "a worker exceeded its memory limit")
     scene.faults += _restarts(scene)
 
 
@@ -95,7 +95,7 @@ def restart_postgres(scene: Scene) -> None:
 
 
 def take_postgres_away(scene: Scene) -> None:
-    """Longer than leases last."""
+    """Stop PostgreSQL for longer than a lease lasts."""
     scene.until(lambda: _running(scene), "a worker ran anything")
     scene.struck(scene.held())
     scene.postgres.stop()
@@ -113,23 +113,23 @@ def kill_producer(scene: Scene) -> None:
 
 
 def kill_producer_early(scene: Scene) -> None:
-    """SIGKILL the producer while it inserts, thrice."""
+    """SIGKILL the producer three times while it inserts."""
     for _ in range(3):
         Event().wait(scene.random.uniform(0, 0.3))
         kill_producer(scene)
 
 
 def second_producer_takes_over(scene: Scene) -> None:
-    """Two producers of one plan; the one that began is killed."""
+    """Start a second producer of the plan, then kill the first."""
     first = scene.fleet.producer
     second = scene.fleet.add_producer()
-    scene.until(lambda: b"samples" in second.log() or None, "the second producer looked on", 30)
+    scene.until(lambda: b"samples" in second.log() or None, "the second producer showed progress", 30)
     scene.struck(scene.open_batches())
     first.end()
 
 
 def deliver_everything_twice(scene: Scene) -> None:
-    """Copy each message, waiting or delivered, with a delivery tag of its own, as long as the run lasts."""
+    """Copy each waiting or delivered message under a new delivery tag, as long as the run lasts."""
     copied: set[str] = set()
 
     def copy() -> None:
@@ -143,7 +143,7 @@ def deliver_everything_twice(scene: Scene) -> None:
 
 
 def random_faults(count: int) -> Fault:
-    """So many faults, most of them kills, at random instants."""
+    """Return a fault that injects `count` faults at random times, most of them kills."""
     choices: dict[Fault, int] = {
         _kill_any_worker: 10,
         kill_producer: 3,
@@ -163,7 +163,7 @@ def random_faults(count: int) -> Fault:
 
 
 def each_fault_once(scene: Scene) -> None:
-    """Every fault, in random order, each as soon as the last one is over."""
+    """Inject every fault in random order, each when the fleet has recovered from the last one."""
     faults = [
         kill_worker_in(scene.random.choice(list(Stage))),
         terminate_worker,
@@ -179,7 +179,7 @@ def each_fault_once(scene: Scene) -> None:
 
 
 def nothing(scene: Scene) -> None:
-    """For poison, which brings its own trouble."""
+    """Do nothing; the poison is fault enough."""
 
 
 def _terminate(scene: Scene, batch: OpenBatch) -> None:
@@ -188,16 +188,16 @@ def _terminate(scene: Scene, batch: OpenBatch) -> None:
     try:
         code = worker.wait(_DRAIN_SECONDS)
     except subprocess.TimeoutExpired:
-        scene.complaints.append(f"{worker.name} had not ended {_DRAIN_SECONDS} s after SIGTERM")
+        scene.complaints.append(f"{worker.name} had not exited {_DRAIN_SECONDS} s after SIGTERM")
         worker.send(signal.SIGKILL)
         worker.wait(10)
         scene.dead.add(batch.owner or "")
         return
     if code:
-        scene.complaints.append(f"{worker.name} ended with code {code} after SIGTERM")
+        scene.complaints.append(f"{worker.name} exited with code {code} after SIGTERM")
     left = [each.id for each in scene.open_batches() if each.owner == batch.owner]
     if left:
-        scene.complaints.append(f"{worker.name} left with the leases of batches {left}")
+        scene.complaints.append(f"{worker.name} exited with the leases of batches {left}")
 
 
 def _kill_any_worker(scene: Scene) -> None:
@@ -206,7 +206,7 @@ def _kill_any_worker(scene: Scene) -> None:
 
 
 def _kill_owner(scene: Scene, batch: OpenBatch) -> None:
-    """SIGKILL the worker that has this batch; what it ran has to run again elsewhere."""
+    """SIGKILL the worker that has this batch; all its batches must run again elsewhere."""
     owner = batch.owner or ""
     scene.fleet.worker_of(owner).send(signal.SIGKILL)
     scene.dead.add(owner)

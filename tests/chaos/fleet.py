@@ -1,4 +1,4 @@
-"""A real fleet: workers that a supervisor starts again, and the producer, each a process of its own."""
+"""A real fleet: workers that a supervisor restarts, and the producer, each in its own process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SCRIPTS = Path(sys.executable).parent
 
 
 class Service:
-    """One command that is started again when it ends, until it is told to stop."""
+    """A command that can be started again and again, with one log."""
 
     def __init__(self, name: str, command: Sequence[str], home: Path, environment: Mapping[str, str]) -> None:
         self.name = name
@@ -28,9 +28,9 @@ class Service:
         self._home = home
         self._environment = environment
         self._process: subprocess.Popen[bytes] | None = None
-        #: Starts so far.
+        #: Number of starts.
         self.starts = 0
-        #: Exit codes of those that have ended and been started again.
+        #: Exit codes of the processes before the current one.
         self.codes: list[int] = []
 
     def start(self) -> None:
@@ -50,7 +50,7 @@ class Service:
         self.starts += 1
 
     def log(self) -> bytes:
-        """All that it wrote."""
+        """Return everything it has written."""
         return (self._home / "logs" / f"{self.name}.log").read_bytes()
 
     @property
@@ -60,7 +60,7 @@ class Service:
 
     @property
     def code(self) -> int | None:
-        """The exit code, None while it runs; negative is a signal."""
+        """The exit code, negative for a signal; None while it runs."""
         return self._process.poll() if self._process else None
 
     def send(self, number: signal.Signals) -> None:
@@ -68,12 +68,12 @@ class Service:
             os.kill(self.pid, number)
 
     def wait(self, seconds: float) -> int:
-        """The exit code. Raises TimeoutExpired."""
+        """Wait for the exit code. Raises TimeoutExpired."""
         assert self._process is not None
         return self._process.wait(seconds)
 
     def end(self, seconds: float = 0) -> None:
-        """Tell it to stop, wait for so long, then end it and all that it started."""
+        """Send SIGTERM, wait this long, then kill it and all its children."""
         if self._process is None:
             return
         children = _children(self.pid)
@@ -88,7 +88,7 @@ class Service:
 
 
 class Fleet:
-    """Two or more workers and one producer of one plan, with what they log in `home/logs`."""
+    """Workers and a producer of one plan; their logs are in `home/logs`."""
 
     def __init__(self, home: Path, environment: Mapping[str, str], plan: Path, workers: int) -> None:
         self.home = home
@@ -96,7 +96,7 @@ class Fleet:
         self._environment = {**clean_environment(), **environment}
         self.workers = {f"w{number}": self._worker(f"w{number}") for number in range(1, workers + 1)}
         self._plan = plan
-        #: The one whose end is the run's.
+        #: The producer whose exit ends the run.
         self.producer = self._producer("producer")
 
     def start(self) -> None:
@@ -104,24 +104,24 @@ class Fleet:
             service.start()
 
     def tend(self) -> None:
-        """What a supervisor of the workers does."""
+        """Restart workers that have exited, as a supervisor does."""
         for worker in self.workers.values():
             if worker.code is not None:
                 worker.start()
 
     def add_producer(self) -> Service:
-        """Start another one of the same plan, whose end is the run's from now on."""
+        """Start another producer of the plan; its exit ends the run from now on."""
         self.producer = self._producer("producer-2")
         self.producer.start()
         return self.producer
 
     def last_words(self) -> str:
-        """The last line that the producer wrote."""
+        """Return the producer's last line of output."""
         lines = self.producer.log().decode(errors="replace").splitlines()
         return lines[-1] if lines else ""
 
     def worker_of(self, owner: str) -> Service:
-        """The process that a lease's owner, `w1@host/1a2b3c4d`, is."""
+        """Return the process of a lease's owner, such as `w1@host/1a2b3c4d`."""
         return self.workers[owner.partition("@")[0]]
 
     def end(self) -> None:
@@ -133,7 +133,14 @@ class Fleet:
         return Service(name, [*command, "-n", f"{name}@%h", "-l", "INFO"], self.home, self._environment)
 
     def _producer(self, name: str) -> Service:
-        command = [str(_SCRIPTS / "capflow-produce"), str(self._plan), "--output", str(self.output), "--json"]
+        command = [
+            str(_SCRIPTS / "capflow"),
+            "caption",
+            str(self._plan),
+            "--output",
+            str(self.output),
+            "--json",
+        ]
         return Service(name, command, self.home, self._environment)
 
 
@@ -147,7 +154,7 @@ def running(fleet: Fleet) -> Iterator[Fleet]:
 
 
 def clean_environment() -> dict[str, str]:
-    """Ours without what would change a fleet."""
+    """Return this process's environment without variables that would change a fleet."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("CAPFLOW_", "CHAOS_"))}
     return kept | {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "160"}
 
@@ -165,7 +172,7 @@ def _kill(process: psutil.Process) -> None:
 
 
 def engine_cores(pid: int) -> list[psutil.Process]:
-    """The processes in which vLLM runs the model of this worker."""
+    """Return the processes in which vLLM runs this worker's model."""
     return [process for process in _children(pid) if _is_engine_core(process)]
 
 

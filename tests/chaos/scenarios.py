@@ -1,4 +1,4 @@
-"""The scenarios, and how one is played: a fleet is set to work, struck, and held to account."""
+"""The scenarios, and how one is played: start a fleet, inject faults, audit the result."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.chaos.services import Postgres, Redis, running_redis
 from tests.checkpoints import tiny_checkpoint
 from tests.datasets import entries_with_pictures, write_plan
 
-#: How quickly the fleet notices; an operator's defaults are ten times that.
+#: The fleet notices faults ten times as fast as with the defaults.
 _QUICK = {
     "CAPFLOW_ENGINE": "tests.chaos.engine:build",
     "CAPFLOW_LEASE_SECONDS": "3",
@@ -43,9 +43,9 @@ _VLLM = {
     "TORCHDYNAMO_DISABLE": "1",
 }
 _DEFAULT_LEASE = str(Settings.model_fields["lease_seconds"].default)
-#: A batch of a killed worker runs again within this, whatever the lease.
+#: A batch of a killed worker must run again within this time, whatever the lease.
 _RECOVERY_SECONDS = 90
-#: How long messages may take to be seen for what they are, once the run is over.
+#: How long messages may take to disappear once the run is over.
 _SETTLE_SECONDS = 10
 _STOP_SECONDS = 45
 
@@ -53,12 +53,12 @@ _STOP_SECONDS = 45
 @dataclass(frozen=True, slots=True)
 class Scenario:
     fault: faults.Fault
-    #: What the scripted engine takes for one request, seconds.
+    #: Time that the scripted engine takes for one request, seconds.
     latency_seconds: float = 0.2
-    #: Samples, as a share of what is asked for.
+    #: Share of the requested samples.
     share: float = 1.0
     workers: int = 2
-    #: Index of a sample that is to be quarantined.
+    #: Index of a sample that must be quarantined.
     poisoned: int | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     timeout_seconds: float = 180
@@ -100,18 +100,18 @@ SCENARIOS: Mapping[str, Scenario] = {
     "poison-crowd": _poison("worker", CAPFLOW_CONCURRENCY="8"),
     "duplicates": Scenario(faults.deliver_everything_twice),
     "random": Scenario(faults.random_faults(40), share=4, latency_seconds=0.4, timeout_seconds=900),
-    # Few batches at a time, so that there are some in every stage until the last fault.
+    # Few in-flight batches, so that every stage has some until the last fault.
     "medley": Scenario(
         faults.each_fault_once, latency_seconds=0.6, share=2, environment={"CAPFLOW_WINDOW": "4"}
     ),
 }
-#: What the short form plays.
+#: The scenarios of the short form.
 SHORT = ("medley", "poison-engine", "duplicates")
 SHORT_SAMPLES = 96
 
 
 def play(name: str, seed: int, samples: int, postgres: Postgres, folder: Path) -> Verdict:
-    """Play a scenario in this folder, which has to be empty."""
+    """Play a scenario in this folder, which must be empty."""
     scenario = SCENARIOS[name]
     samples = max(round(samples * scenario.share), 16)
     plan = write_plan(folder, entries_with_pictures(folder, samples))
@@ -138,7 +138,7 @@ def play(name: str, seed: int, samples: int, postgres: Postgres, folder: Path) -
             seconds = monotonic() - started
             stranded = _settle(scene)
         if max(scene.recoveries, default=0) > _RECOVERY_SECONDS:
-            scene.complaints.append(f"it took more than {_RECOVERY_SECONDS} s to recover")
+            scene.complaints.append(f"the fleet took more than {_RECOVERY_SECONDS} s to recover")
         poisoned = [] if scenario.poisoned is None else [scenario.poisoned]
         lost = count_lost(engine, samples, poisoned)
         calls = engines.read_journal(journal)
@@ -168,26 +168,26 @@ def _strike(scene: Scene, scenario: Scenario) -> None:
         return
     expected = 0 if scenario.poisoned is None else 1
     if code != expected:
-        scene.complaints.append(f"the producer ended with code {code}: {scene.fleet.last_words()}")
+        scene.complaints.append(f"the producer exited with code {code}: {scene.fleet.last_words()}")
 
 
 def _settle(scene: Scene) -> int:
-    """Stop the workers as an operator does; how many messages are left that nobody takes."""
+    """Stop the workers as an operator does; return how many messages no worker has taken."""
     scene.meanwhile = lambda: None
     deadline = monotonic() + _SETTLE_SECONDS
     while monotonic() < deadline and _waiting(scene.redis):
-        scene.look(lambda: None)
+        scene.poll(lambda: None)
         Event().wait(0.05)
     stranded = _waiting(scene.redis)
     for worker in scene.fleet.workers.values():
         worker.end(_STOP_SECONDS)
         if worker.code not in (0, EXIT_RESTART):
-            scene.complaints.append(f"{worker.name} ended with code {worker.code} at the end")
+            scene.complaints.append(f"{worker.name} exited with code {worker.code} at the end")
     return stranded
 
 
 def _deaths(calls: Sequence[engines.Call], poison: str) -> int:
-    """How often the poison was swallowed."""
+    """Count the calls about the poison."""
     return sum(bool(poison) and Path(call.path).name == poison for call in calls)
 
 

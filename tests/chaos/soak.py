@@ -1,4 +1,4 @@
-"""The command python -m tests.chaos.soak: resident memory of a worker and a producer over a long run."""
+"""`python -m tests.chaos.soak`: draw the resident memory of a worker and a producer over a long run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.chaos.fleet import Fleet, Service, running
 from tests.chaos.services import postgres, running_redis
 from tests.datasets import draw_picture, write_plan
 
-#: More than any fleet captions here in an hour; annotation files are read as they are needed.
+#: More than a fleet captions here in an hour; annotation files are read as needed.
 _SAMPLES = 1_000_000
 #: Pictures that the samples share.
 _PICTURES = 50
@@ -36,11 +36,11 @@ _SERVICES = ("worker", "producer")
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    #: Since the first reading.
+    #: Seconds since the first reading.
     seconds: float
     #: Resident memory of worker and producer, MiB.
     resident_mib: tuple[float, float]
-    #: Batches that had come to their end.
+    #: Finished batches.
     batches: int
 
 
@@ -48,17 +48,17 @@ class Reading:
 @click.option("--minutes", default=30.0, show_default=True, help="How long the fleet works.")
 @click.option("--every", default=0.0, help="Seconds between two readings.  [default: 120 readings in all]")
 @click.option(
-    "--bound", default=5.0, show_default=True, help="Growth over the second half that is too much, MiB."
+    "--bound", default=5.0, show_default=True, help="Growth over the second half that counts as a leak, MiB."
 )
 @click.option(
     "--picture",
     default="build/soak.png",
     show_default=True,
     type=click.Path(path_type=Path),
-    help="The graph.",
+    help="File of the graph.",
 )
 def main(minutes: float, every: float, bound: float, picture: Path) -> None:
-    """Print resident memory over time and draw it; 1 when it still grows in the second half."""
+    """Print and draw resident memory over time; exit code 1 when it still grows in the second half."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_INTERRUPTED))
     with tempfile.TemporaryDirectory(prefix="capflow-soak-", ignore_cleanup_errors=True) as folder:
         readings = watch(Path(folder), minutes * 60, every or minutes * 60 / 120)
@@ -66,13 +66,13 @@ def main(minutes: float, every: float, bound: float, picture: Path) -> None:
     Console(width=None if sys.stdout.isatty() else 120).print(table(readings))
     draw(readings, picture)
     for name, mib in growth.items():
-        print(f"{name}: {mib:+.2f} MiB over the second half; {bound:g} is too much")
+        print(f"{name}: {mib:+.2f} MiB over the second half; limit {bound:g}")
     print(f"drawn in {picture}")
     sys.exit(any(mib > bound for mib in growth.values()))
 
 
 def watch(folder: Path, seconds: float, every: float) -> list[Reading]:
-    """Set a fleet of one worker to work for so long."""
+    """Read the memory of a fleet of one worker while it works this long."""
     plan = _write_dataset(folder)
     with postgres(folder) as server, running_redis(folder) as redis:
         url = server.new_database()
@@ -93,7 +93,7 @@ def watch(folder: Path, seconds: float, every: float) -> list[Reading]:
 
 
 def growth_of(readings: Sequence[Reading], position: int) -> float:
-    """What the slope of one process' memory comes to over the second half of the run, MiB."""
+    """Return the growth of one process's memory over the second half of the run, MiB, by its slope."""
     late = readings[len(readings) // 2 :]
     seconds = [reading.seconds for reading in late]
     slope, _ = np.polyfit(seconds, [reading.resident_mib[position] for reading in late], 1)
@@ -142,7 +142,7 @@ def _wait_for_work(fleet: Fleet, engine: Engine) -> None:
     deadline = monotonic() + 120
     while not _finished(engine):
         if monotonic() > deadline or fleet.producer.code is not None:
-            raise TimeoutError(f"nothing was finished; {fleet.last_words()}")
+            raise TimeoutError(f"no batch has finished; {fleet.last_words()}")
         Event().wait(0.2)
 
 
@@ -152,7 +152,7 @@ def _read(fleet: Fleet, engine: Engine, seconds: float, every: float) -> list[Re
     readings: list[Reading] = []
     while (passed := monotonic() - started) < seconds:
         if worker.code is not None or fleet.producer.code is not None:
-            raise RuntimeError(f"worker ended with {worker.code}, producer with {fleet.producer.code}")
+            raise RuntimeError(f"worker exited with {worker.code}, producer with {fleet.producer.code}")
         resident = (_resident_mib(worker), _resident_mib(fleet.producer))
         readings.append(Reading(passed, resident, _finished(engine)))
         Event().wait(every)
@@ -160,7 +160,7 @@ def _read(fleet: Fleet, engine: Engine, seconds: float, every: float) -> list[Re
 
 
 def _finished(engine: Engine) -> int:
-    """Batches that have come to their end; a producer that is younger than its tables has none."""
+    """Count finished batches."""
     with engine.connect() as connection:
         done = select(func.count(Batch.id)).where(Batch.state == BatchState.DONE)
         return int(connection.execute(done).scalar_one())

@@ -1,4 +1,4 @@
-"""The short form of the chaos, for every commit."""
+"""The short form of `make chaos`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.e2e
 
 
 def test_a_fleet_that_is_struck_in_every_way_loses_repeats_and_doubles_nothing() -> None:
-    # Not below pytest's own folder: PostgreSQL runs as another user than root, who may not look in there.
+    # Not in pytest's own folder: PostgreSQL, which runs as another user than root, may not enter it.
     with tempfile.TemporaryDirectory(prefix="capflow-chaos-", ignore_cleanup_errors=True) as folder:
         verdicts = list(run([(name, 1) for name in SHORT], SHORT_SAMPLES, Path(folder)))
 

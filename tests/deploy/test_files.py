@@ -1,4 +1,4 @@
-"""What is deployed with agrees with the code, and with itself."""
+"""The deployment files agree with the code and with each other."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from capflow_tasks.settings import Settings
 from tests.e2e.conftest import REPOSITORY
 
 DEPLOY = REPOSITORY / "deploy"
-#: Variables of commands and of these files themselves, which are no settings of a worker.
+#: Variables of commands and of these files, which are not settings.
 NO_SETTINGS = {"ENV", "ENVIRONMENT", "TAG", "TARGET", "USER", "PASSWORD_FILE", ""}
 
 
@@ -88,7 +88,8 @@ def test_images_get_every_package_that_capflow_needs_and_no_tool_of_its_tests() 
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     needed = {Requirement(line).name for line in project["dependencies"]}
     extras = project["optional-dependencies"]
-    tools = {Requirement(line).name for line in extras["dev"]} - {"cryptography"}
+    # vLLM needs these two as well.
+    tools = {Requirement(line).name for line in extras["dev"]} - {"cryptography", "httpx"}
     tools -= {Requirement(line).name for line in extras["export"]}
 
     answer = subprocess.run(
@@ -149,7 +150,7 @@ def draw_secrets(folder: Path) -> dict[str, str]:
 
 @pytest.fixture
 def slurm(tmp_path: Path) -> Path:
-    """A folder of Slurm's commands: `srun` runs what it is given, here; the others write down their calls."""
+    """Write fake Slurm commands: `srun` runs its command here, the others record their calls."""
     commands = {
         "srun": 'SLURM_LOCALID=0; export SLURM_LOCALID; while [ "$1" != bash ]; do shift; done\n'
         'trap "kill -TERM \\$task" TERM; "$@" & task=$!; echo $$ > srun.pid\n'

@@ -1,4 +1,4 @@
-"""A whole fleet through passwords, Redis's users and TLS; only the model is scripted."""
+"""A whole fleet with passwords, Redis's users and TLS; only the model is scripted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.e2e
 @pytest.fixture(params=["password_only", "with_tls"])
 def secured(request: pytest.FixtureRequest) -> Secured:
     if request.param == "password_only" and has_tls_servers():
-        pytest.skip("the same is tried with TLS")
+        pytest.skip("the TLS variant covers this")
     services: Secured = request.getfixturevalue(request.param)
     return services
 
@@ -53,7 +53,7 @@ def test_a_fleet_works_with_no_more_rights_than_it_is_given(
     assert {
         levels[check] for check in ("database", "schema", "broker", "broker policy", "workers", "queue")
     } == {"ok"}
-    # redis-py tells its own version, and does not insist.
+    # redis-py reports its version and ignores the refusal.
     assert {entry["object"] for entry in secured.admin.acl_log()} <= {"client", "client|setinfo"}
 
 
@@ -85,7 +85,7 @@ def test_nobody_is_let_in_without_a_password(password_only: Secured) -> None:
 
 @contextmanager
 def running(cli: Cli, broker_url: str, *command: str) -> Iterator[None]:
-    """A process of Celery's, told to stop at the end."""
+    """Run a Celery process until the block ends."""
     cli.environment["CAPFLOW_BROKER_URL"] = broker_url
     with cli.start("celery", "-A", "capflow_tasks", *command) as process:
         try:
@@ -97,7 +97,7 @@ def running(cli: Cli, broker_url: str, *command: str) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Flower:
-    """The dashboard, as a person with the password sees it."""
+    """The dashboard, read with its password."""
 
     port: int
 

@@ -11,7 +11,7 @@ import pytest
 from selenium import webdriver
 
 from capflow_tasks.records import Stage
-from deploy.browser import look
+from deploy.browser import emulate_screen
 from tests.conftest import Eventually
 from tests.datasets import entries_with_pictures, write_plan
 from tests.e2e.conftest import Cli
@@ -62,7 +62,7 @@ def test_flower_tells_stage_samples_domains_tokens_and_worker(
             assert route["worker"] == f"gpu0@{socket.gethostname()}"
             assert re.fullmatch(r"'2 done; Code & Programming 2; \d+ \+ 2 tokens, 0 cached'", route["result"])
 
-            look(browser, 1500, 900)
+            emulate_screen(browser, 1500, 900)
             browser.get(f"{address}/tasks")
             eventually(lambda: _assert_shows(browser, "#tasks-table", "set[2-3]", "capflow.score", "SUCCESS"))
             browser.get(f"{address}/workers")

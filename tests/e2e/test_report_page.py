@@ -11,7 +11,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from deploy.browser import look, open_file
+from deploy.browser import emulate_screen, open_file
 from producer.report.gallery import Size
 from tests.conftest import Eventually
 from tests.datasets import draw_picture, film_video
@@ -105,7 +105,7 @@ def console(browser: webdriver.Chrome) -> list[Any]:
 @pytest.fixture
 def reader(browser: webdriver.Chrome, eventually: Eventually) -> Iterator[Reader]:
     """One whose page says nothing in the console: no error, nothing the policy refused."""
-    look(browser, 1280, 900)
+    emulate_screen(browser, 1280, 900)
     console(browser)
     yield Reader(browser, eventually)
     assert console(browser) == []
@@ -278,7 +278,7 @@ def test_pictures_of_any_shape_stay_in_frames_of_one_size(reader: Reader, page: 
 
 @pytest.mark.parametrize("fragment", ["", "#sample=0"])
 def test_a_phone_shows_it_all_without_scrolling_sideways(reader: Reader, page: Path, fragment: str) -> None:
-    look(reader.browser, 390, 844, phone=True)
+    emulate_screen(reader.browser, 390, 844, phone=True)
     reader.open(page, fragment)
 
     reader.wait_for("set[0]" if fragment else "", reader.open_sample)
@@ -294,7 +294,7 @@ def test_the_page_is_dark_for_those_who_like_it_dark(reader: Reader, page: Path)
 
     reader.open(page)
     assert brightness() > 200
-    look(reader.browser, 1280, 900, dark=True)
+    emulate_screen(reader.browser, 1280, 900, dark=True)
     assert brightness() < 50
 
 

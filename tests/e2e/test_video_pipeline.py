@@ -187,8 +187,8 @@ def test_an_hour_is_read_window_by_window_at_the_cost_foretold(tmp_path: Path) -
 
 @pytest.fixture
 def two_stages(folder: Path) -> Path:
-    """The overlay of docs/video.md, as a user's folder of domain files."""
-    text = (REPOSITORY / "docs" / "video.md").read_text("utf-8")
+    """The overlay of docs/how-to/caption-videos.md, as a user's folder of domain files."""
+    text = (REPOSITORY / "docs" / "how-to" / "caption-videos.md").read_text("utf-8")
     overlay = next(block for block in text.split("```yaml\n")[1:] if "video_summary_refined" in block)
     (folder / "domains").mkdir()
     (folder / "domains" / "video.yaml").write_text(overlay.partition("```")[0])

@@ -1,1 +1,1 @@
-"""Whatever a file holds, a reader reads it or says where it breaks and what to do; see readers.py."""
+"""Fuzzing of everything that reads a user's file; see readers.py."""

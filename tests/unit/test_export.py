@@ -22,7 +22,7 @@ from tests.stores import a_failure, a_result, a_shard
 
 GRADES = {"wit": 2, "factual_accuracy": 3, "overall": 3}
 DIMENSIONS = ["factual_accuracy", "professionalism"]
-DOCUMENT = Path(__file__).parents[2] / "docs" / "export.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "files.md"
 
 
 def results(caption: str = "A cat.") -> tuple[Result, ...]:

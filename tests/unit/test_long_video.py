@@ -190,8 +190,8 @@ def test_one_window_that_fails_keeps_the_others(begin: Begin) -> None:
 
 @pytest.fixture
 def two_stages(tmp_path: Path) -> Catalogue:
-    """The overlay that docs/video.md shows."""
-    text = (Path(__file__).parents[2] / "docs" / "video.md").read_text("utf-8")
+    """The overlay that docs/how-to/caption-videos.md shows."""
+    text = (Path(__file__).parents[2] / "docs" / "how-to" / "caption-videos.md").read_text("utf-8")
     overlay = next(block for block in text.split("```yaml\n")[1:] if "video_summary_refined" in block)
     folder = tmp_path / "domains"
     folder.mkdir()

@@ -76,7 +76,7 @@ def test_prompts_of_about_one_length_give_a_video_the_same_budget() -> None:
     assert MediaBudget().within(5000) == MediaBudget().within(4900) != MediaBudget().within(4800)
 
 
-#: The budgets of the table in docs/video.md, by column.
+#: The budgets of the table in docs/how-to/caption-videos.md, by column.
 DOCUMENTED = (
     dict[str, float](),
     {"fps": 1.0, "max_frames": 32, "total_pixels": 1_605_632, "frame_min_pixels": 50_176},
@@ -85,7 +85,7 @@ DOCUMENTED = (
 
 
 def test_the_costs_in_the_manual_are_those_of_the_code() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "video.md").read_text("utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "how-to" / "caption-videos.md").read_text("utf-8")
     rows = re.findall(r"^\| (\d+) s, (\d+) x (\d+) \| (.+) \| (.+) \| (.+) \|$", text, re.MULTILINE)
     assert len(rows) == 6
     for seconds, width, height, *columns in rows:

@@ -1,4 +1,4 @@
-"""How busy the GPU is and how much of its memory is taken, as nvidia-smi tells; it only looks."""
+"""How busy the GPU is and how much of its memory is used, as nvidia-smi reports it; changes nothing."""
 
 from __future__ import annotations
 
@@ -13,69 +13,55 @@ from typing import IO
 
 from capflow_tasks.lifeline import die_with_parent
 
-_LOOK_MILLISECONDS = 500
 _COMMAND = (
     "nvidia-smi",
     "--id=0",
     "--query-gpu=name,utilization.gpu,memory.used",
     "--format=csv,noheader,nounits",
-    f"--loop-ms={_LOOK_MILLISECONDS}",
+    "--loop-ms=500",
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
-    """The card at one moment."""
-
-    at: float
-    name: str
-    #: Share of the time since the look before in which a kernel ran.
-    busy_share: float
-    memory_mib: float
-
-
 @dataclass(slots=True)
-class CardWatch:
-    """All looks so far; none where there is no card."""
+class Card:
+    """All readings so far; none where there is no card."""
 
-    looks: list[Look] = field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        return self.looks[0].name if self.looks else "no GPU"
+    name: str = "no GPU"
+    #: Clock of all processes; share of the time since the last reading in which a kernel ran; MiB.
+    readings: list[tuple[float, float, float]] = field(default_factory=list)
 
     def busy_share(self, start: float, end: float) -> float | None:
-        """The mean between two moments of the clock that all processes share."""
-        found = [look.busy_share for look in self.looks if start <= look.at <= end]
+        found = [share for at, share, _ in self.readings if start <= at <= end]
         return sum(found) / len(found) if found else None
 
     def peak_gib(self) -> float | None:
-        return max((look.memory_mib for look in self.looks), default=0.0) / 1024 or None
+        return max((mib for _, _, mib in self.readings), default=0.0) / 1024 or None
 
     def read(self, lines: IO[str]) -> None:
-        """Until the lines end; what is no look, as a driver's complaint, is passed over."""
+        """Read until the lines end; skip what is no reading, such as a driver's complaint."""
         for line in lines:
             name, *numbers = (word.strip() for word in line.split(","))
             try:
-                busy, memory = map(float, numbers)
+                percent, mib = map(float, numbers)
             except ValueError:
                 continue
-            self.looks.append(Look(monotonic(), name, busy / 100, memory))
+            self.name = name
+            self.readings.append((monotonic(), percent / 100, mib))
 
 
 @contextmanager
-def watching() -> Iterator[CardWatch]:
-    """Looks at the card twice a second, in a thread."""
-    found = CardWatch()
+def watched_card() -> Iterator[Card]:
+    """Read the card twice a second in a thread."""
+    card = Card()
     if which(_COMMAND[0]) is None:
-        yield found
+        yield card
         return
     with subprocess.Popen(_COMMAND, stdout=subprocess.PIPE, text=True, preexec_fn=die_with_parent) as process:
         assert process.stdout
-        thread = Thread(target=found.read, args=(process.stdout,), name="card", daemon=True)
+        thread = Thread(target=card.read, args=(process.stdout,), name="card", daemon=True)
         thread.start()
         try:
-            yield found
+            yield card
         finally:
             process.terminate()
             thread.join(5)

@@ -1,20 +1,33 @@
-"""The fleet on one GPU: samples per hour and what they took; and the scripts' way on the same card."""
+"""The fleet on one GPU: samples per hour and what they took; and other ways to run the same requests."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from capflow_tasks.records import Modality
-from tests.benchmarks.claims import Goal, Measured
+from transformers import AutoProcessor
+
+from capflow_tasks.media.budget import budget_of
+from capflow_tasks.media.pictures import image_tokens, video_tokens
+from capflow_tasks.records import JsonObject, Modality
+from capflow_tasks.settings import Settings
+from capflow_tasks.store.figures import Tokens, Usage
+from capflow_tasks.store.statistics import Statistics
+from tests.benchmarks.claims import Bench, Goal, Measured
 from tests.benchmarks.fleet import Fleet, fleet
-from tests.benchmarks.gpu.card import CardWatch, watching
-from tests.benchmarks.gpu.scene import GpuScene, Setup, Take
+from tests.benchmarks.gpu.card import Card, watched_card
+from tests.benchmarks.gpu.load import FRAMES, Load
+from tests.benchmarks.journal import JOURNALS
+from tests.benchmarks.minimum import BLOCK_TOKENS, PromptCost
+from tests.benchmarks.scene import Round, play
 from tests.benchmarks.workload import rival
 
+_BATCH = 8
+_GPU_BLOCK_TOKENS = 16
 #: Samples per hour with the 72B model on one H200 (arXiv 2510.12126).
-PUBLISHED = {("72b", Modality.IMAGE): 2542.0, ("72b", Modality.VIDEO): 245.0}
+_PUBLISHED = {("72b", Modality.IMAGE): 2542.0, ("72b", Modality.VIDEO): 245.0}
 _RIVALS = {
     "static_batches": "vllm.LLM.generate, stage by stage, media last",
     "bare": "the same engine and requests, no fleet",
@@ -22,29 +35,34 @@ _RIVALS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """What to measure of one kind of media."""
+class Setup:
+    """What to measure, and how."""
 
-    #: The model and its tunings, as the claims are named.
-    label: str
+    #: Name of the model, for the claims.
+    name: str
+    #: Its folder.
+    model: Path
     kind: Modality
-    #: At most so many samples,
+    load: Load
+    #: vLLM's arguments.
+    engine_args: JsonObject
+    in_flight: int
+    #: Samples to caption, at most.
     samples: int
-    #: and no more than the warm-up says fit into this time.
+    #: Time that they may take, by the warm-up's pace.
     minutes: float
     rivals: Sequence[str]
-    #: How many of the samples the rivals replay.
+    #: Samples that each rival replays.
     rival_samples: int
+    is_on_cpu: bool = False
 
     def claim(self, name: str) -> str:
-        return f"{self.label}_{self.kind}{name}"
+        return f"{self.name}_{self.kind}{name}"
 
     @property
     def goals(self) -> dict[str, Goal]:
-        """The claims in the table's order."""
-        published = PUBLISHED.get((self.label.partition("+")[0], self.kind))
         goals = {
-            "s_per_hour": Goal(published),
+            "s_per_hour": Goal(_PUBLISHED.get((self.name, self.kind))),
             "_prefix_hit_rate": Goal(),
             "_computed_over_minimum": Goal(1.1, is_ceiling=True),
             "_engine_busy_share": Goal(0.95),
@@ -54,49 +72,112 @@ class Order:
         }
         return {self.claim(name): goal for name, goal in goals.items()}
 
+    def environment(self, folder: Path) -> dict[str, str]:
+        """Return the variables of the fleet and its rivals; `folder` has domain files and journals."""
+        return {
+            "CAPFLOW_MODEL": str(self.model),
+            "CAPFLOW_DOMAINS": str(folder / "domains"),
+            "CAPFLOW_ENGINE": "tests.benchmarks.journal:build",
+            "CAPFLOW_ENGINE_ARGS": json.dumps(self.engine_args),
+            "CAPFLOW_MAX_MODEL_LEN": "16384",
+            "CAPFLOW_CONCURRENCY": str(max(self.in_flight // _BATCH, 1)),
+            # Random weights write answers that are refused now and then; no sample waits for a second try.
+            "CAPFLOW_MAX_ATTEMPTS": "1",
+            "CAPFLOW_VIDEO_MAX_FRAMES": str(FRAMES),
+            "CAPFLOW_VIDEOS_IN_FLIGHT": str(self.in_flight),
+            "CAPFLOW_MEDIA_CACHE_MIB": "8192",
+            "CAPFLOW_LOG_LEVEL": "WARNING",
+            "HF_HUB_OFFLINE": "1",
+            "BENCH_IN_FLIGHT": str(self.in_flight),
+            JOURNALS: str(folder / "journals"),
+            **({"TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"} if self.is_on_cpu else {}),
+        }
 
-def measure(folder: Path, setup: Setup, order: Order) -> Mapping[str, Measured]:
-    """One engine at a time has the card: the fleet's first, then each rival's on what the fleet asked."""
-    scene = GpuScene(folder, setup)
-    with watching() as card:
-        with fleet(folder, scene.environment) as running:
+    def least_tokens(self, measured: Round) -> int:
+        """Return the prompt tokens that a perfect prefix cache would have computed."""
+        budget = budget_of(Settings(video_max_frames=FRAMES))
+        if self.kind is Modality.IMAGE:
+            media_tokens = image_tokens(*self.load.picture, budget)
+        else:
+            media_tokens = video_tokens(*self.load.frame, FRAMES, budget)
+        block_tokens = BLOCK_TOKENS if self.is_on_cpu else _GPU_BLOCK_TOKENS
+        processor = AutoProcessor.from_pretrained(self.model)
+        return PromptCost(processor, media_tokens, block_tokens).minimum(measured.samples)
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """One run of the fleet."""
+
+    round: Round
+    #: Captioned and judged; failed samples do not count as work done.
+    samples: int
+    failed: int
+    usage: list[Usage]
+
+    @property
+    def per_hour(self) -> float:
+        """Samples per hour from the first request to the last answer, filling and draining included."""
+        return self.samples / self.round.seconds * 3600
+
+
+def measure(setup: Setup, bench: Bench) -> Mapping[str, Measured]:
+    """Measure the fleet, then each rival on the fleet's requests; one engine at a time has the card."""
+    folder = bench.folder
+    setup.load.write_domains(folder / "domains")
+    (folder / "journals").mkdir(exist_ok=True)
+    environment = setup.environment(folder)
+    with watched_card() as card:
+        with fleet(folder, environment) as running:
             running.add_workers(1)
-            take = _take(scene, running, setup.in_flight, order)
-        found = dict(_figures(scene, take, order.kind, card))
-    for name in order.rivals:
-        found[f"_over_{name}"] = _against(scene, take, name, order.rival_samples)
-    return {order.claim(name): measured for name, measured in found.items()}
+            warm_up = _caption(running, folder, setup, first=0, count=setup.in_flight)
+            affordable = round(warm_up.per_hour * setup.minutes / 60)
+            count = max(min(setup.samples, affordable), 1)
+            take = _caption(running, folder, setup, first=setup.in_flight, count=count)
+        found = dict(_figures(setup, take, card))
+    for name in setup.rivals:
+        found[f"_over_{name}"] = _against(folder, setup, take, name)
+    return {setup.claim(name): measured for name, measured in found.items()}
 
 
-def _take(scene: GpuScene, running: Fleet, in_flight: int, order: Order) -> Take:
-    warm_up = scene.play(running, f"warm-up-{order.kind}", order.kind, in_flight)
-    affordable = round(warm_up.per_hour * order.minutes / 60)
-    return scene.play(running, order.kind, order.kind, max(min(order.samples, affordable), 1))
+def _caption(running: Fleet, folder: Path, setup: Setup, first: int, count: int) -> Take:
+    name = f"{setup.kind}-{first}"
+    entries = setup.load.entries(setup.kind, folder / "media", first, count)
+    measured = play(running, folder, name, entries, _BATCH, setup.kind)
+    statistics = Statistics(running.engine)
+    (run,) = statistics.runs(name=name)
+    if not run.tally.done:
+        raise RuntimeError(f"all {run.tally.failed} samples of {name} failed")
+    return Take(measured, run.tally.done, run.tally.failed, statistics.usage(run.id))
 
 
-def _figures(scene: GpuScene, take: Take, kind: Modality, card: CardWatch) -> Iterator[tuple[str, Measured]]:
-    tokens, least, seconds = take.tokens, scene.least_tokens(kind, take), take.round.seconds
-    ended = f"{take.samples} in {seconds:.0f} s, {take.failed} failed"
-    sizes = f"{ended}; {card.name}; tokens per answer: {take.answer_tokens}"
-    yield "s_per_hour", Measured(take.per_hour, sizes)
+def _figures(setup: Setup, take: Take, card: Card) -> Iterator[tuple[str, Measured]]:
+    measured = take.round
+    tokens = sum((usage.tokens for usage in take.usage), Tokens())
+    per_answer = ", ".join(f"{each.stage} {each.tokens.completion / each.answers:.0f}" for each in take.usage)
+    ended = f"{take.samples} in {measured.seconds:.0f} s, {take.failed} failed"
+    yield "s_per_hour", Measured(take.per_hour, f"{ended}; {card.name}; tokens per answer: {per_answer}")
     prompts = f"of {tokens.prompt / take.samples:,.0f} prompt tokens per sample"
     yield "_prefix_hit_rate", Measured(tokens.prefix_hit_rate, prompts)
-    ratio = take.round.computed_tokens / least
-    yield "_computed_over_minimum", Measured(ratio, f"{least / take.samples:,.0f} tokens per sample")
-    busy = "share of the time in which vLLM has a request"
-    yield "_engine_busy_share", Measured(take.round.busy_share, busy)
-    share = card.busy_share(take.round.start, take.round.end)
+    least = setup.least_tokens(measured)
+    per_sample = f"{least / take.samples:,.0f} tokens per sample"
+    yield "_computed_over_minimum", Measured(measured.computed_tokens / least, per_sample)
+    yield (
+        "_engine_busy_share",
+        Measured(measured.busy_share, "share of the time in which vLLM has a request"),
+    )
+    share = card.busy_share(measured.start, measured.end)
     yield "_card_busy_share", Measured(share, "nvidia-smi: share of the time in which a kernel runs")
-    yield "_peak_gib", Measured(card.peak_gib(), "nvidia-smi; vLLM takes all it is allowed for its cache")
+    yield "_peak_gib", Measured(card.peak_gib(), "nvidia-smi; vLLM takes all it may use for its cache")
 
 
-def _against(scene: GpuScene, take: Take, name: str, limit: int) -> Measured:
-    """Samples per hour over theirs, for the same requests."""
+def _against(folder: Path, setup: Setup, take: Take, name: str) -> Measured:
+    """Compare samples per hour for the same requests."""
     *others, last = take.round.samples
-    samples = others[:limit] or [last]
-    with rival(name, scene.folder, scene.environment) as other:
+    samples = others[: setup.rival_samples] or [last]
+    with rival(name, folder, setup.environment(folder)) as other:
         other.wait_until_ready()
-        # What is compiled at the first request is in nobody's time; then this sample is cached.
+        # The first request compiles kernels; no measured time includes that.
         other.replay([last])
         theirs = other.replay(samples)
     rate = len(samples) / theirs.seconds * 3600

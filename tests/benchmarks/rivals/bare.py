@@ -1,4 +1,4 @@
-"""The fleet's own engine and nothing else: threads that each take a sample through its turns."""
+"""The fleet's engine alone: each thread takes one sample through its turns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""vLLM's OpenAI-compatible server and an asyncio client, with as many samples in flight as the fleet has."""
+"""vLLM's OpenAI-compatible server and an asyncio client, with as many samples in flight as the fleet."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def _wait_until_it_answers(server: subprocess.Popen[bytes], url: str) -> None:
                 return
         except httpx.TransportError:
             Event().wait(0.1)
-    raise RuntimeError(f"the server ended with {server.returncode}")
+    raise RuntimeError(f"the server exited with {server.returncode}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Ray Data LLM: the same requests as rows of one data set, stage after stage, through its own vLLM engine.
 
 Ray starts an engine for every pass over a data set, and a stage whose prompts hold the answers of the one
-before is a pass of its own: so it is done where `ENGINE_PER_STAGE` is set. Else much is in its favour: one
-pass and one engine for all stages, and no call waits for another, as if all texts were known in advance.
-Starts are never counted, and the media come first.
+before needs a pass of its own. With `ENGINE_PER_STAGE` it is done that way. Otherwise there is one pass and
+one engine for all stages, which favours Ray: no call waits for another, as if all texts were known in
+advance. Starts never count, and the media come first.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from tests.benchmarks.workload import (
     stages_of,
 )
 
-#: At a time; what Ray does unless it is told.
+#: Batches at a time; Ray's default.
 _BATCHES = 8
-#: What an actor of Ray's is to see of our surroundings.
+#: Variables that Ray's actors need.
 _PASSED_ON = ("HF_HUB_OFFLINE", "TORCHDYNAMO_DISABLE", "VLLM_CPU_KVCACHE_SPACE", "PYTHONPATH", COUNT_FILE)
 
 
@@ -55,7 +55,7 @@ class RayData:
         )
 
     def _pass(self, requests: Sequence[Request]) -> Replayed:
-        """Timed by vLLM's own clock, from the first request to the last answer: the start is not in it."""
+        """Time one pass by vLLM's own clock, from the first request to the last answer, without the start."""
         rows = [self._row(request) for request in requests]
         processor = build_processor(self._config(), preprocess=_with_picture, postprocess=_tokens_of)
         found = processor(ray.data.from_items(rows)).take_all()
@@ -83,7 +83,7 @@ class RayData:
             "prompt": prompt,
             "picture": request.media[0].path,
             "sampling": sampling,
-            # Ray would give all rows the keys of all schemas; as text each keeps its own.
+            # As text, because Ray would give all rows the keys of all schemas.
             "schema": _json(request.schema),
         }
 
@@ -138,7 +138,7 @@ def _tokens_of(row: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def start() -> Iterator[RayData]:
-    # A GPU that is none: Ray gives engines to nodes that have some.
+    # Ray starts engines only on nodes with a GPU, so claim one.
     ray.init(num_gpus=1, include_dashboard=False, logging_level="WARNING")
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield RayData(read_settings())

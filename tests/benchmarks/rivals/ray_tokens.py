@@ -1,4 +1,4 @@
-"""What Ray's engine computed: Ray doesn't pass that on, so vLLM loads this as a plugin and it keeps count."""
+"""A vLLM plugin that counts computed prompt tokens, because Ray does not report them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.benchmarks.workload import COUNT_FILE
 
 
 class PromptTokens(StatLoggerBase):
-    """Prompt tokens that the prefix cache did not spare, since the engine's start."""
+    """Count the prompt tokens not taken from the prefix cache since the engine's start."""
 
     def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
         self._computed = 0
@@ -24,4 +24,4 @@ class PromptTokens(StatLoggerBase):
             Path(os.environ[COUNT_FILE]).write_text(json.dumps(self._computed))
 
     def log_engine_initialized(self) -> None:
-        """Nothing to say."""
+        """Do nothing."""

@@ -1,7 +1,7 @@
 """The scripts' way: stage after stage over the whole set, in static batches through `vllm.LLM.generate`.
 
-System prompt first, then the text, and the media last, as `captionpipeline.py` orders them: the calls of a
-sample share no prefix that holds its media.
+System prompt first, then the text, and the media last, as `captionpipeline.py` orders them, so the calls of a
+sample share no prefix with its media.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ app.kubernetes.io/component: {{ .component }}
 {{ .Values.existingSecret | default (include "capflow.name" .) }}
 {{- end }}
 
-{{/* Variables with the URLs, by reference: no password stands in a pod's description. */}}
+{{/* The URLs by reference, so that a pod's description shows no password. */}}
 {{- define "capflow.urls" -}}
 - name: CAPFLOW_DATABASE_URL
   valueFrom: {secretKeyRef: {name: {{ include "capflow.secret" . }}, key: CAPFLOW_DATABASE_URL}}
