@@ -23,13 +23,14 @@ from capflow_tasks.records import Modality, PlanShard, Stage
 from capflow_tasks.settings import Settings
 from capflow_tasks.store.claims import WorkerStore
 from capflow_tasks.store.database import connect, upgrade
+from capflow_tasks.store.figures import Activity
 from capflow_tasks.store.rows import ShardRow, Tally
 from capflow_tasks.store.runs import RunStore
 from capflow_tasks.store.statistics import Statistics
 from capflow_tasks.store.views import Views
 from producer.broker import Broker, publish_ready
 from producer.dispatch import Dispatcher, Expand, Expansion, Pace
-from producer.progress import UnderWay, progress, under_way
+from producer.progress import progress
 from producer.reading.plan import Plan, read_plan
 from producer.reconcile import LOOK_SECONDS, Reconciler
 from producer.services import embedded_worker, services
@@ -144,15 +145,15 @@ class JobRunner:
     def _pinned_ranks(self) -> set[int]:
         return {shard.assign_rank for shard in self._job.shards} if self._job.pin_ranks else set()
 
-    def _ask(self, engine: Engine, run_id: int) -> Callable[[], UnderWay]:
-        return partial(under_way, Statistics(engine), run_id, self._settings.lease_seconds)
+    def _ask(self, engine: Engine, run_id: int) -> Callable[[], Activity]:
+        return partial(Statistics(engine).activity, run_id, self._settings.lease_seconds)
 
     def _continue(self, engine: Engine) -> int:
         """Open what an earlier run with fewer stages or a higher bar left; the run's id. Raises UserError."""
         run_id, shards = self._open(engine)
         if self._job.forgets_other_shards:
             RunStore(engine).forget_other_shards(run_id, [row.id for row in shards])
-        under_way = Views(engine).stages_under_way(run_id) - set(self._job.stages)
+        under_way = Views(engine).open_stages(run_id) - set(self._job.stages)
         if under_way:
             raise UserError(
                 f"run {self._job.run} has batches that wait for {', '.join(sorted(under_way))}: "
@@ -264,11 +265,12 @@ class Production:
 
     def _summarize(self, ending: Ending) -> Summary:
         views, run_id = ending.views, ending.run_id
+        statistics = Statistics(views.engine)
         return Summary(
             run=self._order.run_name,
             is_complete=ending.is_complete,
-            domains=views.domain_counts(run_id),
-            confidences=views.confidence_histogram(run_id),
+            domains=statistics.domains(run_id, with_stages=True),
+            confidences=statistics.confidences(run_id),
             failures=views.failures(run_id, SHOWN_FAILURES),
             problems=ending.problems,
             files=export(views, ending.shards, self._order.output) if ending.is_complete else [],

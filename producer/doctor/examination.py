@@ -11,7 +11,8 @@ from capflow_tasks.fleet.application import make_app
 from capflow_tasks.fleet.embedded import find_broker, running_services
 from capflow_tasks.settings import Settings
 from capflow_tasks.store.database import connect
-from capflow_tasks.store.health import WorkerHealth, workers_alive
+from capflow_tasks.store.figures import WorkerFigures
+from capflow_tasks.store.statistics import Statistics
 from producer.broker import Broker
 from producer.doctor.findings import Finding, Level, fail, ok
 from producer.doctor.machine import check_disks, check_gpus, check_media, check_models, check_versions
@@ -45,7 +46,7 @@ def examine(settings: Settings, subject: Subject) -> Iterator[Finding]:
     yield from _fleet(settings, subject.timeout_seconds, beating)
 
 
-def _database(settings: Settings) -> Generator[Finding, None, Sequence[WorkerHealth]]:
+def _database(settings: Settings) -> Generator[Finding, None, Sequence[WorkerFigures]]:
     """Returns the workers that keep leases."""
     embedded = running_services(settings.home)
     url = settings.database_url or (embedded.database_url if embedded else None)
@@ -56,12 +57,12 @@ def _database(settings: Settings) -> Generator[Finding, None, Sequence[WorkerHea
     findings = list(check_database(engine))
     yield from findings
     has_tables = all(finding.level is not Level.FAIL for finding in findings)
-    beating = workers_alive(engine, settings.lease_seconds) if has_tables else []
+    workers = Statistics(engine).workers(settings.lease_seconds) if has_tables else []
     engine.dispose()
-    return beating
+    return [worker for worker in workers if worker.is_alive]
 
 
-def _fleet(settings: Settings, timeout_seconds: float, beating: Sequence[WorkerHealth]) -> Iterator[Finding]:
+def _fleet(settings: Settings, timeout_seconds: float, beating: Sequence[WorkerFigures]) -> Iterator[Finding]:
     url = find_broker(settings)
     if url is None:
         yield _embedded("broker")

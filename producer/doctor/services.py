@@ -15,7 +15,8 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from capflow_tasks.store.database import shown
-from capflow_tasks.store.health import DatabaseHealth, WorkerHealth, health_of
+from capflow_tasks.store.figures import WorkerFigures
+from capflow_tasks.store.health import DatabaseHealth, health_of
 from producer.broker import QueueLengths
 from producer.doctor.findings import Finding, fail, ok, warn
 
@@ -168,7 +169,7 @@ def queues_by_node(app: Celery, timeout_seconds: float) -> dict[str, set[str]]:
 
 
 def check_workers(
-    beating: Sequence[WorkerHealth], answering: Mapping[str, Collection[str]]
+    beating: Sequence[WorkerFigures], answering: Mapping[str, Collection[str]]
 ) -> Iterator[Finding]:
     """`beating` keep leases in the database, `answering` reply over the broker."""
     if not beating and not answering:

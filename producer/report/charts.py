@@ -8,7 +8,7 @@ from math import floor, log10
 
 from markupsafe import Markup, escape
 
-from producer.amounts import short_count
+from producer.console import short_count
 
 #: The columns' canvas; a card of the page is about as wide, so that text keeps its size.
 _WIDTH, _HEIGHT = 340, 170

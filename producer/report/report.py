@@ -36,7 +36,7 @@ def make_report(
     check_replaceable(folder)
     run = chosen_run(engine, name_or_plan)
     views = Views(engine)
-    overview = overview_of(run, Statistics(engine), views, prices)
+    overview = overview_of(run, Statistics(engine), prices)
     with whole_folder(folder) as aside:
         gallery = Gallery(aside, size)
         shown = gallery.write(samples_of(views, views.shards(run.id), size.samples), progress)

@@ -65,10 +65,10 @@ def test_a_run_is_told_whole(captioned: Cli) -> None:
 
 def test_the_line_to_type_tries_just_the_failed_samples_again(captioned: Cli) -> None:
     page = captioned.run("capflow-status", "set.plan.jsonl").stdout
-    (line,) = (line for line in page.splitlines() if line.startswith("capflow-retry "))
+    (line,) = (line for line in page.splitlines() if line.startswith("capflow retry "))
     (captioned.folder / "media" / "gone.png").write_bytes((captioned.folder / "media" / "0.png").read_bytes())
 
-    retried = captioned.run(*line.split())
+    retried = captioned.run("capflow-retry", *line.split()[2:])
     listed = captioned.run("capflow-status", "--json")
 
     assert retried.returncode == 0, retried.stderr
