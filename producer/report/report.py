@@ -1,28 +1,112 @@
-"""Makes the report of one run: its overview, its gallery and the page around them."""
+"""Makes the report of a run: the page, its overview and gallery, as a folder that appears whole."""
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import mkdtemp
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from sqlalchemy import Engine
 
+from capflow_tasks.errors import ServiceError, UserError
 from capflow_tasks.store.statistics import Statistics
 from capflow_tasks.store.views import Views
 from producer.report.gallery import Gallery, Progress, Size, samples_of
-from producer.report.overview import overview_of
-from producer.report.page import check_replaceable, whole_folder, write_page
+from producer.report.overview import Overview, overview_of
 from producer.services import chosen_run
 from producer.status.cost import Prices
+
+_HERE = Path(__file__).parent
+
+#: In the order in which they depend on one another.
+SCRIPTS = ("data.js", "filters.js", "gallery.js", "detail.js", "page.js")
+
+#: `file:` as well as 'self', because browsers disagree on the origin of a page from disk.
+POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self' file:",
+        "style-src 'self' file:",
+        "img-src 'self' file:",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "require-trusted-types-for 'script'",
+        "trusted-types capflow",
+    )
+)
+
+
+def write_page(folder: Path, overview: Overview, shown: int) -> None:
+    """Write index.html and its styles and scripts; `shown` samples are in the gallery."""
+    environment = Environment(
+        loader=FileSystemLoader(_HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("page.html").render(
+        overview=overview, shown=shown, scripts=SCRIPTS, policy=POLICY, made_at=datetime.now(UTC)
+    )
+    (folder / "index.html").write_text(page.lstrip(), "utf-8")
+    shutil.copytree(_HERE / "static", folder / "static")
+
+
+#: A folder with all of these is a report, which may be replaced.
+_SIGNS = ("index.html", "static", "data")
+_FOR_ALL = 0o755
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raise UserError where the folder holds anything but a report."""
+    if folder.is_dir() and all((folder / sign).exists() for sign in _SIGNS):
+        return
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{folder} holds something other than a report; name another folder with -o")
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which replaces `folder` if the block succeeds and is removed if not.
+
+    Raises ServiceError when it cannot be written.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(mkdtemp(prefix=".capflow-report-", dir=folder.parent))
+        try:
+            yield aside
+            aside.chmod(_FOR_ALL & ~_umask())
+            shutil.rmtree(folder, ignore_errors=True)
+            aside.replace(folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ServiceError(
+            f"{folder}: cannot be written: {reason}; free space on the disk or repair it, then run again"
+        ) from error
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A report that is there."""
+    """A finished report."""
 
     run: str
     page: Path
-    #: Samples in it, and samples of the run.
+    #: Samples in the report, and samples of the run.
     shown: int
     samples: int
     #: Samples with a picture.
@@ -35,8 +119,8 @@ def make_report(
     """Write the report of this run to the folder. Raises UserError when there is no such run."""
     check_replaceable(folder)
     run = chosen_run(engine, name_or_plan)
-    views = Views(engine)
     overview = overview_of(run, Statistics(engine), prices)
+    views = Views(engine)
     with whole_folder(folder) as aside:
         gallery = Gallery(aside, size)
         shown = gallery.write(samples_of(views, views.shards(run.id), size.samples), progress)

@@ -1,4 +1,4 @@
-"""What the report's page is given: scripts that are safe, chunks that are whole, pictures or reasons."""
+"""The files behind the report's page: scripts that are safe, chunks that are whole, pictures or reasons."""
 
 import json
 import re
@@ -10,9 +10,9 @@ from PIL import Image
 
 from capflow_tasks.errors import UserError
 from capflow_tasks.records import Modality
-from producer.report.gallery import CHUNK, Size
-from producer.report.page import POLICY, as_script, check_replaceable, whole_folder
+from producer.report.gallery import CHUNK, Size, as_script
 from producer.report.pictures import PictureTask, draw, film_sheet, film_strip
+from producer.report.report import POLICY, check_replaceable, whole_folder
 from tests.datasets import draw_picture
 from tests.reports import SIZE, a_sample, write_report
 
@@ -139,7 +139,7 @@ def test_a_report_replaces_a_report_and_nothing_else(tmp_path: Path) -> None:
         check_replaceable(tmp_path / "thesis")
 
 
-def test_a_report_that_does_not_come_to_its_end_leaves_the_earlier_one(tmp_path: Path) -> None:
+def test_a_report_that_breaks_off_leaves_the_earlier_one(tmp_path: Path) -> None:
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "index.html").write_text("first")
 
