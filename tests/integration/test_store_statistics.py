@@ -192,7 +192,7 @@ def test_a_prefix_is_shared_by_the_calls_of_one_model_only(engine: Engine) -> No
     assert Statistics(engine).prompt_economy(fleet.run_id).minimum == 3300 - 2 * 912 + 1300
 
 
-def test_failures_are_told_by_kind_the_most_frequent_first(engine: Engine) -> None:
+def test_failures_are_counted_by_kind_the_most_frequent_first(engine: Engine) -> None:
     fleet = Fleet(engine, some_entries(4))
     gone, cut, lost, fine = fleet.sample_ids()
     missing = a_failure(Stage.ROUTE, MediaMissing("no such file: 0.png"))
@@ -229,7 +229,7 @@ def test_captions_with_the_same_grades_are_counted_together(engine: Engine) -> N
     }
 
 
-def test_throughput_tells_old_work_from_new(engine: Engine) -> None:
+def test_throughput_counts_only_recent_work(engine: Engine) -> None:
     fleet = Fleet(engine, some_entries(5), batch_size=2, domain="Natural")
     for batch_id in fleet.batch_ids:
         through_all(fleet, batch_id)

@@ -160,7 +160,7 @@ def test_a_model_is_found_by_name_by_last_part_or_as_any_other(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("models: {a: {prompt: cheap, completion: 1}}", "models.a.prompt: "),
         ("models: {a: {prompt: true, completion: 1}}", "models.a.prompt: "),
@@ -180,14 +180,14 @@ def test_a_model_is_found_by_name_by_last_part_or_as_any_other(tmp_path: Path) -
         ("", "top level: expected a mapping"),
     ],
 )
-def test_a_bad_table_is_refused_with_file_key_and_remedy(tmp_path: Path, text: str, told: str) -> None:
+def test_a_bad_table_is_refused_with_file_key_and_remedy(tmp_path: Path, text: str, expected: str) -> None:
     path = a_table(tmp_path, text)
 
     with pytest.raises(SettingsError) as raised:
         read_prices(path)
 
     (line,) = str(raised.value).splitlines()
-    assert line.startswith(f"{path}: {told}")
+    assert line.startswith(f"{path}: {expected}")
     assert "; " in line
 
 
@@ -278,7 +278,7 @@ def test_cost_is_shown_per_100_samples_and_per_accepted_caption(tmp_path: Path) 
     assert "No price" not in page
 
 
-def test_a_line_for_logs_tells_progress_rate_and_eta() -> None:
+def test_a_line_for_logs_shows_progress_throughput_and_eta() -> None:
     line = run_line(a_snapshot(read_prices()))
 
     assert line == (
@@ -313,7 +313,7 @@ def test_where_a_run_stands_follows_from_its_batches(changes: dict[str, int], st
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"),
+    ("seconds", "expected"),
     [
         (0, "0 s"),
         (0.25, "0.25 s"),
@@ -326,8 +326,8 @@ def test_where_a_run_stands_follows_from_its_batches(changes: dict[str, int], st
         (None, "unknown"),
     ],
 )
-def test_durations_have_two_units_at_the_most(seconds: float | None, told: str) -> None:
-    assert duration(seconds) == told
+def test_durations_have_two_units_at_the_most(seconds: float | None, expected: str) -> None:
+    assert duration(seconds) == expected
 
 
 def test_amounts_are_short() -> None:
