@@ -54,7 +54,7 @@ class FleetCollector(Collector):
                 self._families = [*self._database(), *self._messages()]
                 took = monotonic() - began
                 self._families.append(
-                    _family("fleet_look_duration_seconds", "How long the last reading took.", took)
+                    _family("capflow_fleet_look_duration_seconds", "How long the last reading took.", took)
                 )
                 self._fresh_until = monotonic() + max(self._cache_seconds, took / _SHARE)
             return self._families
@@ -85,26 +85,28 @@ class FleetCollector(Collector):
         return [
             _up("database", True),
             _labelled(
-                "workers",
+                "capflow_workers",
                 "Workers in the database, by whether their heartbeat is recent.",
                 ["state"],
                 {("alive",): alive, ("silent",): len(workers) - alive},
             ),
-            _family("stale_batches", "Batches that silent workers hold.", stale),
-            _labelled("runs", "Runs by state.", ["state"], {(state,): by_state[state] for state in RunState}),
+            _family("capflow_stale_batches", "Batches that silent workers hold.", stale),
             _labelled(
-                "run_samples",
+                "capflow_runs", "Runs by state.", ["state"], {(state,): by_state[state] for state in RunState}
+            ),
+            _labelled(
+                "capflow_run_samples",
                 "Samples of a run's plan by state; unsent ones are still in their annotation files.",
                 ["run", "state"],
                 {(run.name, state): count for run in runs for state, count in _states(run).items()},
             ),
             _labelled(
-                "backlog_samples",
+                "capflow_backlog_samples",
                 "Samples in unfinished batches, by their next stage and their batch's state.",
                 ["run", "stage", "state"],
                 backlog,
             ),
-            _labelled("run_failed_samples", "Failed samples by kind.", ["run", "kind"], failures),
+            _labelled("capflow_run_failed_samples", "Failed samples by kind.", ["run", "kind"], failures),
         ]
 
     def _messages(self) -> Iterator[Family]:
@@ -116,30 +118,32 @@ class FleetCollector(Collector):
         counts = {(queue, str(step)): 0 for queue in self._queues for step in PRIORITY_STEPS}
         counts |= {(queue, str(step)): count for (queue, step), count in lengths.by_queue.items()}
         yield _labelled(
-            "queue_messages",
+            "capflow_queue_messages",
             "Waiting messages, by queue and priority (0 goes first); `NODE.dq2` is a worker's own queue.",
             ["queue", "priority"],
             counts,
         )
         yield _family(
-            "unacked_messages", "Messages that workers have received and not acknowledged.", lengths.unacked
+            "capflow_unacked_messages",
+            "Messages that workers have received and not acknowledged.",
+            lengths.unacked,
         )
 
 
 def _family(name: str, description: str, value: float) -> Family:
-    return Family(f"capflow_{name}", description, value)
+    return Family(name, description, value)
 
 
 def _labelled(name: str, description: str, labels: Sequence[str], counts: Mapping[Any, int]) -> Family:
     """One metric, with a value for each tuple of labels."""
-    family = Family(f"capflow_{name}", description, labels=labels)
+    family = Family(name, description, labels=labels)
     for values, count in counts.items():
         family.add_metric(values, count)
     return family
 
 
 def _up(service: str, is_up: bool) -> Family:
-    return _family(f"{service}_up", f"1 when the {service} answered.", float(is_up))
+    return _family(f"capflow_{service}_up", f"1 when the {service} answered.", float(is_up))
 
 
 def _states(run: RunFigures) -> Mapping[str, int]:
