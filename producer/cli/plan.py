@@ -107,7 +107,7 @@ def _summary(planned: Planned, order: PlanOrder) -> str:
     if not planned.lines:
         return f"no plan is needed: all {planned.total} samples of {datasets} are captioned"
     done = f" ({planned.processed} of {planned.total} are captioned)" if planned.processed else ""
-    costs = [share.cost for share in planned.shares]
+    costs = [rank["cost"] for rank in planned.ranks]
     return (
         f"{order.output}: {len(planned.lines)} lines, {planned.remain} samples of {datasets}{done}\n"
         f"{order.ranks} ranks, each at a cost of {min(costs):g} to {max(costs):g} pictures"
@@ -122,9 +122,6 @@ def _as_json(planned: Planned, order: PlanOrder) -> dict[str, Any]:
         "total": planned.total,
         "processed": planned.processed,
         "remain": planned.remain,
-        "ranks": [
-            {"rank": rank, "samples": share.samples, "cost": share.cost}
-            for rank, share in enumerate(planned.shares)
-        ],
+        "ranks": planned.ranks,
         "warnings": planned.warnings,
     }

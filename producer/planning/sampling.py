@@ -1,4 +1,4 @@
-"""Draws a sample of an annotation file's entries into a file of its own, because a plan can only name ranges.
+"""Draw a sample of an annotation file's entries into a file of its own, because a plan can only name ranges.
 
 The same seed, dataset and file give the same sample, in the order of the file. Memory stays flat.
 """
@@ -6,60 +6,69 @@ The same seed, dataset and file give the same sample, in the order of the file. 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import compress, count
+from itertools import compress
 from pathlib import Path
 from random import Random
 
 from capflow_tasks.errors import PlanError
-from producer.reading.annotations import entry_texts
+from producer.reading.annotations import AnnotationFile
 from producer.writing.whole import whole_file
-
-#: Longest part of an annotation file's name that a sample's name begins with, in characters.
-_STEM_CHARACTERS = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
-    """A sample to be drawn."""
+class Sample:
+    """Entries to be drawn from an annotation file."""
 
     dataset: str
     annotation: Path
-    #: Entries to draw from: the first so many of the file.
+    #: Entries to draw from: the first of the file.
     total: int
     #: Entries to draw.
     count: int
     seed: int
+    #: Folder of the samples, absolute.
+    folder: Path
 
-    def file_in(self, folder: Path) -> Path:
-        """Where the sample is kept: a name that no other sample has, and that this one has every time."""
+    @property
+    def file(self) -> Path:
+        """Path of the sample's file, which follows from what is drawn and how."""
         identity = [self.dataset, os.path.realpath(self.annotation), self.total, self.seed]
         digest = hashlib.sha256(repr(identity).encode("utf-8", "surrogateescape")).hexdigest()[:8]
-        return folder / f"{self.annotation.stem[:_STEM_CHARACTERS]}.{self.count}.{digest}.jsonl"
+        return self.folder / f"{self.annotation.stem[:50]}.{self.count}.{digest}.jsonl"
 
-    def chosen(self) -> Iterator[bool]:
-        """Whether each entry belongs to the sample, in order; every set of `count` is equally likely."""
+    def draw(self) -> Iterator[bool]:
+        """Yield whether each entry belongs to the sample; every set of `count` entries is equally likely."""
         draw = Random(f"{self.seed}:{self.dataset}").random
         wanted = self.count
         for left in range(self.total, 0, -1):
-            is_chosen = draw() * left < wanted
-            wanted -= is_chosen
-            yield is_chosen
+            is_drawn = draw() * left < wanted
+            wanted -= is_drawn
+            yield is_drawn
 
 
-def write_sample(draw: Draw, path: Path) -> None:
-    """Write the sample as JSONL; the file appears whole. PlanError when there are fewer entries than said."""
-    seen = count()
-    texts = (text for text, _ in zip(entry_texts(draw.annotation), seen, strict=False))
-    with whole_file(path) as file:
+def write_sample(sample: Sample) -> None:
+    """Write the sample as JSONL; its file appears whole. Raises PlanError when entries are missing."""
+    entries = AnnotationFile(sample.annotation)
+    with whole_file(sample.file) as file:
         written = 0
-        for text in compress(texts, draw.chosen()):
-            file.write(text.encode("utf-8", "surrogateescape") + b"\n")
+        for element in compress(entries, sample.draw()):
+            file.write(_as_line(element, entries.is_list))
             written += 1
-        if written < draw.count:
+        if written < sample.count:
             raise PlanError(
-                f'{draw.annotation}: has {next(seen)} entries, but "length" is {draw.total}; '
-                'mend "length", or plan without --trust-lengths'
+                f'{sample.annotation}: has {entries.index} entries, but "length" is {sample.total}; '
+                'fix "length", or plan without --trust-lengths'
             )
+
+
+def _as_line(element: object, is_decoded: bool) -> bytes:
+    # ASCII, so that half of a surrogate pair is written and refused by the reader of the sample.
+    text = json.dumps(element) if is_decoded else str(element)
+    if not text.startswith("{") or text == "{":
+        # Not an entry: a string fails alone wherever it stands.
+        text = json.dumps(text[:200])
+    return text.encode("utf-8", "surrogateescape") + b"\n"

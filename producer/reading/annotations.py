@@ -1,8 +1,8 @@
-"""Streams the entries of an annotation file: a JSON list or JSONL, plain or gzip, of any size.
+"""Stream the entries of an annotation file: a JSON list or JSONL, plain or gzip, of any size.
 
-Memory holds one window of the file, never the file. The window is decoded by the standard library's JSON
-scanner and not by ijson, whose C backend turns half a surrogate pair into "?" without a word, and gives up
-the file at an integer beyond 64 bits, a NaN or one byte that is not UTF-8. Here those cost one entry at most.
+Memory holds one stretch of the file, never the file. The stretch is decoded by the standard library's JSON
+scanner rather than ijson, whose C backend silently turns half a surrogate pair into "?", and gives up the
+whole file at an integer beyond 64 bits, a NaN or one byte that is not UTF-8. Here those spoil one entry.
 """
 
 from __future__ import annotations
@@ -11,17 +11,11 @@ import gzip
 import json
 import re
 import zlib
-from bisect import bisect_right
-from codecs import BOM_UTF8
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from io import TextIOWrapper
-from itertools import islice
-from operator import attrgetter
 from pathlib import Path
-from threading import Lock
 from typing import Any, BinaryIO, NoReturn, TextIO, cast
 
 from capflow_tasks.entries import type_name, unstorable
@@ -29,93 +23,17 @@ from capflow_tasks.errors import PlanError
 from capflow_tasks.records import JsonObject
 
 #: Entries from one remembered place to the next.
-EVERY = 1000
-#: Files whose places are kept.
-_FILES = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where an entry begins; line and column from 1."""
-
-    index: int = 0
-    byte: int = 0
-    line: int = 1
-    column: int = 1
-
-
-START = Place()
-#: What a reader tells the places to that it passes.
-Note = Callable[[Place], None]
-
-
-def forget(place: Place) -> None:
-    """For who reads a file once."""
-
-
-class EntryOffsets:
-    """The known places of one file, in order. Thread-safe."""
-
-    def __init__(self) -> None:
-        self._places: list[Place] = []
-        self._lock = Lock()
-
-    def note(self, place: Place) -> None:
-        with self._lock:
-            last = self._places[-1].index if self._places else 0
-            if place.index >= last + EVERY:
-                self._places.append(place)
-
-    def before(self, index: int) -> Place | None:
-        """The last known place that is not behind this entry."""
-        with self._lock:
-            count = bisect_right(self._places, index, key=attrgetter("index"))
-            return self._places[count - 1] if count else None
-
-
-def offsets_of(path: Path) -> EntryOffsets:
-    """What is known of the file as it is now. Raises OSError."""
-    found = path.stat()
-    return _offsets(path.absolute(), found.st_ino, found.st_size, found.st_mtime_ns)
-
-
-@lru_cache(maxsize=_FILES)
-def _offsets(path: Path, *version: int) -> EntryOffsets:
-    return EntryOffsets()
-
-
-def first_place(path: Path) -> Place:
-    """Where the text begins: behind the byte order mark, if there is one."""
-    with open_bytes(path) as file:
-        has_mark = file.read(len(BOM_UTF8)) == BOM_UTF8
-    return Place(byte=len(BOM_UTF8) if has_mark else 0)
-
-
-def open_bytes(path: Path, byte: int = 0) -> BinaryIO:
-    """The file from this byte on, unpacked; what is packed has to be unpacked up to there."""
-    opened = gzip.open if path.suffix == ".gz" else open
-    file = cast(BinaryIO, opened(path, "rb"))
-    try:
-        file.seek(byte)
-    except BaseException:
-        file.close()
-        raise
-    return file
-
-
-def byte_length(text: str) -> int:
-    """How long the text was before it was decoded."""
-    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogateescape"))
-
-
+PLACE_ENTRIES = 1000
 #: Characters read at a time.
 CHUNK_CHARACTERS = 1 << 18
-#: The longest entry that is read; what is longer is a file gone wrong, such as a quote left open.
+#: The longest entry that is read; a longer one is damage, such as a quote left open.
 ENTRY_CHARACTERS = 1 << 26
 
-#: A scanner that ends or fails this close to the window's edge may only have missed what comes next.
+#: A scanner that stops this close to the end of the text may only lack what comes next.
 _EDGE = 32
-_BLANK = re.compile(r"[ \t\r\n]*")
+_BLANKS = re.compile(r"[ \t\r\n]*")
+#: What stands between two elements whose second begins in the text at hand.
+_COMMA = re.compile(r"[ \t\r\n]*,[ \t\r\n]*(?=[^ \t\r\n])")
 _DECODER = json.JSONDecoder()
 
 
@@ -126,189 +44,181 @@ class Entry:
     #: Position in the file, from 0.
     index: int
     value: JsonObject | None
-    #: Place and remedy, None when the value can be used.
+    #: Place and remedy; None when the value can be used.
     problem: str | None
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """What stood at one position, before anyone asked whether it can be a sample."""
+class _Place:
+    """Where an entry begins; line and column from 1."""
 
+    is_list: bool
+    byte: int
     line: int
-    value: Any = None
-    #: Why there is no value.
-    problem: str | None = None
+    column: int
 
 
 def read_entries(path: Path, start_idx: int, end_idx: int) -> Iterator[Entry]:
-    """Yield the entries [start_idx, end_idx).
+    """Yield the entries [start_idx, end_idx); those that cannot be used say why.
 
-    An entry that cannot be used says so itself and the next one follows. A file that cannot be read on raises
-    PlanError, after every entry before that place was yielded. Blank lines of a JSONL file are not entries.
+    Raises PlanError where the file cannot be read on, after every entry before that place.
     """
     if start_idx >= end_idx:
         return
-    index = 0
-    try:
-        offsets = offsets_of(path)
-        place = offsets.before(start_idx) or first_place(path)
-        with open_text(path, place.byte) as stream:
-            if opens_list(path):
-                elements = list_elements(path, stream, place, offsets.note)
-            else:
-                elements = text_lines(path, stream, start_idx, place, offsets.note)
-            index = place.index
-            wanted = islice(elements, end_idx - place.index)
-            for index, found in enumerate(wanted, start=place.index + 1):
-                if index > start_idx:
-                    yield _entry(path, index - 1, found)
-    except (OSError, EOFError, zlib.error) as error:
-        where = f" beyond entry {index - 1}" if index else ""
-        reason = getattr(error, "strerror", None) or error
-        raise PlanError(
-            f"{path}: cannot be read{where}: {reason}; mend the file or its permissions"
-        ) from error
-    if index < end_idx:
-        entries = "1 entry" if index == 1 else f"{index} entries"
-        raise PlanError(
-            f"{path}: has {entries}, but the plan takes {start_idx} up to {end_idx}; "
-            f'set "end_idx" to {index} at most, or complete the file'
-        )
-
-
-def _entry(path: Path, index: int, found: _Found) -> Entry:
-    problem = found.problem
-    if problem is None and not isinstance(found.value, dict):
-        problem = f'is {type_name(found.value)}, not an object; write {{"image": ...}} or {{"video": ...}}'
-    elif problem is None and (reason := unstorable(found.value)) is not None:
-        problem = f"cannot be stored: {reason}"
-    if problem is None:
-        return Entry(index, found.value, None)
-    return Entry(index, None, f"{path}:{found.line}: entry {index} {problem}")
-
-
-def open_text(path: Path, byte: int = 0) -> TextIO:
-    """The file's text from this byte on, which must begin a character."""
-    # Bytes that are not UTF-8 become lone surrogates, so that they spoil their own entry and no other.
-    return TextIOWrapper(
-        open_bytes(path, byte),
-        encoding="utf-8" if byte else "utf-8-sig",
-        errors="surrogateescape",
-        newline="\n",
+    file = AnnotationFile(path, start_idx)
+    for element in file:
+        if file.index >= start_idx:
+            yield file.entry(element)
+        if file.index == end_idx - 1:
+            return
+    entries = "1 entry" if file.index == 1 else f"{file.index} entries"
+    raise PlanError(
+        f"{path}: has {entries}, but the plan takes {start_idx} up to {end_idx}; "
+        f'set "end_idx" to {file.index} at most, or complete the file'
     )
 
 
-def opens_list(path: Path) -> bool:
-    with open_text(path) as stream:
-        head = " "
-        while head and not head.strip():
-            head = stream.read(CHUNK_CHARACTERS)
-    if head.startswith(("\udcff\udcfe", "\udcfe\udcff")):
-        raise PlanError(f"{path}: is UTF-16; save it as UTF-8")
-    return head.lstrip().startswith("[")
+def count_entries(path: Path) -> int:
+    """Count the entries, unusable ones included. Raises PlanError where the file cannot be read on."""
+    return sum(1 for _ in AnnotationFile(path))
 
 
-def text_lines(
-    path: Path, stream: TextIO, start_idx: int, place: Place = START, note: Note = forget
-) -> Iterator[_Found]:
-    """The lines of a JSONL file from this place on; those before `start_idx` are counted, not decoded."""
-    line_number, index, begins = place.line - 1, place.index, place.byte
-    while line := stream.readline(ENTRY_CHARACTERS):
-        line_number += 1
-        ends = begins + byte_length(line)
-        is_cut = len(line) == ENTRY_CHARACTERS and not line.endswith("\n")
-        while is_cut and (rest := stream.readline(ENTRY_CHARACTERS)):
-            ends += byte_length(rest)
-            if rest.endswith("\n"):
-                break
-        line = line.strip()
-        if line and index % EVERY == 0:
-            note(Place(index, begins, line_number))
-        begins = ends
-        if not line:
-            continue
-        if index == 0 and line == "{":
-            raise PlanError(
-                f"{path}:{line_number}: object over several lines; write a JSON list or one sample per line"
-            )
-        index += 1
-        if index <= start_idx:
-            yield _Found(line_number)
-        elif is_cut:
-            yield _Found(line_number, problem=f"is longer than {ENTRY_CHARACTERS} characters; shorten it")
-        else:
-            yield _decode_line(line, line_number)
+class AnnotationFile:
+    """Iterates over the entries of a file, from the last remembered place at or before `start_idx`.
 
+    Yields the value of each element of a JSON list, or the undecoded text of each line of JSONL that is not
+    blank. Every pass remembers where entries begin, for as long as the file does not change.
+    """
 
-def _decode_line(line: str, line_number: int) -> _Found:
-    try:
-        return _Found(line_number, json.loads(line))
-    except json.JSONDecodeError as error:
-        return _Found(
-            line_number, problem=f"is not JSON at column {error.pos + 1}: {error.msg}; mend the line"
-        )
-    except (ValueError, RecursionError) as error:
-        return _Found(line_number, problem=f"cannot be decoded: {error}; mend the line")
-
-
-def list_elements(path: Path, stream: TextIO, place: Place = START, note: Note = forget) -> Iterator[_Found]:
-    window = _Window(path, stream, place)
-    if place.index == 0:
-        window.take("[")
-        if window.peek() == "]":
-            return
-    while True:
-        window.peek()
-        if window.entries % EVERY == 0:
-            note(window.place)
-        yield _Found(window.line, window.value())
-        window.entries += 1
-        if window.peek() == "]":
-            return
-        window.take(",")
-
-
-class _Window:
-    """The stretch of a text that is being decoded; only ever moves forward."""
-
-    def __init__(self, path: Path, stream: TextIO, place: Place) -> None:
-        self._path = path
-        self._stream = stream
-        self._text = ""
-        self._at = 0
+    def __init__(self, path: Path, start_idx: int = 0) -> None:
+        self.path = path
+        #: Of the entry that was yielded last; the number of entries after the last one.
+        self.index = 0
+        self.is_list = False
+        self._start_idx = start_idx
+        self._places: dict[int, _Place] = {}
+        self._stream: TextIO
+        #: The part of the file at hand, and the position in it of the entry that was yielded last.
+        self._text, self._at = "", 0
         self._is_last = False
-        #: An offset whose place is known; both only grow, so nothing is counted twice.
+        #: A position in the text whose place is known.
         self._marked_at = 0
-        self._byte, self._line, self._column = place.byte, place.line, place.column
-        #: Complete entries so far.
-        self.entries = place.index
+        self._byte, self._line, self._column = 0, 1, 1
 
-    @property
-    def line(self) -> int:
+    def __iter__(self) -> Iterator[Any]:
+        opened = gzip.open if self.path.suffix == ".gz" else open
+        try:
+            found = self.path.stat()
+            self._places = _places(self.path.absolute(), found.st_ino, found.st_size, found.st_mtime_ns)
+            with opened(self.path, "rb") as file:
+                self._start(cast(BinaryIO, file))
+                yield from self._elements() if self.is_list else self._lines()
+        except (OSError, EOFError, zlib.error) as error:
+            where = f" beyond entry {self.index - 1}" if self.index else ""
+            reason = getattr(error, "strerror", None) or error
+            raise PlanError(
+                f"{self.path}: cannot be read{where}: {reason}; fix the file or its permissions"
+            ) from error
+
+    def entry(self, element: Any) -> Entry:
+        """Check whether the element that was yielded last can be a sample."""
+        problem = None
+        if not self.is_list:
+            element, problem = _decode_line(element)
+        if problem is None and not isinstance(element, dict):
+            problem = f'is {type_name(element)}, not an object; write {{"image": ...}} or {{"video": ...}}'
+        elif problem is None and (reason := unstorable(element)) is not None:
+            problem = f"cannot be stored: {reason}"
+        if problem is None:
+            return Entry(self.index, element, None)
         self._mark(self._at)
-        return self._line
+        return Entry(self.index, None, f"{self.path}:{self._line}: entry {self.index} {problem}")
 
-    @property
-    def place(self) -> Place:
-        self._mark(self._at)
-        return Place(self.entries, self._byte, self._line, self._column)
+    def _start(self, file: BinaryIO) -> None:
+        # Readers remember without gaps, so the number of places says which is the last.
+        number = min(self._start_idx // PLACE_ENTRIES, len(self._places) - 1)
+        place = self._places.get(number)
+        if place is not None:
+            self.index, self.is_list = number * PLACE_ENTRIES, place.is_list
+            self._byte, self._line, self._column = place.byte, place.line, place.column
+            file.seek(place.byte)
+        # Bytes that are not UTF-8 become lone surrogates, so that they spoil their own entry and no other.
+        self._stream = TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="\n")
+        if place is not None:
+            return
+        self._read_on()
+        if self._text.startswith(("\udcff\udcfe", "\udcfe\udcff")):
+            raise PlanError(f"{self.path}: is UTF-16; save it as UTF-8")
+        if self._text.startswith("\ufeff"):
+            self._text, self._byte = self._text[1:], 3
+        self.is_list = self._peek() == "["
+        if self.is_list:
+            self._at += 1
 
-    def peek(self) -> str:
-        """The next character that is not blank; "" at the end of the text."""
+    def _elements(self) -> Iterator[Any]:
+        delimiter = self._peek()
+        while delimiter != "]":
+            value, end = self._scan()
+            self._remember()
+            yield value
+            self.index += 1
+            comma = _COMMA.match(self._text, end)
+            if comma is not None:
+                self._at = comma.end()
+                continue
+            self._at = end
+            delimiter = self._peek()
+            if delimiter == ",":
+                self._at += 1
+                self._peek()
+            elif delimiter != "]":
+                self._refuse(self._at, '"," or "]" expected')
+
+    def _lines(self) -> Iterator[str]:
+        while line := self._next_line():
+            if text := line.strip():
+                if self.index == 0 and text == "{":
+                    self._mark(self._at)
+                    raise PlanError(
+                        f"{self.path}:{self._line}: object over several lines; "
+                        "write a JSON list or one sample per line"
+                    )
+                self._remember()
+                yield text
+                self.index += 1
+            self._at += len(line)
+            # Skip the rest of a line that is too long.
+            while not line.endswith("\n") and (line := self._next_line()):
+                self._at += len(line)
+
+    def _next_line(self) -> str:
+        """Return the line at hand with its newline, cut when it is too long; "" at the end of the file."""
+        while (end := self._text.find("\n", self._at) + 1) == 0:
+            if self._is_last or len(self._text) - self._at > ENTRY_CHARACTERS:
+                return self._text[self._at :]
+            self._read_on()
+        return self._text[self._at : end]
+
+    def _peek(self) -> str:
+        """Move to the next character that is not blank, and return it; "" at the end of the file."""
         while True:
-            self._at = cast(re.Match[str], _BLANK.match(self._text, self._at)).end()
+            self._at = cast(re.Match[str], _BLANKS.match(self._text, self._at)).end()
             if self._at < len(self._text) or self._is_last:
                 return self._text[self._at : self._at + 1]
             self._read_on()
 
-    def take(self, character: str) -> None:
-        if self.peek() != character:
-            self._refuse(self._at, f'"{character}" or "]" expected')
-        self._at += 1
-
-    def value(self) -> Any:
+    def _scan(self) -> tuple[Any, int]:
+        """Decode the element at hand; return its value and where it ends."""
         while True:
-            value, end, failure = self._scan()
+            value, failure = None, None
+            try:
+                value, end = _DECODER.raw_decode(self._text, self._at)
+            except json.JSONDecodeError as error:
+                failure = error
+                is_open = error.msg.startswith("Unterminated string")
+                end = len(self._text) if is_open else error.pos
+            except (ValueError, RecursionError) as error:
+                self._refuse(self._at, str(error))
             if self._is_last or end + _EDGE <= len(self._text):
                 break
             if len(self._text) - self._at > ENTRY_CHARACTERS:
@@ -316,20 +226,10 @@ class _Window:
             self._read_on()
         if failure is not None:
             self._refuse(failure.pos, failure.msg)
-        self._at = end
-        return value
-
-    def _scan(self) -> tuple[Any, int, json.JSONDecodeError | None]:
-        """The value at hand, how far the scanner looked, and what it did not like."""
-        try:
-            return *_DECODER.raw_decode(self._text, self._at), None
-        except json.JSONDecodeError as error:
-            is_open = error.msg.startswith("Unterminated string")
-            return None, len(self._text) if is_open else error.pos, error
-        except (ValueError, RecursionError) as error:
-            self._refuse(self._at, str(error))
+        return value, end
 
     def _read_on(self) -> None:
+        """Drop the text before the current position, and read more."""
         self._mark(self._at)
         rest = self._text[self._at :]
         # Doubling, so that a long entry is not scanned once per chunk.
@@ -337,13 +237,19 @@ class _Window:
         self._is_last = not more
         self._text, self._at, self._marked_at = rest + more, 0, 0
 
+    def _remember(self) -> None:
+        if self.index % PLACE_ENTRIES == 0:
+            self._mark(self._at)
+            place = _Place(self.is_list, self._byte, self._line, self._column)
+            self._places[self.index // PLACE_ENTRIES] = place
+
     def _mark(self, at: int) -> None:
-        newlines = self._text.count("\n", self._marked_at, at)
+        """Find out the byte, line and column of a position, which is never before the last one."""
+        text = self._text[self._marked_at : at]
+        newlines = text.count("\n")
         self._line += newlines
-        self._column = (
-            at - self._text.rindex("\n", 0, at) if newlines else self._column + at - self._marked_at
-        )
-        self._byte += byte_length(self._text[self._marked_at : at])
+        self._column = len(text) - text.rindex("\n") if newlines else self._column + len(text)
+        self._byte += len(text) if text.isascii() else len(text.encode("utf-8", "surrogateescape"))
         self._marked_at = at
 
     def _refuse(self, at: int, reason: str) -> NoReturn:
@@ -351,91 +257,24 @@ class _Window:
         if at >= len(self._text):
             reason = "the file ends inside the list; it is cut short"
         raise PlanError(
-            f"{self._path}:{self._line}:{self._column}: entry {self.entries} is not JSON: {reason}; "
-            "mend the file there, nothing after it can be read"
+            f"{self.path}:{self._line}:{self._column}: entry {self.index} is not JSON: {reason}; "
+            "fix the file there, nothing after it can be read"
         )
 
 
-_OPENING = re.compile(r"[ \t\r\n]*\[[ \t\r\n]*(\]?)")
-_DELIMITER = re.compile(r"[ \t\r\n]*([,\]])[ \t\r\n]*")
-_BLANKS = " \t\r\n"
-#: As `raw_decode`, without its checks.
-_scan = json.scanner.make_scanner(json.JSONDecoder())  # type: ignore[attr-defined]
-
-#: How much is kept of what cannot be an entry.
-_SHOWN_CHARACTERS = 200
+@lru_cache(maxsize=256)
+def _places(path: Path, *version: int) -> dict[int, _Place]:
+    """Return what is remembered of a version of a file: where every PLACE_ENTRIES-th entry begins."""
+    return {}
 
 
-def count_entries(path: Path) -> int:
-    """The number of entries that `read_entries` finds, unusable ones included, in one pass and flat memory.
-
-    A list is decoded all the way, so that PlanError names the place where it breaks.
-    """
-    with _readable(path):
-        is_list = opens_list(path)
-        with open_text(path) as stream:
-            count = _count_elements(stream) if is_list else sum(1 for _ in _filled_lines(path, stream))
-        if count is not None:
-            return count
-        with open_text(path) as stream:
-            return sum(1 for _ in list_elements(path, stream))
-
-
-def _count_elements(stream: TextIO) -> int | None:
-    """The number of a list's elements; None when anything is odd, which the slower way finds the place of."""
-    text, at, count = stream.read(CHUNK_CHARACTERS), 0, 0
-    delimiter = _OPENING.match(text)
-    while delimiter is not None and delimiter[1] != "]":
-        at = delimiter.end()
-        # Only a delimiter behind the element shows that the window's edge has not cut it.
-        while (delimiter := _next_delimiter(text, at)) is None:
-            rest = text[at:]
-            if len(rest) > ENTRY_CHARACTERS or not (more := stream.read(max(CHUNK_CHARACTERS, len(rest)))):
-                return None
-            text, at = (rest + more).lstrip(_BLANKS), 0
-        count += 1
-    return count if delimiter is not None else None
-
-
-def _next_delimiter(text: str, at: int) -> re.Match[str] | None:
-    """What ends the element that begins here; None when it is cut or broken."""
+def _decode_line(text: str) -> tuple[Any, str | None]:
+    """Return the value of a line of JSONL, and why it has none."""
+    if len(text) > ENTRY_CHARACTERS:
+        return None, f"is longer than {ENTRY_CHARACTERS} characters; shorten it"
     try:
-        _, end = _scan(text, at)
-    except (StopIteration, ValueError, RecursionError):
-        return None
-    return _DELIMITER.match(text, end)
-
-
-def entry_texts(path: Path) -> Iterator[str]:
-    """Each entry as a line of JSONL, without its end. Raises PlanError where the file breaks.
-
-    What cannot be an entry becomes a string, so that it fails alone wherever it stands.
-    """
-    with _readable(path), open_text(path) as stream:
-        if opens_list(path):
-            # ASCII, so that half of a surrogate pair survives the way out and is refused by who reads it.
-            texts = (json.dumps(found.value) for found in list_elements(path, stream))
-        else:
-            texts = (line.strip() for line in _filled_lines(path, stream))
-        for text in texts:
-            yield text if text.startswith("{") and text != "{" else json.dumps(text[:_SHOWN_CHARACTERS])
-
-
-def _filled_lines(path: Path, stream: TextIO) -> Iterator[str]:
-    with open_text(path) as head:
-        # Refuses an object spread over several lines.
-        next(text_lines(path, head, 1), None)
-    is_continued = False
-    while line := stream.readline(ENTRY_CHARACTERS):
-        if not is_continued and line.strip():
-            yield line
-        is_continued = not line.endswith("\n")
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise PlanError(f"{path}: cannot be read: {reason}; mend the file or its permissions") from error
+        return json.loads(text), None
+    except json.JSONDecodeError as error:
+        return None, f"is not JSON at column {error.pos + 1}: {error.msg}; fix the line"
+    except (ValueError, RecursionError) as error:
+        return None, f"cannot be decoded: {error}; fix the line"

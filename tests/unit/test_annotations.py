@@ -134,7 +134,7 @@ def test_a_bad_line_is_only_its_own_problem(file: Path) -> None:
     entries = list(read_entries(file, 0, 6))
 
     assert [entry.value for entry in entries] == [{"a": 0}, None, {"a": 2}, None, None, {}]
-    assert entries[1].problem == f"{file}:3: entry 1 is not JSON at column 6: Expecting value; mend the line"
+    assert entries[1].problem == f"{file}:3: entry 1 is not JSON at column 6: Expecting value; fix the line"
     assert str(entries[3].problem).startswith(f"{file}:5: entry 3 cannot be decoded: maximum recursion depth")
     assert str(entries[4].problem).startswith(f"{file}:6: entry 4 cannot be decoded: Exceeds the limit")
 
@@ -163,7 +163,7 @@ def test_an_overlong_line_or_entry_is_refused_before_it_fills_the_memory(
         (
             b'[{"a": 0},\n {"a": 1}\n {"a": 2}]',
             2,
-            '3:2: entry 2 is not JSON: "," or "]" expected; mend the file',
+            '3:2: entry 2 is not JSON: "," or "]" expected; fix the file',
         ),
         (b'[{"a": 0}, {"a": oops}]', 1, "1:18: entry 1 is not JSON: Expecting value"),
         (
@@ -228,7 +228,7 @@ def test_one_object_over_several_lines_and_utf16_are_refused_as_a_whole(file: Pa
 def test_a_file_that_is_gone_or_damaged_is_refused_by_name(tmp_path: Path) -> None:
     gone = tmp_path / "none.json"
     assert until_refused(gone, 1)[1] == (
-        f"{gone}: cannot be read: No such file or directory; mend the file or its permissions"
+        f"{gone}: cannot be read: No such file or directory; fix the file or its permissions"
     )
     packed = gzip.compress(as_lines(SAMPLES * 9999))
     damage = {"plain.gz": b"{}", "cut.gz": packed[:-9], "spoilt.gz": packed[:30] + b"\0" * 99 + packed[129:]}

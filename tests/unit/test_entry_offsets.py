@@ -12,7 +12,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from capflow_tasks.errors import PlanError
-from producer.reading import annotations as entry_offsets
 from producer.reading import annotations as reader
 from producer.reading.annotations import Entry, read_entries
 
@@ -38,8 +37,7 @@ _numbers = itertools.count()
 def small_steps() -> Iterator[None]:
     """A place is kept for every other entry, and the file is read a few characters at a time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(entry_offsets, "EVERY", 2)
-        patch.setattr(reader, "EVERY", 2)
+        patch.setattr(reader, "PLACE_ENTRIES", 2)
         patch.setattr(reader, "CHUNK_CHARACTERS", 5)
         yield
 
@@ -119,12 +117,3 @@ def test_a_place_that_breaks_is_named_as_if_all_had_been_read(tmp_path: Path) ->
         list(read_entries(path, 2_400, 3_000))
 
     assert str(refused.value).startswith(f"{path}:2501:2: entry 2500 is not JSON: Expecting property name")
-
-
-def test_places_are_kept_in_order_and_apart() -> None:
-    offsets = entry_offsets.EntryOffsets()
-    for index in (1_000, 500, 1_000, 3_000, 2_000, 3_999, 4_000):
-        offsets.note(entry_offsets.Place(index, byte=index))
-
-    found = [offsets.before(index) for index in (999, 1_000, 2_999, 3_500, 9_999)]
-    assert [place and place.index for place in found] == [None, 1_000, 1_000, 3_000, 4_000]

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from capflow_tasks.errors import PlanError
 from capflow_tasks.records import JsonObject, Modality
+from capflow_tasks.store.coverage import Coverage
 from producer.planning.metafile import Dataset
-from producer.planning.planner import Captioned, Planned, PlanOrder, Work, make_plan, plan_lines
-from producer.reading import annotations as entry_count
+from producer.planning.planner import Planned, PlanOrder, Work, make_plan, plan_lines
+from producer.reading import annotations as reader
 from producer.reading.annotations import count_entries, read_entries
 from producer.reading.plan import Plan, read_plan
 
@@ -265,8 +266,7 @@ def test_a_list_is_counted_in_one_pass_wherever_its_windows_end(
         {"deep": [{"x": "\u00e4"}]},
     ]
     path.write_text(json.dumps(entries * 9, indent=2))
-    monkeypatch.setattr(entry_count, "CHUNK_CHARACTERS", chunk)
-    monkeypatch.setattr(entry_count, "list_elements", None)
+    monkeypatch.setattr(reader, "CHUNK_CHARACTERS", chunk)
 
     assert count_entries(path) == len(entries) * 9
 
@@ -296,7 +296,7 @@ def test_the_plan_is_accepted_by_who_reads_plans_and_takes_every_entry(
     assert plan.warnings == ()
     assert plan.sample_count == planned.total == planned.remain == 13
     assert [shard.line for shard in plan.shards] == list(planned.lines)
-    assert sum(share.samples for share in planned.shares) == 13
+    assert sum(rank["samples"] for rank in planned.ranks) == 13
     assert planned.warnings == ['dataset "c": no entry is taken']
 
 
@@ -416,7 +416,7 @@ def test_what_is_captioned_is_left_out_and_counted_as_processed(
 
     planned = plan_of(
         [dataset, collection("b", 2)],
-        lambda files: {files[0]: Captioned([range(6), range(8, 9)], next_shard_index=4)},
+        lambda files: {files[0]: Coverage([range(6), range(8, 9)], next_shard_index=4)},
         ranks=1,
     )
 
@@ -433,7 +433,7 @@ def test_what_is_captioned_is_left_out_and_counted_as_processed(
 def test_nothing_is_written_when_nothing_remains(
     collection: Callable[..., Dataset], plan_of: Callable[..., Planned], tmp_path: Path
 ) -> None:
-    planned = plan_of([collection("a", 10)], lambda files: {files[0]: Captioned([range(12)])})
+    planned = plan_of([collection("a", 10)], lambda files: {files[0]: Coverage([range(12)])})
 
     assert (planned.total, planned.processed, planned.remain, planned.lines) == (10, 10, 0, [])
     assert not (tmp_path / "plan.jsonl").exists()
@@ -444,6 +444,6 @@ def test_a_plan_of_many_small_ranges_is_warned_of(
 ) -> None:
     every_other = [range(index, index + 1) for index in range(0, 2002, 2)]
 
-    planned = plan_of([collection("a", 2002)], lambda files: {files[0]: Captioned(every_other)})
+    planned = plan_of([collection("a", 2002)], lambda files: {files[0]: Coverage(every_other)})
 
     assert "what remains lies in 1001 ranges" in planned.warnings[0]
