@@ -76,8 +76,7 @@ class CaptionRun:
 
 def checked_plan(path: Path, catalogue: Catalogue) -> Plan:
     """Read the plan and log its warnings. Raises PlanError."""
-    video_tasks = {domain.name for domain in catalogue.domains if domain.modality is Modality.VIDEO}
-    plan = read_plan(path, lambda task: catalogue.resolve(task).name, video_tasks)
+    plan = read_plan(path, catalogue.resolve)
     for warning in plan.warnings:
         log.warning("%s", warning)
     return plan

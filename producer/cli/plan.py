@@ -86,20 +86,18 @@ def plan(
 
 def _plan(metafile: Path, order: PlanOrder, remaining: bool, settings: Settings) -> Planned:
     from capflow_tasks.domains.catalogue import load_catalogue
-    from capflow_tasks.records import Modality
     from producer.parallel import ProgressLines
     from producer.planning.metafile import read_metafile
     from producer.planning.planner import captioned_in, make_plan
     from producer.services import database
 
     catalogue = load_catalogue(settings.domains)
-    video_tasks = {domain.name for domain in catalogue.domains if domain.modality is Modality.VIDEO}
-    datasets = read_metafile(metafile, lambda task: catalogue.resolve(task).name, video_tasks)
-    told = ProgressLines("annotation files counted")
+    datasets = read_metafile(metafile, catalogue.resolve)
+    progress = ProgressLines("annotation files counted")
     if not remaining:
-        return make_plan(datasets, order, told)
+        return make_plan(datasets, order, progress)
     with database(settings) as url:
-        return make_plan(datasets, order, told, partial(captioned_in, url))
+        return make_plan(datasets, order, progress, partial(captioned_in, url))
 
 
 def _summary(planned: Planned, order: PlanOrder) -> str:

@@ -157,7 +157,7 @@ def _check_media(plan_file: Path, settings: Settings) -> Iterator[Finding]:
     """Check every root of the plan, and the first media of each annotation file."""
     catalogue = load_catalogue(settings.domains)
     try:
-        plan = read_plan(plan_file, lambda task: catalogue.resolve(task).name)
+        plan = read_plan(plan_file, catalogue.resolve)
     except PlanError as error:
         first, *others = str(error).splitlines()
         said = first + (f", and {len(others)} more" if others else "")

@@ -1,13 +1,10 @@
-"""Reads a metafile, which names the datasets of a collection, and checks all of it first.
-
-Knows nothing of how many entries an annotation file really has (`entry_count.py`) or of ranks (`balance.py`).
-"""
+"""Read a metafile, which names the datasets of a collection, and check all of it first."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,35 +12,34 @@ from typing import Any
 from capflow_tasks.entries import shown, type_name, unstorable
 from capflow_tasks.errors import PlanError
 from capflow_tasks.records import JsonObject, Modality
-from producer.reading.plan import VIDEO_TASKS, PlanLine, annotation_problem, file_name_part, root_problem
+from producer.reading.plan import Fields, Resolve, file_name_part
 
-_REQUIRED_KEYS = ("root", "annotation", "modality")
-_KNOWN_KEYS = frozenset({*_REQUIRED_KEYS, "length", "sample_count", "task"})
+_KNOWN_KEYS = frozenset({"root", "annotation", "modality", "length", "sample_count", "task"})
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
     """One entry of a metafile."""
 
-    #: The key that the entry stands under.
+    #: The key of the entry.
     name: str
-    #: Folder that every media path is taken from, absolute.
+    #: Folder that media paths are relative to, absolute.
     root: str
     #: JSON list or JSONL, absolute.
     annotation: str
     modality: Modality
-    #: Domain for all samples, None when each is to be routed.
+    #: Domain of all samples, None when each is routed.
     task: str | None
-    #: What the metafile says that the annotation file holds, None when it does not say.
+    #: Entries of the annotation file according to the metafile, None when it does not say.
     length: int | None
-    #: How many of them are to be used, None for all.
+    #: How many of them to use, None for all.
     sample_count: int | None
-    #: Keys that mean nothing here; the plan carries them on.
+    #: Keys without a meaning here, which the plan keeps.
     extra: JsonObject
 
 
 class _Object(dict[str, Any]):
-    """A JSON object that remembers which keys it was given twice."""
+    """A JSON object that remembers which of its keys are given twice."""
 
     def __init__(self, pairs: Iterable[tuple[str, Any]]) -> None:
         self.repeated: list[str] = []
@@ -54,22 +50,18 @@ class _Object(dict[str, Any]):
             self[key] = value
 
 
-def read_metafile(
-    path: Path, known_tasks: Callable[[str], str], video_tasks: Collection[str] = VIDEO_TASKS
-) -> tuple[Dataset, ...]:
-    """The datasets in the order of the file; PlanError holds every problem there is, one per line.
-
-    `known_tasks` gives the canonical name of a task or raises WorkflowError.
-    """
+def read_metafile(path: Path, resolve: Resolve) -> tuple[Dataset, ...]:
+    """Read the datasets in the order of the file. Raises PlanError with every problem, one per line."""
     entries = _read_object(path)
     datasets: list[Dataset] = []
     problems = [
         f"{shown(name)} is given twice; give each dataset a name of its own" for name in entries.repeated
     ]
     for name, values in entries.items():
-        dataset, faults = _dataset(path, name, values, known_tasks, video_tasks)
-        datasets += [dataset] if dataset else []
-        problems += [f"dataset {shown(name)}: {fault}" for fault in faults]
+        dataset, found = _dataset(path, name, values, resolve)
+        if dataset is not None and not found:
+            datasets.append(dataset)
+        problems += [f"dataset {shown(name)}: {problem}" for problem in found]
     problems += _clashes(datasets)
     if problems:
         raise PlanError("\n".join(f"{path}: {problem}" for problem in problems))
@@ -85,10 +77,10 @@ def _read_object(path: Path) -> _Object:
         raise PlanError(f"{path}: byte {error.start} is not UTF-8; save the metafile as UTF-8") from error
     except json.JSONDecodeError as error:
         raise PlanError(
-            f"{path}:{error.lineno}:{error.colno}: not JSON: {error.msg}; mend the metafile there"
+            f"{path}:{error.lineno}:{error.colno}: not JSON: {error.msg}; fix the metafile there"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise PlanError(f"{path}: cannot be decoded: {error}; mend the metafile") from error
+        raise PlanError(f"{path}: cannot be decoded: {error}; fix the metafile") from error
     if not isinstance(value, _Object):
         raise PlanError(f'{path}: is {type_name(value)}; write an object {{"dataset": {{"root": ...}}}}')
     if not value:
@@ -96,53 +88,44 @@ def _read_object(path: Path) -> _Object:
     return value
 
 
-def _dataset(
-    path: Path, name: str, values: Any, known_tasks: Callable[[str], str], video_tasks: Collection[str]
-) -> tuple[Dataset | None, list[str]]:
-    """The dataset, or what is wrong with it."""
+def _dataset(path: Path, name: str, values: Any, resolve: Resolve) -> tuple[Dataset | None, list[str]]:
+    """Return the dataset and its problems; it is not usable when it has any."""
     if not isinstance(values, _Object):
-        return None, [f"is {type_name(values)}, not an object; write {{{_listed(_REQUIRED_KEYS)}}}"]
+        example = '{"root": ..., "annotation": ..., "modality": ...}'
+        return None, [f"is {type_name(values)}, not an object; write {example}"]
     if (reason := unstorable({name: None}) or unstorable(values)) is not None:
         return None, [reason]
-    fields = PlanLine(0, {"name": name, **values}, path.parent)
+    fields = Fields({"name": name, **values}, path.parent)
     fields.problems += [f"{shown(key)} is given twice; keep one of them" for key in values.repeated]
-    fields.require(_REQUIRED_KEYS)
-    modality, task = fields.modality(), fields.task(known_tasks)
-    if task in video_tasks and modality is Modality.IMAGE:
-        fields.refuse("task", 'is for videos, but "modality" is "image"; change one, or set "task" to ""')
+    fields.require(("root", "annotation", "modality"))
+    modality, task = fields.modality_and_task(resolve)
     dataset = Dataset(
         name=fields.text("name") and name,
-        root=fields.path("root", root_problem),
-        annotation=fields.path("annotation", annotation_problem),
-        modality=modality or Modality.IMAGE,
+        root=fields.path("root", is_folder=True),
+        annotation=fields.path("annotation", is_folder=False),
+        modality=modality,
         task=task,
         length=_count(fields, "length"),
         sample_count=_count(fields, "sample_count"),
         extra={key: value for key, value in values.items() if key not in _KNOWN_KEYS},
     )
-    return (None if fields.problems else dataset), fields.problems
+    return dataset, fields.problems
 
 
-def _count(fields: PlanLine, key: str) -> int | None:
+def _count(fields: Fields, key: str) -> int | None:
     return None if fields.values.get(key) is None else fields.number(key, 0)
 
 
 def _clashes(datasets: list[Dataset]) -> Iterator[str]:
-    """Datasets that would be captioned twice, or into the same file."""
+    """Find datasets that would be captioned twice, or into the same file."""
     names: dict[str, Dataset] = {}
     files: dict[str, Dataset] = {}
     for dataset in datasets:
+        where = f"dataset {shown(dataset.name)}"
         if (other := names.setdefault(file_name_part(dataset.name), dataset)) is not dataset:
-            yield (
-                f"dataset {shown(dataset.name)}: gets the same caption files as {shown(other.name)}; "
-                "rename one"
-            )
+            yield f"{where}: gets the same caption files as {shown(other.name)}; rename one"
         if (other := files.setdefault(os.path.realpath(dataset.annotation), dataset)) is not dataset:
             yield (
-                f'dataset {shown(dataset.name)}: "annotation" {shown(dataset.annotation)} is that of '
-                f"{shown(other.name)} as well; leave it in one of them"
+                f'{where}: "annotation" {shown(dataset.annotation)} is that of {shown(other.name)} as well; '
+                "leave it in one of them"
             )
-
-
-def _listed(keys: Iterable[str]) -> str:
-    return ", ".join(f'"{key}": ...' for key in keys)

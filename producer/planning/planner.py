@@ -6,7 +6,6 @@ Everything is checked before anything is written.
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -143,39 +142,32 @@ def captioned_in(url: str, files: Sequence[str]) -> dict[str, Coverage]:
 
 def plan_lines(works: Sequence[Work], ranks: int, weights: Mapping[Modality, Fraction]) -> list[JsonObject]:
     """Return the lines of the plan, by rank. `weights` is the cost of a sample of each modality."""
-    pieces = list(_pieces(works, ranks, weights))
-    lines_of = Counter(work.dataset.name for work, _, _ in pieces)
-    given: Counter[str] = Counter()
-    lines = []
-    for work, indexes, rank in pieces:
-        name, first = work.dataset.name, work.first_shard_index
-        numbers = {"shard_index": first + given[name], "num_shards": first + lines_of[name]}
-        given[name] += 1
-        lines.append(_line(work, indexes, rank, numbers))
+    share = sum((work.remain * weights[work.dataset.modality] for work in works), Fraction()) / ranks
+    placed = Fraction()
+    lines: list[JsonObject] = []
+    for work in works:
+        weight, first = weights[work.dataset.modality], work.first_shard_index
+        pieces = list(_pieces(work, placed / weight, share / weight))
+        placed += work.remain * weight
+        for number, (rank, indexes) in enumerate(pieces, start=first):
+            lines.append(_line(work, rank, indexes, number, first + len(pieces)))
     return lines
 
 
-def _pieces(
-    works: Sequence[Work], ranks: int, weights: Mapping[Modality, Fraction]
-) -> Iterator[tuple[Work, range, int]]:
-    """Yield ranges of indexes, each for one rank."""
-    share = sum((work.remain * weights[work.dataset.modality] for work in works), Fraction()) / ranks
-    placed = Fraction()
-    for work in works:
-        weight = weights[work.dataset.modality]
-        for span in work.remaining:
-            start = span.start
-            while start < span.stop:
-                rank = int(placed / share)
-                # A sample belongs to the rank in whose share it begins.
-                until_full = ceil(((rank + 1) * share - placed) / weight)
-                stop = min(span.stop, start + until_full)
-                yield work, range(start, stop), rank
-                placed += (stop - start) * weight
-                start = stop
+def _pieces(work: Work, placed: Fraction, share: Fraction) -> Iterator[tuple[int, range]]:
+    """Yield ranks and their indexes. `placed` and `share` are in samples of this dataset."""
+    for span in work.remaining:
+        start = span.start
+        while start < span.stop:
+            rank = int(placed / share)
+            # A sample belongs to the rank in whose share it begins.
+            stop = min(span.stop, start + ceil((rank + 1) * share - placed))
+            yield rank, range(start, stop)
+            placed += stop - start
+            start = stop
 
 
-def _line(work: Work, indexes: range, rank: int, numbers: JsonObject) -> JsonObject:
+def _line(work: Work, rank: int, indexes: range, shard_index: int, num_shards: int) -> JsonObject:
     dataset = work.dataset
     line = {
         "data_name": dataset.name,
@@ -186,7 +178,8 @@ def _line(work: Work, indexes: range, rank: int, numbers: JsonObject) -> JsonObj
         "total": work.total,
         "processed": work.total - work.remain,
         "remain": work.remain,
-        **numbers,
+        "shard_index": shard_index,
+        "num_shards": num_shards,
         "start_idx": indexes.start,
         "end_idx": indexes.stop,
         "anno_file_key": Path(work.annotation).name,

@@ -36,6 +36,9 @@ _BLANKS = re.compile(r"[ \t\r\n]*")
 _COMMA = re.compile(r"[ \t\r\n]*,[ \t\r\n]*(?=[^ \t\r\n])")
 _DECODER = json.JSONDecoder()
 
+#: Where an entry begins, with line and column from 1: (is_list, byte, line, column).
+_Place = tuple[bool, int, int, int]
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -46,16 +49,6 @@ class Entry:
     value: JsonObject | None
     #: Place and remedy; None when the value can be used.
     problem: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where an entry begins; line and column from 1."""
-
-    is_list: bool
-    byte: int
-    line: int
-    column: int
 
 
 def read_entries(path: Path, start_idx: int, end_idx: int) -> Iterator[Entry]:
@@ -139,9 +132,9 @@ class AnnotationFile:
         number = min(self._start_idx // PLACE_ENTRIES, len(self._places) - 1)
         place = self._places.get(number)
         if place is not None:
-            self.index, self.is_list = number * PLACE_ENTRIES, place.is_list
-            self._byte, self._line, self._column = place.byte, place.line, place.column
-            file.seek(place.byte)
+            self.index = number * PLACE_ENTRIES
+            self.is_list, self._byte, self._line, self._column = place
+            file.seek(self._byte)
         # Bytes that are not UTF-8 become lone surrogates, so that they spoil their own entry and no other.
         self._stream = TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="\n")
         if place is not None:
@@ -240,7 +233,7 @@ class AnnotationFile:
     def _remember(self) -> None:
         if self.index % PLACE_ENTRIES == 0:
             self._mark(self._at)
-            place = _Place(self.is_list, self._byte, self._line, self._column)
+            place = (self.is_list, self._byte, self._line, self._column)
             self._places[self.index // PLACE_ENTRIES] = place
 
     def _mark(self, at: int) -> None:

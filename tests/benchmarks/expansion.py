@@ -52,7 +52,7 @@ def expand_plan(url: str, path: Path) -> JsonObject:
     runs, stages = RunStore(engine), tuple(Stage)
     catalogue = load_catalogue()
     began, cpu = perf_counter(), process_time()
-    plan = read_plan(path, lambda task: catalogue.resolve(task).name, set())
+    plan = read_plan(path, catalogue.resolve)
     rows = runs.add_shards(runs.open_run("bench", str(path), "out", stages), plan.shards)
     for row in rows:
         cursor, samples = row.expanded_to, read_samples(catalogue, row.shard, row.expanded_to)

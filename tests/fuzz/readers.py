@@ -110,10 +110,6 @@ def read_captions(path: Path) -> None:
     list(CaptionFilter(minimums, Rubrics(CATALOGUE), path.parent).run(path.parent))
 
 
-def _canonical(task: str) -> str:
-    return CATALOGUE.resolve(task).name
-
-
 #: Too long or too deep for some part of a reader.
 JSON_EXTREMES = ["[" * 1000, '[{"a": ' * 500, '{"a": ' * 999, "9" * 5000]
 YAML_EXTREMES = ["[" * 300, "a: " + "{a: " * 300, "- " * 350, "a: " + "9" * 4500]
@@ -122,12 +118,12 @@ YAML_EXTREMES = ["[" * 300, "a: " + "{a: " * 300, "- " * 350, "a: " + "9" * 4500
 TARGETS: dict[str, tuple[str, Callable[[Path], object], list[str]]] = {
     "plan": (
         "plan.jsonl",
-        lambda path: read_plan(path, _canonical),
+        lambda path: read_plan(path, CATALOGUE.resolve),
         [json.dumps(_LINE), json.dumps(_LINE, indent=1), json.dumps({**_LINE, "end_idx": -1}) + "\n{}\n[]"],
     ),
     "metafile": (
         "meta.json",
-        lambda path: read_metafile(path, _canonical),
+        lambda path: read_metafile(path, CATALOGUE.resolve),
         [json.dumps({"set": _DATASET}), json.dumps({"a": _DATASET, "a b": _DATASET}, indent=1)],
     ),
     "annotation": (

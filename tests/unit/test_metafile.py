@@ -9,9 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from capflow_tasks.errors import PlanError, WorkflowError
+from capflow_tasks.domains.catalogue import load_catalogue
+from capflow_tasks.errors import PlanError
 from capflow_tasks.records import JsonObject, Modality
 from producer.planning.metafile import Dataset, read_metafile
+
+RESOLVE = load_catalogue().resolve
 
 #: The example of the format, as published, but for the places of its files.
 EXAMPLE = """{
@@ -24,13 +27,6 @@ EXAMPLE = """{
 "modality": "image"
 }
 }"""
-
-
-def known_tasks(name: str) -> str:
-    try:
-        return {"natural": "Natural", "video": "Video & Temporal"}[name.lower()]
-    except KeyError:
-        raise WorkflowError("no such domain; use Natural or Video") from None
 
 
 def entry(**changes: Any) -> JsonObject:
@@ -49,7 +45,7 @@ def metafile(tmp_path: Path) -> Path:
 def read(metafile: Path) -> Callable[[Any], tuple[Dataset, ...]]:
     def read(content: Any) -> tuple[Dataset, ...]:
         metafile.write_text(content if isinstance(content, str) else json.dumps(content))
-        return read_metafile(metafile, known_tasks)
+        return read_metafile(metafile, RESOLVE)
 
     return read
 
@@ -109,8 +105,8 @@ def test_datasets_come_in_the_order_of_the_file(read: Callable[[Any], tuple[Data
         ({"annotation": "media"}, '"annotation" is "media": is a folder'),
         ({"annotation": "a\0b"}, '"annotation" holds a NUL'),
         ({"modality": "sound"}, '"modality" is "sound"; write "image" or "video"'),
-        ({"task": "Naturel"}, '"task": no such domain; use Natural or Video'),
-        ({"task": "video"}, '"task" is for videos, but "modality" is "image"'),
+        ({"task": "Naturel"}, "\"task\": there is no domain 'Naturel'; use one of: Code"),
+        ({"task": "Video & Temporal"}, '"task" is for videos, but "modality" is "image"'),
         ({"length": -1}, '"length" is -1; write a number from 0'),
         ({"length": True}, '"length" is true; write a whole number'),
         ({"sample_count": "many"}, '"sample_count" is "many"; write a whole number'),
@@ -163,8 +159,8 @@ def test_a_dataset_or_key_given_twice_is_refused(problems: Callable[[Any], list[
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "1:1: not JSON: Expecting value; mend the metafile there"),
-        ('{\n"a": }', "2:6: not JSON: Expecting value; mend the metafile there"),
+        ("", "1:1: not JSON: Expecting value; fix the metafile there"),
+        ('{\n"a": }', "2:6: not JSON: Expecting value; fix the metafile there"),
         ("[]", "is a list; write an object"),
         ("{}", "names no dataset; write"),
         ("[" * 100_000, "cannot be decoded: maximum recursion depth"),
@@ -181,10 +177,10 @@ def test_what_is_no_metafile_is_refused_with_its_place(
 
 def test_a_metafile_that_cannot_be_opened_or_is_not_utf_8_is_refused(metafile: Path) -> None:
     with pytest.raises(PlanError, match="cannot be read: No such file"):
-        read_metafile(metafile, known_tasks)
+        read_metafile(metafile, RESOLVE)
     metafile.write_bytes('{"ä": 1}'.encode("latin-1"))
     with pytest.raises(PlanError, match="byte 2 is not UTF-8"):
-        read_metafile(metafile, known_tasks)
+        read_metafile(metafile, RESOLVE)
 
 
 ANY_JSON = st.recursive(
@@ -202,7 +198,7 @@ def read_or_refuse(metafile: Path) -> None:
     """Datasets, or messages that begin with the place."""
     messages: list[str] = []
     try:
-        assert read_metafile(metafile, known_tasks)
+        assert read_metafile(metafile, RESOLVE)
     except PlanError as error:
         messages = str(error).split("\n")
     assert all(message.startswith(f"{metafile}:") for message in messages)

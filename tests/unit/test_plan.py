@@ -9,11 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from capflow_tasks.errors import PlanError, WorkflowError
+from capflow_tasks.domains.catalogue import load_catalogue
+from capflow_tasks.errors import PlanError
 from capflow_tasks.records import JsonObject, Modality
 from producer.reading.plan import Plan, output_name, read_plan
 
-TASKS = {"natural": "Natural", "natural perception": "Natural", "video": "Video & Temporal"}
+RESOLVE = load_catalogue().resolve
 
 #: The example of the plan format, as published: one object over several lines.
 EXAMPLE = """{
@@ -34,13 +35,6 @@ EXAMPLE = """{
 }"""
 
 
-def known_tasks(name: str) -> str:
-    try:
-        return TASKS[name.lower()]
-    except KeyError:
-        raise WorkflowError(f"no such domain; allowed: {', '.join(sorted(set(TASKS.values())))}") from None
-
-
 def line(**changes: Any) -> JsonObject:
     required = {"data_name": "d", "json_url": "dataset.json", "root": "media", "modality": "image"}
     return {**required, "start_idx": 0, "end_idx": 5, **changes}
@@ -57,7 +51,7 @@ def plan_file(tmp_path: Path) -> Path:
 def read(plan_file: Path) -> Callable[..., Plan]:
     def read(*lines: JsonObject | str) -> Plan:
         plan_file.write_text("\n".join(x if isinstance(x, str) else json.dumps(x) for x in lines))
-        return read_plan(plan_file, known_tasks)
+        return read_plan(plan_file, RESOLVE)
 
     return read
 
@@ -94,7 +88,7 @@ def test_objects_over_several_lines_and_single_lines_may_be_mixed(plan_file: Pat
     text = f"{EXAMPLE}\n\n\n{json.dumps(line(data_name='b'))}\n\n{third}\n"
     plan_file.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
 
-    plan = read_plan(plan_file, known_tasks)
+    plan = read_plan(plan_file, RESOLVE)
 
     assert [(shard.dataset, shard.line_number) for shard in plan.shards] == [
         ("dataset", 1),
@@ -148,16 +142,16 @@ def test_paths_are_taken_from_the_plans_folder_and_else_from_the_working_directo
         (line(assign_rank="4"), '"assign_rank" is "4"; write a whole number'),
         (line(num_shards=0), '"num_shards" is 0; write a number from 1 to'),
         (line(data_name=""), '"data_name" is ""; write a text that is not empty'),
-        (line(total=4), '"end_idx" is 5, but "total" is 4; end at 4 or mend "total"'),
-        (line(json_url="no.json"), '"json_url" is "no.json": there is no such file here; mend the path'),
+        (line(total=4), '"end_idx" is 5, but "total" is 4; end at 4 or fix "total"'),
+        (line(json_url="no.json"), '"json_url" is "no.json": there is no such file here; fix the path'),
         (line(json_url="media"), '"json_url" is "media": is a folder; name the annotation file in it'),
         (line(root="dataset.json"), '"root" is "dataset.json": there is no such folder here'),
-        (line(json_url="x" * 999), f'"json_url" is "{"x" * 76}...: cannot be read: File name too long; mend'),
+        (line(json_url="x" * 999), f'"json_url" is "{"x" * 76}...: cannot be read: File name too long; fix'),
         (line(json_url=["a"]), '"json_url" is ["a"]; write a text that is not empty'),
         (line(modality="audio"), '"modality" is "audio"; write "image" or "video"'),
-        (line(task="Sport"), '"task": no such domain; allowed: Natural, Video & Temporal'),
+        (line(task="Sport"), "\"task\": there is no domain 'Sport'; use one of: Code"),
         (line(task=3), '"task" is 3; write a domain\'s name'),
-        (line(task="Video"), '"task" is for videos, but "modality" is "image"; change one'),
+        (line(task="Video & Temporal"), '"task" is for videos, but "modality" is "image"; change one'),
         (line(note="a\0b"), '"note" holds a NUL character (\\u0000); remove it'),
         (line(note="\ud800"), '"note" holds bytes that are not UTF-8, or half of a surrogate pair'),
         ('{"note": NaN}', '"note" holds NaN or an infinite number'),
@@ -235,7 +229,7 @@ def test_a_plan_without_shards_is_refused(plan_file: Path, content: bytes) -> No
     plan_file.write_bytes(content)
 
     with pytest.raises(PlanError, match="holds no shard"):
-        read_plan(plan_file, known_tasks)
+        read_plan(plan_file, RESOLVE)
 
 
 @pytest.mark.parametrize("ending", ["\n", "\f", "\r", "\x85", "\u2028"])
@@ -257,7 +251,7 @@ def test_a_plan_that_is_not_there_or_a_folder_or_utf16_is_refused_by_name(tmp_pa
         ("wide.jsonl", "save it as UTF-8"),
     ]:
         with pytest.raises(PlanError, match=reason) as refused:
-            read_plan(tmp_path / name, known_tasks)
+            read_plan(tmp_path / name, RESOLVE)
         assert str(refused.value).startswith(f"{tmp_path / name}: ")
 
 
@@ -298,7 +292,7 @@ def test_whatever_bytes_a_plan_holds_it_is_read_or_refused_by_name(
 ) -> None:
     plan_file.write_bytes(content[:cut] + junk + content[cut:])
     try:
-        plan = read_plan(plan_file, known_tasks)
+        plan = read_plan(plan_file, RESOLVE)
     except PlanError as refused:
         message = str(refused)
         assert all(part.startswith(str(plan_file)) for part in message.split("\n"))

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.errors import PlanError
 from capflow_tasks.records import JsonObject, Modality
 from capflow_tasks.store.coverage import Coverage
@@ -75,7 +76,7 @@ def plan_of(tmp_path: Path) -> Callable[..., Planned]:
 
 
 def read_back(folder: Path) -> Plan:
-    return read_plan(folder / "plan.jsonl", lambda task: task)
+    return read_plan(folder / "plan.jsonl", load_catalogue().resolve)
 
 
 def entries_of(lines: Sequence[JsonObject]) -> list[Any]:
