@@ -1,16 +1,21 @@
 """Turn a metafile into a split plan: count, draw samples, leave out what is captioned, share out, write.
 
-Everything is checked before anything is written.
+Everything is checked before anything is written. A plan can only name ranges of a file, so a sample of a
+dataset's entries is copied to a file of its own.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from itertools import compress
 from math import ceil
 from pathlib import Path
+from random import Random
 
 from capflow_tasks.entries import shown
 from capflow_tasks.errors import PlanError
@@ -18,13 +23,9 @@ from capflow_tasks.records import JsonObject, Modality
 from capflow_tasks.store.coverage import Coverage, coverage_of
 from producer.parallel import Progress, call_all
 from producer.planning.metafile import Dataset
-from producer.planning.sampling import Sample, write_sample
-from producer.reading.annotations import count_entries
+from producer.reading.annotations import AnnotationFile
 from producer.services import reading
-from producer.writing.whole import write_lines
-
-#: A plan with more ranges of one dataset than this becomes too many small files.
-_MANY_RANGES = 1000
+from producer.writing.whole import whole_file, write_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +64,10 @@ class Work:
     remaining: Sequence[range]
     #: The first number that no earlier plan has used for a shard of the dataset.
     first_shard_index: int = 0
-    #: What has to be drawn before `annotation` can be read.
-    sample: Sample | None = None
+    #: Entries of the dataset's annotation file.
+    length: int = 0
+    #: Chooses the entries of the sample; None when nothing is drawn.
+    seed: int | None = None
 
     @property
     def remain(self) -> int:
@@ -111,12 +114,12 @@ def make_plan(
             f"dataset {shown(work.dataset.name)}: what remains lies in {len(work.remaining)} ranges, each of "
             "which becomes a caption file; capflow retry captions failed samples within their run"
             for work in works
-            if len(work.remaining) > _MANY_RANGES
+            if len(work.remaining) > 1000
         ]
     lines = plan_lines(works, order.ranks, order.weights)
     if lines:
-        samples = [work.sample for work in works if work.sample is not None]
-        call_all(write_sample, samples, order.processes, lambda done, total: None)
+        sampled = [work for work in works if work.seed is not None]
+        call_all(_write_sample, sampled, order.processes, lambda done, total: None)
         write_lines(order.output, lines)
     return Planned(
         lines=lines,
@@ -186,8 +189,8 @@ def _line(work: Work, rank: int, indexes: range, shard_index: int, num_shards: i
         "assign_rank": rank,
     }
     extra = dict(dataset.extra)
-    if work.sample is not None:
-        extra |= {"sampled_from": dataset.annotation, "sample_seed": work.sample.seed}
+    if work.seed is not None:
+        extra |= {"sampled_from": dataset.annotation, "sample_seed": work.seed}
     return line | {key: value for key, value in extra.items() if key not in line}
 
 
@@ -231,7 +234,7 @@ def _lengths(datasets: Sequence[Dataset], order: PlanOrder, progress: Progress) 
 def _count(annotation: str) -> int | str:
     """Return the number of entries, or why they cannot be counted."""
     try:
-        return count_entries(Path(annotation))
+        return sum(1 for _ in AnnotationFile(Path(annotation)))
     except PlanError as error:
         return str(error)
 
@@ -248,13 +251,44 @@ def _warnings_for(dataset: Dataset, length: int) -> Iterator[str]:
 
 def _work(dataset: Dataset, length: int, order: PlanOrder) -> Work:
     count = dataset.sample_count
-    if count is not None and 0 < count < length:
-        sample = Sample(
-            dataset.name, Path(dataset.annotation), length, count, seed=order.seed, folder=order.samples
-        )
-        return Work(dataset, str(sample.file), count, [range(count)], sample=sample)
-    total = 0 if count == 0 else length
-    return Work(dataset, dataset.annotation, total, [range(total)])
+    if count is None or not 0 < count < length:
+        total = 0 if count == 0 else length
+        return Work(dataset, dataset.annotation, total, [range(total)])
+    # The name follows from what is drawn and how, so that a later plan finds the same sample again.
+    identity = [dataset.name, os.path.realpath(dataset.annotation), length, order.seed]
+    digest = hashlib.sha256(repr(identity).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    file = order.samples / f"{Path(dataset.annotation).stem[:50]}.{count}.{digest}.jsonl"
+    return Work(dataset, str(file), count, [range(count)], length=length, seed=order.seed)
+
+
+def _write_sample(work: Work) -> None:
+    """Write the sample as JSONL, in the order of the dataset. Raises PlanError when entries are missing."""
+    entries = AnnotationFile(Path(work.dataset.annotation))
+    with whole_file(Path(work.annotation)) as file:
+        written = 0
+        for element in compress(entries, _draw(work)):
+            # ASCII, so that half of a surrogate pair is written and refused by the reader of the sample.
+            text = json.dumps(element) if entries.is_list else element
+            if not text.startswith("{") or text == "{":
+                # Not an entry: a string fails alone wherever it stands.
+                text = json.dumps(text[:200])
+            file.write(text.encode("utf-8", "surrogateescape") + b"\n")
+            written += 1
+        if written < work.total:
+            raise PlanError(
+                f'{work.dataset.annotation}: has {entries.index} entries, but "length" is {work.length}; '
+                'fix "length", or plan without --trust-lengths'
+            )
+
+
+def _draw(work: Work) -> Iterator[bool]:
+    """Yield whether each entry belongs to the sample; every set of `work.total` is equally likely."""
+    draw = Random(f"{work.seed}:{work.dataset.name}").random
+    wanted = work.total
+    for left in range(work.length, 0, -1):
+        is_drawn = draw() * left < wanted
+        wanted -= is_drawn
+        yield is_drawn
 
 
 def _shares(lines: Sequence[JsonObject], order: PlanOrder) -> list[JsonObject]:

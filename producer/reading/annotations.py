@@ -71,11 +71,6 @@ def read_entries(path: Path, start_idx: int, end_idx: int) -> Iterator[Entry]:
     )
 
 
-def count_entries(path: Path) -> int:
-    """Count the entries, unusable ones included. Raises PlanError where the file cannot be read on."""
-    return sum(1 for _ in AnnotationFile(path))
-
-
 class AnnotationFile:
     """Iterates over the entries of a file, from the last remembered place at or before `start_idx`.
 

@@ -27,7 +27,7 @@ _LARGEST_NUMBER = 2**31 - 1
 _NAME_BYTES = 120
 
 _DECODER = json.JSONDecoder()
-_BLANKS = re.compile(r"[ \t\r\n]*")
+_NOT_BLANK = re.compile(r"[^ \t\r\n]")
 #: After a broken object: the line that opens the next one, or the end of the line that closes this one.
 _RESTART = re.compile(r"^(?=[{\[])|^\}[ \t\r,]*$", re.MULTILINE)
 
@@ -272,8 +272,9 @@ def _read_text(path: Path) -> str:
 
 def _values(text: str) -> Iterator[tuple[int, Any, str | None]]:
     """Yield the line and the value of each object, single-line or not; in place of a value, its problem."""
-    line, counted, at = 1, 0, _skip_blanks(text, 0)
-    while at < len(text):
+    line, counted, next_at = 1, 0, 0
+    while (found := _NOT_BLANK.search(text, next_at)) is not None:
+        at = found.start()
         line, counted = line + text.count("\n", counted, at), at
         try:
             value, next_at = _DECODER.raw_decode(text, at)
@@ -288,15 +289,10 @@ def _values(text: str) -> Iterator[tuple[int, Any, str | None]]:
         except (ValueError, RecursionError) as error:
             next_at = _after_broken(text, at)
             yield line, None, f"cannot be decoded: {error}; fix the line"
-        at = _skip_blanks(text, next_at)
-
-
-def _skip_blanks(text: str, at: int) -> int:
-    match = _BLANKS.match(text, at)
-    return match.end() if match else at
 
 
 def _after_broken(text: str, at: int) -> int:
+    """Return where to read on after the broken value that begins here."""
     line_end = text.find("\n", at)
     if line_end < 0:
         return len(text)

@@ -26,7 +26,7 @@ with atheris.instrument_imports(include=["producer", "capflow_tasks"]):
     from capflow_tasks.errors import CapflowError
     from producer.filtering import CaptionFilter
     from producer.planning.metafile import read_metafile
-    from producer.reading.annotations import count_entries, read_entries
+    from producer.reading.annotations import read_entries
     from producer.reading.plan import read_plan
     from producer.reading.scores import Minimums, Rubrics
     from producer.status.cost import read_prices
@@ -131,7 +131,6 @@ TARGETS: dict[str, tuple[str, Callable[[Path], object], list[str]]] = {
         read_annotation,
         [json.dumps([_ENTRY, 1, None]), json.dumps([_ENTRY], indent=1), f"{json.dumps(_ENTRY)}\n\n[]\n"],
     ),
-    "count": ("set.json", count_entries, [json.dumps([_ENTRY, 1, None]), f"{json.dumps(_ENTRY)}\n\n[]\n"]),
     "captions": ("Rank0_node0_set.jsonl", read_captions, [f"{json.dumps(_CAPTION)}\n" * 2, '{"scores": {}}']),
     "domain": ("pottery.yaml", read_domain, [_POTTERY]),
     "prices": ("prices.yaml", read_prices, [_PRICES]),

@@ -16,7 +16,7 @@ from producer.planning.metafile import Dataset, read_metafile
 
 RESOLVE = load_catalogue().resolve
 
-#: The example of the format, as published, but for the places of its files.
+#: The published example of the format, with other paths.
 EXAMPLE = """{
 "ADE20K": {
 "root": "media",
@@ -122,7 +122,7 @@ def test_a_bad_value_is_refused_with_dataset_key_and_remedy(
     assert problem.startswith(f'dataset "d": {message}')
 
 
-def test_every_problem_is_told_at_once(problems: Callable[[Any], list[str]]) -> None:
+def test_every_problem_is_reported_at_once(problems: Callable[[Any], list[str]]) -> None:
     found = problems({"a": entry(root="gone", length="x"), "b": [], "c": {"root": "media"}, " ": entry()})
 
     assert [problem.split(";")[0] for problem in found] == [

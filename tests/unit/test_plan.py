@@ -167,7 +167,7 @@ def test_a_bad_line_is_named_with_its_number_and_remedy_while_the_others_are_fin
     assert problem.startswith(f"3: {message}")
 
 
-def test_every_problem_of_every_line_is_told_at_once_in_order(problems: Callable[..., list[str]]) -> None:
+def test_every_problem_of_every_line_is_reported_at_once_in_order(problems: Callable[..., list[str]]) -> None:
     found = problems(line(modality="audio", end_idx=-1), "oops", line(), '{"cut": 1, ', line(data_name="e"))
 
     assert [problem.split(":")[0] for problem in found] == ["1", "1", "2", "4", "5"]
@@ -269,7 +269,7 @@ def test_a_dataset_name_is_made_safe_for_a_file_name(read: Callable[..., Plan]) 
     assert name("数" * 300) != name("数" * 301)
 
 
-def test_a_further_part_of_the_output_stands_beside_it(read: Callable[..., Plan]) -> None:
+def test_a_further_part_of_the_output_has_its_own_name(read: Callable[..., Plan]) -> None:
     assert output_name(read(line()).shards[0], "failed") == "Rank0_node0_d.failed.jsonl"
 
 

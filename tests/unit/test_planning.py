@@ -19,8 +19,7 @@ from capflow_tasks.records import JsonObject, Modality
 from capflow_tasks.store.coverage import Coverage
 from producer.planning.metafile import Dataset
 from producer.planning.planner import Planned, PlanOrder, Work, make_plan, plan_lines
-from producer.reading import annotations as reader
-from producer.reading.annotations import count_entries, read_entries
+from producer.reading.annotations import read_entries
 from producer.reading.plan import Plan, read_plan
 
 WEIGHTS = {Modality.IMAGE: Fraction(1), Modality.VIDEO: Fraction(11)}
@@ -45,7 +44,7 @@ def a_dataset(name: str = "set", **changes: Any) -> Dataset:
 
 @pytest.fixture
 def collection(tmp_path: Path) -> Callable[..., Dataset]:
-    """A dataset with an annotation file of so many entries."""
+    """A dataset with an annotation file with this many entries."""
     (tmp_path / "media").mkdir()
 
     def collection(name: str, count: int, *, lines: bool = False, **changes: Any) -> Dataset:
@@ -188,101 +187,23 @@ def test_videos_weigh_more_than_pictures() -> None:
     assert [(line["data_name"], line["assign_rank"]) for line in lines] == [("clips", 0), ("pictures", 1)]
 
 
-# Counting
-
-
-LINES = st.lists(
-    st.sampled_from(
-        [
-            '{"image": "a.png"}',
-            '{"image": "ä"}',
-            "",
-            "  \t",
-            "\xa0",
-            "\x1c",
-            "7",
-            "null",
-            "{",
-            "}",
-            "[1]",
-            '{"x": "\\ud800"}',
-            "broken",
-            "\r",
-            "[",
-        ]
-    ),
-    max_size=8,
-)
-
-
-def count_by_reading(path: Path) -> int | str:
-    try:
-        return sum(1 for _ in read_entries(path, 0, 2**31))
-    except PlanError as error:
-        message = str(error)
-        if " but the plan takes " not in message:
-            return message
-        return int(message.split("has ")[1].split()[0])
-
-
-def count(path: Path) -> int | str:
-    try:
-        return count_entries(path)
-    except PlanError as error:
-        return str(error)
-
-
-@quietly
-@given(lines=LINES, end=st.sampled_from(["\n", "\r\n"]), mark=st.sampled_from(["", "\ufeff"]))
-def test_lines_are_counted_as_they_are_read(tmp_path: Path, lines: list[str], end: str, mark: str) -> None:
-    path = tmp_path / "set.jsonl"
-    path.write_bytes((mark + end.join(lines)).encode("utf-8", "surrogateescape"))
-
-    assert count(path) == count_by_reading(path)
-
-
-@quietly
-@given(content=st.binary(max_size=60) | st.binary(max_size=60).map(b"[".__add__))
-def test_any_bytes_are_counted_as_they_are_read(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "set.json"
-    path.write_bytes(content)
-
-    assert count(path) == count_by_reading(path)
-
-
-@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 50, 1000])
-def test_a_list_is_counted_in_one_pass_wherever_its_windows_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
-) -> None:
-    path = tmp_path / "set.json"
-    entries = [
-        {"image": "ä, ]"},
-        12345,
-        "te\n,xt",
-        [1, [2]],
-        None,
-        -1.5e3,
-        True,
-        {},
-        {"deep": [{"x": "\u00e4"}]},
-    ]
-    path.write_text(json.dumps(entries * 9, indent=2))
-    monkeypatch.setattr(reader, "CHUNK_CHARACTERS", chunk)
-
-    assert count_entries(path) == len(entries) * 9
-
-
-def test_a_compressed_list_is_counted(tmp_path: Path) -> None:
-    path = tmp_path / "set.json.gz"
-    path.write_bytes(gzip.compress(b'[{"image": "a"}, {"image": "b"}, 3]'))
-
-    assert count_entries(path) == 3
-
-
 # Plans
 
 
-def test_the_plan_is_accepted_by_who_reads_plans_and_takes_every_entry(
+@pytest.mark.parametrize(
+    "content",
+    ['[{"image": "a"}, {"image": "b, ]"}, 3, "text", null]', '{"image": "a"}\n\n  \t\n3\nbroken\r\n[1]\n{\n'],
+)
+def test_entries_that_cannot_be_used_are_counted_as_well(
+    plan_of: Callable[..., Planned], tmp_path: Path, content: str
+) -> None:
+    file = tmp_path / "set.json.gz"
+    file.write_bytes(gzip.compress(content.encode()))
+
+    assert plan_of([a_dataset(annotation=str(file))]).total == 5
+
+
+def test_the_plan_is_accepted_by_its_reader_and_takes_every_entry(
     collection: Callable[..., Dataset], plan_of: Callable[..., Planned], tmp_path: Path
 ) -> None:
     datasets = [
@@ -383,7 +304,7 @@ def test_a_trusted_length_beyond_the_file_is_found_when_samples_are_drawn(
     assert not (tmp_path / "plan.jsonl").exists()
 
 
-def test_every_annotation_file_that_breaks_is_told_before_anything_is_written(
+def test_every_annotation_file_that_breaks_is_reported_before_anything_is_written(
     collection: Callable[..., Dataset], plan_of: Callable[..., Planned], tmp_path: Path
 ) -> None:
     datasets = [collection("a", 5, sample_count=2), collection("b", 5), collection("c", 5)]
