@@ -97,7 +97,8 @@ def run_document(snapshot: Snapshot) -> JsonObject:
 
 def _run(run: RunFigures) -> JsonObject:
     shown = _flat(run)
-    del shown["id"]
+    # `state` says it.
+    del shown["id"], shown["is_stopped"]
     return shown | {
         "state": run.state,
         "remaining": run.remaining,

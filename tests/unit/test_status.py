@@ -65,6 +65,7 @@ def a_run(**changes: Any) -> RunFigures:
         stages=tuple(Stage),
         min_confidence=0,
         pin_ranks=False,
+        is_stopped=False,
         created_at=NOON,
         shards=1,
         samples=1000,
