@@ -17,13 +17,12 @@ from typing import Any, Literal
 
 from capflow_tasks.domains.files import (
     DEFAULTS,
-    agent_faults,
-    domain_faults,
+    catalogue_faults,
     folded,
+    merged_agents,
     merged_defaults,
-    overridden_by,
+    merged_router,
     read_folder,
-    refuse,
 )
 from capflow_tasks.errors import WorkflowError
 from capflow_tasks.records import JsonObject, Modality, Sampling, Stage
@@ -127,41 +126,30 @@ def load_catalogue(folder: Path | None = None) -> Catalogue:
     """Load the packaged domains, then those of `folder`, in the order of their file names.
 
     A file in `folder` replaces the packaged file of its name; its `_defaults.yaml` is merged key by key.
-    Raises WorkflowError.
+    Raises WorkflowError with a line per fault.
     """
-    ours, theirs = dict(_packaged()), read_folder(folder) if folder else {}
+    ours, (theirs, faults) = dict(_packaged()), read_folder(folder) if folder else ({}, [])
     defaults = merged_defaults(ours.pop(DEFAULTS), theirs.pop(DEFAULTS, {"agents": {}}))
     sources = (ours | theirs).values()
-    refuse(domain_faults(sources))
-    domains = tuple(make_domain(keys, defaults) for keys in sources)
-    return Catalogue(defaults["system"], _router(defaults, domains), domains)
+    faults += catalogue_faults(sources, defaults)
+    if faults:
+        raise WorkflowError("\n".join(faults))
+    domains = tuple(_domain(keys, defaults) for keys in sources)
+    images = [domain for domain in domains if domain.modality is Modality.IMAGE]
+    routed = [[domain.name, domain.description, *domain.subdomains] for domain in images]
+    router = _agent("router", merged_router(defaults), (), [defaults["system"], routed])
+    return Catalogue(defaults["system"], router, domains)
 
 
 @cache
 def _packaged() -> dict[str, JsonObject]:
-    return read_folder(files("capflow_tasks") / "domains")
+    return read_folder(files("capflow_tasks") / "domains")[0]
 
 
-def _router(defaults: JsonObject, domains: tuple[Domain, ...]) -> Agent:
-    images = [domain for domain in domains if domain.modality is Modality.IMAGE]
-    routed = [[domain.name, domain.description, *domain.subdomains] for domain in images]
-    keys = overridden_by({"sampling": defaults["sampling"]}, defaults["router"])
-    return _agent("router", keys, (), [defaults["system"], routed], f"{defaults['file']}: router")
-
-
-def make_domain(keys: JsonObject, defaults: JsonObject) -> Domain:
-    """Build a domain; sampling and budget merge from the defaults to the domain to the agent."""
+def _domain(keys: JsonObject, defaults: JsonObject) -> Domain:
     agents: tuple[Agent, ...] = ()
-    for name, given in keys["agents"].items():
-        shared = defaults["agents"].get(name, {})
-        where = f"{keys['file']}: agents.{name}{'' if given else ' (as in _defaults.yaml)'}"
-        below = {"sampling": defaults["sampling"], "budget": keys.get("budget", {})}
-        merged = overridden_by(overridden_by(below, shared), given)
-        agents += (_agent(name, merged, agents, [defaults["system"], keys["name"]], where),)
-    if all(agent.stage is not Stage.SUMMARIZE for agent in agents):
-        raise WorkflowError(
-            f"{keys['file']}: agents: none is of stage summarize; add one, it writes the caption"
-        )
+    for name, merged in merged_agents(keys, defaults).items():
+        agents += (_agent(name, merged, agents, [defaults["system"], keys["name"]]),)
     return Domain(
         name=keys["name"],
         aliases=tuple(keys["aliases"]),
@@ -174,10 +162,8 @@ def make_domain(keys: JsonObject, defaults: JsonObject) -> Domain:
     )
 
 
-def _agent(name: str, keys: JsonObject, earlier: tuple[Agent, ...], context: list[Any], where: str) -> Agent:
-    """Check and build an agent; `context` is what else shapes its prompt and enters the digest."""
-    faults = agent_faults(name, keys, {agent.name: agent.stage for agent in earlier})
-    refuse(f"{where}: {fault}" for fault in faults)
+def _agent(name: str, keys: JsonObject, earlier: tuple[Agent, ...], context: list[Any]) -> Agent:
+    """Build an agent; `context` is what else shapes its prompt and enters the digest."""
     agent = Agent(
         name=name,
         stage=Stage(keys["stage"]),

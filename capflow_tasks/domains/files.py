@@ -1,12 +1,11 @@
 """Domain files: which keys they have, how a user's file overrides a packaged one, and which rules hold.
 
-Gives plain dicts whose keys and types are right. Errors are WorkflowErrors with a line per fault: file, key,
-fault, remedy.
+Gives plain dicts whose keys and types are right, and faults as lines: file, key, fault, remedy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib.resources.abc import Traversable
 from string import Template, ascii_uppercase
 from typing import Annotated, Literal
@@ -86,23 +85,26 @@ class _Defaults(Keys):
     agents: dict[_Name, _AgentOrNull] = Field(default_factory=dict)
 
 
-def read_folder(folder: Traversable) -> dict[str, JsonObject]:
-    """Read the *.yaml files of a folder; return their keys, and their path as `file`, by sorted file name.
+def read_folder(folder: Traversable) -> tuple[dict[str, JsonObject], list[str]]:
+    """Read the *.yaml files of a folder; return their keys by sorted file name, and a line per fault.
 
-    Keys that are null are left out.
+    Keys that are null are left out; `file` is the path. Raises WorkflowError if there is no such folder.
     """
     if not folder.is_dir():
         raise WorkflowError(f"{folder}: not a folder; name one that holds domain files (*.yaml)")
-    entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
-    misnamed = [str(entry) for entry in entries if entry.name.endswith(".yml")]
-    if misnamed:
-        raise WorkflowError(f"{misnamed[0]}: domain files end in .yaml; rename it")
-    return {entry.name: read_file(entry) for entry in entries if entry.name.endswith(".yaml")}
-
-
-def read_file(entry: Traversable) -> JsonObject:
-    shape = _Defaults if entry.name == DEFAULTS else _Domain
-    return read_yaml(entry, shape, WorkflowError).model_dump(exclude_none=True) | {"file": str(entry)}
+    found: dict[str, JsonObject] = {}
+    faults: list[str] = []
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
+        if entry.name.endswith(".yml"):
+            faults.append(f"{entry}: domain files end in .yaml; rename it")
+        if not entry.name.endswith(".yaml"):
+            continue
+        try:
+            keys = read_yaml(entry, _Defaults if entry.name == DEFAULTS else _Domain, WorkflowError)
+            found[entry.name] = keys.model_dump(exclude_none=True) | {"file": str(entry)}
+        except WorkflowError as error:
+            faults += str(error).splitlines()
+    return found, faults
 
 
 def merged_defaults(ours: JsonObject, theirs: JsonObject) -> JsonObject:
@@ -121,11 +123,17 @@ def overridden_by(below: JsonObject, above: JsonObject) -> JsonObject:
     return below | above | merged
 
 
-def refuse(faults: Iterable[str]) -> None:
-    """Raise a WorkflowError with all faults, if there are any."""
-    lines = list(faults)
-    if lines:
-        raise WorkflowError("\n".join(lines))
+def merged_agents(keys: JsonObject, defaults: JsonObject) -> dict[str, JsonObject]:
+    """Merge a domain's agents; sampling and budget merge from the defaults to the domain to the agent."""
+    below = {"sampling": defaults["sampling"], "budget": keys.get("budget", {})}
+    return {
+        name: overridden_by(overridden_by(below, defaults["agents"].get(name, {})), given)
+        for name, given in keys["agents"].items()
+    }
+
+
+def merged_router(defaults: JsonObject) -> JsonObject:
+    return overridden_by({"sampling": defaults["sampling"]}, defaults["router"])
 
 
 def folded(name: str) -> str:
@@ -133,8 +141,8 @@ def folded(name: str) -> str:
     return " ".join(name.split()).casefold()
 
 
-def domain_faults(domains: Iterable[JsonObject]) -> Iterator[str]:
-    """Find names and aliases that two domain files claim, and image domains beyond the last letter."""
+def catalogue_faults(domains: Collection[JsonObject], defaults: JsonObject) -> Iterator[str]:
+    """Find what breaks a rule in the domains or the router."""
     owners: dict[str, str] = {}
     images = 0
     for keys in domains:
@@ -147,42 +155,54 @@ def domain_faults(domains: Iterable[JsonObject]) -> Iterator[str]:
         images += keys["modality"] == Modality.IMAGE
         if images > len(ascii_uppercase):
             yield f"{keys['file']}: the router has letters for 26 image domains; remove this one or another"
+    for keys in domains:
+        yield from _agents_faults(keys, defaults)
+    for fault in _agent_faults("router", merged_router(defaults), {}):
+        yield f"{defaults['file']}: router: {fault}"
 
 
-_STAGES = tuple(Stage)
-_ANSWERS = {Stage.ROUTE: "letter", Stage.SCORE: "scores"}
+def _agents_faults(keys: JsonObject, defaults: JsonObject) -> Iterator[str]:
+    earlier: dict[str, Stage] = {}
+    is_sound = True
+    for name, merged in merged_agents(keys, defaults).items():
+        where = f"agents.{name}{'' if keys['agents'][name] else ' (as in _defaults.yaml)'}"
+        for fault in _agent_faults(name, merged, earlier):
+            is_sound = False
+            yield f"{keys['file']}: {where}: {fault}"
+        if "stage" in merged:
+            earlier[name] = Stage(merged["stage"])
+    if is_sound and Stage.SUMMARIZE not in earlier.values():
+        yield f"{keys['file']}: agents: none is of stage summarize; add one, it writes the caption"
+
+
 _PLACEHOLDERS = {Stage.ROUTE: {"domains"}, Stage.SCORE: {"domain", "reports", "caption", "dimensions"}}
 #: Placeholders without which a prompt lacks the subject of its stage.
 _ESSENTIAL = {Stage.ROUTE: {"domains"}, Stage.SCORE: {"caption"}}
 
 
-def agent_faults(name: str, keys: JsonObject, earlier: Mapping[str, Stage]) -> Iterator[str]:
+def _agent_faults(name: str, keys: JsonObject, earlier: Mapping[str, Stage]) -> Iterator[str]:
     """Find what is wrong with an agent that comes after `earlier`; each fault begins with its key."""
     missing = [key for key in ("stage", "prompt") if key not in keys]
     if missing:
         yield f"{missing[0]}: missing here and in _defaults.yaml; add it, or correct the agent's name"
         return
-    stage = Stage(keys["stage"])
-    yield from _stage_faults(name, stage, earlier)
-    yield from _answer_faults(stage, keys)
-    yield from _media_faults(stage, keys)
+    stage, order = Stage(keys["stage"]), list(Stage)
+    if (stage is Stage.ROUTE) != (name == "router"):
+        yield "stage: route belongs to the router alone; use perceive, reason, summarize or score"
+    for other, before in list(earlier.items())[-1:]:
+        if order.index(stage) < order.index(before):
+            yield f"stage: {stage} cannot follow {other} ({before}); list the agents by stage"
     for seen in keys.get("sees", []):
         if seen != "all" and seen not in earlier:
             known = ", ".join(earlier) or "none"
             yield f"sees: {seen!r} is not listed before {name}; use all, or some of: {known}"
+    yield from _stage_faults(stage, keys)
     yield from _prompt_faults(stage, keys)
 
 
-def _stage_faults(name: str, stage: Stage, earlier: Mapping[str, Stage]) -> Iterator[str]:
-    if (stage is Stage.ROUTE) != (name == "router"):
-        yield "stage: route belongs to the router alone; use perceive, reason, summarize or score"
-    for other, before in list(earlier.items())[-1:]:
-        if _STAGES.index(stage) < _STAGES.index(before):
-            yield f"stage: {stage} cannot follow {other} ({before}); list the agents by stage"
-
-
-def _answer_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
-    expected = _ANSWERS.get(stage, "text")
+def _stage_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
+    """Find keys that do not fit the agent's stage, or each other."""
+    expected = {Stage.ROUTE: "letter", Stage.SCORE: "scores"}.get(stage, "text")
     if keys.get("answer", "text") != expected:
         yield f"answer: stage {stage} needs {expected}; use that"
     dimensions = keys.get("dimensions", {})
@@ -190,9 +210,6 @@ def _answer_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
         yield "dimensions: an agent of stage score needs some, no other may have any; fix that or the stage"
     if "overall" in dimensions:
         yield "dimensions: overall is always graded; remove it or choose another name"
-
-
-def _media_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
     if keys.get("windows") and (stage is not Stage.PERCEIVE or not keys.get("media", True)):
         yield "windows: for an agent of stage perceive that gets the media; remove it, or change those"
     budget = keys["budget"]
