@@ -16,12 +16,11 @@ from capflow_tasks.curator.grouping import split_by_chunk_size
 from capflow_tasks.curator.qwen_vl import OnError, PromptFormatter, QwenLM, QwenVL
 from capflow_tasks.errors import SampleError
 from capflow_tasks.media.budget import MediaBudget
-from capflow_tasks.media.player import measure_video, playing
+from capflow_tasks.media.player import measure, playing
 from capflow_tasks.media.video import (
     REMAINDER_FRAMES,
     WINDOW_FRAMES,
     DecodedVideo,
-    WindowFrameInfo,
     compute_windows,
     plan_frames,
 )
@@ -80,17 +79,17 @@ def load_windows(
     budget: MediaBudget,
     window_size: int = WINDOW_FRAMES,
     remainder_threshold: int = REMAINDER_FRAMES,
-) -> Iterator[tuple[WindowFrameInfo, DecodedVideo]]:
-    """Yield the windows in order, each sampled and resized by the whole budget.
+) -> Iterator[tuple[range, DecodedVideo]]:
+    """Yield each window's frame numbers and its frames, sampled and resized by the whole budget.
 
     Timestamps count from the start of the file, everything else from the start of the window.
     """
-    facts = measure_video(path, budget)
+    facts = measure(path, budget)
     with playing(path, budget, facts) as player:
-        for info in compute_windows(facts.frame_count, window_size, remainder_threshold):
-            plan = plan_frames(facts, budget, Span(info.start / facts.fps, (info.end + 1) / facts.fps))
+        for numbers in compute_windows(facts.frame_count, window_size, remainder_threshold):
+            plan = plan_frames(facts, budget, Span(numbers.start / facts.fps, numbers.stop / facts.fps))
             frames, timestamps = player.collect(plan.times, plan.size)
-            yield info, DecodedVideo(frames, tuple(timestamps), plan.frame_count, plan.seconds)
+            yield numbers, DecodedVideo(frames, tuple(timestamps), plan.frame_count, plan.seconds)
 
 
 def prompt_for(stage: str, prompt_variant: str, prompt_text: str | None) -> str:
@@ -143,9 +142,9 @@ class CaptionPreparationStage:
             file.write(clip.buffer or b"")
             file.flush()
             path = clip.source_video if clip.buffer is None else file.name
-            for info, video in load_windows(path, budget, self.window_size, self.remainder_threshold):
+            for numbers, video in load_windows(path, budget, self.window_size, self.remainder_threshold):
                 inputs = self.prompt_formatter.generate_inputs(prompt, video.for_vllm())
-                yield Window(info.start, info.end, llm_inputs={self.model_variant: inputs})
+                yield Window(numbers[0], numbers[-1], llm_inputs={self.model_variant: inputs})
 
 
 @dataclass

@@ -16,10 +16,11 @@ from threading import Lock
 from typing import Any
 
 from capflow_tasks.errors import PromptTooLong
+from capflow_tasks.media import player
 from capflow_tasks.media.budget import MediaBudget, budget_of
 from capflow_tasks.media.decoders import shared_video_files
 from capflow_tasks.media.pictures import image_tokens, load_image, media_key, video_tokens
-from capflow_tasks.media.video import VideoReader, here, load_video, plan_frames
+from capflow_tasks.media.video import VideoReader, load_video, plan_frames
 from capflow_tasks.observe import metrics
 from capflow_tasks.records import MediaRef, Modality, Request
 from capflow_tasks.settings import Settings
@@ -43,7 +44,7 @@ class Media:
     key: str = ""
 
 
-def load_media(ref: MediaRef, budget: MediaBudget, reader: VideoReader = here, key: str = "") -> Media:
+def load_media(ref: MediaRef, budget: MediaBudget, reader: VideoReader = player, key: str = "") -> Media:
     """Decode and resize a picture or video."""
     with metrics.MEDIA_SECONDS.labels(ref.kind).time():
         if ref.kind is Modality.IMAGE:
