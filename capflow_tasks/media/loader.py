@@ -25,9 +25,6 @@ from capflow_tasks.observe import metrics
 from capflow_tasks.records import MediaRef, Modality, Request
 from capflow_tasks.settings import Settings
 
-#: Keys of sent media that are remembered, about 200 bytes each.
-_SENT_KEYS = 100_000
-
 
 @dataclass(frozen=True, slots=True)
 class Media:
@@ -90,29 +87,23 @@ class MediaCache:
                 del self._futures[oldest], self._sizes[oldest]
 
 
-class SentMedia:
-    """Keys of the media that the engine has used, with the tokens of each."""
-
-    def __init__(self) -> None:
-        self._tokens: OrderedDict[str, int] = OrderedDict()
+class SentMedia(OrderedDict[str, int]):
+    """Keys of the media that the engine has used, with the tokens of each; the latest 100,000."""
 
     def tokens(self, key: str) -> int | None:
         """Return the tokens of media that need not be sent again, else None."""
-        if key in self._tokens:
-            self._tokens.move_to_end(key)
-        return self._tokens.get(key)
+        if key in self:
+            self.move_to_end(key)
+        return self.get(key)
 
     def add(self, media: Iterable[Media]) -> None:
-        self._tokens.update((each.key, each.tokens) for each in media)
-        while len(self._tokens) > _SENT_KEYS:
-            self._tokens.popitem(last=False)
+        self.update((each.key, each.tokens) for each in media)
+        while len(self) > 100_000:
+            self.popitem(last=False)
 
     def forget(self, media: Iterable[Media]) -> None:
         for each in media:
-            self._tokens.pop(each.key, None)
-
-    def clear(self) -> None:
-        self._tokens.clear()
+            self.pop(each.key, None)
 
 
 @dataclass(frozen=True, slots=True)
