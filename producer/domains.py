@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from importlib.resources import files
 from pathlib import Path
 
 import av
 from PIL import Image
 
-from capflow_tasks.domains.catalogue import Agent, Catalogue, Domain, load_catalogue, make_domain
-from capflow_tasks.domains.files import (
-    DEFAULTS,
-    agent_faults,
-    domain_faults,
-    merged_defaults,
-    overridden_by,
-    read_file,
-    read_folder,
-)
+from capflow_tasks.domains.catalogue import Agent, Catalogue, Domain, load_catalogue
 from capflow_tasks.domains.prompts import instruction_for, router_instruction
 from capflow_tasks.errors import MediaUnsupported, SampleError, UserError, WorkflowError
 from capflow_tasks.media.paths import check_file, unrecognised
-from capflow_tasks.records import JsonObject, Modality, Stage
+from capflow_tasks.records import Modality
 from capflow_tasks.settings import Settings
 
 #: Pixels per token of Qwen2.5-VL.
@@ -33,40 +22,10 @@ _TOKEN_PIXELS = 28 * 28
 
 def folder_faults(folder: Path) -> list[str]:
     """List all faults of the folder's files, one line each: file, key, fault, remedy."""
-    names = sorted(path.name for path in folder.glob("*.yaml")) if folder.is_dir() else []
-    faults: list[str] = []
-    theirs: dict[str, JsonObject] = {}
-    if not names:
-        faults.append(f"{folder}: holds no domain file; name a folder with at least one *.yaml")
-    for name in names:
-        try:
-            theirs[name] = read_file(folder / name)
-        except WorkflowError as error:
-            faults += str(error).splitlines()
-    ours = read_folder(files("capflow_tasks") / "domains")
-    defaults = merged_defaults(ours.pop(DEFAULTS), theirs.pop(DEFAULTS, {"agents": {}}))
-    sources = (ours | theirs).values()
-    faults += domain_faults(sources)
-    for keys in sources:
-        faults += list(_agents_faults(keys, defaults)) or _faults_of(partial(make_domain, keys, defaults))
-    return faults or _faults_of(partial(load_catalogue, folder))
-
-
-def _agents_faults(keys: JsonObject, defaults: JsonObject) -> Iterator[str]:
-    """Yield the faults of all of a domain's agents, while `make_domain` raises at the first agent's."""
-    earlier: dict[str, Stage] = {}
-    for name, given in keys["agents"].items():
-        shared = overridden_by({"sampling": defaults["sampling"]}, defaults["agents"].get(name, {}))
-        merged = overridden_by(shared, given)
-        for fault in agent_faults(name, merged, earlier):
-            yield f"{keys['file']}: agents.{name}: {fault}"
-        if "stage" in merged:
-            earlier[name] = Stage(merged["stage"])
-
-
-def _faults_of(load: Callable[[], object]) -> list[str]:
+    if not any(folder.glob("*.yaml")):
+        return [f"{folder}: holds no domain file; name a folder with at least one *.yaml"]
     try:
-        load()
+        load_catalogue(folder)
     except WorkflowError as error:
         return str(error).splitlines()
     return []

@@ -66,7 +66,7 @@ class FleetCollector(Collector):
             backlog = {
                 (run.name, figures.stage, state): count
                 for run in runs
-                if run.open_batches
+                if run.open_batches and not run.is_stopped
                 for figures in self._statistics.stages(run.id)
                 for state, count in figures.by_state.items()
             }

@@ -64,6 +64,7 @@ def an_overview(samples: int, name: str = "run") -> Overview:
         stages=tuple(Stage),
         min_confidence=0,
         pin_ranks=False,
+        is_stopped=False,
         created_at=datetime(2026, 1, 2, 3, 4, tzinfo=UTC),
         shards=1,
         samples=samples,

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -14,26 +12,21 @@ from uuid import UUID, uuid4
 
 import yaml
 
+from capflow_tasks.curator.grouping import split_by_chunk_size
 from capflow_tasks.curator.qwen_vl import OnError, PromptFormatter, QwenLM, QwenVL
 from capflow_tasks.errors import SampleError
 from capflow_tasks.media.budget import MediaBudget
-from capflow_tasks.media.player import measure_video, playing
+from capflow_tasks.media.player import measure, playing
 from capflow_tasks.media.video import (
     REMAINDER_FRAMES,
     WINDOW_FRAMES,
     DecodedVideo,
-    WindowFrameInfo,
     compute_windows,
     plan_frames,
 )
 from capflow_tasks.records import JsonObject, Span
 
 logger = logging.getLogger(__name__)
-
-#: Pixels per side of one token, where it differs from Qwen2.5-VL's.
-_FACTORS = {"qwen3": 32}
-#: The key of a rewritten caption.
-_ENHANCER = "qwen_lm"
 
 
 @dataclass(slots=True)
@@ -86,34 +79,30 @@ def load_windows(
     budget: MediaBudget,
     window_size: int = WINDOW_FRAMES,
     remainder_threshold: int = REMAINDER_FRAMES,
-) -> Iterator[tuple[WindowFrameInfo, DecodedVideo]]:
-    """Yield the windows in order, each sampled and resized by the whole budget.
+) -> Iterator[tuple[range, DecodedVideo]]:
+    """Yield each window's frame numbers and its frames, sampled and resized by the whole budget.
 
     Timestamps count from the start of the file, everything else from the start of the window.
     """
-    facts = measure_video(path, budget)
+    facts = measure(path, budget)
     with playing(path, budget, facts) as player:
-        for info in compute_windows(facts.frame_count, window_size, remainder_threshold):
-            plan = plan_frames(facts, budget, Span(info.start / facts.fps, (info.end + 1) / facts.fps))
+        for numbers in compute_windows(facts.frame_count, window_size, remainder_threshold):
+            plan = plan_frames(facts, budget, Span(numbers.start / facts.fps, numbers.stop / facts.fps))
             frames, timestamps = player.collect(plan.times, plan.size)
-            yield info, DecodedVideo(frames, tuple(timestamps), plan.frame_count, plan.seconds)
-
-
-@cache
-def _prompts() -> dict[str, dict[str, str]]:
-    path = Path(__file__).with_name("caption_prompts.yaml")
-    loaded: dict[str, dict[str, str]] = yaml.safe_load(path.read_text("utf-8"))
-    return loaded
+            yield numbers, DecodedVideo(frames, tuple(timestamps), plan.frame_count, plan.seconds)
 
 
 def prompt_for(stage: str, prompt_variant: str, prompt_text: str | None) -> str:
     """Return `prompt_text`, or the stored prompt of the stage ("caption" or "enhance") and variant."""
     if prompt_text is not None:
         return prompt_text
-    if prompt_variant not in _prompts()[stage]:
-        valid = ", ".join(_prompts()[stage])
-        raise ValueError(f"Invalid prompt variant: {prompt_variant}. Valid variants are: {valid}")
-    return _prompts()[stage][prompt_variant]
+    stored = yaml.safe_load(Path(__file__).with_name("caption_prompts.yaml").read_text("utf-8"))
+    prompts: dict[str, str] = stored[stage]
+    if prompt_variant not in prompts:
+        raise ValueError(
+            f"Invalid prompt variant: {prompt_variant}. Valid variants are: {', '.join(prompts)}"
+        )
+    return prompts[prompt_variant]
 
 
 @dataclass
@@ -147,23 +136,15 @@ class CaptionPreparationStage:
         return task
 
     def _windows(self, clip: Clip, prompt: str) -> Iterator[Window]:
-        factor = _FACTORS.get(self.model_variant, self.budget.factor)
+        factor = 32 if self.model_variant == "qwen3" else self.budget.factor
         budget = replace(self.budget, fps=self.sampling_fps, factor=factor)
-        with _file_of(clip) as path:
-            for info, video in load_windows(path, budget, self.window_size, self.remainder_threshold):
+        with NamedTemporaryFile(prefix="clip-") as file:
+            file.write(clip.buffer or b"")
+            file.flush()
+            path = clip.source_video if clip.buffer is None else file.name
+            for numbers, video in load_windows(path, budget, self.window_size, self.remainder_threshold):
                 inputs = self.prompt_formatter.generate_inputs(prompt, video.for_vllm())
-                yield Window(info.start, info.end, llm_inputs={self.model_variant: inputs})
-
-
-@contextmanager
-def _file_of(clip: Clip) -> Iterator[str]:
-    if clip.buffer is None:
-        yield clip.source_video
-        return
-    with NamedTemporaryFile(prefix="clip-") as file:
-        file.write(clip.buffer)
-        file.flush()
-        yield file.name
+                yield Window(numbers[0], numbers[-1], llm_inputs={self.model_variant: inputs})
 
 
 @dataclass
@@ -200,7 +181,13 @@ class CaptionGenerationStage:
         self.model.setup()
 
     def process(self, task: VideoTask) -> VideoTask:
-        ready = [found for found in _windows_of(task) if self._is_ready(*found)]
+        ready = []
+        for clip, number, window in _windows_of(task):
+            if self.model_variant in window.llm_inputs:
+                ready.append((clip, number, window))
+                continue
+            logger.error(f"Clip {clip.uuid} window {number} has no prepared inputs for {self.model_variant}.")
+            clip.errors[f"window-{number}"] = f"no_{self.model_variant}_input"
         captions = self.model.generate(
             [window.llm_inputs.pop(self.model_variant) for _, _, window in ready],
             generate_stage2_caption=self.generate_stage2_caption,
@@ -213,13 +200,6 @@ class CaptionGenerationStage:
             else:
                 window.caption[self.model_variant] = caption
         return task
-
-    def _is_ready(self, clip: Clip, number: int, window: Window) -> bool:
-        if self.model_variant in window.llm_inputs:
-            return True
-        logger.error(f"Clip {clip.uuid} window {number} has no prepared inputs for {self.model_variant}.")
-        clip.errors[f"window-{number}"] = f"no_{self.model_variant}_input"
-        return False
 
 
 @dataclass
@@ -251,15 +231,13 @@ class CaptionEnhancementStage:
 
     def process(self, task: VideoTask) -> VideoTask:
         windows = [window for _, _, window in _windows_of(task) if self.model_variant in window.caption]
-        for start in range(0, len(windows), self.model_batch_size):
-            batch = windows[start : start + self.model_batch_size]
-            chats = [self._chat(window.caption[self.model_variant]) for window in batch]
+        system = {"role": "system", "content": self.prompt}
+        for batch in split_by_chunk_size(windows, self.model_batch_size):
+            captions = [window.caption[self.model_variant] for window in batch]
+            chats = [[system, {"role": "user", "content": caption}] for caption in captions]
             for window, caption in zip(batch, self.model.generate(chats), strict=True):
-                window.enhanced_caption[_ENHANCER] = caption
+                window.enhanced_caption["qwen_lm"] = caption
         return task
-
-    def _chat(self, caption: str) -> list[dict[str, str]]:
-        return [{"role": "system", "content": self.prompt}, {"role": "user", "content": caption}]
 
 
 def _windows_of(task: VideoTask) -> Iterator[tuple[Clip, int, Window]]:

@@ -9,27 +9,54 @@ captions when one video fails. vLLM is imported by `setup`.
 from __future__ import annotations
 
 import logging
+import os
 import re
-from collections.abc import Callable, Iterable
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from capflow_tasks.curator import grouping
-from capflow_tasks.curator.library import (
-    LLM,
-    VLLM_AVAILABLE,
-    AutoProcessor,
-    AutoTokenizer,
-    ModelInterface,
-    SamplingParams,
-)
 from capflow_tasks.engine.weights import download_model_from_hf, has_all_weights
 from capflow_tasks.records import JsonObject
 
 logger = logging.getLogger(__name__)
+
+#: False also where a test puts None in place of the module.
+VLLM_AVAILABLE = bool(sys.modules.get("vllm") or find_spec("vllm"))
+
+
+class _OnDemand:
+    """A class of a library that takes seconds to import, which happens when an instance is made.
+
+    This module can hold the class's name, and a test can patch it here, without that cost.
+    """
+
+    def __init__(self, library: str, name: str) -> None:
+        self._library, self._name = library, name
+
+    def _load(self) -> Any:
+        # vLLM reads its environment when it is imported
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        return getattr(import_module(self._library), self._name)
+
+    def __call__(self, **arguments: Any) -> Any:
+        return self._load()(**arguments)
+
+    def from_pretrained(self, source: str) -> Any:
+        return self._load().from_pretrained(source)
+
+
+LLM = _OnDemand("vllm", "LLM")
+SamplingParams = _OnDemand("vllm", "SamplingParams")
+AutoProcessor = _OnDemand("transformers", "AutoProcessor")
+AutoTokenizer = _OnDemand("transformers", "AutoTokenizer")
 
 _QWEN2_5_VL_MODEL_ID = "Qwen/Qwen2.5-VL-7B-Instruct"
 _QWEN2_5_VL_MODEL_REVISION = "cc59489"
@@ -51,16 +78,23 @@ Colours = tuple[tuple[float, float, float], tuple[float, float, float]]
 CLIP_COLOURS: Colours = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 EVEN_COLOURS: Colours = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _COLOURS = {"qwen": CLIP_COLOURS, "qwen2.5": CLIP_COLOURS, "qwen3": EVEN_COLOURS}
-#: Assumed frames per second of frames without metadata; NeMo Curator samples at this rate.
-_SAMPLING_FPS = 2.0
-#: In a prompt of Qwen's chat template, the user's text about the video is between these.
-_VIDEO_END, _TURN_END = "<|vision_end|>", "<|im_end|>"
 
 OnError = Literal["raise", "skip"]
-#: A chat: {"role", "content"} per message.
-Chat = list[dict[str, str]]
 S = TypeVar("S")
 T = TypeVar("T")
+
+
+class ModelInterface(ABC):
+    """A model whose weights are in a folder and are loaded on demand."""
+
+    @property
+    @abstractmethod
+    def model_id_names(self) -> list[str]:
+        """The hub names of the checkpoints that it needs."""
+
+    @abstractmethod
+    def setup(self) -> None:
+        """Load the weights."""
 
 
 class QwenVL(ModelInterface):
@@ -119,21 +153,6 @@ class QwenVL(ModelInterface):
             "adjust accordingly for even longer sequences"
         )
 
-    @overload
-    def generate(
-        self, videos: list[JsonObject], generate_stage2_caption: bool = ..., batch_size: int = ...
-    ) -> list[str]: ...
-
-    @overload
-    def generate(
-        self,
-        videos: list[JsonObject],
-        generate_stage2_caption: bool = ...,
-        batch_size: int = ...,
-        *,
-        on_error: OnError,
-    ) -> list[str | None]: ...
-
     def generate(
         self,
         videos: list[JsonObject],
@@ -176,18 +195,15 @@ class QwenVL(ModelInterface):
         _download("QwenVL", model_dir, *revisions[variant])
 
     def _caption(self, videos: list[JsonObject], with_stage2: bool, on_error: OnError) -> list[str | None]:
-        inputs = _attempt(self._prepare, videos, on_error)
+        inputs = _attempt(self._prepare, dict(enumerate(videos)), on_error)
         captions = self._ask(inputs, on_error)
         if self.verbose:
-            for caption in captions:
+            for caption in captions.values():
                 logger.info(f"Stage 1 caption: {caption}")
         if with_stage2:
-            pairs = [
-                None if video is None or caption is None else (video, caption)
-                for video, caption in zip(inputs, captions, strict=True)
-            ]
+            pairs = {number: (inputs[number], caption) for number, caption in captions.items()}
             captions = self._ask(_attempt(self._add_caption, pairs, on_error), on_error)
-        return captions
+        return [captions.get(number) for number in range(len(videos))]
 
     def _prepare(self, video: JsonObject) -> JsonObject:
         """Return the input as vLLM takes it: the same object if it is complete."""
@@ -205,29 +221,40 @@ class QwenVL(ModelInterface):
         """Return the input of stage 2 for an input of stage 1 and its caption."""
         video, caption = pair
         prompt, text = video["prompt"], f"{self.stage2_prompt}{caption}"
-        replaced = re.sub(self.pattern, _replacement(text), prompt, flags=re.DOTALL)
-        return {**video, "prompt": replaced if replaced != prompt else _replace_user_text(prompt, text)}
+        template = rf"\1{text}\3"  # as NeMo Curator's tests expect it
+        if "\\" in text or text[:1].isdigit():
+            template = r"\g<1>" + text.replace("\\", r"\\") + r"\g<3>"
+        replaced = re.sub(self.pattern, template, prompt, flags=re.DOTALL)
+        if replaced == prompt:
+            # in a prompt of Qwen's chat template, the user's text is between these tokens
+            head, mark, rest = prompt.rpartition("<|vision_end|>")
+            if not mark:
+                raise ValueError(
+                    f"The stage-2 prompt has no place: write user_prompt where it belongs in {prompt!r:.200}."
+                )
+            _, end, tail = rest.partition("<|im_end|>")
+            replaced = head + mark + text + end + tail
+        return {**video, "prompt": replaced}
 
-    def _ask(self, inputs: list[JsonObject | None], on_error: OnError) -> list[str | None]:
-        answers = iter(self._answers([video for video in inputs if video is not None], on_error))
-        return [None if video is None else next(answers) for video in inputs]
-
-    def _answers(self, inputs: list[JsonObject], on_error: OnError) -> list[str | None]:
+    def _ask(self, inputs: dict[int, JsonObject], on_error: OnError) -> dict[int, str]:
         """Answer all in one call; if it fails and may, retry each half, down to the input at fault."""
         if not inputs:
-            return []
+            return {}
+        items = list(inputs.items())
         try:
-            outputs = self.model.generate(inputs, sampling_params=self.sampling_params, use_tqdm=False)
-            return [output.outputs[0].text for output in outputs]
+            outputs = self.model.generate(
+                [video for _, video in items], sampling_params=self.sampling_params, use_tqdm=False
+            )
+            return {number: out.outputs[0].text for number, out in zip(inputs, outputs, strict=True)}
         except Exception as error:
             # by name, as vLLM is not imported; a dead engine fails every half too
             if on_error == "raise" or type(error).__name__ == "EngineDeadError":
                 raise
-            if len(inputs) == 1:
+            if len(items) == 1:
                 logger.warning(f"A video was not captioned: {error}")
-                return [None]
-        middle = len(inputs) // 2
-        return [*self._answers(inputs[:middle], on_error), *self._answers(inputs[middle:], on_error)]
+                return {}
+        middle = len(items) // 2
+        return self._ask(dict(items[:middle]), on_error) | self._ask(dict(items[middle:]), on_error)
 
 
 class QwenLM(ModelInterface):
@@ -255,8 +282,8 @@ class QwenLM(ModelInterface):
         self.sampling_params = _sampling_params(self.max_output_tokens)
         self.tokenizer = AutoTokenizer.from_pretrained(self.weight_file)
 
-    def generate(self, inputs: list[Chat]) -> list[str]:
-        """Return the answer to each chat, in order."""
+    def generate(self, inputs: list[list[dict[str, str]]]) -> list[str]:
+        """Return the answer to each chat, in order; a chat has a {"role", "content"} per message."""
         prompts = self.tokenizer.apply_chat_template(inputs, tokenize=False, add_generation_prompt=True)
         outputs = self.llm.generate(prompts, sampling_params=self.sampling_params)
         return [output.outputs[0].text for output in outputs]
@@ -330,36 +357,17 @@ def _download(model: str, model_dir: str, model_id: str, revision: str) -> None:
     logger.info(f"{model} weights downloaded to: {folder}")
 
 
-def _attempt(step: Callable[[S], T], items: Iterable[S | None], on_error: OnError) -> list[T | None]:
-    """Return the step's result per item: None for an item that is None, or failed and may be skipped."""
-    results: list[T | None] = []
-    for item in items:
+def _attempt(step: Callable[[S], T], items: Mapping[int, S], on_error: OnError) -> dict[int, T]:
+    """Return the step's result per item; those that failed and may be skipped are left out."""
+    results: dict[int, T] = {}
+    for number, item in items.items():
         try:
-            results.append(None if item is None else step(item))
+            results[number] = step(item)
         except Exception as error:
             if on_error == "raise":
                 raise
             logger.warning(f"A video was not captioned: {error}")
-            results.append(None)
     return results
-
-
-def _replacement(text: str) -> str:
-    """Return a regex template that puts `text` unchanged between the first and the third group."""
-    if "\\" not in text and not text[:1].isdigit():
-        return rf"\1{text}\3"  # as NeMo Curator's tests expect it
-    escaped = text.replace("\\", r"\\")
-    return rf"\g<1>{escaped}\g<3>"
-
-
-def _replace_user_text(prompt: str, text: str) -> str:
-    head, mark, rest = prompt.rpartition(_VIDEO_END)
-    if not mark:
-        raise ValueError(
-            f"The stage-2 prompt has no place: write user_prompt where it belongs in {prompt!r:.200}."
-        )
-    _, end, tail = rest.partition(_TURN_END)
-    return head + mark + text + end + tail
 
 
 def _complete_video(video: Any, colours: Colours | None) -> Any:
@@ -375,7 +383,8 @@ def _complete_video(video: Any, colours: Colours | None) -> Any:
         return video
     if is_raw and colours:
         frames = normalise(np.asarray(frames), colours)
-    return frames, metadata or _describe_frames(len(frames), _SAMPLING_FPS)
+    # frames without metadata are taken as sampled at NeMo Curator's 2 frames per second
+    return frames, metadata or _describe_frames(len(frames), 2.0)
 
 
 def normalise(frames: NDArray[np.uint8], colours: Colours) -> NDArray[np.float32]:

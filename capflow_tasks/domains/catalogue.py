@@ -1,32 +1,26 @@
 """The catalogue: the packaged domains, overridden by a user's folder, with their agents and digests.
 
-`files.py` reads and checks the YAML, `prompts.py` fills the prompts.
+`prompts.py` fills the prompts.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
-from string import ascii_uppercase
-from typing import Any, Literal
+from string import Template, ascii_uppercase
+from typing import Annotated, Any, Literal
 
-from capflow_tasks.domains.files import (
-    DEFAULTS,
-    agent_faults,
-    domain_faults,
-    folded,
-    merged_defaults,
-    overridden_by,
-    read_folder,
-    refuse,
-)
+from pydantic import BeforeValidator, Field, StringConstraints
+
+from capflow_tasks.domains.yaml_file import Keys, read_yaml
 from capflow_tasks.errors import WorkflowError
-from capflow_tasks.records import JsonObject, Modality, Sampling, Stage
+from capflow_tasks.records import BUDGET_PAIRS, JsonObject, Modality, Sampling, Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +94,7 @@ class Catalogue:
     def resolve(self, task: str) -> Domain:
         """Find a domain by name or alias, ignoring case and surplus blanks. Raises WorkflowError."""
         for domain in self.domains:
-            if folded(task) in map(folded, (domain.name, *domain.aliases)):
+            if _folded(task) in map(_folded, (domain.name, *domain.aliases)):
                 return domain
         allowed = ", ".join(" or ".join((domain.name, *domain.aliases)) for domain in self.domains)
         raise WorkflowError(f"there is no domain {task!r}; use one of: {allowed}")
@@ -123,45 +117,256 @@ class Catalogue:
         raise WorkflowError("no domain has the modality video; give one file `modality: video`")
 
 
+def _folded(name: str) -> str:
+    """Return a domain's name as it is compared: without case and surplus blanks."""
+    return " ".join(name.split()).casefold()
+
+
 def load_catalogue(folder: Path | None = None) -> Catalogue:
     """Load the packaged domains, then those of `folder`, in the order of their file names.
 
     A file in `folder` replaces the packaged file of its name; its `_defaults.yaml` is merged key by key.
-    Raises WorkflowError.
+    Raises WorkflowError with a line per fault.
     """
-    ours, theirs = dict(_packaged()), read_folder(folder) if folder else {}
-    defaults = merged_defaults(ours.pop(DEFAULTS), theirs.pop(DEFAULTS, {"agents": {}}))
-    sources = (ours | theirs).values()
-    refuse(domain_faults(sources))
-    domains = tuple(make_domain(keys, defaults) for keys in sources)
-    return Catalogue(defaults["system"], _router(defaults, domains), domains)
+    ours, (theirs, faults) = dict(_packaged()), _read_folder(folder) if folder else ({}, [])
+    defaults = _merged_defaults(ours.pop(_DEFAULTS), theirs.pop(_DEFAULTS, {"agents": {}}))
+    sources = [_with_merged_agents(keys, defaults) for keys in (ours | theirs).values()]
+    faults += _name_faults(sources)
+    faults += (fault for keys in sources for fault in _agents_faults(keys))
+    faults += (
+        f"{defaults['file']}: router: {fault}" for fault in _agent_faults("router", defaults["router"], {})
+    )
+    if faults:
+        raise WorkflowError("\n".join(faults))
+    domains = tuple(_domain(keys, defaults["system"]) for keys in sources)
+    images = [domain for domain in domains if domain.modality is Modality.IMAGE]
+    routed = [[domain.name, domain.description, *domain.subdomains] for domain in images]
+    router = _agent("router", defaults["router"], (), [defaults["system"], routed])
+    return Catalogue(defaults["system"], router, domains)
 
 
 @cache
 def _packaged() -> dict[str, JsonObject]:
-    return read_folder(files("capflow_tasks") / "domains")
+    return _read_folder(files("capflow_tasks") / "domains")[0]
 
 
-def _router(defaults: JsonObject, domains: tuple[Domain, ...]) -> Agent:
-    images = [domain for domain in domains if domain.modality is Modality.IMAGE]
-    routed = [[domain.name, domain.description, *domain.subdomains] for domain in images]
-    keys = overridden_by({"sampling": defaults["sampling"]}, defaults["router"])
-    return _agent("router", keys, (), [defaults["system"], routed], f"{defaults['file']}: router")
+#: What the domains share: the system line, the router, and agents that a domain may name.
+_DEFAULTS = "_defaults.yaml"
+
+_Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+_Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
+_Seen = Annotated[list[_Name], BeforeValidator(lambda value: ["all"] if value == "all" else value)]
+_Pixels = Annotated[int, Field(ge=28 * 28)]
+_Frames = Annotated[int, Field(ge=2)]
 
 
-def make_domain(keys: JsonObject, defaults: JsonObject) -> Domain:
-    """Build a domain; sampling and budget merge from the defaults to the domain to the agent."""
+class _SamplingKeys(Keys):
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
+
+
+class _BudgetKeys(Keys):
+    """What may be changed of `MediaBudget`, by its names."""
+
+    min_pixels: _Pixels | None = None
+    max_pixels: _Pixels | None = None
+    fps: Annotated[float, Field(gt=0)] | None = None
+    min_frames: _Frames | None = None
+    max_frames: _Frames | None = None
+    frame_min_pixels: _Pixels | None = None
+    frame_max_pixels: _Pixels | None = None
+    total_pixels: _Pixels | None = None
+    window_frames: Annotated[int, Field(ge=4)] | None = None
+    max_windows: Annotated[int, Field(ge=1)] | None = None
+
+
+class _DimensionKeys(Keys):
+    description: _Text
+    grades: Annotated[dict[Literal[1, 2, 3], _Text], Field(min_length=3)]
+
+
+class _AgentKeys(Keys):
+    stage: Literal["route", "perceive", "reason", "summarize", "score"] | None = None
+    prompt: _Text | None = None
+    sees: _Seen | None = None
+    media: bool | None = None
+    windows: bool | None = None
+    budget: _BudgetKeys | None = None
+    sampling: _SamplingKeys | None = None
+    answer: Literal["text", "letter", "scores"] | None = None
+    dimensions: dict[_Name, _DimensionKeys] | None = None
+
+
+_AgentOrNull = Annotated[_AgentKeys, BeforeValidator(lambda keys: {} if keys is None else keys)]
+
+
+class _DomainKeys(Keys):
+    name: _Text
+    aliases: list[_Text] = Field(default_factory=list)
+    modality: Literal["image", "video"] = "image"
+    description: _Text
+    subdomains: list[_Text] = Field(default_factory=list)
+    version: Annotated[int, Field(ge=1)] = 1
+    budget: _BudgetKeys | None = None
+    agents: Annotated[dict[_Name, _AgentOrNull], Field(min_length=1)]
+
+
+class _DefaultsKeys(Keys):
+    system: _Text | None = None
+    sampling: _SamplingKeys | None = None
+    router: _AgentKeys | None = None
+    agents: dict[_Name, _AgentOrNull] = Field(default_factory=dict)
+
+
+def _read_folder(folder: Traversable) -> tuple[dict[str, JsonObject], list[str]]:
+    """Read the *.yaml files of a folder; return their keys by sorted file name, and a line per fault.
+
+    Keys that are null are left out; `file` is the path. Raises WorkflowError if there is no such folder.
+    """
+    if not folder.is_dir():
+        raise WorkflowError(f"{folder}: not a folder; name one that holds domain files (*.yaml)")
+    found: dict[str, JsonObject] = {}
+    faults: list[str] = []
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
+        if entry.name.endswith(".yml"):
+            faults.append(f"{entry}: domain files end in .yaml; rename it")
+        if not entry.name.endswith(".yaml"):
+            continue
+        try:
+            keys = read_yaml(entry, _DefaultsKeys if entry.name == _DEFAULTS else _DomainKeys, WorkflowError)
+            found[entry.name] = keys.model_dump(exclude_none=True) | {"file": str(entry)}
+        except WorkflowError as error:
+            faults += str(error).splitlines()
+    return found, faults
+
+
+def _merged_defaults(ours: JsonObject, theirs: JsonObject) -> JsonObject:
+    """Merge a user's `_defaults.yaml` into the packaged one, key by key and agent by agent."""
+    defaults = _merged(ours, theirs)
+    names = dict.fromkeys([*ours["agents"], *theirs["agents"]])
+    defaults["agents"] = {
+        name: _merged(*(keys["agents"].get(name, {}) for keys in (ours, theirs))) for name in names
+    }
+    sampling = {"sampling": defaults["sampling"]}
+    defaults["router"] = _merged(sampling, ours["router"], theirs.get("router", {}))
+    return defaults
+
+
+def _with_merged_agents(keys: JsonObject, defaults: JsonObject) -> JsonObject:
+    """Add `merged`, the agents with their sampling and budget from the defaults, the domain and the agent."""
+    below = {"sampling": defaults["sampling"], "budget": keys.get("budget", {})}
+    agents = keys["agents"].items()
+    return keys | {
+        "merged": {name: _merged(below, defaults["agents"].get(name, {}), own) for name, own in agents}
+    }
+
+
+def _merged(*layers: JsonObject) -> JsonObject:
+    """Replace the keys of each layer by those of the next; merge sampling and budget key by key."""
+    result: JsonObject = {}
+    for layer in layers:
+        inner = {key: result.get(key, {}) | layer.get(key, {}) for key in ("sampling", "budget")}
+        result = result | layer | inner
+    return result
+
+
+def _name_faults(domains: list[JsonObject]) -> Iterator[str]:
+    """Find names and aliases that two domain files claim, and image domains beyond the last letter."""
+    owners: dict[str, str] = {}
+    images = 0
+    for keys in domains:
+        for name in sorted({_folded(name) for name in (keys["name"], *keys["aliases"])}):
+            if owners.setdefault(name, keys["file"]) != keys["file"]:
+                yield (
+                    f"{keys['file']}: name or aliases: {name!r} belongs to {owners[name]}; "
+                    "choose another, or give your file the same file name to replace that one"
+                )
+        images += keys["modality"] == Modality.IMAGE
+        if images > len(ascii_uppercase):
+            yield f"{keys['file']}: the router has letters for 26 image domains; remove this one or another"
+
+
+def _agents_faults(keys: JsonObject) -> Iterator[str]:
+    earlier: dict[str, Stage] = {}
+    is_sound = True
+    for name, merged in keys["merged"].items():
+        where = f"agents.{name}{'' if keys['agents'][name] else ' (as in _defaults.yaml)'}"
+        for fault in _agent_faults(name, merged, earlier):
+            is_sound = False
+            yield f"{keys['file']}: {where}: {fault}"
+        if "stage" in merged:
+            earlier[name] = Stage(merged["stage"])
+    if is_sound and Stage.SUMMARIZE not in earlier.values():
+        yield f"{keys['file']}: agents: none is of stage summarize; add one, it writes the caption"
+
+
+_PLACEHOLDERS = {Stage.ROUTE: {"domains"}, Stage.SCORE: {"domain", "reports", "caption", "dimensions"}}
+#: Placeholders without which a prompt lacks the subject of its stage.
+_ESSENTIAL = {Stage.ROUTE: {"domains"}, Stage.SCORE: {"caption"}}
+
+
+def _agent_faults(name: str, keys: JsonObject, earlier: Mapping[str, Stage]) -> Iterator[str]:
+    """Find what is wrong with an agent that comes after `earlier`; each fault begins with its key."""
+    missing = [key for key in ("stage", "prompt") if key not in keys]
+    if missing:
+        yield f"{missing[0]}: missing here and in _defaults.yaml; add it, or correct the agent's name"
+        return
+    stage, order = Stage(keys["stage"]), list(Stage)
+    if (stage is Stage.ROUTE) != (name == "router"):
+        yield "stage: route belongs to the router alone; use perceive, reason, summarize or score"
+    for other, before in list(earlier.items())[-1:]:
+        if order.index(stage) < order.index(before):
+            yield f"stage: {stage} cannot follow {other} ({before}); list the agents by stage"
+    for seen in keys.get("sees", []):
+        if seen != "all" and seen not in earlier:
+            known = ", ".join(earlier) or "none"
+            yield f"sees: {seen!r} is not listed before {name}; use all, or some of: {known}"
+    yield from _stage_faults(stage, keys)
+    yield from _prompt_faults(stage, keys)
+
+
+def _stage_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
+    """Find keys that do not fit the agent's stage, or each other."""
+    expected = {Stage.ROUTE: "letter", Stage.SCORE: "scores"}.get(stage, "text")
+    if keys.get("answer", "text") != expected:
+        yield f"answer: stage {stage} needs {expected}; use that"
+    dimensions = keys.get("dimensions", {})
+    if bool(dimensions) != (stage is Stage.SCORE):
+        yield "dimensions: an agent of stage score needs some, no other may have any; fix that or the stage"
+    if "overall" in dimensions:
+        yield "dimensions: overall is always graded; remove it or choose another name"
+    if keys.get("windows") and (stage is not Stage.PERCEIVE or not keys.get("media", True)):
+        yield "windows: for an agent of stage perceive that gets the media; remove it, or change those"
+    budget = keys["budget"]
+    for least, most in (*BUDGET_PAIRS, ("frame_min_pixels", "total_pixels")):
+        if least in budget and most in budget and budget[least] > budget[most]:
+            yield f"budget: {least} {budget[least]} is above {most} {budget[most]}; change one of them"
+
+
+def _prompt_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
+    template = Template(keys["prompt"])
+    if not template.is_valid():
+        yield "prompt: a $ stands alone; write $$ for a dollar sign"
+        return
+    window = {"window"} if keys.get("windows") else set()
+    used, known = set(template.get_identifiers()), _PLACEHOLDERS.get(stage, {"domain", "reports"}) | window
+    if used - known:
+        yield f"prompt: unknown placeholder {_listed(used - known)}; use {_listed(known)}"
+    needed = _ESSENTIAL.get(stage, set()) | ({"reports"} if keys.get("sees") else set()) | window
+    if needed - used:
+        yield f"prompt: lacks {_listed(needed - used)}, which the model would never see; add it"
+
+
+def _listed(placeholders: set[str]) -> str:
+    return ", ".join(f"${word}" for word in sorted(placeholders))
+
+
+def _domain(keys: JsonObject, system: str) -> Domain:
     agents: tuple[Agent, ...] = ()
-    for name, given in keys["agents"].items():
-        shared = defaults["agents"].get(name, {})
-        where = f"{keys['file']}: agents.{name}{'' if given else ' (as in _defaults.yaml)'}"
-        below = {"sampling": defaults["sampling"], "budget": keys.get("budget", {})}
-        merged = overridden_by(overridden_by(below, shared), given)
-        agents += (_agent(name, merged, agents, [defaults["system"], keys["name"]], where),)
-    if all(agent.stage is not Stage.SUMMARIZE for agent in agents):
-        raise WorkflowError(
-            f"{keys['file']}: agents: none is of stage summarize; add one, it writes the caption"
-        )
+    for name, merged in keys["merged"].items():
+        agents += (_agent(name, merged, agents, [system, keys["name"]]),)
     return Domain(
         name=keys["name"],
         aliases=tuple(keys["aliases"]),
@@ -174,10 +379,8 @@ def make_domain(keys: JsonObject, defaults: JsonObject) -> Domain:
     )
 
 
-def _agent(name: str, keys: JsonObject, earlier: tuple[Agent, ...], context: list[Any], where: str) -> Agent:
-    """Check and build an agent; `context` is what else shapes its prompt and enters the digest."""
-    faults = agent_faults(name, keys, {agent.name: agent.stage for agent in earlier})
-    refuse(f"{where}: {fault}" for fault in faults)
+def _agent(name: str, keys: JsonObject, earlier: tuple[Agent, ...], context: list[Any]) -> Agent:
+    """Build an agent; `context` is what else shapes its prompt and enters the digest."""
     agent = Agent(
         name=name,
         stage=Stage(keys["stage"]),

@@ -64,10 +64,10 @@ def window_text(number: int, spans: Sequence[Span]) -> str:
 
 def router_instruction(catalogue: Catalogue) -> str:
     """Fill the router's prompt, with one line per letter."""
-    lines = [
-        f"{letter}. {domain.name}{_in_parentheses(domain.subdomains)}: {domain.description}"
-        for letter, domain in catalogue.letters.items()
-    ]
+    lines = []
+    for letter, domain in catalogue.letters.items():
+        examples = f" ({', '.join(domain.subdomains)})" if domain.subdomains else ""
+        lines.append(f"{letter}. {domain.name}{examples}: {domain.description}")
     return Template(catalogue.router.prompt).substitute(domains="\n".join(lines))
 
 
@@ -98,7 +98,3 @@ def _section(tag: str, text: str, author: str = "") -> str:
 def _rubric(name: str, dimension: Dimension) -> str:
     grades = [f"  {grade}: {dimension.grades[grade]}" for grade in sorted(dimension.grades)]
     return "\n".join([f"{name}: {dimension.description}", *grades])
-
-
-def _in_parentheses(words: tuple[str, ...]) -> str:
-    return f" ({', '.join(words)})" if words else ""

@@ -10,13 +10,10 @@ from capflow_tasks.errors import MediaTooLarge, SettingsError
 from capflow_tasks.records import BUDGET_PAIRS
 from capflow_tasks.settings import Settings
 
-#: Pixels per side of one token of Qwen2.5-VL: patch 14, merged 2 by 2.
-_FACTOR = 28
-_TOKEN = _FACTOR**2
+#: Pixels of one token of Qwen2.5-VL: patch 14, merged 2 by 2.
+_TOKEN = 28**2
 #: Frames that share their tokens.
 FRAMES_PER_TOKEN = 2
-#: A reduced video budget is a multiple of this, so that prompts of similar length share the video.
-_STEP_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +24,7 @@ class MediaBudget:
     """
 
     #: Pixels per side of one token: 28 for Qwen2.5-VL, 32 for Qwen3-VL.
-    factor: int = _FACTOR
+    factor: int = 28
     #: Minimum pixels per resized picture (256 tokens, so that small print is enlarged).
     min_pixels: int = 256 * _TOKEN
     #: Maximum pixels per resized picture (1,280 tokens).
@@ -99,7 +96,8 @@ class MediaBudget:
 
     def within(self, tokens: int) -> MediaBudget:
         """Return this budget for a video of at most `tokens`: fewer pixels, then fewer frames."""
-        rounded = tokens // _STEP_TOKENS * _STEP_TOKENS
+        # in steps of 256 tokens, so that prompts of similar length share the video
+        rounded = tokens // 256 * 256
         allowed = max(rounded, min(tokens, self.video_min_tokens))
         return replace(self, total_pixels=min(self.total_pixels, allowed * self.factor**2))
 

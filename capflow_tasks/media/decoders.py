@@ -7,24 +7,22 @@ neither torch nor vLLM.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from threading import BoundedSemaphore
-from typing import Any, ParamSpec, TypeVar
+from queue import LifoQueue
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from capflow_tasks.errors import MediaCorrupt, MediaUnreadable, SampleError
 from capflow_tasks.lifeline import exit_with_parent
+from capflow_tasks.media import player
 from capflow_tasks.media.budget import MediaBudget
 from capflow_tasks.media.paths import check_file
-from capflow_tasks.media.player import VideoFacts, measure_video, play_video
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 #: Signals of a process that crashed; any other signal comes from outside.
@@ -40,50 +38,71 @@ _START_SECONDS = 60.0
 _GRACE_SECONDS = 2.0
 
 
-class Decoders:
-    """Runs jobs in at most `count` child processes. Safe to call from any number of threads."""
+@cache
+def shared_video_files(decoders: int) -> VideoFiles:
+    """Return the shared instance of this process: stages and engines measure each file once."""
+    return VideoFiles(decoders)
+
+
+class VideoFiles:
+    """Measures and plays videos in at most `count` child processes. Thread-safe."""
 
     def __init__(self, count: int) -> None:
-        self._slots = BoundedSemaphore(count)
-        self._idle: list[_Child] = []
+        #: One item per process that may run: an idle child, or None where none has been started.
+        self._idle: LifoQueue[_Child | None] = LifoQueue()
+        for _ in range(count):
+            self._idle.put(None)
+        self._facts = lru_cache(1024)(self._measure)
 
-    def run(
-        self, path: str, timeout_seconds: float, job: Callable[P, T], *arguments: P.args, **options: P.kwargs
-    ) -> T:
+    def measure(self, path: str, budget: MediaBudget) -> player.VideoFacts:
+        """Return the facts of the file, which is opened only if it is new or has changed."""
+        found = check_file(path, budget.max_file_bytes)
+        limits = MediaBudget(
+            max_file_bytes=budget.max_file_bytes,
+            max_source_pixels=budget.max_source_pixels,
+            timeout_seconds=budget.timeout_seconds,
+        )
+        return self._facts(path, limits, (found.st_size, found.st_mtime_ns))
+
+    def _measure(self, path: str, limits: MediaBudget, _state: tuple[int, int]) -> player.VideoFacts:
+        return self.run(path, limits.timeout_seconds, player.measure, path, limits)
+
+    def play(
+        self,
+        path: str,
+        budget: MediaBudget,
+        facts: player.VideoFacts,
+        times: Sequence[float],
+        size: tuple[int, int],
+    ) -> tuple[NDArray[np.uint8], list[float]]:
+        return self.run(path, budget.timeout_seconds, player.play, path, budget, facts, times, size)
+
+    def run(self, path: str, timeout_seconds: float, job: Callable[..., T], *arguments: Any) -> T:
         """Return the job's result or raise its SampleError. Also raises MediaUnreadable and MediaCorrupt.
 
         `path` is the file that errors name.
         """
-        with self._slots:
-            for _ in range(2):
-                with self._child() as child:
-                    answer = child.ask(path, (job, arguments, options), timeout_seconds)
-                if isinstance(answer, SampleError):
-                    raise answer
-                if answer is not _KILLED:
-                    result: T = answer
-                    return result
+        for _ in range(2):
+            child = self._idle.get()
+            try:
+                child = child or _Child()
+                answer = child.ask(path, (job, arguments), timeout_seconds)
+            finally:
+                self._idle.put(child if child and child.is_ready else None)
+            if isinstance(answer, SampleError):
+                raise answer
+            if answer is not _KILLED:
+                result: T = answer
+                return result
         raise MediaUnreadable(f"{path}: its decoder process was killed twice; check the machine's memory.")
 
     def stop(self) -> None:
         """End the idle children; a later job starts new ones."""
-        while self._idle:
-            self._idle.pop().kill()
-
-    @contextmanager
-    def _child(self) -> Iterator[_Child]:
-        """Lend a child, and kill it if it has not answered."""
-        try:
-            child = self._idle.pop()
-        except IndexError:
-            child = _Child()
-        try:
-            yield child
-        finally:
-            if child.is_ready:
-                self._idle.append(child)
-            else:
+        idle = [self._idle.get() for _ in range(self._idle.qsize())]
+        for child in idle:
+            if child:
                 child.kill()
+            self._idle.put(None)
 
 
 class _Child:
@@ -98,19 +117,17 @@ class _Child:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
-        self._is_up = False
         #: Whether it can take a job.
-        self.is_ready = True
+        self.is_ready = False
 
     def ask(self, path: str, job: Any, timeout_seconds: float) -> Any:
         """Return the job's result or SampleError, or _KILLED. Raises MediaUnreadable and MediaCorrupt."""
         self.is_ready = False
         try:
-            if not self._is_up:
-                self._receive(_START_SECONDS)
-                self._is_up = True
             self._pipe.send(job)
+            self._receive(_START_SECONDS)
             answer = self._receive(timeout_seconds + _GRACE_SECONDS)
+            self.is_ready = True
         except TimeoutError:
             limit = f"its time limit of {timeout_seconds:g} s"
             raise MediaUnreadable(f"{path} was not decoded within {limit}.") from None
@@ -121,7 +138,9 @@ class _Child:
                 reason = signal.Signals(ended_by).name
                 raise MediaCorrupt(f"{path} crashed the decoder ({reason}).") from None
             return _KILLED
-        self.is_ready = True
+        finally:
+            if not self.is_ready:
+                self.kill()
         return answer
 
     def _receive(self, timeout_seconds: float) -> Any:
@@ -136,55 +155,18 @@ class _Child:
 
 
 def _serve(pipe: Connection) -> None:
-    """Run jobs until the parent ends."""
+    """Run jobs until the parent ends; confirm each before it is run."""
     exit_with_parent()  # a job that hangs must not outlive a parent that was killed
-    pipe.send(None)
     while True:
         try:
-            job, arguments, options = pipe.recv()
+            job, arguments = pipe.recv()
         except EOFError:
             return
+        pipe.send(None)
         try:
-            answer = job(*arguments, **options)
+            answer = job(*arguments)
         except SampleError as error:
             answer = error
         except Exception as error:  # a reader may raise anything on a malformed file
             answer = MediaCorrupt(f"the decoder failed: {type(error).__name__}: {error}")
         pipe.send(answer)
-
-
-@cache
-def shared_video_files(decoders: int) -> VideoFiles:
-    """Return the shared instance of this process: stages and engines measure each file once."""
-    return VideoFiles(Decoders(decoders))
-
-
-#: Files whose facts are cached.
-_KNOWN_FILES = 1024
-
-
-class VideoFiles:
-    """Measures and plays videos in `decoders`."""
-
-    def __init__(self, decoders: Decoders) -> None:
-        self._decoders = decoders
-        self._facts = lru_cache(_KNOWN_FILES)(self._measure)
-
-    def measure(self, path: str, budget: MediaBudget) -> VideoFacts:
-        """Return the facts of the file, which is opened only if it is new or has changed."""
-        found = check_file(path, budget.max_file_bytes)
-        limits = MediaBudget(
-            max_file_bytes=budget.max_file_bytes,
-            max_source_pixels=budget.max_source_pixels,
-            timeout_seconds=budget.timeout_seconds,
-        )
-        return self._facts(path, limits, (found.st_size, found.st_mtime_ns))
-
-    def play(
-        self, path: str, budget: MediaBudget, facts: VideoFacts, times: Sequence[float], size: tuple[int, int]
-    ) -> tuple[NDArray[np.uint8], list[float]]:
-        arguments = (path, budget, facts, times, size)
-        return self._decoders.run(path, budget.timeout_seconds, play_video, *arguments)
-
-    def _measure(self, path: str, limits: MediaBudget, _state: tuple[int, int]) -> VideoFacts:
-        return self._decoders.run(path, limits.timeout_seconds, measure_video, path, limits)

@@ -16,16 +16,14 @@ from threading import Lock
 from typing import Any
 
 from capflow_tasks.errors import PromptTooLong
+from capflow_tasks.media import player
 from capflow_tasks.media.budget import MediaBudget, budget_of
 from capflow_tasks.media.decoders import shared_video_files
 from capflow_tasks.media.pictures import image_tokens, load_image, media_key, video_tokens
-from capflow_tasks.media.video import VideoReader, here, load_video, plan_frames
+from capflow_tasks.media.video import VideoReader, load_video, plan_frames
 from capflow_tasks.observe import metrics
 from capflow_tasks.records import MediaRef, Modality, Request
 from capflow_tasks.settings import Settings
-
-#: Keys of sent media that are remembered, about 200 bytes each.
-_SENT_KEYS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +41,7 @@ class Media:
     key: str = ""
 
 
-def load_media(ref: MediaRef, budget: MediaBudget, reader: VideoReader = here, key: str = "") -> Media:
+def load_media(ref: MediaRef, budget: MediaBudget, reader: VideoReader = player, key: str = "") -> Media:
     """Decode and resize a picture or video."""
     with metrics.MEDIA_SECONDS.labels(ref.kind).time():
         if ref.kind is Modality.IMAGE:
@@ -89,29 +87,23 @@ class MediaCache:
                 del self._futures[oldest], self._sizes[oldest]
 
 
-class SentMedia:
-    """Keys of the media that the engine has used, with the tokens of each."""
-
-    def __init__(self) -> None:
-        self._tokens: OrderedDict[str, int] = OrderedDict()
+class SentMedia(OrderedDict[str, int]):
+    """Keys of the media that the engine has used, with the tokens of each; the latest 100,000."""
 
     def tokens(self, key: str) -> int | None:
         """Return the tokens of media that need not be sent again, else None."""
-        if key in self._tokens:
-            self._tokens.move_to_end(key)
-        return self._tokens.get(key)
+        if key in self:
+            self.move_to_end(key)
+        return self.get(key)
 
     def add(self, media: Iterable[Media]) -> None:
-        self._tokens.update((each.key, each.tokens) for each in media)
-        while len(self._tokens) > _SENT_KEYS:
-            self._tokens.popitem(last=False)
+        self.update((each.key, each.tokens) for each in media)
+        while len(self) > 100_000:
+            self.popitem(last=False)
 
     def forget(self, media: Iterable[Media]) -> None:
         for each in media:
-            self._tokens.pop(each.key, None)
-
-    def clear(self) -> None:
-        self._tokens.clear()
+            self.pop(each.key, None)
 
 
 @dataclass(frozen=True, slots=True)

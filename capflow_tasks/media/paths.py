@@ -21,15 +21,12 @@ from capflow_tasks.errors import (
     SampleError,
 )
 
-_URL = re.compile(r"^([a-z][a-z0-9+.-]*://|data:)", re.IGNORECASE)
-_ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
-
 
 def resolve_media(root: str, relative: str) -> str:
     """Return the absolute path, links resolved, of an existing file inside `root`. Raises SampleError."""
     if not isinstance(relative, str) or not relative.strip() or "\0" in relative:
         raise BadEntry(f"A media path must be a non-empty string without NUL, not {relative!r:.80}.")
-    if _URL.match(relative):
+    if re.match(r"([a-z][a-z0-9+.-]*://|data:)", relative, re.IGNORECASE):
         raise MediaUnsupported(f"Remote media is off: copy {relative:.200} below the root and give its path.")
     try:
         real_root = Path(root or "/").resolve()
@@ -55,7 +52,7 @@ def file_errors(path: str) -> Iterator[None]:
     except OSError as error:
         if error.errno is None:  # raised by Pillow: about the file's content, not the disk
             raise MediaCorrupt(f"{path} is damaged or cut short: {error}.") from error
-        if error.errno in _ABSENT:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
             raise MediaMissing(f"{path} does not exist.") from error
         if error.errno == errno.ENOMEM:
             raise MediaTooLarge(f"{path} needs more memory than there is.") from error
@@ -101,25 +98,20 @@ _SIGNATURES = (
     (0, b"\x1f\x8b", "a gzip archive"),
     (0, b"version https://git-lfs", "a Git LFS pointer instead of the file"),
 )
-_CONTROL_BYTES = frozenset(range(32)) - frozenset(b"\t\n\f\r\x1b")
-
-
-def _describe(head: bytes) -> str:
-    """Name a file's type by its first bytes."""
-    for offset, magic, name in _SIGNATURES:
-        if head.startswith(magic, offset):
-            return name
-    if not head.strip(b"\0"):
-        return "only zero bytes"
-    if head.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
-        return "an HTML page"
-    return "unknown data" if _CONTROL_BYTES.intersection(head) else "text"
 
 
 def unrecognised(path: str, wanted: str) -> SampleError:
     """Return the error for a file that no decoder recognised; `wanted` is "picture" or "video"."""
     with file_errors(path), Path(path).open("rb") as file:
-        found = _describe(file.read(4096))
+        head = file.read(4096)
+    found = next((name for offset, magic, name in _SIGNATURES if head.startswith(magic, offset)), None)
+    if found is None and not head.strip(b"\0"):
+        found = "only zero bytes"
+    elif found is None and head.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
+        found = "an HTML page"
+    elif found is None:
+        control_bytes = set(range(32)) - set(b"\t\n\f\r\x1b")
+        found = "unknown data" if control_bytes.intersection(head) else "text"
     if found.endswith(wanted):
         return MediaCorrupt(f"{path} begins as {found}, but is damaged or cut short.")
     return MediaUnsupported(f"{path} holds {found}, not a {wanted} that can be decoded here.")

@@ -10,20 +10,21 @@ from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
-from qwen_vl_utils.vision_process import FRAME_FACTOR, MAX_RATIO, smart_nframes, smart_resize
 
 from capflow_tasks.errors import MediaCorrupt, MediaTooLarge, MediaUnsupported, SampleError
-from capflow_tasks.media.budget import MediaBudget, check_source_size
+from capflow_tasks.media.budget import FRAMES_PER_TOKEN, MediaBudget, check_source_size
 from capflow_tasks.media.paths import check_file, file_errors, unrecognised
 from capflow_tasks.records import Span
 
-_PAIR: int = FRAME_FACTOR
 #: Fields of the budget that never change a pixel: they refuse media or cut windows.
 _NO_PIXELS = {"max_file_bytes", "max_source_pixels", "timeout_seconds", "window_frames", "max_windows"}
 
 
 def fit(width: int, height: int, min_pixels: int, max_pixels: int, factor: int) -> tuple[int, int]:
     """Return the (width, height) for the model: as in qwen-vl-utils, but never 0 or a refused ratio."""
+    # qwen-vl-utils imports torch: seconds and 200 MiB that a process without a picture does without.
+    from qwen_vl_utils.vision_process import MAX_RATIO, smart_resize
+
     try:
         fitted = smart_resize(height, width, factor, min_pixels, max_pixels)
     except ValueError as error:
@@ -50,28 +51,30 @@ def image_tokens(width: int, height: int, budget: MediaBudget) -> int:
 
 def fit_frame(width: int, height: int, frame_count: int, budget: MediaBudget) -> tuple[int, int]:
     """Return the (width, height) of each resized frame of a video, pixels."""
-    share = budget.total_pixels * _PAIR // frame_count
+    share = budget.total_pixels * FRAMES_PER_TOKEN // frame_count
     most = max(min(budget.frame_max_pixels, share), budget.frame_pixels_floor)
     return fit(width, height, budget.frame_min_pixels, most, budget.factor)
 
 
 def count_frames(total_num_frames: int, source_fps: float, budget: MediaBudget) -> int:
     """Return how many frames of a video the model gets: an even number, two for a single frame."""
-    if total_num_frames < _PAIR:
-        return _PAIR
+    if total_num_frames < FRAMES_PER_TOKEN:
+        return FRAMES_PER_TOKEN
     wanted = {
         # at more than the source's rate, qwen-vl-utils takes all frames and logs a warning
         "fps": min(budget.fps, source_fps),
         "min_frames": min(budget.min_frames, budget.frame_limit),
         "max_frames": budget.frame_limit,
     }
+    from qwen_vl_utils.vision_process import smart_nframes
+
     return int(smart_nframes(wanted, total_num_frames, source_fps))
 
 
 def video_tokens(width: int, height: int, frame_count: int, budget: MediaBudget) -> int:
     """Return the tokens of `frame_count` upright frames of this size; see `count_frames`."""
     fitted_width, fitted_height = fit_frame(width, height, frame_count, budget)
-    return -(-frame_count // _PAIR) * fitted_width * fitted_height // budget.factor**2
+    return -(-frame_count // FRAMES_PER_TOKEN) * fitted_width * fitted_height // budget.factor**2
 
 
 def media_key(path: str, budget: MediaBudget, span: Span | None = None) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,8 +23,6 @@ from capflow_tasks.media.paths import check_file, file_errors, unrecognised
 _FORMATS = "mov,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif"
 #: Containers that index their keyframes and state their length.
 _INDEXED = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"})
-#: Threads per decoder; few, because many videos are decoded at a time.
-_THREADS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +35,8 @@ class VideoFacts:
     #: From the start of the first frame to the end of the last.
     seconds: float
     #: Upright, in square pixels.
-    width: int
-    height: int
+    width: int = 0
+    height: int = 0
 
     @property
     def fps(self) -> float:
@@ -111,7 +109,7 @@ def _video_stream(container: InputContainer, path: str, budget: MediaBudget) -> 
     check_source_size(path, codec.width, codec.height, budget)
     codec.options = {"max_pixels": str(budget.max_source_pixels)}
     codec.thread_type = "AUTO"
-    codec.thread_count = _THREADS
+    codec.thread_count = 2  # few, because many videos are decoded at a time
     return stream
 
 
@@ -127,19 +125,18 @@ _Pixels = NDArray[np.uint8]
 _Matrix = tuple[int, int, int, int]
 
 
-def measure_video(path: str, budget: MediaBudget) -> VideoFacts:
+def measure(path: str, budget: MediaBudget) -> VideoFacts:
     """Measure a video's length by its packets and its size by its first frame."""
     is_small = check_file(path, budget.max_file_bytes).st_size <= SCAN_BYTES
-    deadline = time.monotonic() + budget.timeout_seconds
-    with open_video(path, budget, deadline) as source:
-        length = _measure(source, is_small)
-    facts = VideoFacts(length.frame_count, length.start_seconds, length.seconds, 0, 0)
+    with open_video(path, budget, time.monotonic() + budget.timeout_seconds) as source:
+        length = _true_length(source, is_small)
+    facts = VideoFacts(length.frame_count, length.start_seconds, length.seconds)
     with playing(path, budget, facts) as player:
         width, height = player.upright_size()
-    return VideoFacts(length.frame_count, length.start_seconds, length.seconds, width, height)
+    return replace(facts, width=width, height=height)
 
 
-def play_video(
+def play(
     path: str, budget: MediaBudget, facts: VideoFacts, times: Sequence[float], size: tuple[int, int]
 ) -> tuple[_Pixels, list[float]]:
     """Return the frame on screen at each time, resized to (width, height), and its start."""
@@ -150,12 +147,11 @@ def play_video(
 @contextmanager
 def playing(path: str, budget: MediaBudget, facts: VideoFacts) -> Iterator[Player]:
     """Open a player of a measured file; the budget's time limit covers everything done with it."""
-    with open_video(path, budget, time.monotonic() + budget.timeout_seconds) as source:
-        player = Player(source, facts)
-        try:
-            yield player
-        finally:
-            player.close()
+    with (
+        open_video(path, budget, time.monotonic() + budget.timeout_seconds) as source,
+        closing(Player(source, facts)) as player,
+    ):
+        yield player
 
 
 @dataclass(slots=True)
@@ -175,7 +171,7 @@ class _Length:
         return max(self.end_seconds - self.start_seconds, 1e-3)
 
 
-def _measure(source: VideoSource, is_small: bool) -> _Length:
+def _true_length(source: VideoSource, is_small: bool) -> _Length:
     """Measure the video's true length; refuse a file that ends long before its stated length."""
     container, stream, length = source.container, source.stream, _Length()
     claimed = container.duration / av.time_base if container.duration and source.is_indexed else 0.0

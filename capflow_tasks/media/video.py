@@ -14,30 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capflow_tasks.errors import FatalSampleError
+from capflow_tasks.media import player
 from capflow_tasks.media.budget import MediaBudget
 from capflow_tasks.media.pictures import count_frames, fit_frame, video_tokens
-from capflow_tasks.media.player import VideoFacts, measure_video, play_video
+from capflow_tasks.media.player import VideoFacts
 from capflow_tasks.records import Span
 
 
 class VideoReader(Protocol):
-    """Opens video files: in child processes (`VideoFiles`) or in this process (`here`)."""
+    """Opens video files: in child processes (`VideoFiles`) or in this process (the module `player`)."""
 
     def measure(self, path: str, budget: MediaBudget) -> VideoFacts: ...
 
     def play(
         self, path: str, budget: MediaBudget, facts: VideoFacts, times: list[float], size: tuple[int, int]
     ) -> tuple[NDArray[np.uint8], list[float]]: ...
-
-
-class _Here:
-    """Reads in this process, which dies when a codec crashes."""
-
-    measure = staticmethod(measure_video)
-    play = staticmethod(play_video)
-
-
-here: VideoReader = _Here()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,16 +45,6 @@ class DecodedVideo:
     duration_seconds: float
 
     @property
-    def fps(self) -> float:
-        """Sampled frames per second: each frame stands for 1 / fps seconds."""
-        return len(self.frames) / self.duration_seconds
-
-    @property
-    def source_fps(self) -> float:
-        """Average frames per second of the file."""
-        return self.total_num_frames / self.duration_seconds
-
-    @property
     def frames_indices(self) -> tuple[int, ...]:
         """The number, in the file, of each evenly spaced frame, as if the rate were constant."""
         count = len(self.frames)
@@ -76,7 +57,7 @@ class DecodedVideo:
         which is 2 * duration / frames, and Qwen3-VL writes frames_indices / fps into the prompt.
         """
         return self.frames, {
-            "fps": self.source_fps,
+            "fps": self.total_num_frames / self.duration_seconds,
             "frames_indices": list(self.frames_indices),
             "total_num_frames": self.total_num_frames,
             "duration": self.duration_seconds,
@@ -118,7 +99,7 @@ def plan_frames(facts: VideoFacts, budget: MediaBudget, span: Span | None = None
 
 
 def load_video(
-    path: str, budget: MediaBudget, span: Span | None = None, reader: VideoReader = here
+    path: str, budget: MediaBudget, span: Span | None = None, reader: VideoReader = player
 ) -> DecodedVideo:
     """Read the frames of `plan_frames`, each as a viewer sees it at that time."""
     facts = reader.measure(path, budget)
@@ -127,39 +108,22 @@ def load_video(
     return DecodedVideo(frames, tuple(timestamps), plan.frame_count, plan.seconds)
 
 
-#: Frames per window of NeMo Curator's clips.
-WINDOW_FRAMES = 256
-#: A remainder of fewer frames joins the window before it.
-REMAINDER_FRAMES = 128
-#: A video of fewer frames has no window.
-WINDOW_MIN_FRAMES = 4
-
-
-@dataclass(frozen=True, slots=True)
-class WindowFrameInfo:
-    """The first and last frame of a window."""
-
-    start: int
-    end: int
-
-    @property
-    def frame_count(self) -> int:
-        return self.end - self.start + 1
+#: Frames per window of NeMo Curator's clips; a remainder of fewer frames joins the window before it.
+WINDOW_FRAMES, REMAINDER_FRAMES = 256, 128
 
 
 def compute_windows(
     total_frames: int, window_size: int = WINDOW_FRAMES, remainder_threshold: int = REMAINDER_FRAMES
-) -> list[WindowFrameInfo]:
-    """Return the windows of a video of `total_frames` frames."""
+) -> list[range]:
+    """Return the frame numbers of each window; a video of fewer than 4 frames has none."""
     if window_size < 1:
         raise ValueError(f"A window must have at least one frame, not {window_size}.")
-    if total_frames < WINDOW_MIN_FRAMES:
+    if total_frames < 4:
         return []
     starts = list(range(0, total_frames, window_size))
     if len(starts) > 1 and total_frames - starts[-1] < min(remainder_threshold, window_size):
         del starts[-1]
-    ends = [*(start - 1 for start in starts[1:]), total_frames - 1]
-    return [WindowFrameInfo(start, end) for start, end in zip(starts, ends, strict=True)]
+    return [range(start, end) for start, end in pairwise([*starts, total_frames])]
 
 
 class Windows:
@@ -170,21 +134,20 @@ class Windows:
         self._reader = reader
 
     def of(self, path: str, changes: Mapping[str, float]) -> tuple[Span, ...]:
-        """Return the windows in order, or none for a short video. Raises RetryableSampleError."""
+        """Return the windows in order, or none for a short video. Raises RetryableSampleError.
+
+        `changes` are the domain's to the media budget.
+        """
         try:
             facts = self._reader.measure(path, self._budget)
         except FatalSampleError:
             return ()  # raised again when the file is loaded
-        return cut_windows(facts, self._budget.overridden_by(changes))
-
-
-def cut_windows(facts: VideoFacts, budget: MediaBudget) -> tuple[Span, ...]:
-    """Return the windows of a long video in order, or none for a short one."""
-    fps = min(budget.fps, facts.fps)
-    sampled = int(facts.seconds * fps + 1e-6)
-    size = max(budget.window_frames, -(-sampled // budget.max_windows))
-    starts = [window.start for window in compute_windows(sampled, size, size // 2)]
-    # in milliseconds, as in their names: no two windows may share a name
-    bounds = sorted({round(1000 * start / fps) for start in starts} | {round(1000 * facts.seconds)})
-    spans = tuple(Span(start / 1000, end / 1000) for start, end in pairwise(bounds))
-    return spans if len(spans) > 1 else ()
+        budget = self._budget.overridden_by(changes)
+        fps = min(budget.fps, facts.fps)
+        sampled = int(facts.seconds * fps + 1e-6)
+        size = max(budget.window_frames, -(-sampled // budget.max_windows))
+        starts = [window.start for window in compute_windows(sampled, size, size // 2)]
+        # in milliseconds, as in their names: no two windows may share a name
+        bounds = sorted({round(1000 * start / fps) for start in starts} | {round(1000 * facts.seconds)})
+        spans = tuple(Span(start / 1000, end / 1000) for start, end in pairwise(bounds))
+        return spans if len(spans) > 1 else ()

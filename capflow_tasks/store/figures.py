@@ -22,7 +22,7 @@ class RunState(StrEnum):
     RUNNING = "running"
     #: Its batches wait for a worker.
     WAITING = "waiting"
-    #: It has no open batch, and its producer has more to send.
+    #: It is not finished, and nothing is sent: it was stopped, or its producer has more to send.
     STOPPED = "stopped"
 
 
@@ -38,6 +38,8 @@ class RunFigures:
     min_confidence: float
     #: Whether only the workers of a shard's rank may take it.
     pin_ranks: bool
+    #: Whether `capflow stop` stopped it.
+    is_stopped: bool
     created_at: datetime
     shards: int
     #: Samples of all shards.
@@ -62,9 +64,10 @@ class RunFigures:
     def state(self) -> RunState:
         if self.running_batches:
             return RunState.RUNNING
-        if self.open_batches:
+        if self.open_batches and not self.is_stopped:
             return RunState.WAITING
-        return RunState.DONE if self.expanded == self.samples else RunState.STOPPED
+        is_done = self.expanded == self.samples and not self.open_batches
+        return RunState.DONE if is_done else RunState.STOPPED
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from sqlalchemy import Engine, TextClause, text
+from sqlalchemy import Engine, TextClause, func, select, text
 
 from capflow_tasks.records import Stage
 from capflow_tasks.store.figures import (
@@ -35,7 +36,10 @@ from capflow_tasks.store.figures import (
 )
 from capflow_tasks.store.rows import Tally
 from capflow_tasks.store.states import STAGE_ORDER, BatchState, SampleState
+from capflow_tasks.store.tables import Shard
 
+#: Rows of what is captioned that are read at a time.
+_COVERAGE_PAGE = 10_000
 #: Bars of the histogram of confidences.
 _CONFIDENCE_STEPS = 10
 
@@ -178,3 +182,41 @@ def _tokens(row: dict[str, Any]) -> Tokens:
 
 def _stages(words: Iterable[str]) -> tuple[Stage, ...]:
     return tuple(sorted(map(Stage, words), key=STAGE_ORDER.__getitem__))
+
+
+@dataclass(slots=True)
+class Coverage:
+    """What the database holds of one annotation file."""
+
+    #: Indexes of captioned samples: in order, none touching the next.
+    captioned: list[range] = field(default_factory=list)
+    #: The first number that no shard of the file has.
+    next_shard_index: int = 0
+
+    def add(self, start_idx: int, end_idx: int) -> None:
+        """Add a range that begins no earlier than those before it; two runs may share samples."""
+        last = self.captioned[-1] if self.captioned else None
+        if last is None or start_idx > last.stop:
+            self.captioned.append(range(start_idx, end_idx))
+        elif end_idx > last.stop:
+            self.captioned[-1] = range(last.start, end_idx)
+
+
+def coverage_of(engine: Engine, name_of: Callable[[str], str | None]) -> dict[str, Coverage]:
+    """What is captioned, by the caller's names for annotation files.
+
+    `name_of` gets an annotation file's path as the runs have it; it returns None for a file to leave out.
+    """
+    numbers = select(Shard.annotation, func.max(Shard.shard_index) + 1).group_by(Shard.annotation)
+    found: dict[str, Coverage] = {}
+    names: dict[str, str] = {}
+    with engine.connect() as connection:
+        for annotation, number in connection.execute(numbers):
+            if (name := name_of(annotation)) is not None:
+                names[annotation] = name
+                known = found.setdefault(name, Coverage())
+                known.next_shard_index = max(known.next_shard_index, number)
+        statement = query("captioned").execution_options(yield_per=_COVERAGE_PAGE)
+        for annotation, start_idx, end_idx in connection.execute(statement, {"annotations": list(names)}):
+            found[names[annotation]].add(start_idx, end_idx)
+    return found

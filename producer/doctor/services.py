@@ -17,9 +17,8 @@ from capflow_tasks.errors import ServiceError
 from capflow_tasks.fleet.application import make_app
 from capflow_tasks.fleet.embedded import broker_url, database_url
 from capflow_tasks.settings import Settings
-from capflow_tasks.store.database import connect, shown
+from capflow_tasks.store.database import DatabaseHealth, connect, health_of, shown
 from capflow_tasks.store.figures import WorkerFigures
-from capflow_tasks.store.health import DatabaseHealth, health_of
 from capflow_tasks.store.statistics import Statistics
 from producer.broker import Broker
 from producer.doctor.findings import Finding, Level, fail, ok, warn

@@ -20,7 +20,7 @@ from random import Random
 from capflow_tasks.entries import shown
 from capflow_tasks.errors import PlanError
 from capflow_tasks.records import JsonObject, Modality
-from capflow_tasks.store.coverage import Coverage, coverage_of
+from capflow_tasks.store.statistics import Coverage, coverage_of
 from producer.parallel import Progress, call_all
 from producer.planning.metafile import Dataset
 from producer.reading.annotations import AnnotationFile
@@ -133,14 +133,9 @@ def make_plan(
 
 def captioned_in(url: str, files: Sequence[str]) -> dict[str, Coverage]:
     """Return what any run has captioned of these annotation files, by real path."""
-    wanted = frozenset(files)
-
-    def name_of(annotation: str) -> str | None:
-        file = os.path.realpath(annotation)
-        return file if file in wanted else None
-
+    names = {file: file for file in files}
     with reading(url) as engine:
-        return coverage_of(engine, name_of)
+        return coverage_of(engine, lambda annotation: names.get(os.path.realpath(annotation)))
 
 
 def plan_lines(works: Sequence[Work], ranks: int, weights: Mapping[Modality, Fraction]) -> list[JsonObject]:
@@ -188,10 +183,8 @@ def _line(work: Work, rank: int, indexes: range, shard_index: int, num_shards: i
         "anno_file_key": Path(work.annotation).name,
         "assign_rank": rank,
     }
-    extra = dict(dataset.extra)
-    if work.seed is not None:
-        extra |= {"sampled_from": dataset.annotation, "sample_seed": work.seed}
-    return line | {key: value for key, value in extra.items() if key not in line}
+    sampled = {} if work.seed is None else {"sampled_from": dataset.annotation, "sample_seed": work.seed}
+    return line | {key: value for key, value in (dataset.extra | sampled).items() if key not in line}
 
 
 def _without_captioned(works: Sequence[Work], covered: Mapping[str, Coverage]) -> list[Work]:
@@ -209,23 +202,17 @@ def _without_captioned(works: Sequence[Work], covered: Mapping[str, Coverage]) -
 
 def _lengths(datasets: Sequence[Dataset], order: PlanOrder, progress: Progress) -> list[int]:
     """Return the number of entries of each dataset's annotation file."""
+    found: dict[str, int | str]
     if order.trusts_lengths:
         remedy = 'lacks "length"; add it, or plan without --trust-lengths'
-        found: dict[str, int | str] = {
-            dataset.annotation: remedy if dataset.length is None else dataset.length for dataset in datasets
-        }
+        found = {each.annotation: remedy if each.length is None else each.length for each in datasets}
     else:
         # The largest first, so that it is not the last one still being read.
-        files = sorted(
-            (dataset.annotation for dataset in datasets), key=lambda file: -Path(file).stat().st_size
-        )
+        files = sorted((each.annotation for each in datasets), key=lambda file: -Path(file).stat().st_size)
         found = dict(zip(files, call_all(_count, files, order.processes, progress), strict=True))
-    lengths = [found[dataset.annotation] for dataset in datasets]
-    problems = [
-        f"dataset {shown(dataset.name)}: {length}"
-        for dataset, length in zip(datasets, lengths, strict=True)
-        if isinstance(length, str)
-    ]
+    lengths = [found[each.annotation] for each in datasets]
+    pairs = zip(datasets, lengths, strict=True)
+    problems = [f"dataset {shown(each.name)}: {length}" for each, length in pairs if isinstance(length, str)]
     if problems:
         raise PlanError("\n".join(problems))
     return [int(length) for length in lengths]

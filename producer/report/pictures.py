@@ -58,8 +58,8 @@ class Drawn:
 def draw_all(tasks: Sequence[PictureTask], processes: int) -> list[Drawn]:
     """Draw the files of all tasks, several at a time."""
     if any(task.kind is Modality.IMAGE for task in tasks):
-        # This import takes seconds, so it is late; it precedes the processes, which inherit it.
-        import_module("capflow_tasks.media.pictures")
+        # It takes seconds and sizes pictures; the processes inherit it.
+        import_module("qwen_vl_utils.vision_process")
     return call_all(draw, tasks, processes, lambda done, total: None)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from capflow_tasks.errors import BadEntry
@@ -20,33 +19,16 @@ from capflow_tasks.store.figures import (
     grade_histograms,
     total_tokens,
 )
-from producer.run import name_of_run
 from producer.status.snapshot import Snapshot
-
-#: The default of `--output`, relative to the working directory.
-_DEFAULT_OUTPUT = Path("Output/Caption")
 
 
 def retry_line(run: RunFigures, failure: FailureKind) -> str | None:
-    """The command that tries these failures again; None where a retry is useless or the run has no plan.
-
-    It repeats the options of the run: a retry with other stages would broaden it.
-    """
-    if failure.kind == BadEntry.kind or run.stages == (Stage.SCORE,):
-        # A bad entry must be corrected first; a run of `capflow score` has no plan.
+    """Return the command that tries these failures again; None where a retry is useless."""
+    is_scoring = Stage.SCORE in run.stages and Stage.SUMMARIZE not in run.stages
+    if failure.kind == BadEntry.kind or is_scoring:
+        # A bad entry must be corrected first; `capflow score` itself tries failures again.
         return None
-    words = ["capflow", "retry", run.plan, "--kind", failure.kind]
-    if run.name != name_of_run(Path(run.plan)):
-        words += ["--run", run.name]
-    if Path(run.output) != _DEFAULT_OUTPUT.absolute():
-        words += ["--output", run.output]
-    if run.stages != tuple(Stage):
-        words += ["--stages", ",".join(run.stages)]
-    if run.min_confidence:
-        words += ["--min-confidence", f"{run.min_confidence:g}"]
-    if run.pin_ranks:
-        words.append("--pin-ranks")
-    return shlex.join(words)
+    return shlex.join(["capflow", "retry", run.name, "--kind", failure.kind])
 
 
 def runs_document(runs: Sequence[RunFigures], workers: Sequence[WorkerFigures]) -> JsonObject:
@@ -97,7 +79,8 @@ def run_document(snapshot: Snapshot) -> JsonObject:
 
 def _run(run: RunFigures) -> JsonObject:
     shown = _flat(run)
-    del shown["id"]
+    # `state` says it.
+    del shown["id"], shown["is_stopped"]
     return shown | {
         "state": run.state,
         "remaining": run.remaining,

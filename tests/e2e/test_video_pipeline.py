@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from sqlalchemy import Engine, select
 
+from capflow_tasks.media import player
 from capflow_tasks.media.budget import MediaBudget
 from capflow_tasks.media.loader import load_media
-from capflow_tasks.media.video import cut_windows, here, plan_frames
+from capflow_tasks.media.video import Windows, plan_frames
 from capflow_tasks.records import JsonObject, MediaRef, Modality
 from capflow_tasks.store.tables import AgentResult, Sample
 from tests.clips import (
@@ -176,9 +177,9 @@ def _check_the_hour(record: JsonObject, loaded: list[JsonObject]) -> None:
 def test_an_hour_is_read_window_by_window_at_the_cost_foretold(tmp_path: Path) -> None:
     path = make_hour(tmp_path / "hour.mkv")
     budget = MediaBudget(frame_min_pixels=4 * 784, frame_max_pixels=16 * 784)
-    facts = here.measure(path, budget)
+    facts = player.measure(path, budget)
     sampled = []
-    for span in cut_windows(facts, budget):
+    for span in Windows(budget, player).of(path, {}):
         clip = load_media(MediaRef(Modality.VIDEO, path, span), budget)
         sampled.append(len(clip.value[0]))
         assert clip.tokens == plan_frames(facts, budget, span).tokens
@@ -257,7 +258,7 @@ def _check_tokens(said: dict[tuple[int, str], Any], media: Path) -> None:
     """What a clip cost in the engine is what was foretold: the same words, other frames."""
     budget = MediaBudget(max_frames=64, total_pixels=8192 * 784)
     short, long = (
-        plan_frames(here.measure(str(media / name), budget), budget).tokens
+        plan_frames(player.measure(str(media / name), budget), budget).tokens
         for name in ("short.mp4", "long.mp4")
     )
     overviews = [said[idx, "video_guideline"].prompt_tokens for idx in (1, 2)]

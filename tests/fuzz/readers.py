@@ -21,8 +21,7 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["producer", "capflow_tasks"]):
-    from capflow_tasks.domains.catalogue import load_catalogue, make_domain
-    from capflow_tasks.domains.files import DEFAULTS, domain_faults, read_file, read_folder, refuse
+    from capflow_tasks.domains.catalogue import load_catalogue
     from capflow_tasks.errors import CapflowError
     from producer.filtering import CaptionFilter
     from producer.planning.metafile import read_metafile
@@ -32,7 +31,6 @@ with atheris.instrument_imports(include=["producer", "capflow_tasks"]):
     from producer.status.cost import read_prices
 
 CATALOGUE = load_catalogue()
-PACKAGED = read_folder(Path(__file__).parents[2] / "capflow_tasks" / "domains")
 #: More entries than any input can hold.
 _END = 10_000
 
@@ -98,13 +96,6 @@ def read_annotation(path: Path) -> None:
             _check(entry.problem, path)
 
 
-def read_domain(path: Path) -> None:
-    """As `load_catalogue` does, which reads the packaged files each time."""
-    keys = read_file(path)
-    refuse(domain_faults([*(other for name, other in PACKAGED.items() if name != DEFAULTS), keys]))
-    make_domain(keys, PACKAGED[DEFAULTS])
-
-
 def read_captions(path: Path) -> None:
     minimums = Minimums(overall=3, each_dimension=3)
     list(CaptionFilter(minimums, Rubrics(CATALOGUE), path.parent).run(path.parent))
@@ -132,7 +123,7 @@ TARGETS: dict[str, tuple[str, Callable[[Path], object], list[str]]] = {
         [json.dumps([_ENTRY, 1, None]), json.dumps([_ENTRY], indent=1), f"{json.dumps(_ENTRY)}\n\n[]\n"],
     ),
     "captions": ("Rank0_node0_set.jsonl", read_captions, [f"{json.dumps(_CAPTION)}\n" * 2, '{"scores": {}}']),
-    "domain": ("pottery.yaml", read_domain, [_POTTERY]),
+    "domain": ("pottery.yaml", lambda path: load_catalogue(path.parent), [_POTTERY]),
     "prices": ("prices.yaml", read_prices, [_PRICES]),
 }
 

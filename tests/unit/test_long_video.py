@@ -11,9 +11,10 @@ import pytest
 from capflow_tasks.captioning.conversation import Call, Conversation
 from capflow_tasks.domains.catalogue import Catalogue, load_catalogue
 from capflow_tasks.errors import MediaCorrupt, MediaUnreadable, SampleError
+from capflow_tasks.media import player
 from capflow_tasks.media.budget import MediaBudget
 from capflow_tasks.media.player import VideoFacts
-from capflow_tasks.media.video import VideoReader, Windows, here
+from capflow_tasks.media.video import VideoReader, Windows
 from capflow_tasks.records import Completion, Modality, Result, Stage
 from capflow_tasks.store.rows import Claim, PendingSample
 from capflow_tasks.testing import ScriptedEngine
@@ -39,7 +40,7 @@ REPORTS = ["video@00:00:00-00:02:08", "video@00:02:08-00:04:16", "video@00:04:16
 class Opened:
     """Measures every file as one of so many seconds, or fails; counts."""
 
-    play = staticmethod(here.play)
+    play = staticmethod(player.play)
 
     def __init__(self, seconds: float = 0, error: SampleError | None = None) -> None:
         self.seconds, self.error, self.paths = seconds, error, list[str]()

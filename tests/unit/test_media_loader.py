@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from capflow_tasks.errors import MediaCorrupt, PromptTooLong
-from capflow_tasks.media.decoders import Decoders, VideoFiles
+from capflow_tasks.media.decoders import VideoFiles
 from capflow_tasks.media.loader import Media, MediaCache, MediaLoader, Room, SentMedia
 from capflow_tasks.records import MediaRef, Modality, Request, Sampling, Span
 from capflow_tasks.settings import Settings
@@ -25,15 +25,15 @@ ROOMY = Room(model=32_768, text=500, answer=512)
 
 
 @pytest.fixture(scope="module")
-def decoders() -> Iterator[Decoders]:
-    decoders = Decoders(1)
+def decoders() -> Iterator[VideoFiles]:
+    decoders = VideoFiles(1)
     yield decoders
     decoders.stop()
 
 
 @pytest.fixture
-def loader(decoders: Decoders) -> MediaLoader:
-    return MediaLoader(SETTINGS, VideoFiles(decoders))
+def loader(decoders: VideoFiles) -> MediaLoader:
+    return MediaLoader(SETTINGS, decoders)
 
 
 @pytest.fixture
@@ -158,10 +158,6 @@ def test_few_videos_lie_decoded_at_a_time_and_pictures_never_wait(
 class CrashingCodec(VideoFiles):
     """Its codec does not survive a file named bad."""
 
-    def __init__(self, decoders: Decoders) -> None:
-        super().__init__(decoders)
-        self.run = decoders.run
-
     def play(self, path: str, *arguments: Any) -> Any:
         if Path(path).name == "bad.mp4":
             return self.run(path, 100, signal.raise_signal, signal.SIGSEGV)
@@ -171,8 +167,8 @@ class CrashingCodec(VideoFiles):
 def test_a_codec_that_crashes_fails_its_own_video_and_no_other(film: MediaRef, picture: MediaRef) -> None:
     bad = MediaRef(film.kind, film.path.replace("film.mp4", "bad.mp4"))
     shutil.copy(film.path, bad.path)
-    decoders = Decoders(2)
-    loader = MediaLoader(SETTINGS, CrashingCodec(decoders))
+    decoders = CrashingCodec(2)
+    loader = MediaLoader(SETTINGS, decoders)
 
     async def load_all() -> list[Any]:
         asked = [request(ref) for ref in (bad, film, picture, bad)]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.errors import PlanError
 from capflow_tasks.records import JsonObject, Modality
-from capflow_tasks.store.coverage import Coverage
+from capflow_tasks.store.statistics import Coverage
 from producer.planning.metafile import Dataset
 from producer.planning.planner import Planned, PlanOrder, Work, make_plan, plan_lines
 from producer.reading.annotations import read_entries

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from capflow_tasks.curator import qwen_vl
-from capflow_tasks.curator.library import ModelInterface
 from capflow_tasks.curator.qwen_vl import (
     _QWEN2_5_VL_MODEL_ID,
     _QWEN_VARIANTS_INFO,
     VARIANT_MAPPING,
+    ModelInterface,
     PromptFormatter,
     QwenVL,
 )

@@ -156,7 +156,7 @@ def test_wrong_use_says_what_to_do() -> None:
         QwenVL("models", "qwen", 4).generate([video("a")])
     model = model_that_says(lambda prompt: "said")
     with pytest.raises(ValueError, match="on_error"):
-        model.generate([video("a")], on_error="ignore")  # type: ignore[call-overload]
+        model.generate([video("a")], on_error="ignore")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at least 1"):
         model.generate([video("a")], batch_size=0)
 

@@ -65,6 +65,7 @@ def a_run(**changes: Any) -> RunFigures:
         stages=tuple(Stage),
         min_confidence=0,
         pin_ranks=False,
+        is_stopped=False,
         created_at=NOON,
         shards=1,
         samples=1000,
@@ -224,24 +225,13 @@ def test_any_table_is_read_or_refused_in_lines_that_name_file_and_remedy(
             assert price.gpu in prices.gpus or price.tokens_usd(Tokens(1, 0, 1)) >= 0
 
 
-def test_a_retry_says_again_what_the_run_was_asked_for() -> None:
-    assert retry_line(a_run(), MISSING) == f"capflow retry {PLAN} --kind media_missing"
-    asked = {
-        "name": "my run",
-        "output": "/out",
-        "stages": (Stage.ROUTE,),
-        "min_confidence": 0.5,
-        "pin_ranks": True,
-    }
-    assert retry_line(a_run(**asked), MISSING) == (
-        f"capflow retry {PLAN} --kind media_missing --run 'my run' --output /out --stages route "
-        "--min-confidence 0.5 --pin-ranks"
-    )
+def test_a_retry_names_the_run_which_knows_what_it_was_asked_for() -> None:
+    assert retry_line(a_run(name="my run"), MISSING) == "capflow retry 'my run' --kind media_missing"
 
 
 def test_no_retry_is_shown_where_none_can_help() -> None:
     assert retry_line(a_run(), replace(MISSING, kind="bad_entry")) is None
-    assert retry_line(a_run(plan="/data/captions", stages=(Stage.SCORE,)), MISSING) is None
+    assert retry_line(a_run(plan="/data/captions", stages=(Stage.ROUTE, Stage.SCORE)), MISSING) is None
 
 
 def test_captions_are_accepted_by_the_same_minimums_as_in_capflow_filter() -> None:
@@ -266,7 +256,7 @@ def test_the_page_shows_progress_throughput_cost_and_failures() -> None:
     assert "Cost: -; per 100 samples -; per accepted caption -" in page
     assert "No price is known for model: copy " in page
     assert "[gone].png does not exist" in page
-    assert f"capflow retry {PLAN} --kind media_missing\n" in page
+    assert f"capflow retry {a_run().name} --kind media_missing\n" in page
 
 
 def test_cost_is_shown_per_100_samples_and_per_accepted_caption(tmp_path: Path) -> None:

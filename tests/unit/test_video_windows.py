@@ -10,9 +10,10 @@ from hypothesis import strategies as some
 
 from capflow_tasks.curator.caption_stages import load_windows
 from capflow_tasks.errors import MediaCorrupt, MediaUnreadable, MediaUnsupported, SampleError
+from capflow_tasks.media import player
 from capflow_tasks.media.budget import MediaBudget
 from capflow_tasks.media.player import VideoFacts
-from capflow_tasks.media.video import Windows, compute_windows, cut_windows, here, load_video
+from capflow_tasks.media.video import Windows, compute_windows, load_video
 from capflow_tasks.records import Span
 
 TOKEN = 28 * 28
@@ -36,7 +37,7 @@ def make_clip(path: Path, count: int, rate: int = 10) -> str:
 
 
 def bounds(total_frames: int, *sizes: int) -> list[tuple[int, int]]:
-    return [(window.start, window.end) for window in compute_windows(total_frames, *sizes)]
+    return [(window[0], window[-1]) for window in compute_windows(total_frames, *sizes)]
 
 
 @pytest.mark.parametrize(
@@ -64,10 +65,8 @@ def test_a_remainder_below_half_a_window_joins_the_last_one(
 @given(some.integers(4, 3000), some.integers(1, 300), some.integers(0, 400))
 def test_windows_cover_every_frame_once(total_frames: int, size: int, threshold: int) -> None:
     windows = compute_windows(total_frames, size, threshold)
-    frames = [frame for window in windows for frame in range(window.start, window.end + 1)]
-    assert frames == list(range(total_frames))
-    assert sum(window.frame_count for window in windows) == total_frames
-    assert all(window.frame_count == size for window in windows[:-1])
+    assert [frame for window in windows for frame in window] == list(range(total_frames))
+    assert all(len(window) == size for window in windows[:-1])
 
 
 def test_a_window_without_frames_is_refused() -> None:
@@ -78,17 +77,17 @@ def test_a_window_without_frames_is_refused() -> None:
 def test_each_window_holds_its_own_frames_with_the_files_times(tmp_path: Path) -> None:
     path = make_clip(tmp_path / "a.mp4", count=50)
     windows = list(load_windows(path, BUDGET, window_size=20, remainder_threshold=8))
-    assert [(info.start, info.end) for info, _ in windows] == [(0, 19), (20, 39), (40, 49)]
-    for info, video in windows:
-        seconds = info.frame_count / 10
+    assert [(numbers[0], numbers[-1]) for numbers, _ in windows] == [(0, 19), (20, 39), (40, 49)]
+    for numbers, video in windows:
+        seconds = len(numbers) / 10
         assert len(video.frames) == max(4, 2 * seconds)
-        assert video.total_num_frames == info.frame_count
+        assert video.total_num_frames == len(numbers)
         assert video.duration_seconds == pytest.approx(seconds)
         levels = [round(float(frame.mean()) / STEP) for frame in video.frames]
-        shown = [info.start + number for number in video.frames_indices]
+        shown = [numbers.start + number for number in video.frames_indices]
         assert all(abs(one - other) <= 1 for one, other in zip(levels, shown, strict=True))
         assert video.timestamps == pytest.approx([number / 10 for number in shown], abs=0.11)
-        assert video.timestamps[0] == pytest.approx(info.start / 10, abs=2e-3)
+        assert video.timestamps[0] == pytest.approx(numbers.start / 10, abs=2e-3)
 
 
 def test_one_window_is_the_whole_video_as_it_is_read_elsewhere(tmp_path: Path) -> None:
@@ -116,7 +115,7 @@ def facts(seconds: float, fps: float = 25.0) -> VideoFacts:
 
 
 def cut(seconds: float, source_fps: float = 25.0, **changes: float) -> list[Span]:
-    return list(cut_windows(facts(seconds, source_fps), MediaBudget().overridden_by(changes)))
+    return list(Windows(MediaBudget(), Measured(facts(seconds, source_fps))).of("a.mp4", changes))
 
 
 def names(*spans: Span) -> list[str]:
@@ -126,7 +125,7 @@ def names(*spans: Span) -> list[str]:
 class Measured:
     """Measures every file as one and the same, or fails."""
 
-    play = staticmethod(here.play)
+    play = staticmethod(player.play)
 
     def __init__(self, found: VideoFacts | SampleError) -> None:
         self._found = found
