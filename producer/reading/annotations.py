@@ -72,7 +72,7 @@ def read_entries(path: Path, start_idx: int, end_idx: int) -> Iterator[Entry]:
 
 
 class AnnotationFile:
-    """Iterates over the entries of a file, from the last remembered place at or before `start_idx`.
+    """Iterates once over the entries of a file, from the last remembered place at or before `start_idx`.
 
     Yields the value of each element of a JSON list, or the undecoded text of each line of JSONL that is not
     blank. Every pass remembers where entries begin, for as long as the file does not change.
