@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from capflow_tasks.errors import FatalSampleError
 from capflow_tasks.media import player
 from capflow_tasks.media.budget import MediaBudget
-from capflow_tasks.media.pictures import count_frames, fit_frame, video_tokens
+from capflow_tasks.media.pictures import count_frames, count_tokens, fit_frame
 from capflow_tasks.media.player import VideoFacts
 from capflow_tasks.records import Span
 
@@ -89,12 +89,13 @@ def plan_frames(facts: VideoFacts, budget: MediaBudget, span: Span | None = None
         seconds = max(min(span.end, facts.seconds) - start, 1 / facts.fps)
         frame_count = max(1, round(seconds * facts.fps))
     count = count_frames(frame_count, facts.fps, budget)
+    size = fit_frame(facts.width, facts.height, count, budget)
     return FramePlan(
         times=[start + number * seconds / count for number in range(count)],
-        size=fit_frame(facts.width, facts.height, count, budget),
+        size=size,
         frame_count=frame_count,
         seconds=seconds,
-        tokens=video_tokens(facts.width, facts.height, count, budget),
+        tokens=count_tokens(size, budget, count),
     )
 
 

@@ -45,7 +45,7 @@ def test_preparation_cuts_windows_and_asks_about_each(tmp_path: Path) -> None:
     stage = CaptionPreparationStage(prompt_text="What?", window_size=10, remainder_threshold=6)
     with patch("capflow_tasks.curator.caption_stages.PromptFormatter") as formatter:
         stage.setup()
-    formatter.assert_called_once_with("qwen")
+    formatter.assert_called_once_with("qwen", None)
     formatter.return_value.generate_inputs.side_effect = lambda prompt, video: {
         "prompt": prompt,
         "multi_modal_data": {"video": video},

@@ -23,7 +23,7 @@ from capflow_tasks.errors import (
 from capflow_tasks.media import player as video_player
 from capflow_tasks.media.budget import MediaBudget
 from capflow_tasks.media.loader import load_media
-from capflow_tasks.media.pictures import count_frames, fit_frame, video_tokens
+from capflow_tasks.media.pictures import count_frames, count_tokens, fit_frame
 from capflow_tasks.media.player import measure, playing
 from capflow_tasks.media.video import DecodedVideo, load_video
 from capflow_tasks.records import MediaRef, Modality
@@ -243,14 +243,15 @@ def test_no_video_costs_more_tokens_than_its_budget(
     count = count_frames(seconds * 30, 30.0, budget)
     assert count % 2 == 0
     assert 2 <= count <= 256
-    assert video_tokens(*size, count, budget) <= total_tokens
+    assert count_tokens(fit_frame(*size, count, budget), budget, count) <= total_tokens
 
 
 def test_the_tokens_foretold_are_those_of_the_frames(tmp_path: Path) -> None:
     path = make_clip(tmp_path / "a.mp4", rotation=90)
     video = load_video(path, BUDGET)
     count, height, width, _ = video.frames.shape
-    foretold = video_tokens(48, 64, count_frames(30, 10.0, BUDGET), BUDGET)
+    wanted = count_frames(30, 10.0, BUDGET)
+    foretold = count_tokens(fit_frame(48, 64, wanted, BUDGET), BUDGET, wanted)
     assert foretold == count // 2 * (height // 28) * (width // 28)
     loaded = load_media(MediaRef(Modality.VIDEO, path), BUDGET)
     assert loaded.tokens == foretold
