@@ -34,7 +34,7 @@ class _Loader(yaml.SafeLoader):
 
     # the base classes' tables, because other libraries change those of SafeLoader
     yaml_implicit_resolvers = yaml.resolver.Resolver.yaml_implicit_resolvers
-    yaml_constructors: ClassVar[dict[str, Any]] = {
+    yaml_constructors: ClassVar[dict[str | None, Any]] = {
         **yaml.constructor.SafeConstructor.yaml_constructors,
         "tag:yaml.org,2002:timestamp": yaml.constructor.SafeConstructor.construct_yaml_str,
     }

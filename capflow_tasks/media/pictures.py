@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
-from qwen_vl_utils.vision_process import MAX_RATIO, smart_nframes, smart_resize
+from qwen_vl_utils.vision_process import MAX_RATIO, smart_resize
 
 from capflow_tasks.errors import MediaCorrupt, MediaTooLarge, MediaUnsupported, SampleError
 from capflow_tasks.media.budget import FRAMES_PER_TOKEN, MediaBudget, check_source_size
@@ -39,26 +39,6 @@ def fit(width: int, height: int, min_pixels: int, max_pixels: int, factor: int) 
 def fit_image(width: int, height: int, budget: MediaBudget) -> tuple[int, int]:
     """Return the (width, height) of a resized picture, pixels."""
     return fit(width, height, budget.min_pixels, budget.max_pixels, budget.factor)
-
-
-def fit_frame(width: int, height: int, frame_count: int, budget: MediaBudget) -> tuple[int, int]:
-    """Return the (width, height) of each resized frame of a video, pixels."""
-    share = budget.total_pixels * FRAMES_PER_TOKEN // frame_count
-    most = max(min(budget.frame_max_pixels, share), budget.frame_pixels_floor)
-    return fit(width, height, budget.frame_min_pixels, most, budget.factor)
-
-
-def count_frames(total_num_frames: int, source_fps: float, budget: MediaBudget) -> int:
-    """Return how many frames of a video the model gets: an even number, two for a single frame."""
-    if total_num_frames < FRAMES_PER_TOKEN:
-        return FRAMES_PER_TOKEN
-    wanted = {
-        # at more than the source's rate, qwen-vl-utils takes all frames and logs a warning
-        "fps": min(budget.fps, source_fps),
-        "min_frames": min(budget.min_frames, budget.frame_limit),
-        "max_frames": budget.frame_limit,
-    }
-    return int(smart_nframes(wanted, total_num_frames, source_fps))
 
 
 def count_tokens(size: tuple[int, int], budget: MediaBudget, frame_count: int = 1) -> int:
