@@ -152,8 +152,8 @@ class MediaLoader:
             fitted = budget
             if room is not None:
                 share = (room.left - taken) // len(videos)
-                fit = self._threads.submit(self._fit, ref, budget, room, share)
-                fitted = await asyncio.wrap_future(fit)
+                loop = asyncio.get_running_loop()
+                fitted = await loop.run_in_executor(self._threads, self._fit, ref, budget, room, share)
             loaded[ref] = await self._load(ref, fitted, sent)
         return [loaded[ref] for ref in request.media]
 
