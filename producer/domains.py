@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import av
@@ -13,7 +12,7 @@ from capflow_tasks.domains.catalogue import Agent, Catalogue, Domain, load_catal
 from capflow_tasks.domains.prompts import instruction_for, router_instruction
 from capflow_tasks.errors import MediaUnsupported, SampleError, UserError, WorkflowError
 from capflow_tasks.media.paths import check_file, unrecognised
-from capflow_tasks.records import Modality
+from capflow_tasks.records import JsonObject, Modality
 from capflow_tasks.settings import Settings
 
 #: Pixels per token of Qwen2.5-VL.
@@ -31,19 +30,11 @@ def folder_faults(folder: Path) -> list[str]:
     return []
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """One model call, in the order in which the model reads it."""
+def render(catalogue: Catalogue, domain: Domain, media: str) -> Iterator[tuple[Agent, JsonObject]]:
+    """Yield each agent that a sample of the domain meets, and its call in the order in which it is read.
 
-    agent: Agent
-    system: str
-    #: A description of the picture or video; None when the agent does not get it.
-    media: str | None
-    instruction: str
-
-
-def render(catalogue: Catalogue, domain: Domain, media: str) -> Iterator[Prompt]:
-    """Yield every call for a sample of the domain, with placeholders for the answers of earlier agents."""
+    Placeholders stand for the answers of earlier agents; `media` is None where the agent does not get it.
+    """
     router = (catalogue.router,) if domain.modality is Modality.IMAGE else ()
     for agent in (*router, *domain.agents):
         if agent is catalogue.router:
@@ -51,18 +42,25 @@ def render(catalogue: Catalogue, domain: Domain, media: str) -> Iterator[Prompt]
         else:
             answers = {name: f"[what {name} writes]" for name in agent.sees}
             instruction = instruction_for(agent, domain, answers)
-        yield Prompt(agent, catalogue.system, media if agent.media else None, instruction)
+        yield (
+            agent,
+            {
+                "agent": agent.name,
+                "stage": agent.stage.value,
+                "system": catalogue.system,
+                "media": media if agent.media else None,
+                "instruction": instruction,
+            },
+        )
 
 
 def describe_media(path: Path, modality: Modality, settings: Settings) -> str:
     """Describe the media file and its cost in tokens. Raises UserError when the domain cannot take it."""
-    noun, describe = {
-        Modality.IMAGE: ("picture", _describe_picture),
-        Modality.VIDEO: ("video", _describe_video),
-    }[modality]
+    noun = "picture" if modality is Modality.IMAGE else "video"
     try:
         check_file(str(path), settings.max_media_mib * 2**20)
-        return f"<{noun} {path.name}, {describe(path, settings)} tokens>"
+        cost = (_describe_picture if noun == "picture" else _describe_video)(path, settings)
+        return f"<{noun} {path.name}, {cost} tokens>"
     except SampleError as error:
         raise UserError(f"{error} Name a {noun} that can be read.") from error
 

@@ -122,8 +122,7 @@ class CaptionPreparationStage:
     name: str = "caption_preparation"
 
     def setup(self) -> None:
-        source = () if self.model_dir is None else (self.model_dir,)
-        self.prompt_formatter = PromptFormatter(self.model_variant, *source)
+        self.prompt_formatter = PromptFormatter(self.model_variant, self.model_dir)
 
     def process(self, task: VideoTask) -> VideoTask:
         prompt = prompt_for("caption", self.prompt_variant, self.prompt_text)

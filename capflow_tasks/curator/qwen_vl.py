@@ -134,7 +134,6 @@ class QwenVL(ModelInterface):
         return [_QWEN_VARIANTS_INFO[self.model_variant]]
 
     def setup(self) -> None:
-        _require_vllm("QwenVL")
         switches = ("do_resize", "do_rescale", "do_normalize")
         arguments = {
             "model": self.weight_file,
@@ -146,8 +145,7 @@ class QwenVL(ModelInterface):
             "mm_processor_cache_gb": 0 if self.disable_mmcache else 4,
             "max_num_batched_tokens": 32768,
         }
-        self.model = LLM(**{**arguments, **self.vllm_kwargs})
-        self.sampling_params = _sampling_params(self.max_output_tokens)
+        self.model, self.sampling_params = _load(self, arguments)
         logger.info(
             "CUDA graph enabled for sequences smaller than 16k tokens; "
             "adjust accordingly for even longer sequences"
@@ -187,12 +185,9 @@ class QwenVL(ModelInterface):
     def download_weights_on_node(cls, model_dir: str, variant: str = "qwen") -> None:
         """Download a variant's checkpoint to where `QwenVL(model_dir, variant, ...)` reads it."""
         # built here, not at import: tests patch the names
-        revisions = {
-            "qwen": (_QWEN2_5_VL_MODEL_ID, _QWEN2_5_VL_MODEL_REVISION),
-            "qwen2.5": (_QWEN2_5_VL_MODEL_ID, _QWEN2_5_VL_MODEL_REVISION),
-            "qwen3": (_QWEN3_VL_MODEL_ID, _QWEN3_VL_MODEL_REVISION),
-        }
-        _download("QwenVL", model_dir, *revisions[variant])
+        qwen2_5 = (_QWEN2_5_VL_MODEL_ID, _QWEN2_5_VL_MODEL_REVISION)
+        qwen3 = (_QWEN3_VL_MODEL_ID, _QWEN3_VL_MODEL_REVISION)
+        _download("QwenVL", model_dir, *{"qwen": qwen2_5, "qwen2.5": qwen2_5, "qwen3": qwen3}[variant])
 
     def _caption(self, videos: list[JsonObject], with_stage2: bool, on_error: OnError) -> list[str | None]:
         inputs = _attempt(self._prepare, dict(enumerate(videos)), on_error)
@@ -274,12 +269,10 @@ class QwenLM(ModelInterface):
         return [_QWEN_LM_MODEL_ID]
 
     def setup(self) -> None:
-        _require_vllm("QwenLM")
         self.weight_file = str(Path(self.model_dir) / _QWEN_LM_MODEL_ID)
         quantization = "fp8" if self.fp8 else None
         arguments = {"model": self.weight_file, "quantization": quantization, "enforce_eager": False}
-        self.llm: Any = LLM(**{**arguments, **self.vllm_kwargs})
-        self.sampling_params = _sampling_params(self.max_output_tokens)
+        self.llm, self.sampling_params = _load(self, arguments)
         self.tokenizer = AutoTokenizer.from_pretrained(self.weight_file)
 
     def generate(self, inputs: list[list[dict[str, str]]]) -> list[str]:
@@ -333,17 +326,16 @@ class PromptFormatter:
         return [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": prompt}]}]
 
 
-def _require_vllm(model: str) -> None:
+def _load(model: QwenVL | QwenLM, arguments: JsonObject) -> tuple[Any, Any]:
+    """Return vLLM's engine and the sampling parameters of a model. Raises ImportError without vLLM."""
     if not VLLM_AVAILABLE:
         raise ImportError(
-            f"vllm is required for {model} model but is not installed. Please install vllm: "
+            f"vllm is required for {type(model).__name__} model but is not installed. Please install vllm: "
             "pip install vllm, or from a checkout: pip install '.[gpu]', without a GPU pip install '.[cpu]'."
         )
-
-
-def _sampling_params(max_tokens: int) -> Any:
-    return SamplingParams(
-        temperature=0.1, top_p=0.001, repetition_penalty=1.05, max_tokens=max_tokens, stop_token_ids=[]
+    most = model.max_output_tokens
+    return LLM(**{**arguments, **model.vllm_kwargs}), SamplingParams(
+        temperature=0.1, top_p=0.001, repetition_penalty=1.05, max_tokens=most, stop_token_ids=[]
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib.resources.abc import Traversable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -29,14 +29,15 @@ class Keys(BaseModel):
 Shape = TypeVar("Shape", bound=Keys)
 
 
-_DATE = "tag:yaml.org,2002:timestamp"
-
-
 class _Loader(yaml.SafeLoader):
-    """A SafeLoader that keeps dates as text and refuses duplicate keys.
+    """A SafeLoader that keeps dates as text and refuses duplicate keys."""
 
-    It has its own tables, because other libraries change those of SafeLoader.
-    """
+    # the base classes' tables, because other libraries change those of SafeLoader
+    yaml_implicit_resolvers = yaml.resolver.Resolver.yaml_implicit_resolvers
+    yaml_constructors: ClassVar[dict[str | None, Any]] = {
+        **yaml.constructor.SafeConstructor.yaml_constructors,
+        "tag:yaml.org,2002:timestamp": yaml.constructor.SafeConstructor.construct_yaml_str,
+    }
 
     def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -47,15 +48,6 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             seen.add(str(key.value))
         return node
-
-
-_Loader.yaml_constructors = {
-    tag: construct for tag, construct in yaml.SafeLoader.yaml_constructors.items() if tag != _DATE
-}
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != _DATE]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
 
 
 def read_yaml(entry: Traversable, shape: type[Shape], error_type: type[UserError]) -> Shape:

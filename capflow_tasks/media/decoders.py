@@ -22,6 +22,7 @@ from capflow_tasks.lifeline import exit_with_parent
 from capflow_tasks.media import player
 from capflow_tasks.media.budget import MediaBudget
 from capflow_tasks.media.paths import check_file
+from capflow_tasks.media.player import VideoFacts
 
 T = TypeVar("T")
 
@@ -54,7 +55,7 @@ class VideoFiles:
             self._idle.put(None)
         self._facts = lru_cache(1024)(self._measure)
 
-    def measure(self, path: str, budget: MediaBudget) -> player.VideoFacts:
+    def measure(self, path: str, budget: MediaBudget) -> VideoFacts:
         """Return the facts of the file, which is opened only if it is new or has changed."""
         found = check_file(path, budget.max_file_bytes)
         limits = MediaBudget(
@@ -64,16 +65,11 @@ class VideoFiles:
         )
         return self._facts(path, limits, (found.st_size, found.st_mtime_ns))
 
-    def _measure(self, path: str, limits: MediaBudget, _state: tuple[int, int]) -> player.VideoFacts:
+    def _measure(self, path: str, limits: MediaBudget, _state: tuple[int, int]) -> VideoFacts:
         return self.run(path, limits.timeout_seconds, player.measure, path, limits)
 
     def play(
-        self,
-        path: str,
-        budget: MediaBudget,
-        facts: player.VideoFacts,
-        times: Sequence[float],
-        size: tuple[int, int],
+        self, path: str, budget: MediaBudget, facts: VideoFacts, times: Sequence[float], size: tuple[int, int]
     ) -> tuple[NDArray[np.uint8], list[float]]:
         return self.run(path, budget.timeout_seconds, player.play, path, budget, facts, times, size)
 

@@ -19,7 +19,7 @@ from capflow_tasks.errors import PromptTooLong
 from capflow_tasks.media import player
 from capflow_tasks.media.budget import MediaBudget, budget_of
 from capflow_tasks.media.decoders import shared_video_files
-from capflow_tasks.media.pictures import image_tokens, load_image, media_key, video_tokens
+from capflow_tasks.media.pictures import count_tokens, load_image, media_key
 from capflow_tasks.media.video import VideoReader, load_video, plan_frames
 from capflow_tasks.observe import metrics
 from capflow_tasks.records import MediaRef, Modality, Request
@@ -46,11 +46,11 @@ def load_media(ref: MediaRef, budget: MediaBudget, reader: VideoReader = player,
     with metrics.MEDIA_SECONDS.labels(ref.kind).time():
         if ref.kind is Modality.IMAGE:
             image = load_image(ref.path, budget)
-            tokens = image_tokens(*image.size, budget)
+            tokens = count_tokens(image.size, budget)
             return Media(ref.kind, tokens, image, 3 * image.width * image.height, key)
         video = load_video(ref.path, budget, ref.span, reader)
         count, height, width, _ = video.frames.shape
-        tokens = video_tokens(width, height, count, budget)
+        tokens = count_tokens((width, height), budget, count)
         return Media(ref.kind, tokens, video.for_vllm(), video.frames.nbytes, key)
 
 
@@ -92,9 +92,10 @@ class SentMedia(OrderedDict[str, int]):
 
     def tokens(self, key: str) -> int | None:
         """Return the tokens of media that need not be sent again, else None."""
-        if key in self:
-            self.move_to_end(key)
-        return self.get(key)
+        if key not in self:
+            return None
+        self.move_to_end(key)
+        return self[key]
 
     def add(self, media: Iterable[Media]) -> None:
         self.update((each.key, each.tokens) for each in media)
@@ -151,8 +152,8 @@ class MediaLoader:
             fitted = budget
             if room is not None:
                 share = (room.left - taken) // len(videos)
-                fit = self._threads.submit(self._fit, ref, budget, room, share)
-                fitted = await asyncio.wrap_future(fit)
+                loop = asyncio.get_running_loop()
+                fitted = await loop.run_in_executor(self._threads, self._fit, ref, budget, room, share)
             loaded[ref] = await self._load(ref, fitted, sent)
         return [loaded[ref] for ref in request.media]
 

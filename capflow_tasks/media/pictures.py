@@ -43,38 +43,9 @@ def fit_image(width: int, height: int, budget: MediaBudget) -> tuple[int, int]:
     return fit(width, height, budget.min_pixels, budget.max_pixels, budget.factor)
 
 
-def image_tokens(width: int, height: int, budget: MediaBudget) -> int:
-    """Return the tokens of an upright picture of this size."""
-    fitted_width, fitted_height = fit_image(width, height, budget)
-    return fitted_width * fitted_height // budget.factor**2
-
-
-def fit_frame(width: int, height: int, frame_count: int, budget: MediaBudget) -> tuple[int, int]:
-    """Return the (width, height) of each resized frame of a video, pixels."""
-    share = budget.total_pixels * FRAMES_PER_TOKEN // frame_count
-    most = max(min(budget.frame_max_pixels, share), budget.frame_pixels_floor)
-    return fit(width, height, budget.frame_min_pixels, most, budget.factor)
-
-
-def count_frames(total_num_frames: int, source_fps: float, budget: MediaBudget) -> int:
-    """Return how many frames of a video the model gets: an even number, two for a single frame."""
-    if total_num_frames < FRAMES_PER_TOKEN:
-        return FRAMES_PER_TOKEN
-    wanted = {
-        # at more than the source's rate, qwen-vl-utils takes all frames and logs a warning
-        "fps": min(budget.fps, source_fps),
-        "min_frames": min(budget.min_frames, budget.frame_limit),
-        "max_frames": budget.frame_limit,
-    }
-    from qwen_vl_utils.vision_process import smart_nframes
-
-    return int(smart_nframes(wanted, total_num_frames, source_fps))
-
-
-def video_tokens(width: int, height: int, frame_count: int, budget: MediaBudget) -> int:
-    """Return the tokens of `frame_count` upright frames of this size; see `count_frames`."""
-    fitted_width, fitted_height = fit_frame(width, height, frame_count, budget)
-    return -(-frame_count // FRAMES_PER_TOKEN) * fitted_width * fitted_height // budget.factor**2
+def count_tokens(size: tuple[int, int], budget: MediaBudget, frame_count: int = 1) -> int:
+    """Return the tokens of a picture, or of a video's frames, that has been resized to this size."""
+    return -(-frame_count // FRAMES_PER_TOKEN) * size[0] * size[1] // budget.factor**2
 
 
 def media_key(path: str, budget: MediaBudget, span: Span | None = None) -> str:
@@ -124,25 +95,19 @@ def _prepare(image: Image.Image, path: str, budget: MediaBudget) -> Image.Image:
     # JPEG decodes directly to 1/2, 1/4 or 1/8; twice the target size is kept for resampling
     image.draft(None, (2 * size[0], 2 * size[1]))
     image.load()
-    resized = _to_rgb(image).resize(size, Image.Resampling.BICUBIC)
-    turn = _UPRIGHT.get(_orientation(image))
-    return resized if turn is None else resized.transpose(turn)
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # broken metadata must not cost a good picture
-        return 1
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        return _from_deep(image)
-    if image.has_transparency_data:
+        rgb = _from_deep(image)
+    elif image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
+        rgb = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    else:
+        rgb = image.convert("RGB")
+    resized = rgb.resize(size, Image.Resampling.BICUBIC)
+    try:
+        turn = _UPRIGHT.get(int(image.getexif().get(ExifTags.Base.Orientation, 1)))
+    except Exception:  # broken metadata must not cost a good picture
+        turn = None
+    return resized if turn is None else resized.transpose(turn)
 
 
 def _from_deep(image: Image.Image) -> Image.Image:

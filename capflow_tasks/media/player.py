@@ -6,6 +6,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import Any, cast
 
@@ -129,8 +130,7 @@ def measure(path: str, budget: MediaBudget) -> VideoFacts:
     """Measure a video's length by its packets and its size by its first frame."""
     is_small = check_file(path, budget.max_file_bytes).st_size <= SCAN_BYTES
     with open_video(path, budget, time.monotonic() + budget.timeout_seconds) as source:
-        length = _true_length(source, is_small)
-    facts = VideoFacts(length.frame_count, length.start_seconds, length.seconds)
+        facts = _true_length(source, is_small)
     with playing(path, budget, facts) as player:
         width, height = player.upright_size()
     return replace(facts, width=width, height=height)
@@ -154,66 +154,54 @@ def playing(path: str, budget: MediaBudget, facts: VideoFacts) -> Iterator[Playe
         yield player
 
 
-@dataclass(slots=True)
-class _Length:
-    """The time that the scanned packets cover, in the container's time."""
-
-    frame_count: int = 0
-    start_seconds: float = float("inf")
-    end_seconds: float = float("-inf")
-    #: The end of any stream: sound often lasts longer than the picture.
-    overall_end_seconds: float = float("-inf")
-    #: Whether the file ends inside the last packet.
-    is_cut: bool = False
-
-    @property
-    def seconds(self) -> float:
-        return max(self.end_seconds - self.start_seconds, 1e-3)
-
-
-def _true_length(source: VideoSource, is_small: bool) -> _Length:
+def _true_length(source: VideoSource, is_small: bool) -> VideoFacts:
     """Measure the video's true length; refuse a file that ends long before its stated length."""
-    container, stream, length = source.container, source.stream, _Length()
+    container, stream, frame_count = source.container, source.stream, 0
     claimed = container.duration / av.time_base if container.duration and source.is_indexed else 0.0
     offset = (container.start_time or 0) / av.time_base
     if claimed and not is_small:
         container.seek(int((offset + claimed - 2) * av.time_base))
-        length = _scan(source)
-        length.start_seconds = (stream.start_time or 0) * float(stream.time_base or 0)
-        length.frame_count = length.frame_count and (stream.frames or round(length.seconds * source.rate))
+        scanned, _, end, data_end, is_cut = _scan(source)
+        start = (stream.start_time or 0) * float(stream.time_base or 0)
+        frame_count = scanned and (stream.frames or round(max(end - start, 1e-3) * source.rate))
         container.seek(int(offset * av.time_base))
-    if length.frame_count == 0:
-        length = _scan(source)
-    real = length.overall_end_seconds - offset
-    if length.frame_count == 0:
+    if frame_count == 0:
+        frame_count, start, end, data_end, is_cut = _scan(source)
+    real = data_end - offset
+    if frame_count == 0:
         raise MediaCorrupt(f"{source.path} is cut short: it holds no video data.")
     if real < claimed - max(0.5, 0.02 * claimed):
         raise MediaCorrupt(f"{source.path} claims {claimed:.1f} s, but its data ends at {real:.1f} s.")
-    if length.is_cut and source.is_indexed:
+    if is_cut and source.is_indexed:
         raise MediaCorrupt(f"{source.path} is cut short: its last frame is incomplete.")
-    return length
+    return VideoFacts(frame_count, start, max(end - start, 1e-3))
 
 
-def _scan(source: VideoSource) -> _Length:
-    length, last = _Length(), float("-inf")
+def _scan(source: VideoSource) -> tuple[int, float, float, float, bool]:
+    """Return what the packets from here on hold, in the container's time.
+
+    The number of frames, the start and end of the video, the end of any stream, as sound often lasts longer
+    than the picture, and whether the file ends inside the last packet.
+    """
+    frame_count, is_cut = 0, False
+    first, end, data_end, last = inf, -inf, -inf, -inf
     for packet in source.container.demux():
         source.check_time()
         stamp = packet.pts if source.has_times and packet.pts is not None else packet.dts
         if stamp is None or packet.is_discard:
             continue
-        start, end = (float(at * packet.time_base) for at in (stamp, stamp + (packet.duration or 0)))
-        length.overall_end_seconds = max(length.overall_end_seconds, end)
-        length.is_cut = packet.is_corrupt
+        began, ended = (float(at * packet.time_base) for at in (stamp, stamp + (packet.duration or 0)))
+        data_end, is_cut = max(data_end, ended), packet.is_corrupt
         if packet.stream_index != source.stream.index:
             continue
         if packet.has_sidedata("encryption_info"):
             raise MediaUnsupported(f"{source.path} is encrypted.")
-        length.frame_count += 1
-        length.start_seconds = min(length.start_seconds, start)
-        if start > last:
+        frame_count += 1
+        first = min(first, began)
+        if began > last:
             # reordered frames may have their neighbour's duration: only the last frame's is used
-            last, length.end_seconds = start, end if packet.duration else start + 1 / source.rate
-    return length
+            last, end = began, ended if packet.duration else began + 1 / source.rate
+    return frame_count, first, end, data_end, is_cut
 
 
 class Player:

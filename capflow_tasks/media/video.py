@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from capflow_tasks.errors import FatalSampleError
 from capflow_tasks.media import player
-from capflow_tasks.media.budget import MediaBudget
-from capflow_tasks.media.pictures import count_frames, fit_frame, video_tokens
+from capflow_tasks.media.budget import FRAMES_PER_TOKEN, MediaBudget
+from capflow_tasks.media.pictures import count_tokens, fit
 from capflow_tasks.media.player import VideoFacts
 from capflow_tasks.records import Span
 
@@ -82,19 +82,33 @@ class FramePlan:
 
 
 def plan_frames(facts: VideoFacts, budget: MediaBudget, span: Span | None = None) -> FramePlan:
-    """Choose evenly spaced frames of the video, or of a span of it."""
+    """Choose evenly spaced frames of the video, or of a span of it: an even number, a single one twice."""
+    # It imports torch.
+    from qwen_vl_utils.vision_process import smart_nframes
+
     start, seconds, frame_count = 0.0, facts.seconds, facts.frame_count
     if span is not None:
         start = min(span.start, facts.seconds)
         seconds = max(min(span.end, facts.seconds) - start, 1 / facts.fps)
         frame_count = max(1, round(seconds * facts.fps))
-    count = count_frames(frame_count, facts.fps, budget)
+    wanted = {
+        # at more than the source's rate, qwen-vl-utils takes all frames and logs a warning
+        "fps": min(budget.fps, facts.fps),
+        "min_frames": min(budget.min_frames, budget.frame_limit),
+        "max_frames": budget.frame_limit,
+    }
+    count = FRAMES_PER_TOKEN
+    if frame_count > count:
+        count = int(smart_nframes(wanted, frame_count, facts.fps))
+    share = budget.total_pixels * FRAMES_PER_TOKEN // count
+    most = max(min(budget.frame_max_pixels, share), budget.frame_pixels_floor)
+    size = fit(facts.width, facts.height, budget.frame_min_pixels, most, budget.factor)
     return FramePlan(
         times=[start + number * seconds / count for number in range(count)],
-        size=fit_frame(facts.width, facts.height, count, budget),
+        size=size,
         frame_count=frame_count,
         seconds=seconds,
-        tokens=video_tokens(facts.width, facts.height, count, budget),
+        tokens=count_tokens(size, budget, count),
     )
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from itertools import groupby
+from itertools import groupby, starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from capflow_tasks.errors import EXIT_USAGE, WorkflowError
+from capflow_tasks.records import JsonObject
 from producer.cli import options as cli
 
 if TYPE_CHECKING:
     from capflow_tasks.domains.catalogue import Agent, Catalogue, Domain
-    from producer.domains import Prompt
 
 
 _folder_option = cli.option(
@@ -77,11 +77,11 @@ def show(name: str, sample: Path | None, folder: Path | None, as_json: bool) -> 
     domain = catalogue.resolve(name)
     prompts = _prompts(catalogue, domain, sample) if sample else []
     if as_json:
-        rendered = {"prompts": [_prompt_object(prompt) for prompt in prompts]} if sample else {}
+        rendered = {"prompts": [prompt for _, prompt in prompts]} if sample else {}
         cli.print_json({**asdict(domain), **rendered})
         return
     _show_domain(domain)
-    texts = map(_prompt_text, prompts) if sample else map(_template_text, domain.agents)
+    texts = starmap(_prompt_text, prompts) if sample else map(_template_text, domain.agents)
     for text in texts:
         click.echo(f"\n{text}")
 
@@ -113,7 +113,7 @@ def _catalogue(folder: Path | None) -> Catalogue:
     return load_catalogue(folder)
 
 
-def _prompts(catalogue: Catalogue, domain: Domain, sample: Path) -> list[Prompt]:
+def _prompts(catalogue: Catalogue, domain: Domain, sample: Path) -> list[tuple[Agent, JsonObject]]:
     from capflow_tasks.settings import read_settings
     from producer.domains import describe_media, render
 
@@ -128,16 +128,6 @@ def _summary(domain: Domain) -> dict[str, Any]:
         "version": domain.version,
         "digest": domain.digest,
         "agents": [{"name": agent.name, "stage": agent.stage.value} for agent in domain.agents],
-    }
-
-
-def _prompt_object(prompt: Prompt) -> dict[str, Any]:
-    return {
-        "agent": prompt.agent.name,
-        "stage": prompt.agent.stage.value,
-        "system": prompt.system,
-        "media": prompt.media,
-        "instruction": prompt.instruction,
     }
 
 
@@ -160,9 +150,10 @@ def _template_text(agent: Agent) -> str:
     return f"{_headline(agent)}\n{agent.prompt}"
 
 
-def _prompt_text(prompt: Prompt) -> str:
-    media = f"{prompt.media}\n" if prompt.media else ""
-    return f"{_headline(prompt.agent)}\n--- system\n{prompt.system}\n--- user\n{media}{prompt.instruction}"
+def _prompt_text(agent: Agent, prompt: JsonObject) -> str:
+    media = f"{prompt['media']}\n" if prompt["media"] else ""
+    calls = f"--- system\n{prompt['system']}\n--- user\n{media}{prompt['instruction']}"
+    return f"{_headline(agent)}\n{calls}"
 
 
 def _headline(agent: Agent) -> str:

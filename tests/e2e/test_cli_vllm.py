@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Engine, select
 
 from capflow_tasks.media.budget import MediaBudget
-from capflow_tasks.media.pictures import image_tokens
+from capflow_tasks.media.pictures import count_tokens, fit_image
 from capflow_tasks.store.tables import AgentResult, Sample
 from tests.conftest import Eventually
 from tests.datasets import draw_picture, film_video, read_lines, write_plan
@@ -68,7 +68,9 @@ def _check_tokens(engine: Engine) -> None:
         rows = connection.execute(statement).all()
     routes = {row.idx: row.prompt_tokens for row in rows if row.agent == "router"}
     # The same words and another picture: the difference is the pictures'.
-    assert routes[1] - routes[0] == image_tokens(*LARGE, MediaBudget()) - image_tokens(*SMALL, MediaBudget())
+    budget = MediaBudget()
+    large, small = (count_tokens(fit_image(*size, budget), budget) for size in (LARGE, SMALL))
+    assert routes[1] - routes[0] == large - small
     for idx in (0, 1, 2, 4):
         later = [row for row in rows if row.idx == idx and row.stage in ("reason", "summarize", "score")]
         assert all(row.cached_tokens > 0 for row in later)

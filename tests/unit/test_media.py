@@ -25,7 +25,7 @@ from capflow_tasks.errors import (
 )
 from capflow_tasks.media.budget import MediaBudget
 from capflow_tasks.media.loader import load_media
-from capflow_tasks.media.pictures import fit, fit_image, image_tokens, load_image, media_key
+from capflow_tasks.media.pictures import count_tokens, fit, fit_image, load_image, media_key
 from capflow_tasks.records import MediaRef, Modality
 
 #: Between 4 and 64 tokens, so that tests stay quick.
@@ -159,7 +159,7 @@ def test_a_picture_is_sized_within_the_budget_and_costs_the_tokens_foretold(
     assert image.width % factor == image.height % factor == 0
     assert image.width * image.height <= budget.max_pixels
     assert max(image.size) <= 200 * min(image.size)
-    assert image_tokens(*size, budget) == image.width * image.height // factor**2
+    assert count_tokens(fit_image(*size, budget), budget) == image.width * image.height // factor**2
     assert fit_image(*image.size, budget) == image.size
 
 
@@ -379,4 +379,4 @@ def test_a_picture_is_handed_to_the_engine_with_its_bytes_and_tokens(tmp_path: P
     loaded = load_media(MediaRef(Modality.IMAGE, path), BUDGET)
     assert loaded.value.size == (112, 56)
     assert loaded.nbytes == 112 * 56 * 3
-    assert loaded.tokens == 8 == image_tokens(112, 56, BUDGET)
+    assert loaded.tokens == 8 == count_tokens(fit_image(112, 56, BUDGET), BUDGET)

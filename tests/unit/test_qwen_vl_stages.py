@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock, patch
 
-import av
-import numpy as np
 import pytest
 
 from capflow_tasks.curator.caption_stages import (
@@ -21,6 +19,7 @@ from capflow_tasks.curator.caption_stages import (
     prompt_for,
 )
 from capflow_tasks.curator.qwen_vl import QwenLM
+from tests.clips import make_clip
 
 
 def task_of(*clips: Clip) -> VideoTask:
@@ -33,19 +32,11 @@ def prepared(count: int) -> Clip:
 
 
 def test_preparation_cuts_windows_and_asks_about_each(tmp_path: Path) -> None:
-    path = tmp_path / "a.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=10)
-        assert isinstance(stream, av.VideoStream)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for _ in range(25):
-            frame = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+    path = Path(make_clip(tmp_path / "a.mp4", count=25))
     stage = CaptionPreparationStage(prompt_text="What?", window_size=10, remainder_threshold=6)
     with patch("capflow_tasks.curator.caption_stages.PromptFormatter") as formatter:
         stage.setup()
-    formatter.assert_called_once_with("qwen")
+    formatter.assert_called_once_with("qwen", None)
     formatter.return_value.generate_inputs.side_effect = lambda prompt, video: {
         "prompt": prompt,
         "multi_modal_data": {"video": video},

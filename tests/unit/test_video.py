@@ -23,9 +23,8 @@ from capflow_tasks.errors import (
 from capflow_tasks.media import player as video_player
 from capflow_tasks.media.budget import MediaBudget
 from capflow_tasks.media.loader import load_media
-from capflow_tasks.media.pictures import count_frames, fit_frame, video_tokens
-from capflow_tasks.media.player import measure, playing
-from capflow_tasks.media.video import DecodedVideo, load_video
+from capflow_tasks.media.player import VideoFacts, measure, playing
+from capflow_tasks.media.video import DecodedVideo, FramePlan, load_video, plan_frames
 from capflow_tasks.records import MediaRef, Modality
 from tests.clips import (
     ENCRYPTED,
@@ -47,6 +46,10 @@ def levels(video: DecodedVideo) -> list[int]:
     """Return which of `make_clip`'s frames were taken."""
     height, width = video.frames.shape[1:3]
     return [round(float(frame[height // 2, width // 2].mean()) / STEP) for frame in video.frames]
+
+
+def planned(count: int, rate: float, budget: MediaBudget, size: tuple[int, int] = (64, 48)) -> FramePlan:
+    return plan_frames(VideoFacts(count, 0.0, count / rate, *size), budget)
 
 
 CODECS = [
@@ -175,7 +178,7 @@ def test_the_rotation_flag_is_applied(
 
 def test_pixels_that_are_not_square_are_shown_in_their_true_shape(tmp_path: Path) -> None:
     video = load_video(make_clip(tmp_path / "a.mkv", size=(72, 72), aspect=Fraction(2, 1)), BUDGET)
-    assert video.frames.shape[1:3] == fit_frame(144, 72, 6, BUDGET)[::-1]
+    assert video.frames.shape[1:3] == planned(30, 10.0, BUDGET, (144, 72)).size[::-1]
 
 
 @pytest.mark.parametrize("size", [(65, 49), (31, 17), (2, 2), (400, 16)])
@@ -228,7 +231,7 @@ def test_the_number_of_frames_is_what_qwen_vl_utils_takes(
     from qwen_vl_utils.vision_process import smart_nframes
 
     wanted = {"fps": BUDGET.fps, "min_frames": 4, "max_frames": 256}
-    taken = count_frames(total, rate, BUDGET)
+    taken = len(planned(total, rate, BUDGET).times)
     assert caplog.records == []
     assert taken == smart_nframes(wanted, total, rate)
 
@@ -240,17 +243,17 @@ def test_no_video_costs_more_tokens_than_its_budget(
     size: tuple[int, int], seconds: int, total_tokens: int
 ) -> None:
     budget = MediaBudget(total_pixels=total_tokens * TOKEN)
-    count = count_frames(seconds * 30, 30.0, budget)
-    assert count % 2 == 0
-    assert 2 <= count <= 256
-    assert video_tokens(*size, count, budget) <= total_tokens
+    plan = planned(seconds * 30, 30.0, budget, size)
+    assert len(plan.times) % 2 == 0
+    assert 2 <= len(plan.times) <= 256
+    assert plan.tokens <= total_tokens
 
 
 def test_the_tokens_foretold_are_those_of_the_frames(tmp_path: Path) -> None:
     path = make_clip(tmp_path / "a.mp4", rotation=90)
     video = load_video(path, BUDGET)
     count, height, width, _ = video.frames.shape
-    foretold = video_tokens(48, 64, count_frames(30, 10.0, BUDGET), BUDGET)
+    foretold = planned(30, 10.0, BUDGET, (48, 64)).tokens
     assert foretold == count // 2 * (height // 28) * (width // 28)
     loaded = load_media(MediaRef(Modality.VIDEO, path), BUDGET)
     assert loaded.tokens == foretold

@@ -10,7 +10,9 @@ from pathlib import Path
 from transformers import AutoProcessor
 
 from capflow_tasks.media.budget import budget_of
-from capflow_tasks.media.pictures import image_tokens, video_tokens
+from capflow_tasks.media.pictures import count_tokens, fit_image
+from capflow_tasks.media.player import VideoFacts
+from capflow_tasks.media.video import plan_frames
 from capflow_tasks.records import JsonObject, Modality
 from capflow_tasks.settings import Settings
 from capflow_tasks.store.figures import Tokens, Usage
@@ -97,9 +99,10 @@ class Setup:
         """Return the prompt tokens that a perfect prefix cache would have computed."""
         budget = budget_of(Settings(video_max_frames=FRAMES))
         if self.kind is Modality.IMAGE:
-            media_tokens = image_tokens(*self.load.picture, budget)
+            media_tokens = count_tokens(fit_image(*self.load.picture, budget), budget)
         else:
-            media_tokens = video_tokens(*self.load.frame, FRAMES, budget)
+            facts = VideoFacts(FRAMES, 0.0, FRAMES / budget.fps, *self.load.frame)
+            media_tokens = plan_frames(facts, budget).tokens
         block_tokens = BLOCK_TOKENS if self.is_on_cpu else _GPU_BLOCK_TOKENS
         processor = AutoProcessor.from_pretrained(self.model)
         return PromptCost(processor, media_tokens, block_tokens).minimum(measured.samples)
