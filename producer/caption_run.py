@@ -16,6 +16,7 @@ from capflow_tasks.errors import BadEntry
 from capflow_tasks.records import Failure, JsonObject, Modality, PlanShard, Stage
 from capflow_tasks.settings import Settings
 from capflow_tasks.store.rows import NewSample
+from capflow_tasks.store.statistics import Statistics
 from producer.reading.annotations import Entry, read_entries
 from producer.reading.plan import Plan, read_plan
 from producer.run import Order, Run
@@ -60,11 +61,12 @@ class CaptionRun:
             return through_outages(partial(self._export, run, is_complete, seconds), stopping)
 
     def _export(self, run: Run, is_complete: bool, seconds: float) -> Summary:
+        statistics = Statistics(run.views.engine)
         return Summary(
             run=self._order.run_name,
             is_complete=is_complete,
-            domains=run.views.domain_counts(run.id),
-            confidences=run.views.confidence_histogram(run.id),
+            domains=statistics.domains(run.id, with_stages=True),
+            confidences=statistics.confidences(run.id),
             failures=run.views.failures(run.id, SHOWN_FAILURES),
             problems=run.problems,
             files=export(run.views.finished_samples, run.shards, self._order.output) if is_complete else [],

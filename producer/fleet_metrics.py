@@ -1,33 +1,34 @@
-"""The fleet in Prometheus' terms, as the database and the broker see it: each of its metrics is named here.
+"""The fleet's metrics for Prometheus, from the database and the broker.
 
-What is told is remembered for a while, so that scrapers, however many, cannot hammer the database.
+They are cached for a while, so that any number of scrapers cannot overload the database.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from threading import Lock
 from time import monotonic
+from typing import Any
 
 from prometheus_client.core import GaugeMetricFamily as Family
 from prometheus_client.registry import Collector
 from sqlalchemy.exc import SQLAlchemyError
 
 from capflow_tasks.fleet.application import PRIORITY_STEPS
-from capflow_tasks.store.figures import RunFigures, RunState, WorkerFigures
+from capflow_tasks.store.figures import RunFigures, RunState
 from capflow_tasks.store.statistics import Statistics
-from producer.broker import Broker, QueueLengths
+from producer.broker import Broker
 
 log = logging.getLogger(__name__)
 
-#: Looking may take this share of the time: a look of 3 s is good for 30 s.
+#: The share of time that reading may take: what took 3 s to read is cached for 30 s.
 _SHARE = 0.1
 
 
 class FleetCollector(Collector):
-    """Looks at database and broker when it is asked and its last look is too old. Thread-safe."""
+    """Reads database and broker when a scrape finds the cache too old. Thread-safe."""
 
     def __init__(
         self,
@@ -43,108 +44,106 @@ class FleetCollector(Collector):
         self._lease_seconds = lease_seconds
         self._cache_seconds = cache_seconds
         self._lock = Lock()
-        self._seen: list[Family] = []
+        self._families: list[Family] = []
         self._fresh_until = 0.0
 
     def collect(self) -> list[Family]:
         with self._lock:
             if monotonic() >= self._fresh_until:
                 began = monotonic()
-                self._seen = [*self._database(), *self._messages()]
+                self._families = [*self._database(), *self._messages()]
                 took = monotonic() - began
-                self._seen.append(_took(took))
+                self._families.append(
+                    _family("capflow_fleet_look_duration_seconds", "How long the last reading took.", took)
+                )
                 self._fresh_until = monotonic() + max(self._cache_seconds, took / _SHARE)
-            return self._seen
+            return self._families
 
     def _database(self) -> list[Family]:
         try:
             runs = self._statistics.runs()
             workers = self._statistics.workers(self._lease_seconds)
-            open_runs = [run for run in runs if run.open_batches]
-            failed_runs = [run for run in runs if run.tally.failed]
-            return [
-                _up("database", True),
-                *_workers(workers),
-                _runs(runs),
-                _run_samples(runs),
-                self._backlog(open_runs),
-                self._failures(failed_runs),
-            ]
+            backlog = {
+                (run.name, figures.stage, state): count
+                for run in runs
+                if run.open_batches and not run.is_stopped
+                for figures in self._statistics.stages(run.id)
+                for state, count in figures.by_state.items()
+            }
+            failures = {
+                (run.name, kind.kind): kind.count
+                for run in runs
+                if run.tally.failed
+                for kind in self._statistics.failures(run.id)
+            }
         except SQLAlchemyError as error:
-            log.warning("the database cannot be asked: %s", error)
+            log.warning("cannot read the fleet's metrics from the database: %s", error)
             return [_up("database", False)]
-
-    def _backlog(self, runs: Iterable[RunFigures]) -> Family:
-        family = Family(
-            "capflow_backlog_samples",
-            "Samples with the workers or waiting for them, by the stage before them and their batch's state.",
-            labels=["run", "stage", "state"],
-        )
-        for run in runs:
-            for figures in self._statistics.stages(run.id):
-                for state, count in figures.by_state.items():
-                    family.add_metric([run.name, figures.stage, state], count)
-        return family
-
-    def _failures(self, runs: Iterable[RunFigures]) -> Family:
-        family = Family(
-            "capflow_run_failed_samples", "Samples that have failed, by kind.", labels=["run", "kind"]
-        )
-        for run in runs:
-            for kind in self._statistics.failures(run.id):
-                family.add_metric([run.name, kind.kind], kind.count)
-        return family
+        by_state = Counter(run.state for run in runs)
+        alive = sum(worker.is_alive for worker in workers)
+        stale = sum(worker.running_batches for worker in workers if not worker.is_alive)
+        return [
+            _up("database", True),
+            _labelled(
+                "capflow_workers",
+                "Workers in the database, by whether their heartbeat is recent.",
+                ["state"],
+                {("alive",): alive, ("silent",): len(workers) - alive},
+            ),
+            _family("capflow_stale_batches", "Batches that silent workers hold.", stale),
+            _labelled(
+                "capflow_runs", "Runs by state.", ["state"], {(state,): by_state[state] for state in RunState}
+            ),
+            _labelled(
+                "capflow_run_samples",
+                "Samples of a run's plan by state; unsent ones are still in their annotation files.",
+                ["run", "state"],
+                {(run.name, state): count for run in runs for state, count in _states(run).items()},
+            ),
+            _labelled(
+                "capflow_backlog_samples",
+                "Samples in unfinished batches, by their next stage and their batch's state.",
+                ["run", "stage", "state"],
+                backlog,
+            ),
+            _labelled("capflow_run_failed_samples", "Failed samples by kind.", ["run", "kind"], failures),
+        ]
 
     def _messages(self) -> Iterator[Family]:
         lengths = self._broker.lengths()
         yield _up("broker", lengths is not None)
-        if lengths is not None:
-            yield _queues(self._queues, lengths)
-            yield Family(
-                "capflow_unacked_messages",
-                "Messages that workers have taken and not acknowledged.",
-                lengths.unacked,
-            )
+        if lengths is None:
+            return
+        # Redis has no empty lists, and an empty queue must be visible.
+        counts = {(queue, str(step)): 0 for queue in self._queues for step in PRIORITY_STEPS}
+        counts |= {(queue, str(step)): count for (queue, step), count in lengths.by_queue.items()}
+        yield _labelled(
+            "capflow_queue_messages",
+            "Waiting messages, by queue and priority (0 goes first); `NODE.dq2` is a worker's own queue.",
+            ["queue", "priority"],
+            counts,
+        )
+        yield _family(
+            "capflow_unacked_messages",
+            "Messages that workers have received and not acknowledged.",
+            lengths.unacked,
+        )
+
+
+def _family(name: str, description: str, value: float) -> Family:
+    return Family(name, description, value)
+
+
+def _labelled(name: str, description: str, labels: Sequence[str], counts: Mapping[Any, int]) -> Family:
+    """One metric, with a value for each tuple of labels."""
+    family = Family(name, description, labels=labels)
+    for values, count in counts.items():
+        family.add_metric(values, count)
+    return family
 
 
 def _up(service: str, is_up: bool) -> Family:
-    return Family(f"capflow_{service}_up", f"1 when the {service} answered.", float(is_up))
-
-
-def _took(seconds: float) -> Family:
-    return Family("capflow_fleet_look_duration_seconds", "What the last look at the fleet took.", seconds)
-
-
-def _workers(workers: Iterable[WorkerFigures]) -> Iterator[Family]:
-    alive = Family(
-        "capflow_workers", "Workers that have not been struck off, by whether they beat.", labels=["state"]
-    )
-    counts = Counter(worker.is_alive for worker in workers)
-    alive.add_metric(["alive"], counts[True])
-    alive.add_metric(["silent"], counts[False])
-    yield alive
-    held = sum(worker.running_batches for worker in workers if not worker.is_alive)
-    yield Family("capflow_stale_batches", "Batches that are held by silent workers.", held)
-
-
-def _runs(runs: Iterable[RunFigures]) -> Family:
-    family = Family("capflow_runs", "Runs by where they stand.", labels=["state"])
-    counts = Counter(run.state for run in runs)
-    for state in RunState:
-        family.add_metric([state], counts[state])
-    return family
-
-
-def _run_samples(runs: Iterable[RunFigures]) -> Family:
-    family = Family(
-        "capflow_run_samples",
-        "Samples of a run's plan by state; unsent ones are still in their annotation files.",
-        labels=["run", "state"],
-    )
-    for run in runs:
-        for state, count in _states(run).items():
-            family.add_metric([run.name, state], count)
-    return family
+    return _family(f"capflow_{service}_up", f"1 when the {service} answered.", float(is_up))
 
 
 def _states(run: RunFigures) -> Mapping[str, int]:
@@ -155,16 +154,3 @@ def _states(run: RunFigures) -> Mapping[str, int]:
         "failed": run.tally.failed,
         "held": run.tally.held,
     }
-
-
-def _queues(queues: Iterable[str], lengths: QueueLengths) -> Family:
-    family = Family(
-        "capflow_queue_messages",
-        "Messages that wait, by queue and priority (0 goes first); `NODE.dq2` is a worker's own.",
-        labels=["queue", "priority"],
-    )
-    # Redis has no empty lists; a queue that is empty is to be seen as such.
-    empty = dict.fromkeys(((queue, step) for queue in queues for step in PRIORITY_STEPS), 0)
-    for (queue, priority), count in (empty | lengths.by_queue).items():
-        family.add_metric([queue, str(priority)], count)
-    return family

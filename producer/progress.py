@@ -1,25 +1,23 @@
-"""Progress on stderr: a bar where somebody looks, a line now and then where nobody does."""
+"""Progress on stderr: a bar on a terminal, else a line every few seconds."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from time import monotonic
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from capflow_tasks.store.figures import StageFigures, Throughput
+from capflow_tasks.store.figures import Activity
 from capflow_tasks.store.rows import Tally
-from capflow_tasks.store.statistics import Statistics
-from producer.amounts import duration, percent, short_count
+from producer.console import duration, percent, short_count, workers_text
 
 #: Between two lines where stderr is no terminal, seconds.
 _LINE_SECONDS = 5.0
-#: Between two questions for what the fleet is doing, seconds; longer where the last one took long.
+#: Between two questions about the fleet's activity, seconds; longer where the last one took long.
 _ASK_SECONDS = 3.0
 _RESTS = 20
 
@@ -27,67 +25,44 @@ _WAITING = "waiting for a worker (the first one loads its model)"
 _NOTHING_LEFT = "nothing left to do"
 
 
-@dataclass(frozen=True, slots=True)
-class UnderWay:
-    """What the fleet is doing for a run at one moment."""
-
-    stages: Sequence[StageFigures]
-    pace: Throughput
-    workers_alive: int
-
-    def speed(self, remaining: int) -> str:
-        rate = self.pace.samples_per_second
-        eta = duration(remaining / rate if rate else None) if remaining else "0 s"
-        return f"{rate:.1f} samples/s, ETA {eta}"
-
-    def work(self) -> str:
-        """What runs where, at how many tokens."""
-        running = [f"{figures.running} in {figures.stage}" for figures in self.stages if figures.running]
-        workers = "worker" if self.workers_alive == 1 else "workers"
-        return (
-            f"{', '.join(running) or 'none running'}; {short_count(self.pace.tokens_per_second)} tokens/s, "
-            f"{percent(self.pace.tokens.prefix_hit_rate)} of prompts cached; {self.workers_alive} {workers}"
-        )
-
-
-def under_way(statistics: Statistics, run_id: int, lease_seconds: float) -> UnderWay:
-    workers = statistics.workers(lease_seconds)
-    return UnderWay(
-        statistics.stages(run_id), statistics.pace(run_id), sum(worker.is_alive for worker in workers)
-    )
-
-
 class Meter:
-    """What is told of a run, from the moment when its first batch runs."""
+    """What is shown of a run, from the moment when its first batch runs."""
 
-    def __init__(self, total: int, ask: Callable[[], UnderWay]) -> None:
+    def __init__(self, total: int, ask: Callable[[], Activity]) -> None:
         self.total = total
         self._ask = ask
-        self._seen: UnderWay | None = None
+        self._activity: Activity | None = None
         self._next_at = 0.0
-        self._has_ended = False
+        self._is_finished = False
 
     @property
     def has_begun(self) -> bool:
-        return self._seen is not None
+        return self._activity is not None
 
-    def look(self, tally: Tally, running: int) -> bool:
-        """Whether the last sample has just come to its end; may be called as often as one likes."""
-        is_last = tally.total >= self.total and not self._has_ended
-        self._has_ended = tally.total >= self.total
+    def update(self, tally: Tally, running: int) -> bool:
+        """Whether the last sample has just finished; asks for the fleet's activity when that is due."""
+        is_last = tally.total >= self.total and not self._is_finished
+        self._is_finished = tally.total >= self.total
         began = monotonic()
         if (is_last or began >= self._next_at) and (running or self.has_begun):
-            self._seen = self._ask()
+            self._activity = self._ask()
             took = monotonic() - began
             self._next_at = began + max(_ASK_SECONDS, _RESTS * took)
         return is_last
 
-    def words(self, tally: Tally) -> tuple[str, str]:
-        """Failures and speed, and what runs where."""
-        if self._seen is None:
-            return (_WAITING if tally.total < self.total else _NOTHING_LEFT), ""
-        remaining = self.total - tally.total
-        return self._seen.speed(remaining), self._seen.work()
+    def texts(self, tally: Tally) -> tuple[str, str]:
+        """Speed and ETA; stages, tokens and workers."""
+        activity, remaining = self._activity, self.total - tally.total
+        if activity is None:
+            return (_WAITING if remaining > 0 else _NOTHING_LEFT), ""
+        throughput = activity.throughput
+        running = [f"{figures.running} in {figures.stage}" for figures in activity.stages if figures.running]
+        return (
+            f"{throughput.samples_per_second:.1f} samples/s, ETA {duration(activity.eta_seconds(remaining))}",
+            f"{', '.join(running) or 'none running'}; {short_count(throughput.tokens_per_second)} tokens/s, "
+            f"{percent(throughput.tokens.prefix_hit_rate)} of prompts cached; "
+            f"{workers_text(activity.workers_alive)}",
+        )
 
 
 class _Lines:
@@ -98,13 +73,13 @@ class _Lines:
         self._shown_at = monotonic()
 
     def show(self, tally: Tally, running: int) -> None:
-        is_last = self._meter.look(tally, running)
+        is_last = self._meter.update(tally, running)
         if not is_last and monotonic() - self._shown_at < _LINE_SECONDS:
             return
         self._shown_at = monotonic()
-        told = f"{tally.total}/{self._meter.total} samples, {tally.failed} failed"
-        speed, work = self._meter.words(tally)
-        print("; ".join(filter(None, (f"{told}, {speed}", work))), file=sys.stderr, flush=True)
+        speed, work = self._meter.texts(tally)
+        line = f"{tally.total}/{self._meter.total} samples, {tally.failed} failed, {speed}"
+        print("; ".join(filter(None, (line, work))), file=sys.stderr, flush=True)
 
 
 class _Bar(Progress):
@@ -123,18 +98,18 @@ class _Bar(Progress):
 
     def show(self, tally: Tally, running: int) -> None:
         had_begun = self._meter.has_begun
-        self._meter.look(tally, running)
+        self._meter.update(tally, running)
         if self._meter.has_begun and not had_begun:
             self.start_task(self._task)
-        speed, work = self._meter.words(tally)
+        speed, work = self._meter.texts(tally)
         self._below = Text(work, "dim")
         failed = f"{tally.failed} failed, " if self._meter.has_begun else ""
         self.update(self._task, completed=tally.total, description=failed + speed)
 
 
 @contextmanager
-def progress(total: int, ask: Callable[[], UnderWay]) -> Iterator[_Lines | _Bar]:
-    """Something whose `show(tally, running)` may be called as often as one likes."""
+def progress(total: int, ask: Callable[[], Activity]) -> Iterator[_Lines | _Bar]:
+    """Yield a display whose `show(tally, running)` may be called at any rate."""
     console, meter = Console(stderr=True), Meter(total, ask)
     if not console.is_terminal:
         yield _Lines(meter)

@@ -22,7 +22,7 @@ from capflow_tasks.store.runs import RunStore
 from capflow_tasks.store.statistics import Statistics
 from capflow_tasks.store.views import Views
 from producer.broker import CHECK_SECONDS, Reconciler, publish_ready
-from producer.progress import progress, under_way
+from producer.progress import progress
 from producer.services import EmbeddedWorker, Fleet, embedded_worker, reach_fleet, through_outages
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class Run:
         self.problems: list[str] = []
         if forget_other_shards:
             self.runs.forget_other_shards(self.id, [row.id for row in self.shards])
-        if other_stages := self.views.stages_under_way(self.id) - set(order.stages):
+        if other_stages := self.views.open_stages(self.id) - set(order.stages):
             raise UserError(
                 f"run {order.run_name} has batches that wait for {', '.join(sorted(other_stages))}: "
                 "finish it with its earlier --stages first, or give this one a --run of its own"
@@ -114,7 +114,7 @@ class Run:
         """
         fleet = self._fleet
         ranks = {row.shard.assign_rank for row in self.shards} if self.order.pin_ranks else set()
-        ask = partial(under_way, Statistics(fleet.engine), self.id, fleet.settings.lease_seconds)
+        ask = partial(Statistics(fleet.engine).activity, self.id, fleet.settings.lease_seconds)
         with embedded_worker(fleet, ranks) as worker, progress(self._sample_count, ask) as display:
             work = partial(self._work, read_samples, worker, display.show, stopping)
             return through_outages(work, stopping)

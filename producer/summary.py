@@ -1,4 +1,4 @@
-"""The closing words of a run: a table by domain and stage, what failed and why, the files."""
+"""The closing summary of a run: samples by domain and stage, failures with reasons, files."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from rich.table import Table
 
 from capflow_tasks.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_SAMPLES_FAILED, EXIT_SAMPLES_HELD, EXIT_USAGE
 from capflow_tasks.records import JsonObject, Stage
+from capflow_tasks.store.figures import DomainFigures
 from capflow_tasks.store.rows import Tally
-from capflow_tasks.store.views import DomainCounts, FailedSample
+from capflow_tasks.store.views import FailedSample
+from producer.console import table
 from producer.writing.captions import ExportedFile
 
-#: Failures listed on the terminal; all of them are in the *.failed.jsonl files.
+#: Failures shown on the terminal; all of them are in the *.failed.jsonl files.
 SHOWN_FAILURES = 20
 
 #: Characters of the histogram's longest bar.
@@ -27,14 +29,15 @@ class Summary:
     """How a run ended."""
 
     run: str
-    #: False when it was told to stop before every sample had come to its end.
+    #: False when it was stopped before every sample was finished.
     is_complete: bool
-    domains: Sequence[DomainCounts]
+    #: With the samples by stage.
+    domains: Sequence[DomainFigures]
     #: Routed samples by confidence, in equal steps from 0 to 1.
     confidences: Sequence[int]
     #: The first of the failures.
     failures: Sequence[FailedSample]
-    #: Annotation files that broke off, one message each.
+    #: Annotation files that could not be read to their end, one message each.
     problems: Sequence[str]
     #: Empty before the run is complete.
     files: Sequence[ExportedFile]
@@ -55,7 +58,6 @@ class Summary:
         return sum((row.tally for row in self.domains), Tally())
 
     def as_json(self) -> JsonObject:
-        """For programs: the same facts as one object."""
         return {
             "run": self.run,
             "complete": self.is_complete,
@@ -70,52 +72,44 @@ class Summary:
         }
 
     def show(self, console: Console) -> None:
-        console.print(self._table())
+        console.print(self._domains())
         if any(self.confidences):
             console.print(self._histogram())
         if self.failures:
             console.print(self._failures())
         for file in self.files:
-            console.print(
-                f"{escape(str(file.path))}: {file.samples} samples", soft_wrap=True, highlight=False
-            )
+            samples = "1 sample" if file.samples == 1 else f"{file.samples} samples"
+            console.print(f"{escape(str(file.path))}: {samples}", soft_wrap=True, highlight=False)
 
-    def _table(self) -> Table:
-        table = Table(title=f"Samples of run {escape(self.run)}", title_justify="left")
-        table.add_column("domain", no_wrap=True)
-        for stage in Stage:
-            table.add_column(stage.value, justify="right")
+    def _domains(self) -> Table:
         endings = ("done", "failed", "held") if self.tally.held else ("done", "failed")
-        for column in endings:
-            table.add_column(column, justify="right")
+        made = table(f"Samples of run {escape(self.run)}", (), ())
+        made.add_column("domain", no_wrap=True)
+        for column in (*Stage, *endings):
+            made.add_column(column, justify="right")
         for row in self.domains:
             stages = (str(row.by_stage[stage] or "-") for stage in Stage)
-            table.add_row(
+            made.add_row(
                 row.domain or "(none)", *stages, *(str(getattr(row.tally, name)) for name in endings)
             )
-        table.add_section()
+        made.add_section()
         totals = (str(sum(row.by_stage[stage] for row in self.domains)) for stage in Stage)
-        table.add_row("all", *totals, *(str(getattr(self.tally, name)) for name in endings))
-        return table
+        made.add_row("all", *totals, *(str(getattr(self.tally, name)) for name in endings))
+        return made
 
     def _histogram(self) -> Table:
-        table = Table(title="Router's confidence", title_justify="left")
-        table.add_column("confidence")
-        table.add_column("samples", justify="right")
-        table.add_column("")
+        made = table("Router's confidence", ["confidence"], ["samples"], "")
         steps, most = len(self.confidences), max(self.confidences)
         for number, count in enumerate(self.confidences):
             bar = "█" * -(-count * _BAR_WIDTH // most)
-            table.add_row(f"{number / steps:.1f} to {(number + 1) / steps:.1f}", str(count), bar)
-        return table
+            made.add_row(f"{number / steps:.1f} to {(number + 1) / steps:.1f}", str(count), bar)
+        return made
 
     def _failures(self) -> Table:
-        hidden = self.tally.failed - len(self.failures)
-        caption = f"and {hidden} more: see the .failed.jsonl files" if hidden else None
-        table = Table(title="Failed samples", title_justify="left", caption=caption, caption_justify="left")
-        for column in ("sample", "stage", "kind", "reason"):
-            table.add_column(column, overflow="fold")
+        made = table("Failed samples", ("sample", "stage", "kind", "reason"), ())
+        if hidden := self.tally.failed - len(self.failures):
+            made.caption = f"and {hidden} more: see the .failed.jsonl files"
         for row in self.failures:
             failure = row.failure
-            table.add_row(f"{row.dataset}[{row.idx}]", failure.stage, failure.kind, escape(failure.message))
-        return table
+            made.add_row(f"{row.dataset}[{row.idx}]", failure.stage, failure.kind, escape(failure.message))
+        return made

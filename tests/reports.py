@@ -12,10 +12,9 @@ from capflow_tasks.records import Failure, FinishedSample, Result, Stage
 from capflow_tasks.store.figures import RunFigures
 from capflow_tasks.store.rows import Tally
 from capflow_tasks.store.states import SampleState
-from producer.report.gallery import Gallery, Size
+from producer.report.gallery import Gallery, ShownSample, Size
 from producer.report.overview import Overview
-from producer.report.page import write_page
-from producer.report.sample_data import ShownSample
+from producer.report.report import write_page
 from tests.stores import a_shard
 
 SIZE = Size(samples=100_000, thumbnails=100_000, picture_size=320, processes=1)
@@ -65,6 +64,7 @@ def an_overview(samples: int, name: str = "run") -> Overview:
         stages=tuple(Stage),
         min_confidence=0,
         pin_ranks=False,
+        is_stopped=False,
         created_at=datetime(2026, 1, 2, 3, 4, tzinfo=UTC),
         shards=1,
         samples=samples,

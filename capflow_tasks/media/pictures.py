@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
-from qwen_vl_utils.vision_process import MAX_RATIO, smart_resize
 
 from capflow_tasks.errors import MediaCorrupt, MediaTooLarge, MediaUnsupported, SampleError
 from capflow_tasks.media.budget import FRAMES_PER_TOKEN, MediaBudget, check_source_size
@@ -23,6 +22,9 @@ _NO_PIXELS = {"max_file_bytes", "max_source_pixels", "timeout_seconds", "window_
 
 def fit(width: int, height: int, min_pixels: int, max_pixels: int, factor: int) -> tuple[int, int]:
     """Return the (width, height) for the model: as in qwen-vl-utils, but never 0 or a refused ratio."""
+    # qwen-vl-utils imports torch: seconds and 200 MiB that a process without a picture does without.
+    from qwen_vl_utils.vision_process import MAX_RATIO, smart_resize
+
     try:
         fitted = smart_resize(height, width, factor, min_pixels, max_pixels)
     except ValueError as error:

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from qwen_vl_utils.vision_process import smart_nframes
 
 from capflow_tasks.errors import FatalSampleError
 from capflow_tasks.media import player
@@ -84,6 +83,8 @@ class FramePlan:
 
 def plan_frames(facts: VideoFacts, budget: MediaBudget, span: Span | None = None) -> FramePlan:
     """Choose evenly spaced frames of the video, or of a span of it: an even number, a single one twice."""
+    from qwen_vl_utils.vision_process import smart_nframes  # lazily, as it imports torch
+
     start, seconds, frame_count = 0.0, facts.seconds, facts.frame_count
     if span is not None:
         start = min(span.start, facts.seconds)

@@ -1,9 +1,9 @@
-"""What the statistics of a run are made of: plain values, and what follows from them by arithmetic."""
+"""What is known of a run: plain values, and what follows from them by arithmetic."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -16,13 +16,13 @@ from capflow_tasks.store.states import BatchState, SampleState
 class RunState(StrEnum):
     """Where a run stands."""
 
-    #: Every sample has come to its end.
+    #: Every sample is finished.
     DONE = "done"
-    #: Workers are at it.
+    #: Workers run some of its batches.
     RUNNING = "running"
-    #: What has been sent waits for a worker.
+    #: Its batches wait for a worker.
     WAITING = "waiting"
-    #: Nothing is under way; its producer has more to send.
+    #: It is not finished, and nothing is sent: it was stopped, or its producer has more to send.
     STOPPED = "stopped"
 
 
@@ -38,15 +38,17 @@ class RunFigures:
     min_confidence: float
     #: Whether only the workers of a shard's rank may take it.
     pin_ranks: bool
+    #: Whether `capflow stop` stopped it.
+    is_stopped: bool
     created_at: datetime
     shards: int
     #: Samples of all shards.
     samples: int
     #: Those of them that have been inserted.
     expanded: int
-    #: How they ended; what a retry has opened again does not count.
+    #: How they ended; samples that a retry has reopened do not count.
     tally: Tally
-    #: Batches that have not come to their end, and those among them that a worker has.
+    #: Unfinished batches, and those among them that a worker holds.
     open_batches: int
     running_batches: int
 
@@ -62,9 +64,10 @@ class RunFigures:
     def state(self) -> RunState:
         if self.running_batches:
             return RunState.RUNNING
-        if self.open_batches:
+        if self.open_batches and not self.is_stopped:
             return RunState.WAITING
-        return RunState.DONE if self.expanded == self.samples else RunState.STOPPED
+        is_done = self.expanded == self.samples and not self.open_batches
+        return RunState.DONE if is_done else RunState.STOPPED
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,7 @@ class ShardFigures:
     num_shards: int
     assign_rank: int
     samples: int
-    #: Samples that are with the workers, or wait for them.
+    #: Samples in unfinished batches.
     in_flight: int
     tally: Tally
 
@@ -87,11 +90,22 @@ class DomainFigures:
     #: None for samples that have no domain yet, or failed before they had one.
     domain: str | None
     by_state: Mapping[SampleState, int]
+    #: Samples with a result of each stage; all 0 where nobody asked for them.
+    by_stage: Mapping[Stage, int]
+
+    @property
+    def samples(self) -> int:
+        return sum(self.by_state.values())
+
+    @property
+    def tally(self) -> Tally:
+        states = self.by_state
+        return Tally(states[SampleState.DONE], states[SampleState.FAILED], states[SampleState.HELD])
 
 
 @dataclass(frozen=True, slots=True)
 class StageFigures:
-    """Samples whose batches have this stage before them, by what becomes of the batch."""
+    """Unfinished samples whose next stage is this one, by the state of their batch."""
 
     stage: Stage
     by_state: Mapping[BatchState, int]
@@ -108,7 +122,7 @@ class StageFigures:
 @dataclass(frozen=True, slots=True)
 class Tokens:
     prompt: int = 0
-    #: Prompt tokens that the prefix cache spared.
+    #: Prompt tokens found in the prefix cache.
     cached: int = 0
     completion: int = 0
 
@@ -129,47 +143,32 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What one worker did with one model for one stage."""
+    """The work of one worker with one model for one stage."""
 
     stage: Stage
     model: str
     #: The owner of the lease: `node/part that is new at every start`.
     worker: str
-    #: Answers of agents that are stored.
+    #: Stored answers of agents.
     answers: int
     tokens: Tokens
-    #: All answers' seconds, one after the other.
+    #: Sum of the seconds that each answer took.
     seconds: float
-    #: When the first of its requests began, and the last of its answers was stored.
+    #: When its first request was sent, and its last answer was stored.
     began_at: datetime
     ended_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerSpan:
-    """From a worker's first request to a model to its last answer, whatever it did in between."""
-
-    worker: str
-    model: str
-    answers: int
-    began_at: datetime
-    ended_at: datetime
-
-    @property
-    def seconds(self) -> float:
-        return (self.ended_at - self.began_at).total_seconds()
 
 
 @dataclass(frozen=True, slots=True)
 class PromptEconomy:
-    """Prompt tokens computed, against the least that would have done."""
+    """Prompt tokens computed, against the least possible."""
 
-    #: Samples that were looked at, and all tokens of their prompts.
+    #: Samples counted, and all tokens of their prompts.
     samples: int
     prompt: int
-    #: What of them went through the model.
+    #: Those of them that went through the model.
     computed: int
-    #: The same with every sample's shared prefix computed once.
+    #: The same if every sample's shared prefix were computed once.
     minimum: int
 
     @property
@@ -178,7 +177,7 @@ class PromptEconomy:
 
     @property
     def minimum_per_sample(self) -> float | None:
-        """None where nothing was cached, so that nothing tells how long the shared prefixes are."""
+        """None where nothing was cached, because the length of the shared prefixes is then unknown."""
         return self.minimum / self.samples if self.minimum < self.prompt else None
 
 
@@ -190,13 +189,13 @@ class FailureKind:
     count: int
     stages: tuple[Stage, ...]
     is_retryable: bool
-    #: What one of them says.
+    #: The message of one of them.
     example: str
 
 
 @dataclass(frozen=True, slots=True)
 class GradeCount:
-    """Captions of one domain that the judge gave the very same grades."""
+    """Captions of one domain with the same grades."""
 
     domain: str | None
     #: 1 to 3 by dimension.
@@ -206,18 +205,10 @@ class GradeCount:
 
 
 @dataclass(frozen=True, slots=True)
-class Bucket:
-    """Samples that came to their end within one stretch of time."""
-
-    begins_at: datetime
-    samples: int
-
-
-@dataclass(frozen=True, slots=True)
 class Throughput:
-    """What was finished lately."""
+    """What was finished in the last seconds."""
 
-    #: The time looked at: shorter than asked for when work began within it.
+    #: The time measured: shorter than asked for when work began within it.
     seconds: float
     samples: int
     tokens: Tokens
@@ -228,13 +219,13 @@ class Throughput:
 
     @property
     def tokens_per_second(self) -> float:
-        """Prompt and completion tokens, the cached ones included."""
+        """Prompt and completion tokens, including cached ones."""
         return (self.tokens.prompt + self.tokens.completion) / self.seconds if self.seconds else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerFigures:
-    """A worker that has been seen."""
+    """A worker that has sent a heartbeat."""
 
     owner: str
     node: str
@@ -242,25 +233,64 @@ class WorkerFigures:
     #: Since its last heartbeat.
     silent_seconds: float
     is_alive: bool
-    #: Batches that it has.
+    #: Batches that it holds.
     running_batches: int
 
 
-def worker_spans(usages: Iterable[Usage]) -> list[WorkerSpan]:
-    """How long each worker was at the run, by model, in order of their names."""
-    found: defaultdict[tuple[str, str], list[Usage]] = defaultdict(list)
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """What the fleet does for a run at this moment; quick to ask."""
+
+    stages: Sequence[StageFigures]
+    throughput: Throughput
+    #: All workers of the fleet, which may serve other runs too.
+    workers: Sequence[WorkerFigures]
+
+    @property
+    def workers_alive(self) -> int:
+        return sum(worker.is_alive for worker in self.workers)
+
+    def eta_seconds(self, remaining: int) -> float | None:
+        """Until so many samples are finished; None where none was finished lately."""
+        rate = self.throughput.samples_per_second
+        if not remaining:
+            return 0.0
+        return remaining / rate if rate else None
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """The sums over a whole run; slow to ask of a large one, as they read all batches, samples or results."""
+
+    shards: Sequence[ShardFigures]
+    domains: Sequence[DomainFigures]
+    usages: Sequence[Usage]
+    economy: PromptEconomy
+    grades: Sequence[GradeCount]
+
+    @property
+    def judged(self) -> int:
+        return sum(grades.count for grades in self.grades)
+
+
+def total_tokens(usages: Iterable[Usage]) -> Tokens:
+    return sum((usage.tokens for usage in usages), Tokens())
+
+
+def worker_seconds(usages: Iterable[Usage]) -> float:
+    """From each worker's first request to its last answer, summed over the workers."""
+    by_worker: defaultdict[str, list[Usage]] = defaultdict(list)
     for usage in usages:
-        found[usage.worker, usage.model].append(usage)
-    return [
-        WorkerSpan(
-            worker=worker,
-            model=model,
-            answers=sum(usage.answers for usage in theirs),
-            began_at=min(usage.began_at for usage in theirs),
-            ended_at=max(usage.ended_at for usage in theirs),
-        )
-        for (worker, model), theirs in sorted(found.items())
-    ]
+        by_worker[usage.worker].append(usage)
+    return sum(map(span_seconds, by_worker.values()))
+
+
+def span_seconds(usages: Sequence[Usage]) -> float:
+    """From the first request to the last answer; 0 without any."""
+    if not usages:
+        return 0.0
+    began_at = min(usage.began_at for usage in usages)
+    return (max(usage.ended_at for usage in usages) - began_at).total_seconds()
 
 
 def grade_histograms(grades: Iterable[GradeCount]) -> dict[str, dict[int, int]]:

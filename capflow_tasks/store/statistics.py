@@ -1,24 +1,26 @@
-"""Figures of runs: how far, how fast, at what expense, how good. Reads only.
+"""What is known of runs: how far, how fast, at what cost, how good. Reads only.
 
-Where a question can be answered from the batches, it is: they are eight times fewer than the samples and
-forty times fewer than the results. A question that reads all samples or all results of a run says so.
+The statements are the files in `queries/`, which psql can run: `psql -v run_id=1 -f usage.sql`. Where batches
+can answer a question, they do: a run has eight times fewer batches than samples, and forty times fewer than
+results. A question that reads all samples or all results of a run says so.
 """
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
-from datetime import timedelta
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cache
+from importlib.resources import files
 from typing import Any
 
-from sqlalchemy import Engine, Row, Select, Text, and_, cast, func, or_, select
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy import Engine, TextClause, func, select, text
 
 from capflow_tasks.records import Stage
-from capflow_tasks.store.clauses import stages_of
 from capflow_tasks.store.figures import (
-    Bucket,
+    Activity,
     DomainFigures,
     FailureKind,
     GradeCount,
@@ -28,34 +30,24 @@ from capflow_tasks.store.figures import (
     StageFigures,
     Throughput,
     Tokens,
+    Totals,
     Usage,
     WorkerFigures,
 )
-from capflow_tasks.store.result_sums import (
-    economy_of_latest,
-    grades_by_domain,
-    latest_tokens,
-    shards_of,
-    usage_by_worker,
-)
 from capflow_tasks.store.rows import Tally
 from capflow_tasks.store.states import STAGE_ORDER, BatchState, SampleState
-from capflow_tasks.store.tables import Batch, Run, Sample, Shard, Worker
+from capflow_tasks.store.tables import Shard
 
-_IS_DONE = Batch.state == BatchState.DONE
-_IS_OPEN = Batch.state != BatchState.DONE
-_BATCH_SIZE = Batch.end_idx - Batch.start_idx
-_ENDED = Batch.done_count + Batch.failed_count + Batch.held_count
+#: Rows of what is captioned that are read at a time.
+_COVERAGE_PAGE = 10_000
+#: Bars of the histogram of confidences.
+_CONFIDENCE_STEPS = 10
 
-#: Sums over batches: how their samples ended, as `Tally` has it.
-_TALLY = tuple(
-    func.coalesce(func.sum(count).filter(_IS_DONE), 0).label(name)
-    for name, count in (
-        ("done", Batch.done_count),
-        ("failed", Batch.failed_count),
-        ("held", Batch.held_count),
-    )
-)
+
+@cache
+def query(name: str) -> TextClause:
+    """The statement of the file `queries/<name>.sql`."""
+    return text((files("capflow_tasks.store") / "queries" / f"{name}.sql").read_text("utf-8"))
 
 
 class Statistics:
@@ -67,207 +59,164 @@ class Statistics:
     def runs(
         self, name: str | None = None, plan: str | None = None, run_id: int | None = None
     ) -> list[RunFigures]:
-        """All runs, or those of this name, plan or id, the newest first; from the batches."""
-        planned = (
-            select(
-                func.count().label("shards"),
-                func.coalesce(func.sum(Shard.end_idx - Shard.start_idx), 0).label("samples"),
-                func.coalesce(func.sum(Shard.expanded_to - Shard.start_idx), 0).label("expanded"),
-            )
-            .where(Shard.run_id == Run.id)
-            .lateral()
-        )
-        sent = (
-            select(
-                *_TALLY,
-                func.count().filter(_IS_OPEN).label("open_batches"),
-                func.count().filter(Batch.state == BatchState.RUNNING).label("running_batches"),
-            )
-            .join(Shard, Shard.id == Batch.shard_id)
-            .where(Shard.run_id == Run.id)
-            .lateral()
-        )
-        statement = select(Run.__table__, planned, sent).order_by(Run.created_at.desc(), Run.id.desc())
-        asked = ((Run.name, name), (Run.plan, plan), (Run.id, run_id))
-        if conditions := [column == value for column, value in asked if value is not None]:
-            statement = statement.where(or_(*conditions))
-        return [_run_figures(row) for row in self._rows(statement)]
+        """All runs, or those of this name, plan or id, the newest first."""
+        rows = self._ask("runs", name=name, plan=plan, run_id=run_id)
+        return [RunFigures(tally=_tally(row), **row | {"stages": _stages(row["stages"])}) for row in rows]
 
     def shards(self, run_id: int) -> list[ShardFigures]:
-        """The run by line of its plan; from the batches."""
-        columns = (Shard.dataset, Shard.annotation, Shard.shard_index, Shard.num_shards, Shard.assign_rank)
-        in_flight = func.coalesce(func.sum(_BATCH_SIZE).filter(_IS_OPEN), 0).label("in_flight")
-        statement = (
-            select(*columns, (Shard.end_idx - Shard.start_idx).label("samples"), in_flight, *_TALLY)
-            .join(Batch, Batch.shard_id == Shard.id, isouter=True)
-            .where(Shard.run_id == run_id)
-            .group_by(Shard.id)
-            .order_by(Shard.id)
-        )
-        return [_shard_figures(row) for row in self._rows(statement)]
+        """The run by line of its plan."""
+        rows = self._ask("shards", run_id=run_id)
+        return [ShardFigures(tally=_tally(row), **row) for row in rows]
 
-    def domains(self, run_id: int) -> list[DomainFigures]:
-        """The run by domain, in alphabetical order, samples without a domain last. Reads all samples."""
-        statement = (
-            select(Sample.domain, Sample.state, func.count())
-            .where(Sample.shard_id.in_(shards_of(run_id)))
-            .group_by(Sample.domain, Sample.state)
-        )
-        found: defaultdict[str | None, dict[SampleState, int]] = defaultdict(
+    def domains(self, run_id: int, *, with_stages: bool = False) -> list[DomainFigures]:
+        """The run by domain, in alphabetical order, samples without a domain last. Reads all samples.
+
+        Reads all results, too, to count `with_stages`.
+        """
+        by_state: defaultdict[str | None, dict[SampleState, int]] = defaultdict(
             lambda: dict.fromkeys(SampleState, 0)
         )
-        for domain, state, count in self._rows(statement):
-            found[domain][state] = count
-        names = sorted(found, key=lambda domain: (domain is None, domain))
-        return [DomainFigures(name, found[name]) for name in names]
+        for row in self._ask("domains", run_id=run_id):
+            by_state[row["domain"]][SampleState(row["state"])] = row["samples"]
+        by_stage: defaultdict[str | None, dict[Stage, int]] = defaultdict(lambda: dict.fromkeys(Stage, 0))
+        for row in self._ask("domain_stages", run_id=run_id) if with_stages else ():
+            by_stage[row["domain"]][Stage(row["stage"])] = row["samples"]
+        names = sorted(by_state, key=lambda domain: (domain is None, domain))
+        return [DomainFigures(name, by_state[name], by_stage[name]) for name in names]
 
     def stages(self, run_id: int) -> list[StageFigures]:
-        """Samples that have not come to their end, by the stage before them; from the open batches."""
-        statement = (
-            select(Batch.next_stage, Batch.state, func.sum(_BATCH_SIZE))
-            .where(Batch.shard_id.in_(shards_of(run_id)), _IS_OPEN)
-            .group_by(Batch.next_stage, Batch.state)
-        )
-        counts = {(stage, state): int(count) for stage, state, count in self._rows(statement)}
+        """Unfinished samples by their next stage."""
+        rows = self._ask("stages", run_id=run_id)
+        counts = {(row["next_stage"], row["state"]): row["samples"] for row in rows}
         states = [state for state in BatchState if state is not BatchState.DONE]
         return [
             StageFigures(stage, {state: counts.get((stage, state), 0) for state in states}) for stage in Stage
         ]
 
     def usage(self, run_id: int) -> list[Usage]:
-        """Tokens and time by stage, model and worker; from them follow all sums. Reads all results.
+        """Answers, tokens and time by stage, model and worker, in this order. Reads all results.
 
-        An answer that was thrown away, since its worker died or lost its lease, is in no table.
+        No table holds answers that were discarded because their worker died or lost its lease.
         """
-        rows = self._rows(usage_by_worker(run_id))
         found = [
-            Usage(stage, model, worker, count, Tokens(int(prompt), int(cached), int(completion)), *times)
-            for stage, model, worker, count, prompt, cached, completion, *times in rows
+            Usage(tokens=_tokens(row), **row | {"stage": Stage(row["stage"])})
+            for row in self._ask("usage", run_id=run_id)
         ]
         return sorted(found, key=lambda usage: (STAGE_ORDER[usage.stage], usage.model, usage.worker))
 
     def prompt_economy(self, run_id: int, batches: int = 1000) -> PromptEconomy:
         """Prompt tokens computed per sample, and the least possible, in the batches that finished last.
 
-        Less than the least is computed where samples share media, or their prefix was cached before the
-        first call; what stands for the least is told in `economy_of_latest`.
+        Fewer than the least are computed where samples share media, or their prefix was cached before.
         """
-        (counts,) = self._rows(economy_of_latest(run_id, batches))
-        return PromptEconomy(*map(int, counts))
+        (row,) = self._ask("prompt_economy", run_id=run_id, batches=batches)
+        return PromptEconomy(**row)
 
     def failures(self, run_id: int) -> list[FailureKind]:
         """Failed samples by kind, the most frequent first. Reads the failed samples only."""
-        statement = (
-            select(
-                Sample.error_kind,
-                func.count().label("count"),
-                func.array_agg(cast(Sample.error_stage, Text).distinct(), type_=ARRAY(Text)),
-                func.bool_or(Sample.is_retryable),
-                func.min(Sample.error_text),
-            )
-            .where(Sample.shard_id.in_(shards_of(run_id)), Sample.state == SampleState.FAILED)
-            .group_by(Sample.error_kind)
-            .order_by(func.count().desc(), Sample.error_kind)
-        )
-        return [
-            FailureKind(kind, count, _in_order(stages), is_retryable, example or "")
-            for kind, count, stages, is_retryable, example in self._rows(statement)
-        ]
+        rows = self._ask("failures", run_id=run_id)
+        return [FailureKind(**row | {"stages": _stages(row["stages"])}) for row in rows]
 
     def grades(self, run_id: int) -> list[GradeCount]:
-        """Every combination of grades there is, and how many captions have it. Reads all scores.
+        """Every combination of grades, and how many captions have it. Reads all scores.
 
-        There are few: histograms, and how many captions pass what minimums, are sums over them.
+        There are few combinations, so histograms and accepted captions are quick sums over them.
         """
-        return [_grades(*row) for row in self._rows(grades_by_domain(run_id))]
+        found = []
+        for row in self._ask("grades", run_id=run_id):
+            dimensions = json.loads(row["grades"])
+            overall = dimensions.pop("overall")
+            found.append(GradeCount(row["domain"], dimensions, overall, row["count"]))
+        return found
 
-    def throughput(self, run_id: int, bucket_seconds: float = 60) -> list[Bucket]:
-        """Samples that came to their end, by stretches of time, empty ones left out; from the batches.
+    def confidences(self, run_id: int) -> list[int]:
+        """Routed samples by the router's confidence, in ten equal steps from 0 to 1. Reads all samples."""
+        rows = self._ask("confidences", run_id=run_id, steps=_CONFIDENCE_STEPS)
+        counts = {row["step"]: row["samples"] for row in rows}
+        return [counts.get(step, 0) for step in range(_CONFIDENCE_STEPS)]
 
-        A batch that was opened again counts where it came to its last end.
+    def finished_by_time(self, run_id: int, seconds: float = 60) -> dict[datetime, int]:
+        """Finished samples by the beginning of the stretch of time, of so many seconds, that they fall into.
+
+        Empty stretches are left out. A reopened batch counts where it finished last.
         """
-        number = func.floor(func.extract("epoch", Batch.finished_at) / bucket_seconds)
-        begins_at = func.to_timestamp(number * bucket_seconds).label("begins_at")
-        statement = (
-            select(begins_at, func.sum(_ENDED))
-            .where(Batch.shard_id.in_(shards_of(run_id)), _IS_DONE)
-            .group_by(begins_at)
-            .order_by(begins_at)
-        )
-        return [Bucket(begins_at, int(count)) for begins_at, count in self._rows(statement)]
+        rows = self._ask("finished_by_time", run_id=run_id, seconds=float(seconds))
+        return {row["begins_at"]: row["samples"] for row in rows}
 
-    def pace(self, run_id: int, seconds: float = 120) -> Throughput:
-        """What came to its end within the last seconds; reads the batches, and the results of the latest."""
-        is_late = and_(_IS_DONE, Batch.finished_at > func.now() - timedelta(seconds=seconds))
-        samples = select(func.coalesce(func.sum(_ENDED), 0)).where(
-            Batch.shard_id.in_(shards_of(run_id)), is_late
+    def throughput(self, run_id: int, seconds: float = 120) -> Throughput:
+        """What was finished within the last seconds."""
+        (row,) = self._ask("throughput", run_id=run_id, seconds=float(seconds))
+        return Throughput(tokens=_tokens(row), **row)
+
+    def activity(self, run_id: int, lease_seconds: float) -> Activity:
+        """What the fleet does for the run at this moment."""
+        return Activity(self.stages(run_id), self.throughput(run_id), self.workers(lease_seconds))
+
+    def totals(self, run_id: int) -> Totals:
+        """All sums over the run. Reads all batches, samples and results."""
+        return Totals(
+            shards=self.shards(run_id),
+            domains=self.domains(run_id),
+            usages=self.usage(run_id),
+            economy=self.prompt_economy(run_id),
+            grades=self.grades(run_id),
         )
-        ((count,),) = self._rows(samples)
-        ((elapsed, *counts),) = self._rows(latest_tokens(run_id, seconds))
-        return Throughput(float(elapsed), int(count), Tokens(*map(int, counts)))
 
     def workers(self, lease_seconds: float) -> list[WorkerFigures]:
-        """The workers that have not been struck off, by name; silent for a lease means dead."""
-        silent = func.extract("epoch", func.now() - Worker.seen_at)
-        running = (
-            select(func.count())
-            .where(Batch.lease_owner == Worker.owner, Batch.state == BatchState.RUNNING)
-            .scalar_subquery()
-        )
-        statement = select(
-            Worker.owner, Worker.node, Worker.started_at, silent, silent < lease_seconds, running
-        )
-        rows = self._rows(statement.order_by(Worker.owner))
-        return [
-            WorkerFigures(owner, node, started_at, float(silent), is_alive, count)
-            for owner, node, started_at, silent, is_alive, count in rows
-        ]
+        """All workers in the table, by name; one that is silent for a lease is dead."""
+        return [WorkerFigures(**row) for row in self._ask("workers", lease_seconds=lease_seconds)]
 
-    def _rows(self, statement: Select[*tuple[Any, ...]]) -> list[Row[*tuple[Any, ...]]]:
+    def _ask(self, file: str, /, **values: Any) -> list[dict[str, Any]]:
         with self.engine.connect() as connection:
-            return list(connection.execute(statement))
+            return [row._asdict() for row in connection.execute(query(file), values)]
 
 
-def _in_order(words: Iterable[str]) -> tuple[Stage, ...]:
-    return tuple(sorted(stages_of(words), key=STAGE_ORDER.__getitem__))
+# Both take their columns out of the row, so that the rest of it fits the figures' fields.
+def _tally(row: dict[str, Any]) -> Tally:
+    return Tally(row.pop("done"), row.pop("failed"), row.pop("held"))
 
 
-def _grades(domain: str | None, judgement: str, count: int) -> GradeCount:
-    dimensions = json.loads(judgement)
-    return GradeCount(domain, overall=dimensions.pop("overall"), dimensions=dimensions, count=count)
+def _tokens(row: dict[str, Any]) -> Tokens:
+    return Tokens(row.pop("prompt"), row.pop("cached"), row.pop("completion"))
 
 
-def _run_figures(row: Row[*tuple[Any, ...]]) -> RunFigures:
-    return RunFigures(
-        id=row.id,
-        name=row.name,
-        plan=row.plan,
-        output=row.output,
-        stages=stages_of(row.stages),
-        min_confidence=row.min_confidence,
-        pin_ranks=row.pin_ranks,
-        created_at=row.created_at,
-        shards=row.shards,
-        samples=int(row.samples),
-        expanded=int(row.expanded),
-        tally=_tally(row),
-        open_batches=row.open_batches,
-        running_batches=row.running_batches,
-    )
+def _stages(words: Iterable[str]) -> tuple[Stage, ...]:
+    return tuple(sorted(map(Stage, words), key=STAGE_ORDER.__getitem__))
 
 
-def _shard_figures(row: Row[*tuple[Any, ...]]) -> ShardFigures:
-    return ShardFigures(
-        dataset=row.dataset,
-        annotation=row.annotation,
-        shard_index=row.shard_index,
-        num_shards=row.num_shards,
-        assign_rank=row.assign_rank,
-        samples=row.samples,
-        in_flight=int(row.in_flight),
-        tally=_tally(row),
-    )
+@dataclass(slots=True)
+class Coverage:
+    """What the database holds of one annotation file."""
+
+    #: Indexes of captioned samples: in order, none touching the next.
+    captioned: list[range] = field(default_factory=list)
+    #: The first number that no shard of the file has.
+    next_shard_index: int = 0
+
+    def add(self, start_idx: int, end_idx: int) -> None:
+        """Add a range that begins no earlier than those before it; two runs may share samples."""
+        last = self.captioned[-1] if self.captioned else None
+        if last is None or start_idx > last.stop:
+            self.captioned.append(range(start_idx, end_idx))
+        elif end_idx > last.stop:
+            self.captioned[-1] = range(last.start, end_idx)
 
 
-def _tally(row: Row[*tuple[Any, ...]]) -> Tally:
-    return Tally(int(row.done), int(row.failed), int(row.held))
+def coverage_of(engine: Engine, name_of: Callable[[str], str | None]) -> dict[str, Coverage]:
+    """What is captioned, by the caller's names for annotation files.
+
+    `name_of` gets an annotation file's path as the runs have it; it returns None for a file to leave out.
+    """
+    numbers = select(Shard.annotation, func.max(Shard.shard_index) + 1).group_by(Shard.annotation)
+    found: dict[str, Coverage] = {}
+    names: dict[str, str] = {}
+    with engine.connect() as connection:
+        for annotation, number in connection.execute(numbers):
+            if (name := name_of(annotation)) is not None:
+                names[annotation] = name
+                known = found.setdefault(name, Coverage())
+                known.next_shard_index = max(known.next_shard_index, number)
+        statement = query("captioned").execution_options(yield_per=_COVERAGE_PAGE)
+        for annotation, start_idx, end_idx in connection.execute(statement, {"annotations": list(names)}):
+            found[names[annotation]].add(start_idx, end_idx)
+    return found

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from capflow_tasks.store.figures import RunFigures
     from producer.reading.scores import Minimums
     from producer.status.cost import Prices
-    from producer.status.watch import Look
+    from producer.status.watch import Status
     from producer.writing.formats import Exported
 
 
@@ -76,17 +76,17 @@ def status(
 
 def _look(
     engine: Engine, run: str | None, prices: Prices, minimums: Minimums, lease_seconds: float
-) -> Callable[[], Look]:
+) -> Callable[[], Status]:
     from capflow_tasks.store.statistics import Statistics
     from producer.services import find_run
     from producer.status.snapshot import Observer
-    from producer.status.watch import look_at_run, look_at_runs
+    from producer.status.watch import status_of_run, status_of_runs
 
     statistics = Statistics(engine)
     if run is None:
-        return partial(look_at_runs, statistics, lease_seconds)
+        return partial(status_of_runs, statistics, lease_seconds)
     observer = Observer(statistics, find_run(engine, run).id, prices, minimums, lease_seconds)
-    return partial(look_at_run, observer)
+    return partial(status_of_run, observer)
 
 
 @click.command(cls=cli.Command, exit_codes=(0, 2, 3))

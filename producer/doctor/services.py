@@ -17,8 +17,9 @@ from capflow_tasks.errors import ServiceError
 from capflow_tasks.fleet.application import make_app
 from capflow_tasks.fleet.embedded import broker_url, database_url
 from capflow_tasks.settings import Settings
-from capflow_tasks.store.database import connect, shown
-from capflow_tasks.store.health import DatabaseHealth, WorkerHealth, health_of, workers_alive
+from capflow_tasks.store.database import DatabaseHealth, connect, health_of, shown
+from capflow_tasks.store.figures import WorkerFigures
+from capflow_tasks.store.statistics import Statistics
 from producer.broker import Broker
 from producer.doctor.findings import Finding, Level, fail, ok, warn
 
@@ -60,7 +61,7 @@ def _embedded(service: str, package: str) -> Finding:
     return fail(service, "not set, and the embedded one is not installed", remedy)
 
 
-def _check_database(settings: Settings) -> Generator[Finding, None, Sequence[WorkerHealth]]:
+def _check_database(settings: Settings) -> Generator[Finding, None, Sequence[WorkerFigures]]:
     """Yield the findings and return the workers whose heartbeats the database has seen lately."""
     try:
         url = database_url(settings)
@@ -74,7 +75,8 @@ def _check_database(settings: Settings) -> Generator[Finding, None, Sequence[Wor
         findings = list(_judge_health(name, health_of(engine)))
         yield from findings
         is_usable = all(finding.level is not Level.FAIL for finding in findings)
-        return workers_alive(engine, settings.lease_seconds) if is_usable else []
+        workers = Statistics(engine).workers(settings.lease_seconds) if is_usable else []
+        return [worker for worker in workers if worker.is_alive]
     except DBAPIError as error:
         reason = str(error.orig).strip().splitlines()[0]
         remedy = "start PostgreSQL, or correct CAPFLOW_DATABASE_URL"
@@ -156,7 +158,7 @@ def _check_queues(app: Celery, declared: Collection[str], consumed: Collection[s
         yield warn("queue", said, remedy, unless=is_ok)
 
 
-def check_workers(beating: Sequence[WorkerHealth], answering: Mapping[str, object]) -> Iterator[Finding]:
+def check_workers(beating: Sequence[WorkerFigures], answering: Mapping[str, object]) -> Iterator[Finding]:
     """Compare the workers with a heartbeat in the database to those that answer over the broker, by node."""
     nodes = {worker.node for worker in beating}
     if not nodes and not answering:

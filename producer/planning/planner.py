@@ -18,7 +18,7 @@ from pathlib import Path
 from capflow_tasks.entries import shown
 from capflow_tasks.errors import PlanError
 from capflow_tasks.records import JsonObject, Modality
-from capflow_tasks.store.coverage import coverage_of
+from capflow_tasks.store.statistics import coverage_of
 from producer.parallel import Progress, call_all
 from producer.planning.metafile import Dataset
 from producer.planning.sampling import Draw, write_sample

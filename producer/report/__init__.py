@@ -1,1 +1,1 @@
-"""capflow-report: a folder of static pages to look at captions with."""
+"""`capflow report`: a folder of static pages that shows the captions of a run."""

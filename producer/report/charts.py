@@ -1,4 +1,4 @@
-"""Charts as inline SVG, coloured by classes, which follow the page's colours. Knows nothing of runs."""
+"""Charts as inline SVG; classes take their colours from the page's style sheet."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from math import floor, log10
 
 from markupsafe import Markup, escape
 
-from producer.amounts import short_count
+from producer.console import short_count
 
-#: The columns' canvas; a card of the page is about as wide, so that text keeps its size.
+#: The canvas of columns: about as wide as a card of the page, so that text keeps its size.
 _WIDTH, _HEIGHT = 340, 170
 _LEFT, _RIGHT, _TOP, _BOTTOM = 34, 4, 8, 22
 #: Labels that fit below the columns.
@@ -21,8 +21,8 @@ _MOST_LABELS = 5
 class Part:
     """A piece of a bar."""
 
-    #: Class that colours it.
-    look: str
+    #: CSS class that colours it.
+    css_class: str
     value: float
     title: str
 
@@ -35,12 +35,12 @@ class Column:
 
 
 def bar(parts: Iterable[Part], total: float) -> Markup:
-    """A bar of parts, of which `total` would fill the whole width."""
+    """A bar of parts; parts that add up to `total` fill the whole width."""
     pieces, at = [], 0.0
     for part in parts:
         width = 100 * part.value / total if total else 0.0
         if width:
-            pieces.append(_rectangle(part.look, (at, 0, width, 10), part.title))
+            pieces.append(_rectangle(part.css_class, (at, 0, width, 10), part.title))
         at += width
     return Markup(
         '<svg class="bar" viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">{}</svg>'
@@ -48,7 +48,7 @@ def bar(parts: Iterable[Part], total: float) -> Markup:
 
 
 def columns(chart: Sequence[Column], label: str) -> Markup:
-    """Columns above a base line; `label` tells the chart to those who do not see it."""
+    """Columns above a base line; screen readers read the `label`."""
     top = nice_top(max((column.value for column in chart), default=0))
     step = (_WIDTH - _LEFT - _RIGHT) / max(1, len(chart))
     every = -(-len(chart) // _MOST_LABELS)
@@ -66,7 +66,7 @@ def columns(chart: Sequence[Column], label: str) -> Markup:
 
 
 def nice_top(most: float) -> float:
-    """The least of 1, 2 and 5 times a power of ten that is not below `most`."""
+    """The smallest of 1, 2 and 5 times a power of ten that is at least `most`."""
     if most <= 0:
         return 1.0
     power = 10.0 ** floor(log10(most))
@@ -89,10 +89,10 @@ def _grid_line(share: float, top: float) -> Markup:
     return line + _text(_LEFT - 5, y + 3.5, short_count(share * top), "end")
 
 
-def _rectangle(look: str, box: tuple[float, float, float, float], title: str) -> Markup:
+def _rectangle(css_class: str, box: tuple[float, float, float, float], title: str) -> Markup:
     x, y, width, height = (f"{value:.2f}" for value in box)
     return Markup('<rect class="{}" x="{}" y="{}" width="{}" height="{}"><title>{}</title></rect>').format(
-        look, x, y, width, height, title
+        css_class, x, y, width, height, title
     )
 
 

@@ -1,32 +1,79 @@
 """The samples of a run as files that the page loads when it needs them.
 
-    data/index.js            a few numbers per sample: what filters look at
-    data/text-<n>.js         name, path and caption of 200 samples: what the gallery shows and a search reads
-    data/samples-<n>.js      all that is known of the same 200 samples
+    data/index.js            a few numbers per sample, for filters
+    data/text-<n>.js         name, path and caption of 200 samples, for the gallery and the text search
+    data/samples-<n>.js      everything about the same 200 samples
     small/<n>/<number>.jpg   pictures of the gallery
     large/<n>/<number>-<m>.jpg
 
-One chunk is held at a time, however many samples there are.
+Memory holds one chunk at a time, however many samples there are.
 """
 
 from __future__ import annotations
 
 import heapq
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from capflow_tasks.entries import media_of
+from capflow_tasks.errors import BadEntry
+from capflow_tasks.records import FinishedSample, JsonObject, Modality, PlanShard, Result, Stage
 from capflow_tasks.store.rows import ShardRow
 from capflow_tasks.store.states import SampleState
 from capflow_tasks.store.views import PAGE, Views
-from producer.report.page import as_script
 from producer.report.pictures import Drawn, PictureTask, draw_all
-from producer.report.sample_data import MOST_PICTURES, ShownSample, detail, overall, searchable
 
 #: Samples of one chunk.
 CHUNK = 200
+
+#: Pictures shown of one sample, at most.
+MOST_PICTURES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ShownSample:
+    """A sample on its way into the report."""
+
+    shard: PlanShard
+    sample: FinishedSample
+    state: SampleState
+
+    @property
+    def name(self) -> str:
+        return f"{self.shard.dataset}[{self.sample.index}]"
+
+    @property
+    def media(self) -> Sequence[tuple[Modality, str]]:
+        """Its pictures and videos as (kind, path as written)."""
+        try:
+            return media_of(self.sample.entry, self.shard.modality)
+        except BadEntry:
+            return ()
+
+    @property
+    def caption(self) -> str | None:
+        summary = self._last(Stage.SUMMARIZE)
+        return summary.text if summary else None
+
+    @property
+    def grades(self) -> JsonObject:
+        """By dimension, with the overall grade among them."""
+        judgement = self._last(Stage.SCORE)
+        return (judgement and judgement.data) or {}
+
+    @property
+    def domain_shares(self) -> JsonObject:
+        """The router's probability by domain."""
+        route = self._last(Stage.ROUTE)
+        return (route and route.data) or {}
+
+    def _last(self, stage: Stage) -> Result | None:
+        found = [result for result in self.sample.results if result.stage is stage]
+        return found[-1] if found else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +86,16 @@ class Size:
     thumbnails: int
     #: The long side of a large picture, pixels.
     picture_size: int
-    #: Pictures drawn at a time, each in its own process.
+    #: Processes that draw pictures.
     processes: int
 
 
-#: Called with the number of samples whose pictures are drawn.
+#: Called with the number of samples written so far.
 Progress = Callable[[int], None]
 
 
 def samples_of(views: Views, shards: Sequence[ShardRow], most: int) -> Iterator[ShownSample]:
-    """At most so many samples, of each shard a fair share, in index order whatever became of them."""
+    """At most so many samples, a fair share of each shard, in index order whatever their state."""
     for position, row in enumerate(shards):
         share = -(-most // (len(shards) - position))
         for shown in islice(_in_order(views, row, share), share):
@@ -83,10 +130,10 @@ class Gallery:
         return sum(self.columns[-1])
 
     def write(self, samples: Iterable[ShownSample], progress: Progress) -> int:
-        """Write all of them and return how many there were."""
-        coming = iter(samples)
+        """Write all samples and return their number."""
+        remaining = iter(samples)
         (self.folder / "data").mkdir(parents=True)
-        for number, chunk in enumerate(iter(lambda: list(islice(coming, CHUNK)), [])):
+        for number, chunk in enumerate(iter(lambda: list(islice(remaining, CHUNK)), [])):
             self._write_chunk(number, chunk)
             progress(number * CHUNK + len(chunk))
         domains, states, grades, confidences, has_small = self.columns
@@ -151,3 +198,89 @@ class Gallery:
 
     def _file(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()
+
+
+def overall(shown: ShownSample) -> int | None:
+    """The overall grade; None without one."""
+    grade = shown.grades.get("overall")
+    return grade if type(grade) is int else None
+
+
+def searchable(shown: ShownSample) -> list[str]:
+    """Name, paths, and caption or failure: the text of a card, which the text search reads."""
+    paths = " ".join(path for _, path in shown.media)
+    failure = shown.sample.failure
+    words = shown.caption or (f"{failure.kind}: {failure.message}" if failure else "")
+    return [shown.name, paths, words]
+
+
+def detail(shown: ShownSample, pictures: Sequence[tuple[str, Drawn]]) -> JsonObject:
+    """Everything about a sample; `pictures` are the large ones by their file in the report."""
+    sample = shown.sample
+    return {
+        "name": shown.name,
+        "pictures": [
+            {
+                "kind": kind,
+                "path": path,
+                "file": None if drawn.reason else file,
+                "reason": drawn.reason,
+                "times": list(drawn.times),
+            }
+            for (kind, path), (file, drawn) in zip(shown.media, pictures, strict=False)
+        ],
+        "hidden_pictures": max(0, len(shown.media) - len(pictures)),
+        "domain": sample.domain,
+        "confidence": sample.confidence,
+        "domain_shares": shown.domain_shares,
+        "state": shown.state,
+        "attempts": sample.attempts,
+        "failure": _failure(sample),
+        "caption": shown.caption,
+        "grades": {name: grade for name, grade in shown.grades.items() if name != "overall"},
+        "overall": overall(shown),
+        "said": [_answer(result) for result in sample.results],
+        "entry": json.dumps(sample.entry, ensure_ascii=False, indent=2),
+        "annotation": shown.shard.annotation,
+    }
+
+
+def _failure(sample: FinishedSample) -> JsonObject | None:
+    failure = sample.failure
+    if failure is None:
+        return None
+    retry = "may succeed when tried again" if failure.is_retryable else "fails again at every retry"
+    return {"stage": failure.stage, "kind": failure.kind, "message": failure.message, "retry": retry}
+
+
+def _answer(result: Result) -> dict[str, Any]:
+    return {
+        "stage": result.stage,
+        "agent": result.agent,
+        "text": result.text,
+        "model": result.model,
+        "workflow": result.workflow,
+        "worker": result.worker,
+        "prompt_tokens": result.prompt_tokens,
+        "cached_tokens": result.cached_tokens,
+        "completion_tokens": result.completion_tokens,
+        "finish_reason": result.finish_reason,
+        "seconds": round(result.seconds, 3),
+    }
+
+
+#: Characters that could end a script element, or begin a comment, if a script were put into a page.
+_ESCAPED = str.maketrans({character: f"\\u{ord(character):04x}" for character in "<>&'"})
+
+
+def as_script(name: str, value: Any) -> str:
+    """A script, pure ASCII, that gives the value to the page under this name.
+
+    The value is a string for JSON.parse, because in a literal a key named __proto__ would set the prototype.
+    """
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return f"capflow.data.take({_literal(name)}, JSON.parse({_literal(text)}));\n"
+
+
+def _literal(text: str) -> str:
+    return json.dumps(text).translate(_ESCAPED)

@@ -1,4 +1,4 @@
-"""The head of the report: what the statistics say of a run, as rows and charts. Knows nothing of pages."""
+"""The head of the report: figures and charts of a run."""
 
 from __future__ import annotations
 
@@ -10,33 +10,32 @@ from markupsafe import Markup
 
 from capflow_tasks.records import Stage
 from capflow_tasks.store.figures import (
-    Bucket,
     DomainFigures,
     FailureKind,
     RunFigures,
     Tokens,
     Usage,
     grade_histograms,
-    worker_spans,
+    span_seconds,
+    total_tokens,
 )
 from capflow_tasks.store.states import SampleState
 from capflow_tasks.store.statistics import Statistics
-from capflow_tasks.store.views import Views
-from producer.amounts import duration, percent, short_count
+from producer.console import duration, percent, short_count, workers_text
 from producer.report.charts import Column, Part, bar, columns
 from producer.status.cost import Prices, cost_of
 
 GRADE_NAMES = {1: "bad", 2: "good", 3: "excellent"}
 
-#: Stretches of time that a chart may be divided into, seconds.
+#: Lengths of time that a column of a chart may stand for, seconds.
 _STRETCHES = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200, 86400)
-#: Columns that a chart over time has, about.
-_MOST_STRETCHES = 48
+#: Columns of a chart over time, at most.
+_MOST_COLUMNS = 48
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A number that stands alone."""
+    """A number with its label."""
 
     label: str
     value: str
@@ -45,7 +44,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class BarRow:
-    """A line of a table: a name, a bar, and what the bar says in numbers."""
+    """A line of a table: a name, a bar, and its values as text."""
 
     name: str
     bar: Markup
@@ -64,18 +63,18 @@ class Overview:
     failures: Sequence[BarRow]
     #: None where no sample was routed.
     confidences: Markup | None
-    #: None before the first batch has come to its end.
+    #: None before the first batch is finished.
     throughput: Markup | None
-    #: What one of its columns stands for.
+    #: The length of time that one of its columns stands for.
     stretch: str
 
 
-def overview_of(run: RunFigures, statistics: Statistics, views: Views, prices: Prices) -> Overview:
-    """Ask all that is shown; reads all samples and results of the run once."""
+def overview_of(run: RunFigures, statistics: Statistics, prices: Prices) -> Overview:
+    """Ask for everything that is shown. Reads all samples and results of the run once."""
     usage = statistics.usage(run.id)
     stretch = stretch_of(usage)
-    buckets = statistics.throughput(run.id, stretch)
-    confidences = views.confidence_histogram(run.id)
+    finished = statistics.finished_by_time(run.id, stretch)
+    confidences = statistics.confidences(run.id)
     grades = grade_histograms(statistics.grades(run.id))
     return Overview(
         run=run,
@@ -91,7 +90,7 @@ def overview_of(run: RunFigures, statistics: Statistics, views: Views, prices: P
         tokens=_token_rows(usage),
         failures=_failure_rows(statistics.failures(run.id)),
         confidences=_confidence_chart(confidences) if any(confidences) else None,
-        throughput=_throughput_chart(buckets, stretch) if buckets else None,
+        throughput=_throughput_chart(finished, stretch) if finished else None,
         stretch=duration(stretch),
     )
 
@@ -118,12 +117,9 @@ def _grade_figures(grades: Mapping[str, Mapping[int, int]]) -> list[Figure]:
 def _work_figures(run: RunFigures, usage: Sequence[Usage]) -> list[Figure]:
     if not usage:
         return []
-    total = sum((each.tokens for each in usage), Tokens())
-    spans = worker_spans(usage)
-    seconds = (
-        max(span.ended_at for span in spans) - min(span.began_at for span in spans)
-    ).total_seconds() or 1.0
-    workers = f"{len(spans)} {'worker' if len(spans) == 1 else 'workers'}"
+    total = total_tokens(usage)
+    seconds = span_seconds(usage) or 1.0
+    workers = workers_text(len({each.worker for each in usage}))
     return [
         Figure(
             "prompt tokens", short_count(total.prompt), f"{total.prefix_hit_rate:.0%} from the prefix cache"
@@ -140,7 +136,7 @@ def _work_figures(run: RunFigures, usage: Sequence[Usage]) -> list[Figure]:
 
 
 def _cost_figures(run: RunFigures, usage: Sequence[Usage], prices: Prices) -> list[Figure]:
-    """Nothing where a model has no price: what is not known is not shown as free."""
+    """Nothing where a model has no price, because an unknown cost is not 0."""
     cost = cost_of(usage, prices)
     each = cost.per(run.tally.done)
     if cost.usd is None or each is None:
@@ -149,15 +145,13 @@ def _cost_figures(run: RunFigures, usage: Sequence[Usage], prices: Prices) -> li
 
 
 def _domain_rows(domains: Sequence[DomainFigures]) -> list[BarRow]:
-    most = max((sum(row.by_state.values()) for row in domains), default=0)
+    most = max((row.samples for row in domains), default=0)
     rows = []
-    for row in sorted(domains, key=lambda row: -sum(row.by_state.values())):
+    for row in sorted(domains, key=lambda row: -row.samples):
         parts = [Part(f"state-{state}", count, f"{count:,} {state}") for state, count in row.by_state.items()]
         failed = row.by_state[SampleState.FAILED]
         note = f"{failed:,} failed" if failed else ""
-        rows.append(
-            BarRow(row.domain or "no domain", bar(parts, most), [f"{sum(row.by_state.values()):,}"], note)
-        )
+        rows.append(BarRow(row.domain or "no domain", bar(parts, most), [f"{row.samples:,}"], note))
     return rows
 
 
@@ -171,7 +165,7 @@ def _grade_row(name: str, counts: Mapping[int, int]) -> BarRow:
 
 
 def _token_rows(usage: Iterable[Usage]) -> list[BarRow]:
-    """By stage: what was computed of the prompts, what was cached, what was answered."""
+    """By stage: prompt tokens computed and cached, answer tokens."""
     sums: dict[Stage, Tokens] = {}
     for each in usage:
         sums[each.stage] = sums.get(each.stage, Tokens()) + each.tokens
@@ -224,17 +218,15 @@ def _confidence_chart(counts: Sequence[int]) -> Markup:
 
 
 def stretch_of(usage: Sequence[Usage]) -> float:
-    """How much time one column of a chart stands for, so that there are not too many."""
-    spans = worker_spans(usage)
-    if not spans:
+    """The seconds that one column of a chart stands for, so that there are not too many columns."""
+    if not usage:
         return 60.0
-    seconds = (max(span.ended_at for span in spans) - min(span.began_at for span in spans)).total_seconds()
-    return next((each for each in _STRETCHES if seconds / each <= _MOST_STRETCHES), _STRETCHES[-1])
+    seconds = span_seconds(usage)
+    return next((each for each in _STRETCHES if seconds / each <= _MOST_COLUMNS), _STRETCHES[-1])
 
 
-def _throughput_chart(buckets: Sequence[Bucket], stretch: float) -> Markup:
-    counts = {bucket.begins_at: bucket.samples for bucket in buckets}
-    first, last = buckets[0].begins_at, buckets[-1].begins_at
+def _throughput_chart(counts: Mapping[datetime, int], stretch: float) -> Markup:
+    first, last = min(counts), max(counts)
     times = [
         first + number * timedelta(seconds=stretch)
         for number in range(int((last - first).total_seconds() / stretch) + 1)
@@ -247,7 +239,7 @@ def _throughput_chart(buckets: Sequence[Bucket], stretch: float) -> Markup:
         )
         for time in times
     ]
-    return columns(chart, f"Samples that came to their end, from {first:%Y-%m-%d %H:%M} to {last:%H:%M}")
+    return columns(chart, f"Samples finished, from {first:%Y-%m-%d %H:%M} to {last:%H:%M}")
 
 
 def _clock(time: datetime, stretch: float) -> str:

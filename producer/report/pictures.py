@@ -1,6 +1,6 @@
-"""What is shown of a picture or video: a small one for the gallery, a large one to look at.
+"""Draws the pictures of a report: a small one for the gallery, a large one for the detail view.
 
-A video becomes a film strip, and large a sheet of the same frames. Knows nothing of pages.
+A video becomes a film strip in the gallery, and a sheet of the same frames in the detail view.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from producer.parallel import call_all
 #: Frames of a film strip.
 FRAMES = 5
 
-#: Pixels: the long side of a small picture, the height of a film strip, and what lies between frames.
+#: Pixels: the long side of a small picture, the height of a film strip, the gap between frames.
 _SMALL = 256
 _STRIP_HEIGHT = 96
 _GAP = 4
@@ -32,7 +32,7 @@ _FILM = (18, 18, 20)
 
 @dataclass(frozen=True, slots=True)
 class PictureTask:
-    """One picture or video of a sample, and the files to make of it."""
+    """One picture or video of a sample, and the files to draw from it."""
 
     kind: Modality
     root: str
@@ -47,24 +47,24 @@ class PictureTask:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """What became of a task."""
+    """The outcome of a task."""
 
-    #: Why there is no picture, None when there is one.
+    #: Why there is no picture; None when there is one.
     reason: str | None = None
-    #: When the frames of a video are on the screen, seconds from its beginning.
+    #: Times of a video's frames, seconds from its beginning.
     times: tuple[float, ...] = ()
 
 
 def draw_all(tasks: Sequence[PictureTask], processes: int) -> list[Drawn]:
-    """Make the files of all tasks, several at a time."""
+    """Draw the files of all tasks, several at a time."""
     if any(task.kind is Modality.IMAGE for task in tasks):
-        # It takes seconds, so only now; and before the processes begin, which have it then.
-        import_module("capflow_tasks.media.pictures")
+        # It takes seconds and sizes pictures; the processes inherit it.
+        import_module("qwen_vl_utils.vision_process")
     return call_all(draw, tasks, processes, lambda done, total: None)
 
 
 def draw(task: PictureTask) -> Drawn:
-    """Make the files; media that cannot be read are no error but a reason."""
+    """Draw the files. Media that cannot be read give a reason, not an error."""
     try:
         path = resolve_media(task.root, task.path)
         return _draw_video(path, task) if task.kind is Modality.VIDEO else _draw_picture(path, task)

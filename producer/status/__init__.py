@@ -1,1 +1,1 @@
-"""capflow-status: how far a run is, how fast, and what it costs."""
+"""`capflow status`: how far a run is, how fast, and what it costs."""

@@ -1,4 +1,4 @@
-"""All that can be told of one run at one moment, and how it is asked for again and again without a burden."""
+"""What is known of one run at one moment, and how often a watcher asks for it."""
 
 from __future__ import annotations
 
@@ -6,44 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from time import monotonic
 
-from capflow_tasks.store.figures import (
-    DomainFigures,
-    FailureKind,
-    GradeCount,
-    PromptEconomy,
-    RunFigures,
-    ShardFigures,
-    StageFigures,
-    Throughput,
-    Tokens,
-    Usage,
-    WorkerFigures,
-)
+from capflow_tasks.store.figures import Activity, FailureKind, GradeCount, RunFigures, Totals
 from capflow_tasks.store.statistics import Statistics
 from producer.reading.scores import NO_DOMAIN, Minimums, Scores
 from producer.status.cost import Cost, Prices, cost_of
 
-#: Of the time that passes, what may go to the questions that take long.
+#: The share of time that may be spent on the slow questions.
 _SHARE_OF_TIME = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class Details:
-    """What takes long to ask of a large run: all that reads every batch, sample or result."""
-
-    shards: Sequence[ShardFigures]
-    domains: Sequence[DomainFigures]
-    usages: Sequence[Usage]
-    economy: PromptEconomy
-    grades: Sequence[GradeCount]
-
-    @property
-    def tokens(self) -> Tokens:
-        return sum((usage.tokens for usage in self.usages), Tokens())
-
-    @property
-    def judged(self) -> int:
-        return sum(grades.count for grades in self.grades)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,27 +20,17 @@ class Snapshot:
     """One run at one moment."""
 
     run: RunFigures
-    stages: Sequence[StageFigures]
+    activity: Activity
     failures: Sequence[FailureKind]
-    pace: Throughput
-    #: All workers of the fleet, which may serve other runs too.
-    workers: Sequence[WorkerFigures]
-    details: Details
-    #: Captions with the grades that are asked for.
+    totals: Totals
+    #: Captions with at least the grades that are asked for.
     accepted: int
     cost: Cost
 
     @property
-    def workers_alive(self) -> int:
-        return sum(worker.is_alive for worker in self.workers)
-
-    @property
     def eta_seconds(self) -> float | None:
-        """None where nothing is finished lately."""
-        rate = self.pace.samples_per_second
-        if not self.run.remaining:
-            return 0.0
-        return self.run.remaining / rate if rate else None
+        """None where no sample was finished lately."""
+        return self.activity.eta_seconds(self.run.remaining)
 
     @property
     def usd_per_100_samples(self) -> float | None:
@@ -80,7 +39,7 @@ class Snapshot:
 
 
 class Observer:
-    """Looks at one run. What takes long to ask is asked the less often, the longer it takes."""
+    """Takes snapshots of one run. The longer the slow questions take, the less often it asks them."""
 
     def __init__(
         self, statistics: Statistics, run_id: int, prices: Prices, minimums: Minimums, lease_seconds: float
@@ -90,38 +49,29 @@ class Observer:
         self._prices = prices
         self._minimums = minimums
         self._lease_seconds = lease_seconds
-        self._details: Details | None = None
-        self._next_details_at = 0.0
+        self._totals: Totals | None = None
+        self._next_totals_at = 0.0
 
-    def look(self) -> Snapshot:
+    def snapshot(self) -> Snapshot:
         ask, run_id = self._statistics, self._run_id
         (run,) = ask.runs(run_id=run_id)
-        details = self._latest_details()
+        totals = self._latest_totals()
         return Snapshot(
             run=run,
-            stages=ask.stages(run_id),
+            activity=ask.activity(run_id, self._lease_seconds),
             failures=ask.failures(run_id),
-            pace=ask.pace(run_id),
-            workers=ask.workers(self._lease_seconds),
-            details=details,
-            accepted=accepted_of(details.grades, self._minimums),
-            cost=cost_of(details.usages, self._prices),
+            totals=totals,
+            accepted=accepted_of(totals.grades, self._minimums),
+            cost=cost_of(totals.usages, self._prices),
         )
 
-    def _latest_details(self) -> Details:
+    def _latest_totals(self) -> Totals:
         began = monotonic()
-        if self._details is None or began >= self._next_details_at:
-            ask, run_id = self._statistics, self._run_id
-            self._details = Details(
-                shards=ask.shards(run_id),
-                domains=ask.domains(run_id),
-                usages=ask.usage(run_id),
-                economy=ask.prompt_economy(run_id),
-                grades=ask.grades(run_id),
-            )
+        if self._totals is None or began >= self._next_totals_at:
+            self._totals = self._statistics.totals(self._run_id)
             took = monotonic() - began
-            self._next_details_at = monotonic() + took / _SHARE_OF_TIME
-        return self._details
+            self._next_totals_at = monotonic() + took / _SHARE_OF_TIME
+        return self._totals
 
 
 def accepted_of(grades: Sequence[GradeCount], minimums: Minimums) -> int:

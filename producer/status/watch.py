@@ -1,4 +1,4 @@
-"""Shows what one look gives, or look after look: live where somebody sees it, else a line each."""
+"""Prints a status once, or again and again: live on a terminal, else a line each time."""
 
 from __future__ import annotations
 
@@ -15,17 +15,11 @@ from rich.live import Live
 
 from capflow_tasks.records import JsonObject
 from capflow_tasks.store.statistics import Statistics
+from producer.status.document import run_document, runs_document
 from producer.status.snapshot import Observer
-from producer.status.views import (
-    document,
-    runs_document,
-    runs_line,
-    runs_table,
-    snapshot_line,
-    snapshot_tables,
-)
+from producer.status.tables import run_line, run_tables, runs_line, runs_table
 
-#: A look at a large run takes long; between two of them the database rests for so many times that.
+#: A snapshot of a large run takes long; the database then rests for so many times as long.
 _RESTS = 4
 
 #: Characters per line where stdout is no terminal.
@@ -33,54 +27,53 @@ _PLAIN_WIDTH = 120
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """The same facts in the three ways in which they are shown."""
+class Status:
+    """The same facts in the three forms in which they are shown."""
 
     document: JsonObject
     tables: RenderableType
     line: str
     #: Nothing will change any more.
-    is_over: bool
+    is_final: bool
 
 
-def look_at_run(observer: Observer) -> Look:
-    seen = observer.look()
-    return Look(document(seen), snapshot_tables(seen), snapshot_line(seen), is_over=not seen.run.is_open)
+def status_of_run(observer: Observer) -> Status:
+    snapshot = observer.snapshot()
+    is_final = not snapshot.run.is_open
+    return Status(run_document(snapshot), run_tables(snapshot), run_line(snapshot), is_final)
 
 
-def look_at_runs(statistics: Statistics, lease_seconds: float) -> Look:
-    runs, workers = statistics.runs(), statistics.workers(lease_seconds)
-    return Look(
-        runs_document(runs, workers), runs_table(runs, workers), runs_line(runs, workers), is_over=False
-    )
+def status_of_runs(statistics: Statistics, lease_seconds: float) -> Status:
+    facts = statistics.runs(), statistics.workers(lease_seconds)
+    return Status(runs_document(*facts), runs_table(*facts), runs_line(*facts), is_final=False)
 
 
-def show(look: Look, as_json: bool) -> None:
+def show(status: Status, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(look.document, ensure_ascii=False))
+        click.echo(json.dumps(status.document, ensure_ascii=False))
     else:
-        _console().print(look.tables, soft_wrap=True)
+        _console().print(status.tables, soft_wrap=True)
 
 
-def watch(look: Callable[[], Look], interval_seconds: float, as_json: bool) -> None:
-    """Show look after look until all is over or Ctrl-C, which is the way to end it and no error."""
+def watch(ask: Callable[[], Status], interval_seconds: float, as_json: bool) -> None:
+    """Show the status again and again, until it is final or Ctrl-C, which is no error."""
     with suppress(KeyboardInterrupt):
         if as_json or not sys.stdout.isatty():
-            for seen in _looks(look, interval_seconds):
-                click.echo(json.dumps(seen.document, ensure_ascii=False) if as_json else seen.line)
+            for status in _ask_again(ask, interval_seconds):
+                click.echo(json.dumps(status.document, ensure_ascii=False) if as_json else status.line)
             return
         with Live(console=_console(), auto_refresh=False) as live:
-            for seen in _looks(look, interval_seconds):
-                live.update(seen.tables, refresh=True)
+            for status in _ask_again(ask, interval_seconds):
+                live.update(status.tables, refresh=True)
 
 
-def _looks(look: Callable[[], Look], interval_seconds: float) -> Iterator[Look]:
+def _ask_again(ask: Callable[[], Status], interval_seconds: float) -> Iterator[Status]:
     while True:
         began = monotonic()
-        seen = look()
+        status = ask()
         took = monotonic() - began
-        yield seen
-        if seen.is_over:
+        yield status
+        if status.is_final:
             return
         sleep(max(interval_seconds, _RESTS * took))
 

@@ -1,8 +1,8 @@
 """Export to Parquet: one file per shard, one row per captioned sample in index order.
 
-docs/reference/files.md describes the columns; lists of pairs stand for maps, which not every reader knows. Row
-groups have a fixed size and files carry no time stamp, so that the same state gives the same bytes. Only this
-module imports pyarrow.
+docs/reference/files.md describes the columns; lists of pairs stand for maps, which not every reader knows.
+Row groups have a fixed size and files carry no time stamp, so that the same state gives the same bytes. Only
+this module imports pyarrow.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ def test_a_run_becomes_a_folder_to_look_at(quick_cli: Cli) -> None:
 
     assert answer.returncode == 0, answer.stderr
     report = quick_cli.folder / "report"
-    told = json.loads(answer.stdout)
-    assert told | {"run": ""} == {
+    made = json.loads(answer.stdout)
+    assert made | {"run": ""} == {
         "run": "",
         "page": str(report / "index.html"),
         "shown": 5,
@@ -39,9 +39,9 @@ def test_a_run_becomes_a_folder_to_look_at(quick_cli: Cli) -> None:
         "static",
     ]
     assert "said of" in (report / "data" / "text-0.js").read_text()
-    assert told["run"] in (report / "index.html").read_text("utf-8")
+    assert made["run"] in (report / "index.html").read_text("utf-8")
 
-    again = quick_cli.run("capflow-report", told["run"], "-o", "report", "--thumbnails", 0)
+    again = quick_cli.run("capflow-report", made["run"], "-o", "report", "--thumbnails", 0)
 
     assert again.returncode == 0, again.stderr
     assert "5 of 5 samples, 0 with pictures" in again.stdout

@@ -39,36 +39,36 @@ def captioned(new_database: NewDatabase) -> Iterator[Cli]:
         yield cli
 
 
-def test_a_run_is_told_whole(captioned: Cli) -> None:
+def test_the_json_holds_everything_about_a_run(captioned: Cli) -> None:
     answer = captioned.run("capflow-status", "first", "--json", "--prices", "prices.yaml")
 
     assert answer.returncode == 0, answer.stderr
-    told = json.loads(answer.stdout)
-    assert (told["name"], told["state"], told["samples"], told["done"], told["failed"]) == (
+    status = json.loads(answer.stdout)
+    assert (status["name"], status["state"], status["samples"], status["done"], status["failed"]) == (
         "first",
         "done",
         3,
         2,
         1,
     )
-    assert [(row["domain"], row["done"], row["failed"]) for row in told["by_domain"]] == [("Natural", 2, 1)]
-    assert [(row["dataset"], row["done"], row["in_flight"]) for row in told["by_shard"]] == [("set", 2, 0)]
-    assert [row["answers"] > 0 for row in told["by_stage"]] == [False, True, True, True, True]
-    assert told["grades"]["accepted"] == told["grades"]["judged"] == 2
-    tokens = told["tokens"]
+    assert [(row["domain"], row["done"], row["failed"]) for row in status["by_domain"]] == [("Natural", 2, 1)]
+    assert [(row["dataset"], row["done"], row["in_flight"]) for row in status["by_shard"]] == [("set", 2, 0)]
+    assert [row["answers"] > 0 for row in status["by_stage"]] == [False, True, True, True, True]
+    assert status["grades"]["accepted"] == status["grades"]["judged"] == 2
+    tokens = status["tokens"]
     expected = (tokens["prompt_tokens"] * 10 + tokens["completion_tokens"] * 100) / 1e6
-    assert told["cost"]["usd"] == pytest.approx(expected)
-    assert told["cost"]["usd_per_100_samples"] == pytest.approx(50 * expected)
-    (failure,) = told["failures"]
+    assert status["cost"]["usd"] == pytest.approx(expected)
+    assert status["cost"]["usd_per_100_samples"] == pytest.approx(50 * expected)
+    (failure,) = status["failures"]
     assert (failure["kind"], failure["count"]) == ("media_missing", 1)
 
 
 def test_the_line_to_type_tries_just_the_failed_samples_again(captioned: Cli) -> None:
     page = captioned.run("capflow-status", "set.plan.jsonl").stdout
-    (line,) = (line for line in page.splitlines() if line.startswith("capflow-retry "))
+    (line,) = (line for line in page.splitlines() if line.startswith("capflow retry "))
     (captioned.folder / "media" / "gone.png").write_bytes((captioned.folder / "media" / "0.png").read_bytes())
 
-    retried = captioned.run(*line.split())
+    retried = captioned.run("capflow-retry", *line.split()[2:])
     listed = captioned.run("capflow-status", "--json")
 
     assert retried.returncode == 0, retried.stderr

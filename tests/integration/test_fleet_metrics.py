@@ -1,4 +1,4 @@
-"""What capflow-metrics tells of a real database and broker, and how often it asks them."""
+"""The metrics of a real database and broker, and how often they are read."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_what_silent_workers_hold_is_counted(engine: Engine, broker_url: str) ->
     assert value(registry, "stale_batches") == 1
 
 
-def test_services_that_are_away_are_told_and_end_nothing() -> None:
+def test_services_that_are_away_are_reported_as_down() -> None:
     away = connect("postgresql+psycopg://capflow:secret@127.0.0.1:1/capflow")
     registry = a_registry(away, a_broker(NOWHERE))
 

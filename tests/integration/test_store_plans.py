@@ -6,8 +6,9 @@ import pytest
 from sqlalchemy import Engine, text
 
 from capflow_tasks.records import Stage
+from capflow_tasks.store.statistics import Statistics
 from tests.explained import everyday, explained, fill
-from tests.stores import Fleet, some_entries
+from tests.stores import LEASE_SECONDS, Fleet, some_entries
 
 pytestmark = pytest.mark.integration
 
@@ -40,3 +41,19 @@ def test_a_scan_would_be_seen(engine: Engine) -> None:
         connection.execute(text("SELECT count(*) FROM samples WHERE attempts > 1"))
 
     assert [each.scans("samples") for each in found] == [True]
+
+
+def test_what_progress_asks_again_and_again_reads_no_table_of_samples_whole(engine: Engine) -> None:
+    fleet = Fleet(engine, some_entries(24))
+    fill(fleet, 50_000)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE batches SET finished_at = finished_at - interval '1 day'"))
+    statistics = Statistics(engine)
+
+    with explained(engine) as found:
+        statistics.runs(run_id=fleet.run_id)
+        statistics.activity(fleet.run_id, LEASE_SECONDS)
+        statistics.failures(fleet.run_id)
+        statistics.prompt_economy(fleet.run_id, batches=10)
+
+    assert [each.statement for each in found if each.scans("samples", "results")] == []

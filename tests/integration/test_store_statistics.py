@@ -10,7 +10,14 @@ from sqlalchemy import Engine, text
 from capflow_tasks.errors import BadAnswer, MediaMissing
 from capflow_tasks.records import Result, Stage
 from capflow_tasks.store.claims import WorkerStore
-from capflow_tasks.store.figures import GradeCount, RunState, Tokens, grade_histograms, worker_spans
+from capflow_tasks.store.figures import (
+    GradeCount,
+    RunState,
+    Tokens,
+    grade_histograms,
+    total_tokens,
+    worker_seconds,
+)
 from capflow_tasks.store.rows import Outcome, Tally
 from capflow_tasks.store.states import BatchState, SampleState
 from capflow_tasks.store.statistics import Statistics
@@ -45,7 +52,7 @@ def through_all(fleet: Fleet, batch_id: int) -> None:
 
 
 def finished_ago(engine: Engine, batch_id: int, seconds: float) -> None:
-    """As if the batch had come to its end some time ago."""
+    """As if the batch had finished some time ago."""
     moves = (
         "UPDATE batches SET finished_at = now() - make_interval(secs => :seconds) WHERE id = :id",
         "UPDATE results SET created_at = now() - make_interval(secs => :seconds) "
@@ -141,18 +148,17 @@ def test_tokens_are_summed_by_stage_and_workers_have_their_span(engine: Engine) 
     finished_ago(engine, fleet.batch_ids[1], 0)
 
     usages = Statistics(engine).usage(fleet.run_id)
-    (span,) = worker_spans(usages)
 
     assert [(usage.stage, usage.answers, usage.tokens) for usage in usages] == [
         (stage, 4, Tokens(4 * prompt, 4 * cached, 4 * completion))
         for stage, (prompt, cached, completion) in CALLS.items()
     ]
-    total = sum((usage.tokens for usage in usages), Tokens())
+    total = total_tokens(usages)
     assert total.prefix_hit_rate == pytest.approx((912 + 896) / 4600)
     assert total.computed == 4 * (4600 - 912 - 896)
     # The first request began half a second before its answer was stored.
-    assert span.seconds == pytest.approx(3600.5, abs=0.2)
-    assert (span.worker, span.model, span.answers) == ("worker", "model", 16)
+    assert worker_seconds(usages) == pytest.approx(3600.5, abs=0.2)
+    assert {(usage.worker, usage.model) for usage in usages} == {("worker", "model")}
 
 
 def test_the_least_prompt_has_each_samples_prefix_once_per_model(engine: Engine) -> None:
@@ -186,7 +192,7 @@ def test_a_prefix_is_shared_by_the_calls_of_one_model_only(engine: Engine) -> No
     assert Statistics(engine).prompt_economy(fleet.run_id).minimum == 3300 - 2 * 912 + 1300
 
 
-def test_failures_are_told_by_kind_the_most_frequent_first(engine: Engine) -> None:
+def test_failures_are_counted_by_kind_the_most_frequent_first(engine: Engine) -> None:
     fleet = Fleet(engine, some_entries(4))
     gone, cut, lost, fine = fleet.sample_ids()
     missing = a_failure(Stage.ROUTE, MediaMissing("no such file: 0.png"))
@@ -223,7 +229,7 @@ def test_captions_with_the_same_grades_are_counted_together(engine: Engine) -> N
     }
 
 
-def test_throughput_and_pace_tell_old_work_from_new(engine: Engine) -> None:
+def test_throughput_counts_only_recent_work(engine: Engine) -> None:
     fleet = Fleet(engine, some_entries(5), batch_size=2, domain="Natural")
     for batch_id in fleet.batch_ids:
         through_all(fleet, batch_id)
@@ -231,16 +237,16 @@ def test_throughput_and_pace_tell_old_work_from_new(engine: Engine) -> None:
         finished_ago(engine, batch_id, seconds)
     statistics = Statistics(engine)
 
-    buckets = statistics.throughput(fleet.run_id, bucket_seconds=3600)
-    pace = statistics.pace(fleet.run_id, 120)
+    by_hour = statistics.finished_by_time(fleet.run_id, 3600)
+    latest = statistics.throughput(fleet.run_id, 120)
 
-    assert sum(bucket.samples for bucket in buckets) == 5
-    assert buckets[0].samples == 2
-    assert (buckets[-1].begins_at - buckets[0].begins_at).total_seconds() in (7200, 3600)
-    assert pace.samples == 3
-    assert pace.seconds == pytest.approx(20.5, abs=2)
-    assert pace.samples_per_second == pytest.approx(3 / pace.seconds)
-    assert pace.tokens == Tokens(3 * 4600, 3 * (912 + 896), 3 * 200)
+    first, last = min(by_hour), max(by_hour)
+    assert (sum(by_hour.values()), by_hour[first]) == (5, 2)
+    assert (last - first).total_seconds() in (7200, 3600)
+    assert latest.samples == 3
+    assert latest.seconds == pytest.approx(20.5, abs=2)
+    assert latest.samples_per_second == pytest.approx(3 / latest.seconds)
+    assert latest.tokens == Tokens(3 * 4600, 3 * (912 + 896), 3 * 200)
 
 
 def test_a_run_without_a_sample_has_figures_too(engine: Engine) -> None:
@@ -248,11 +254,12 @@ def test_a_run_without_a_sample_has_figures_too(engine: Engine) -> None:
     empty = fleet.runs.open_run("empty", "/empty.jsonl", "/out", [Stage.ROUTE])
     statistics = Statistics(engine)
 
-    questions = (statistics.usage, statistics.failures, statistics.grades, statistics.throughput)
-    assert [question(empty) for question in questions] == [[]] * 4
+    questions = (statistics.usage, statistics.failures, statistics.grades)
+    assert [question(empty) for question in questions] == [[]] * 3
+    assert statistics.finished_by_time(empty) == {}
     assert (statistics.shards(empty), statistics.domains(empty)) == ([], [])
     assert statistics.prompt_economy(empty).minimum_per_sample is None
-    assert statistics.pace(empty, 60).samples_per_second == 0
+    assert statistics.throughput(empty, 60).samples_per_second == 0
 
 
 def test_a_worker_that_is_silent_for_a_lease_is_not_alive(engine: Engine) -> None:

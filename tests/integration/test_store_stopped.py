@@ -7,8 +7,10 @@ from sqlalchemy import Engine
 
 from capflow_tasks.records import Stage
 from capflow_tasks.store.claims import NotClaimed
+from capflow_tasks.store.figures import RunState
 from capflow_tasks.store.rows import Claim, Outcome, StoppedRun
 from capflow_tasks.store.runs import RunStore
+from capflow_tasks.store.statistics import Statistics
 from tests.stores import Fleet, a_failure, some_entries
 
 pytestmark = pytest.mark.integration
@@ -29,6 +31,15 @@ def test_stopping_a_run_takes_back_what_is_queued_and_counts_what_runs(fleet: Fl
     assert (fleet.batch(waiting).state, fleet.batch(running).state) == ("ready", "running")
     assert fleet.publish() == []
     assert fleet.runs.stop(fleet.run_id) == StoppedRun(taken_back=0, running=1)
+
+
+def test_a_stopped_run_is_shown_as_stopped_although_batches_are_left(fleet: Fleet) -> None:
+    fleet.publish()
+    fleet.runs.stop(fleet.run_id)
+
+    (run,) = Statistics(fleet.engine).runs(run_id=fleet.run_id)
+
+    assert (run.state, run.open_batches) == (RunState.STOPPED, 3)
 
 
 def test_a_message_of_a_stopped_run_leads_to_nothing(fleet: Fleet) -> None:

@@ -10,6 +10,7 @@ from capflow_tasks.records import Stage
 from capflow_tasks.store import views
 from capflow_tasks.store.rows import Outcome, Route, Tally
 from capflow_tasks.store.states import SampleState
+from capflow_tasks.store.statistics import Statistics
 from tests.stores import Fleet, a_failure, a_result, some_entries
 
 pytestmark = pytest.mark.integration
@@ -27,7 +28,7 @@ def test_samples_are_counted_by_domain_and_stage(engine: Engine) -> None:
     fleet.finish(fleet.claim(Stage.ROUTE), [*outcomes, gone])
     fleet.finish_all()
 
-    counts = fleet.views.domain_counts(fleet.run_id)
+    counts = Statistics(engine).domains(fleet.run_id, with_stages=True)
 
     assert [(row.domain, row.tally.done, row.tally.failed) for row in counts] == [
         ("Natural", 2, 0),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from capflow_tasks.settings import Settings
-from capflow_tasks.store.health import WorkerHealth
+from capflow_tasks.store.figures import WorkerFigures
 from producer.doctor.findings import Finding, Level, exit_code, fail, ok, warn
 from producer.doctor.machine import check_models
 from producer.doctor.services import check_workers
@@ -70,7 +71,11 @@ def test_a_folder_that_is_not_there_is_not_taken_for_a_name_of_the_hub() -> None
 
 
 def test_workers_are_told_apart_by_heartbeats_and_answers() -> None:
-    beating = [WorkerHealth("both@a", 1, 3), WorkerHealth("silent@b", 1, 0)]
+    started_at = datetime.now(UTC)
+    beating = [
+        WorkerFigures(f"{node}/1", node, started_at, 1, is_alive=True, running_batches=count)
+        for node, count in (("both@a", 3), ("silent@b", 0))
+    ]
 
     findings = list(check_workers(beating, {"both@a": {"gpu"}, "foreign@c": {"gpu"}}))
 

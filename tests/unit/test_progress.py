@@ -1,37 +1,39 @@
-"""What a producer says of its progress."""
+"""What a producer shows of its progress."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import pytest
 
 from capflow_tasks.records import Stage
-from capflow_tasks.store.figures import StageFigures, Throughput, Tokens
+from capflow_tasks.store.figures import Activity, StageFigures, Throughput, Tokens, WorkerFigures
 from capflow_tasks.store.rows import Tally
 from capflow_tasks.store.states import BatchState
 from producer import progress as module
-from producer.progress import UnderWay, progress
+from producer.progress import progress
 
 RUNNING = {Stage.ROUTE: 8, Stage.REASON: 16}
+WORKER = WorkerFigures("celery@a/1", "celery@a", datetime.now(UTC), 0.5, is_alive=True, running_batches=1)
 
 
 @dataclass
 class Fleet:
-    """Says what is under way, and counts how often it is asked."""
+    """Says what the fleet does, and counts how often it is asked."""
 
     asked: int = 0
 
-    def __call__(self) -> UnderWay:
+    def __call__(self) -> Activity:
         self.asked += 1
         stages = [
             StageFigures(stage, dict.fromkeys(BatchState, 0) | {BatchState.RUNNING: RUNNING.get(stage, 0)})
             for stage in Stage
         ]
-        return UnderWay(stages, Throughput(10, 20, Tokens(40_000, 30_000, 3000)), workers_alive=4)
+        return Activity(stages, Throughput(10, 20, Tokens(40_000, 30_000, 3000)), [WORKER] * 4)
 
 
-def test_a_line_tells_rate_eta_stages_tokens_and_workers(
+def test_a_line_shows_throughput_eta_stages_tokens_and_workers(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_LINE_SECONDS", 0)

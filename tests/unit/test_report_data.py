@@ -10,9 +10,9 @@ from PIL import Image
 
 from capflow_tasks.errors import UserError
 from capflow_tasks.records import Modality
-from producer.report.gallery import CHUNK, Size
-from producer.report.page import POLICY, as_script, check_replaceable
+from producer.report.gallery import CHUNK, Size, as_script
 from producer.report.pictures import PictureTask, draw, film_sheet, film_strip
+from producer.report.report import POLICY, check_replaceable
 from producer.writing.whole import whole_folder
 from tests.datasets import draw_picture
 from tests.reports import SIZE, a_sample, write_report

@@ -1,4 +1,4 @@
-"""What capflow-status makes of a run's figures."""
+"""What `capflow status` shows of a run's figures."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from rich.console import Console
 from capflow_tasks.errors import SettingsError
 from capflow_tasks.records import Stage
 from capflow_tasks.store.figures import (
+    Activity,
     DomainFigures,
     FailureKind,
     GradeCount,
@@ -28,17 +29,19 @@ from capflow_tasks.store.figures import (
     StageFigures,
     Throughput,
     Tokens,
+    Totals,
     Usage,
 )
 from capflow_tasks.store.rows import Tally
 from capflow_tasks.store.states import BatchState, SampleState
-from producer.amounts import duration, short_count, usd
+from producer.console import duration, short_count, usd
 from producer.reading.scores import Minimums
 from producer.run import name_of_run
-from producer.status.cost import GpuPrice, Prices, TokenPrice, cost_of, read_prices
-from producer.status.snapshot import Details, Snapshot, accepted_of
-from producer.status.views import retry_line, snapshot_line, snapshot_tables
-from producer.status.watch import Look, watch
+from producer.status.cost import Price, Prices, cost_of, read_prices
+from producer.status.document import retry_line
+from producer.status.snapshot import Snapshot, accepted_of
+from producer.status.tables import run_line, run_tables
+from producer.status.watch import Status, watch
 
 PLAN = "/data/plan.jsonl"
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -62,6 +65,7 @@ def a_run(**changes: Any) -> RunFigures:
         stages=tuple(Stage),
         min_confidence=0,
         pin_ranks=False,
+        is_stopped=False,
         created_at=NOON,
         shards=1,
         samples=1000,
@@ -83,13 +87,15 @@ def a_snapshot(prices: Prices, **changes: Any) -> Snapshot:
     usages = [a_usage()]
     return Snapshot(
         run=run,
-        stages=[StageFigures(stage, dict.fromkeys(BatchState, 8)) for stage in Stage],
+        activity=Activity(
+            stages=[StageFigures(stage, dict.fromkeys(BatchState, 8)) for stage in Stage],
+            throughput=Throughput(10, 40, Tokens(20_000, 15_000, 1000)),
+            workers=[],
+        ),
         failures=[MISSING],
-        pace=Throughput(10, 40, Tokens(20_000, 15_000, 1000)),
-        workers=[],
-        details=Details(
+        totals=Totals(
             [ShardFigures("set", "/set.json", 0, 1, 0, 1000, 40, run.tally)],
-            [DomainFigures("Natural", dict.fromkeys(SampleState, 1))],
+            [DomainFigures("Natural", dict.fromkeys(SampleState, 1), {})],
             usages,
             PromptEconomy(10, 50_000, 12_345, 10_000),
             [GradeCount("Natural", {"factual_accuracy": 3}, 3, 160), GradeCount("Natural", {}, 2, 40)],
@@ -102,7 +108,7 @@ def a_snapshot(prices: Prices, **changes: Any) -> Snapshot:
 def shown(snapshot: Snapshot) -> str:
     console = Console(width=120)
     with console.capture() as captured:
-        console.print(snapshot_tables(snapshot))
+        console.print(run_tables(snapshot))
     return captured.get()
 
 
@@ -146,14 +152,16 @@ def test_a_model_is_found_by_name_by_last_part_or_as_any_other(tmp_path: Path) -
     table = 'models: {org/model: {gpu: H100}, model: {gpu: H200}, "*": {prompt: 1, completion: 2}}'
     prices = read_prices(a_table(tmp_path, table))
 
-    assert prices.of("org/model") == GpuPrice("H100", 1, 2.50)
-    assert prices.of("/models/model") == GpuPrice("H200", 1, 3.50)
-    assert prices.of("another") == TokenPrice(1e-6, 1e-6, 2e-6)
+    assert prices.of("org/model") == Price(gpu="H100")
+    assert prices.of("/models/model") == Price(gpu="H200")
+    assert prices.of("another") == Price(prompt=1, completion=2)
+    assert prices.usd("org/model", Tokens(), 3600) == 2.50
+    assert prices.usd("another", Tokens(prompt=10, cached=4, completion=1), 0) == pytest.approx(12e-6)
     assert read_prices().of("another") is None
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("models: {a: {prompt: cheap, completion: 1}}", "models.a.prompt: "),
         ("models: {a: {prompt: true, completion: 1}}", "models.a.prompt: "),
@@ -173,14 +181,14 @@ def test_a_model_is_found_by_name_by_last_part_or_as_any_other(tmp_path: Path) -
         ("", "top level: expected a mapping"),
     ],
 )
-def test_a_bad_table_is_refused_with_file_key_and_remedy(tmp_path: Path, text: str, told: str) -> None:
+def test_a_bad_table_is_refused_with_file_key_and_remedy(tmp_path: Path, text: str, expected: str) -> None:
     path = a_table(tmp_path, text)
 
     with pytest.raises(SettingsError) as raised:
         read_prices(path)
 
     (line,) = str(raised.value).splitlines()
-    assert line.startswith(f"{path}: {told}")
+    assert line.startswith(f"{path}: {expected}")
     assert "; " in line
 
 
@@ -214,28 +222,16 @@ def test_any_table_is_read_or_refused_in_lines_that_name_file_and_remedy(
             assert "; " in line
     else:
         for price in prices.models.values():
-            numbers = (price.prompt, price.completion) if isinstance(price, TokenPrice) else ()
-            assert all(number >= 0 for number in numbers)
+            assert price.gpu in prices.gpus or price.tokens_usd(Tokens(1, 0, 1)) >= 0
 
 
-def test_a_retry_says_again_what_the_run_was_asked_for() -> None:
-    assert retry_line(a_run(), MISSING) == f"capflow-retry {PLAN} --kind media_missing"
-    asked = {
-        "name": "my run",
-        "output": "/out",
-        "stages": (Stage.ROUTE,),
-        "min_confidence": 0.5,
-        "pin_ranks": True,
-    }
-    assert retry_line(a_run(**asked), MISSING) == (
-        f"capflow-retry {PLAN} --kind media_missing --run 'my run' --output /out --stages route "
-        "--min-confidence 0.5 --pin-ranks"
-    )
+def test_a_retry_names_the_run_which_knows_what_it_was_asked_for() -> None:
+    assert retry_line(a_run(name="my run"), MISSING) == "capflow retry 'my run' --kind media_missing"
 
 
-def test_no_retry_is_told_where_none_can_help() -> None:
+def test_no_retry_is_shown_where_none_can_help() -> None:
     assert retry_line(a_run(), replace(MISSING, kind="bad_entry")) is None
-    assert retry_line(a_run(plan="/data/captions", stages=(Stage.SCORE,)), MISSING) is None
+    assert retry_line(a_run(plan="/data/captions", stages=(Stage.ROUTE, Stage.SCORE)), MISSING) is None
 
 
 def test_captions_are_accepted_by_the_same_minimums_as_in_capflow_filter() -> None:
@@ -250,20 +246,20 @@ def test_captions_are_accepted_by_the_same_minimums_as_in_capflow_filter() -> No
     assert accepted_of(grades, Minimums(3, 3, domains={"Medical": 2})) == 16
 
 
-def test_what_a_run_needs_to_be_looked_at_is_on_the_page() -> None:
+def test_the_page_shows_progress_throughput_cost_and_failures() -> None:
     page = shown(a_snapshot(read_prices()))
 
-    assert "202 of 1,000 samples have come to their end: 200 done, 2 failed" in page
+    assert "202 of 1,000 samples are finished: 200 done, 2 failed" in page
     assert "4.00 samples/s, 2.1k tokens/s over the last 10 s; ETA 3 min 20 s" in page
     assert "computed per sample: 1,234; at the least, each prefix once: 1,000" in page
     assert "160 of 200 judged, 80.0%" in page
     assert "Cost: -; per 100 samples -; per accepted caption -" in page
     assert "No price is known for model: copy " in page
     assert "[gone].png does not exist" in page
-    assert f"capflow-retry {PLAN} --kind media_missing\n" in page
+    assert f"capflow retry {a_run().name} --kind media_missing\n" in page
 
 
-def test_cost_is_told_per_100_samples_and_per_accepted_caption(tmp_path: Path) -> None:
+def test_cost_is_shown_per_100_samples_and_per_accepted_caption(tmp_path: Path) -> None:
     prices = read_prices(a_table(tmp_path, "models: {model: {gpu: A800}}"))
 
     page = shown(a_snapshot(prices))
@@ -272,8 +268,8 @@ def test_cost_is_told_per_100_samples_and_per_accepted_caption(tmp_path: Path) -
     assert "No price" not in page
 
 
-def test_a_line_for_logs_tells_progress_rate_and_eta() -> None:
-    line = snapshot_line(a_snapshot(read_prices()))
+def test_a_line_for_logs_shows_progress_throughput_and_eta() -> None:
+    line = run_line(a_snapshot(read_prices()))
 
     assert line == (
         f"{name_of_run(Path(PLAN))} running: 202/1000 samples, 2 failed, 4.0 samples/s, ETA 3 min 20 s, "
@@ -282,14 +278,14 @@ def test_a_line_for_logs_tells_progress_rate_and_eta() -> None:
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_watching_without_a_terminal_prints_a_line_per_look_until_all_is_over(
+def test_watching_without_a_terminal_prints_a_line_each_time_until_the_run_is_done(
     as_json: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    looks = iter(Look({"look": number}, "", f"look {number}", is_over=number == 3) for number in (1, 2, 3, 4))
+    answers = iter(Status({"number": each}, "", f"line {each}", is_final=each == 3) for each in range(1, 5))
 
-    watch(partial(next, looks), 0.001, as_json)
+    watch(partial(next, answers), 0.001, as_json)
 
-    lines = ['{"look": 1}', '{"look": 2}', '{"look": 3}'] if as_json else ["look 1", "look 2", "look 3"]
+    lines = ['{"number": 1}', '{"number": 2}', '{"number": 3}'] if as_json else ["line 1", "line 2", "line 3"]
     assert capsys.readouterr().out.splitlines() == lines
 
 
@@ -307,7 +303,7 @@ def test_where_a_run_stands_follows_from_its_batches(changes: dict[str, int], st
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"),
+    ("seconds", "expected"),
     [
         (0, "0 s"),
         (0.25, "0.25 s"),
@@ -320,8 +316,8 @@ def test_where_a_run_stands_follows_from_its_batches(changes: dict[str, int], st
         (None, "unknown"),
     ],
 )
-def test_durations_have_two_units_at_the_most(seconds: float | None, told: str) -> None:
-    assert duration(seconds) == told
+def test_durations_have_two_units_at_the_most(seconds: float | None, expected: str) -> None:
+    assert duration(seconds) == expected
 
 
 def test_amounts_are_short() -> None:

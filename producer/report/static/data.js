@@ -1,9 +1,9 @@
-// Loads the report's data, which are scripts because a page opened from disk may not fetch anything else.
+// Loads the report's data. They are scripts, because a page opened from disk may load nothing else.
 "use strict";
 
 const capflow = {};
 
-/** An element with these properties and children; text is only ever set as text. */
+/** An element with these properties and children; text is never parsed as HTML. */
 capflow.make = (tag, properties = {}, ...children) => {
   const { dataset = {}, ...others } = properties;
   const element = Object.assign(document.createElement(tag), others);
@@ -13,7 +13,7 @@ capflow.make = (tag, properties = {}, ...children) => {
 };
 
 capflow.data = (() => {
-  /** Details that are kept: a person looks at neighbours, not at all samples. */
+  /** Chunks of details kept in memory: people view neighbours, not all samples. */
   const KEPT_DETAILS = 6;
   const promises = new Map();
   const takers = new Map();
@@ -59,7 +59,7 @@ capflow.data = (() => {
     return (await load(`text-${chunk}`))[number - chunk * (await index()).chunk];
   };
 
-  /** The same of all samples, in order. */
+  /** Name, paths and caption of all samples, in order. */
   const allTexts = async () => {
     const { chunk, states } = await index();
     const names = Array.from({ length: Math.ceil(states.length / chunk) }, (_, number) => `text-${number}`);

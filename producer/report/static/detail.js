@@ -1,4 +1,4 @@
-// One sample, large: its pictures beside the caption, what each agent said, and where it all came from.
+// One sample in detail: pictures, caption, the answer of each agent, and where the sample comes from.
 "use strict";
 
 capflow.detail = (() => {
@@ -161,7 +161,7 @@ capflow.detail = (() => {
     capflow.gallery.cardOf(last)?.focus();
   };
 
-  /** Show the sample that the view asks for, or none. */
+  /** Show the sample of the view, or close the dialog. */
   const draw = (view) => {
     if (view.sample === null) return open === null ? undefined : close();
     return view.sample === open ? undefined : show(view.sample);

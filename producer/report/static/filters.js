@@ -1,11 +1,11 @@
-// What is looked at stands in the address: filters, order, page and open sample. Back and forward work, links can be sent.
+// The address holds filters, order, page and open sample, so that back and forward work and links can be shared.
 "use strict";
 
 capflow.filters = (() => {
   const CHOICES = ["domain", "state", "grade", "order", "text"];
   let haystacks = null;
 
-  /** What the address asks for. */
+  /** The view in the address. */
   const asked = () => {
     const words = new URLSearchParams(location.hash.slice(1));
     const view = Object.fromEntries(CHOICES.map((name) => [name, words.get(name) ?? ""]));
@@ -13,7 +13,7 @@ capflow.filters = (() => {
     return { ...view, page: number("page") ?? 1, sample: number("sample") };
   };
 
-  /** The address of the present view with some things changed; never empty, for "#" would scroll to the top. */
+  /** The address of the current view with some changes; never empty, because "#" scrolls to the top. */
   const address = (changes) => {
     const entries = Object.entries({ ...asked(), ...changes });
     return `#${new URLSearchParams(entries.filter(([, value]) => value !== "" && value !== null))}`;
@@ -31,7 +31,7 @@ capflow.filters = (() => {
     grade: (index) => (number) => index.grades[number] ?? NEVER,
   };
 
-  /** Numbers of the samples that pass the filters, in the order asked for. */
+  /** Numbers of the samples that pass the filters, in the chosen order. */
   const matching = async (view) => {
     const index = await capflow.data.index();
     const domain = view.domain === "none" ? null : view.domain;

@@ -69,7 +69,7 @@ capflow.gallery = (() => {
 
   const key = (view) => JSON.stringify([view.domain, view.state, view.grade, view.order, view.text, view.page]);
 
-  /** Show the page that the view asks for; what is shown already stays. */
+  /** Show the page of the view; nothing is redrawn if it is shown already. */
   const draw = async (view) => {
     drawFilters(view);
     if (shown === key(view)) return;

@@ -1,4 +1,4 @@
-// Ties the page together: the address decides what is shown; the keys and the form change the address.
+// Connects the parts: the address decides what is shown; keys and form change the address.
 "use strict";
 
 (() => {

@@ -1,6 +1,10 @@
-"""Amounts as people read them: durations, counts, rates, money."""
+"""What commands print for people: durations, counts, rates, money, tables."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.table import Table
 
 _UNITS = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
 
@@ -39,7 +43,7 @@ def percent(share: float | None) -> str:
 
 
 def usd(amount: float | None) -> str:
-    """Cents, and two digits of what is less than ten of them."""
+    """Dollars and cents; below ten cents, two significant digits."""
     if amount is None:
         return _UNKNOWN
     if 0 < amount < 0.0001:
@@ -47,3 +51,19 @@ def usd(amount: float | None) -> str:
     if 0 < amount < 0.1:
         return f"${amount:.2g}"
     return f"${amount:,.2f}"
+
+
+def workers_text(alive: int) -> str:
+    return f"{alive} {'worker' if alive == 1 else 'workers'}"
+
+
+def table(title: str | None, texts: Iterable[str], numbers: Iterable[str], *last: str) -> Table:
+    """A table without rows: columns of text, then of numbers, then of text again."""
+    made = Table(title=title, title_justify="left", caption_justify="left")
+    for name in texts:
+        made.add_column(name, overflow="fold")
+    for name in numbers:
+        made.add_column(name, justify="right")
+    for name in last:
+        made.add_column(name, overflow="fold")
+    return made
