@@ -83,8 +83,7 @@ class FramePlan:
 
 def plan_frames(facts: VideoFacts, budget: MediaBudget, span: Span | None = None) -> FramePlan:
     """Choose evenly spaced frames of the video, or of a span of it: an even number, a single one twice."""
-    # It imports torch.
-    from qwen_vl_utils.vision_process import smart_nframes
+    from qwen_vl_utils.vision_process import smart_nframes  # lazily, as it imports torch
 
     start, seconds, frame_count = 0.0, facts.seconds, facts.frame_count
     if span is not None:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from capflow_tasks.media.budget import MediaBudget, budget_of
@@ -48,6 +48,7 @@ def test_a_change_beyond_the_other_end_of_the_setting_moves_that_too(changes: di
     assert changed.frame_limit >= 2
 
 
+@settings(deadline=None)  # the first example imports torch
 @given(
     some.integers(160, 30_000),
     some.floats(0.1, 10_000),
