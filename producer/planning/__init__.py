@@ -1,1 +1,1 @@
-"""capflow-plan: from a metafile to a split plan."""
+"""From a metafile to a split plan."""
