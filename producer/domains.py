@@ -13,7 +13,7 @@ from capflow_tasks.domains.catalogue import Agent, Catalogue, Domain, load_catal
 from capflow_tasks.domains.prompts import instruction_for, router_instruction
 from capflow_tasks.errors import MediaUnsupported, SampleError, UserError, WorkflowError
 from capflow_tasks.media.paths import check_file, unrecognised
-from capflow_tasks.records import Modality
+from capflow_tasks.records import JsonObject, Modality
 from capflow_tasks.settings import Settings
 
 #: Pixels per token of Qwen2.5-VL.
@@ -40,6 +40,14 @@ class Prompt:
     #: A description of the picture or video; None when the agent does not get it.
     media: str | None
     instruction: str
+
+    def __str__(self) -> str:
+        media = f"{self.media}\n" if self.media else ""
+        return f"--- system\n{self.system}\n--- user\n{media}{self.instruction}"
+
+    def as_json(self) -> JsonObject:
+        agent = {"agent": self.agent.name, "stage": self.agent.stage}
+        return agent | {"system": self.system, "media": self.media, "instruction": self.instruction}
 
 
 def render(catalogue: Catalogue, domain: Domain, media: str) -> Iterator[Prompt]:

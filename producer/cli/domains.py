@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,7 +14,6 @@ from producer.cli import options as cli
 
 if TYPE_CHECKING:
     from capflow_tasks.domains.catalogue import Agent, Catalogue, Domain
-    from producer.domains import Prompt
 
 
 _folder_option = cli.option(
@@ -42,7 +41,15 @@ def list_domains(folder: Path | None, as_json: bool) -> None:
     """
     catalogue = _catalogue(folder)
     if as_json:
-        cli.print_json([_summary(domain) for domain in catalogue.domains])
+        names = ("name", "aliases", "modality", "version", "digest")
+        for_agents = ("name", "stage")
+        cli.print_json(
+            [
+                {name: getattr(domain, name) for name in names}
+                | {"agents": [{name: getattr(agent, name) for name in for_agents} for agent in domain.agents]}
+                for domain in catalogue.domains
+            ]
+        )
         return
     width = max(len(domain.name) for domain in catalogue.domains)
     for domain in catalogue.domains:
@@ -73,17 +80,24 @@ def show(name: str, sample: Path | None, folder: Path | None, as_json: bool) -> 
       capflow domains show "Chart & Math" --render chart.png
       capflow domains show Video --render clip.mp4 --json | jq -r '.prompts[].instruction'
     """
+    from capflow_tasks.settings import read_settings
+    from producer.domains import describe_media, render
+
     catalogue = _catalogue(folder)
     domain = catalogue.resolve(name)
-    prompts = _prompts(catalogue, domain, sample) if sample else []
+    prompts = []
+    if sample:
+        media = describe_media(sample, domain.modality, read_settings())
+        prompts = list(render(catalogue, domain, media))
     if as_json:
-        rendered = {"prompts": [_prompt_object(prompt) for prompt in prompts]} if sample else {}
+        rendered = {"prompts": [prompt.as_json() for prompt in prompts]} if sample else {}
         cli.print_json({**asdict(domain), **rendered})
         return
     _show_domain(domain)
-    texts = map(_prompt_text, prompts) if sample else map(_template_text, domain.agents)
-    for text in texts:
-        click.echo(f"\n{text}")
+    for prompt in prompts:
+        _show_prompt(prompt.agent, str(prompt))
+    for agent in domain.agents if not sample else ():
+        _show_prompt(agent, agent.prompt)
 
 
 @domains.command(cls=cli.Command, exit_codes=(0, 2))
@@ -113,34 +127,6 @@ def _catalogue(folder: Path | None) -> Catalogue:
     return load_catalogue(folder)
 
 
-def _prompts(catalogue: Catalogue, domain: Domain, sample: Path) -> list[Prompt]:
-    from capflow_tasks.settings import read_settings
-    from producer.domains import describe_media, render
-
-    return list(render(catalogue, domain, describe_media(sample, domain.modality, read_settings())))
-
-
-def _summary(domain: Domain) -> dict[str, Any]:
-    return {
-        "name": domain.name,
-        "aliases": domain.aliases,
-        "modality": domain.modality.value,
-        "version": domain.version,
-        "digest": domain.digest,
-        "agents": [{"name": agent.name, "stage": agent.stage.value} for agent in domain.agents],
-    }
-
-
-def _prompt_object(prompt: Prompt) -> dict[str, Any]:
-    return {
-        "agent": prompt.agent.name,
-        "stage": prompt.agent.stage.value,
-        "system": prompt.system,
-        "media": prompt.media,
-        "instruction": prompt.instruction,
-    }
-
-
 def _agents_by_stage(domain: Domain) -> str:
     by_stage = groupby(domain.agents, key=lambda agent: agent.stage)
     return " > ".join(", ".join(agent.name for agent in agents) for _, agents in by_stage)
@@ -156,18 +142,8 @@ def _show_domain(domain: Domain) -> None:
         click.echo(f"{agent.stage:<10} {agent.name:<20} sees {', '.join(sees) or 'nothing'}")
 
 
-def _template_text(agent: Agent) -> str:
-    return f"{_headline(agent)}\n{agent.prompt}"
-
-
-def _prompt_text(prompt: Prompt) -> str:
-    media = f"{prompt.media}\n" if prompt.media else ""
-    return f"{_headline(prompt.agent)}\n--- system\n{prompt.system}\n--- user\n{media}{prompt.instruction}"
-
-
-def _headline(agent: Agent) -> str:
-    sampling = agent.sampling
-    return (
-        f"=== {agent.stage}: {agent.name}, workflow {agent.digest}, at most {sampling.max_tokens} tokens, "
-        f"temperature {sampling.temperature:g}"
+def _show_prompt(agent: Agent, text: str) -> None:
+    click.echo(
+        f"\n=== {agent.stage}: {agent.name}, workflow {agent.digest}, "
+        f"at most {agent.sampling.max_tokens} tokens, temperature {agent.sampling.temperature:g}\n{text}"
     )
