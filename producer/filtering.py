@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from capflow_tasks.errors import UserError
@@ -39,6 +39,9 @@ class FilterCounts:
     @property
     def keep_rate(self) -> float:
         return self.kept / self.total if self.total else 0.0
+
+    def as_json(self) -> JsonObject:
+        return asdict(self) | {"keep_rate": round(self.keep_rate, 4)}
 
     def __add__(self, other: FilterCounts) -> FilterCounts:
         return FilterCounts(
@@ -93,10 +96,8 @@ class CaptionFilter:
             return [str(scores)]
         missed = self._minimums.missed(scores)
         counts = self.by_domain[scores.domain]
-        if missed:
-            counts.rejected += 1
-        else:
-            counts.kept += 1
+        counts.rejected += bool(missed)
+        counts.kept += not missed
         self.rejected_by.update(missed.keys())
         return list(missed.values())
 

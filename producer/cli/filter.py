@@ -11,7 +11,7 @@ import click
 from producer.cli import options as cli
 
 if TYPE_CHECKING:
-    from producer.filtering import CaptionFilter, FilterCounts
+    from producer.filtering import CaptionFilter
 
 
 #: Between two lines of progress, seconds.
@@ -64,43 +64,26 @@ def filter(  # noqa: A001
         click.echo(f"invalid: {message}", err=True)
     if hidden := result.all.invalid - len(result.invalid_examples):
         click.echo(f"invalid: {hidden} more; see the rejected files", err=True)
-    if as_json:
-        cli.print_json(_as_json(result))
-    else:
+    if not as_json:
         _show(result)
-
-
-def _as_json(result: CaptionFilter) -> dict[str, Any]:
-    def counts(of: FilterCounts) -> dict[str, Any]:
-        return {
-            "kept": of.kept,
-            "rejected": of.rejected,
-            "invalid": of.invalid,
-            "keep_rate": round(of.keep_rate, 4),
-        }
-
-    by_domain = {domain: counts(of) for domain, of in sorted(result.by_domain.items())}
-    return {
-        **counts(result.all),
-        "by_domain": by_domain,
-        "rejected_by": dict(result.rejected_by.most_common()),
-    }
+        return
+    by_domain = {domain: counts.as_json() for domain, counts in sorted(result.by_domain.items())}
+    rejected_by = dict(result.rejected_by.most_common())
+    cli.print_json(result.all.as_json() | {"by_domain": by_domain, "rejected_by": rejected_by})
 
 
 def _show(result: CaptionFilter) -> None:
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
 
-    table = Table("domain")
-    for column in ("kept", "rejected", "invalid", "keep rate"):
-        table.add_column(column, justify="right")
+    from producer.console import table
+
+    shown = table(None, ["domain"], ["kept", "rejected", "invalid", "keep rate"])
     for domain, of in [*sorted(result.by_domain.items()), ("all", result.all)]:
         if domain == "all":
-            table.add_section()
-        counts = (str(count) for count in (of.kept, of.rejected, of.invalid))
-        table.add_row(escape(domain), *counts, f"{of.keep_rate:.1%}")
+            shown.add_section()
+        shown.add_row(escape(domain), str(of.kept), str(of.rejected), str(of.invalid), f"{of.keep_rate:.1%}")
     console = Console(highlight=False)
-    console.print(table)
+    console.print(shown)
     for dimension, count in result.rejected_by.most_common():
         console.print(f"{escape(dimension)} was too low in {count} of {result.all.rejected} rejected records")

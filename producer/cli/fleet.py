@@ -5,14 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from producer.cli import options as cli
-
-if TYPE_CHECKING:
-    from producer.doctor.findings import Finding
 
 
 @click.command(
@@ -47,15 +43,14 @@ def doctor(
       capflow doctor --json | jq -r '.findings[] | select(.level != "ok") | .remedy'
     """
     from capflow_tasks.settings import read_settings
-    from producer.doctor.findings import exit_code
-    from producer.doctor.machine import check_machine
-    from producer.doctor.services import check_services
+    from producer.doctor import check_machine, check_services, exit_code
 
     settings, findings = read_settings(), []
     for finding in chain(check_machine(settings, output, plan), check_services(settings, timeout_seconds)):
         findings.append(finding)
         if not as_json:
-            click.echo(_line(finding))
+            remedy = f" -> {finding.remedy}" if finding.remedy else ""
+            click.echo(f"{finding.level.upper():<4}  {finding.check:<13}  {finding.said}{remedy}")
     code = exit_code(findings)
     if as_json:
         listed = [
@@ -63,11 +58,6 @@ def doctor(
         ]
         cli.print_json({"exit_code": code, "findings": listed})
     context.exit(code)
-
-
-def _line(finding: Finding) -> str:
-    remedy = f" -> {finding.remedy}" if finding.remedy else ""
-    return f"{finding.level.upper():<4}  {finding.check:<13}  {finding.said}{remedy}"
 
 
 @click.command(cls=cli.Command, exit_codes=(0, 2, 3))

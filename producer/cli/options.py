@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
@@ -114,7 +114,15 @@ class Explained(click.Command):
     def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         sections = {"Exit codes": [(str(code), text) for code, text in sorted(self._exit_codes.items())]}
         if self._shows_settings:
-            sections["Settings (environment)"] = list(_settings())
+            from capflow_tasks.settings import Settings
+
+            sections["Settings (environment)"] = [
+                (
+                    f"CAPFLOW_{name.upper()}",
+                    f"{field.description} [{'unset' if field.default is None else field.default}]",
+                )
+                for name, field in Settings.model_fields.items()
+            ]
         for title, rows in sections.items():
             if rows:
                 with formatter.section(title):
@@ -141,7 +149,10 @@ class Command(Explained):
         logging.getLogger("producer").setLevel(logging.DEBUG if is_verbose else logging.INFO)
         sys.excepthook = print_redacted
         try:
-            check_environment(_option_variables())
+            # The modules of all commands cost little to import; then all variables are known.
+            for module in iter_modules([str(Path(__file__).parent)]):
+                import_module(f"producer.cli.{module.name}")
+            check_environment(Option.variables)
             return super().invoke(context)
         except KeyboardInterrupt:
             context.exit(EXIT_INTERRUPTED)
@@ -163,22 +174,6 @@ class Group(Explained, click.Group):
         if not name.startswith("-") and self.get_command(context, name) is None:
             context.fail(f"there is no command {name!r}; {nearest(name, known)}")
         return super().resolve_command(context, arguments)
-
-
-def _option_variables() -> set[str]:
-    """Return the variables of all commands, whose modules cost little to import."""
-    for module in iter_modules([str(Path(__file__).parent)]):
-        import_module(f"producer.cli.{module.name}")
-    return Option.variables
-
-
-def _settings() -> Iterable[tuple[str, str]]:
-    """Yield every setting's variable, and its meaning with its default."""
-    from capflow_tasks.settings import Settings
-
-    for name, field in Settings.model_fields.items():
-        default = "unset" if field.default is None else str(field.default)
-        yield f"CAPFLOW_{name.upper()}", f"{field.description} [{default}]"
 
 
 def print_json(value: Any) -> None:

@@ -16,12 +16,7 @@ from capflow_tasks.errors import EXIT_SAMPLES_FAILED, UserError
 from producer.cli import options as cli
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
-
-    from capflow_tasks.records import JsonObject
     from capflow_tasks.store.figures import RunFigures
-    from producer.reading.scores import Minimums
-    from producer.status.cost import Prices
     from producer.status.watch import Status
     from producer.writing.formats import Exported
 
@@ -55,10 +50,12 @@ def status(
     """
     from capflow_tasks.domains.catalogue import load_catalogue
     from capflow_tasks.settings import read_settings
+    from capflow_tasks.store.statistics import Statistics
     from producer.reading.scores import Rubrics
-    from producer.services import database, is_asleep, reading
+    from producer.services import database, find_run, is_asleep, reading
     from producer.status.cost import read_prices
-    from producer.status.watch import show, watch
+    from producer.status.snapshot import Observer
+    from producer.status.watch import show, status_of_run, status_of_runs, watch
 
     settings = read_settings()
     catalogue = load_catalogue(settings.domains)
@@ -67,26 +64,17 @@ def status(
     # Nothing changes in a database that only this command runs, and producers cannot use it meanwhile.
     is_watching = is_watching and not is_asleep(settings)
     with database(settings) as url, reading(url) as engine:
-        look = _look(engine, run, table, minimums, settings.lease_seconds)
+        statistics = Statistics(engine)
+        look: Callable[[], Status] = partial(status_of_runs, statistics, settings.lease_seconds)
+        if run is not None:
+            run_id = find_run(engine, run).id
+            look = partial(
+                status_of_run, Observer(statistics, run_id, table, minimums, settings.lease_seconds)
+            )
         if is_watching:
             watch(look, interval, as_json)
         else:
             show(look(), as_json)
-
-
-def _look(
-    engine: Engine, run: str | None, prices: Prices, minimums: Minimums, lease_seconds: float
-) -> Callable[[], Status]:
-    from capflow_tasks.store.statistics import Statistics
-    from producer.services import find_run
-    from producer.status.snapshot import Observer
-    from producer.status.watch import status_of_run, status_of_runs
-
-    statistics = Statistics(engine)
-    if run is None:
-        return partial(status_of_runs, statistics, lease_seconds)
-    observer = Observer(statistics, find_run(engine, run).id, prices, minimums, lease_seconds)
-    return partial(status_of_run, observer)
 
 
 @click.command(cls=cli.Command, exit_codes=(0, 2, 3))
@@ -254,24 +242,15 @@ def export(run_or_plan: str, form: str, output: Path, shard_size: int, as_json: 
     with cli.open_run(run_or_plan) as (run, engine):
         exported = export_run(Views(engine), run, form, output, shard_size, read_settings().domains)
     if as_json:
-        cli.print_json(_as_json(run.name, form, exported))
+        left = {"remaining": exported.remaining, "left_out": exported.left_out}
+        files = [{"path": str(file.path), "samples": file.samples} for file in exported.files]
+        cli.print_json({"run": run.name, "format": form, **asdict(exported.ended), **left, "files": files})
     else:
         for file in exported.files:
             click.echo(f"{file.path}: {file.samples} samples")
     click.echo(_summary(exported), err=True)
     if exported.left_out:
         sys.exit(EXIT_SAMPLES_FAILED)
-
-
-def _as_json(run: str, form: str, exported: Exported) -> JsonObject:
-    return {
-        "run": run,
-        "format": form,
-        **asdict(exported.ended),
-        "remaining": exported.remaining,
-        "left_out": exported.left_out,
-        "files": [{"path": str(file.path), "samples": file.samples} for file in exported.files],
-    }
 
 
 def _summary(exported: Exported) -> str:

@@ -50,16 +50,16 @@ def caption_files(folder: Path) -> list[Path]:
     A file that `capflow score` wrote replaces the file that it scored. Raises UserError when there are none.
     """
     found = dict.fromkeys(_find(folder))
-    for scored in filter(_is_scored, found):
-        source = scored.with_name(plain_name(scored))
-        if source in found and source.stat().st_mtime > scored.stat().st_mtime:
+    for source in found:
+        scored = scored_beside(source)
+        if scored in found and source.stat().st_mtime > scored.stat().st_mtime:
             log.warning("%s has changed since it was scored; run capflow score again", source)
     return [path for path in found if scored_beside(path) not in found]
 
 
 def unscored_files(folder: Path) -> list[Path]:
     """List the folder's caption files without those that `capflow score` wrote. Raises UserError if none."""
-    return [path for path in _find(folder) if not _is_scored(path)] or _refuse(folder)
+    return [path for path in _find(folder) if not path.name.endswith(_SCORED)] or _refuse(folder)
 
 
 def scored_beside(path: Path, part: str = "") -> Path:
@@ -70,7 +70,7 @@ def scored_beside(path: Path, part: str = "") -> Path:
 
 def plain_name(path: Path) -> str:
     """Return the file's name without the mark of a scored file."""
-    return f"{path.name.removesuffix(_SCORED)}.jsonl" if _is_scored(path) else path.name
+    return f"{path.name.removesuffix(_SCORED).removesuffix('.jsonl')}.jsonl"
 
 
 def dataset_of(path: Path) -> str:
@@ -114,10 +114,6 @@ def _refuse(folder: Path) -> NoReturn:
     raise UserError(
         f"{folder}: holds no Rank*_node*_*.jsonl; name the folder that capflow caption wrote its files to"
     )
-
-
-def _is_scored(path: Path) -> bool:
-    return path.name.endswith(_SCORED)
 
 
 def _skip_rest(file: BinaryIO, line: bytes) -> bool:

@@ -10,9 +10,7 @@ import pytest
 
 from capflow_tasks.settings import Settings
 from capflow_tasks.store.figures import WorkerFigures
-from producer.doctor.findings import Finding, Level, exit_code, fail, ok, warn
-from producer.doctor.machine import check_models
-from producer.doctor.services import check_workers
+from producer.doctor import Finding, Level, check_models, check_workers, exit_code, fail, ok, warn
 
 FILES = [
     "config.json",

