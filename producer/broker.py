@@ -25,9 +25,8 @@ from capflow_tasks.errors import ServiceError
 from capflow_tasks.fleet.application import RANK_HEADER, task_name
 from capflow_tasks.records import Stage
 from capflow_tasks.store.claims import WorkerStore
-from capflow_tasks.store.rows import ReadyBatch
 from capflow_tasks.store.runs import RunStore
-from capflow_tasks.store.states import stages_from
+from capflow_tasks.store.states import ReadyBatch, stages_from
 
 log = logging.getLogger(__name__)
 

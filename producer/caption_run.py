@@ -15,7 +15,7 @@ from capflow_tasks.entries import media_of, task_of
 from capflow_tasks.errors import BadEntry
 from capflow_tasks.records import Failure, JsonObject, Modality, PlanShard, Stage
 from capflow_tasks.settings import Settings
-from capflow_tasks.store.rows import NewSample
+from capflow_tasks.store.states import NewSample
 from capflow_tasks.store.statistics import Statistics
 from producer.reading.annotations import Entry, read_entries
 from producer.reading.plan import Plan, read_plan

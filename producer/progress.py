@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from capflow_tasks.store.figures import Activity
-from capflow_tasks.store.rows import Tally
+from capflow_tasks.store.states import Tally
 from producer.console import duration, percent, short_count, workers_text
 
 #: Between two lines where stderr is no terminal, seconds.

@@ -17,8 +17,8 @@ from typing import TypeVar
 from capflow_tasks.errors import PlanError, SettingsError, UserError
 from capflow_tasks.records import PlanShard, Stage
 from capflow_tasks.settings import Settings
-from capflow_tasks.store.rows import NewBatch, NewSample, ShardRow, Tally
 from capflow_tasks.store.runs import RunStore
+from capflow_tasks.store.states import NewBatch, NewSample, ShardRow, Tally
 from capflow_tasks.store.statistics import Statistics
 from capflow_tasks.store.views import Views
 from producer.broker import CHECK_SECONDS, Reconciler, publish_ready

@@ -12,7 +12,7 @@ from rich.table import Table
 from capflow_tasks.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_SAMPLES_FAILED, EXIT_SAMPLES_HELD, EXIT_USAGE
 from capflow_tasks.records import JsonObject, Stage
 from capflow_tasks.store.figures import DomainFigures
-from capflow_tasks.store.rows import Tally
+from capflow_tasks.store.states import Tally
 from capflow_tasks.store.views import FailedSample
 from producer.console import table
 from producer.writing.captions import ExportedFile

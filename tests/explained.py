@@ -11,8 +11,7 @@ from sqlalchemy import Engine, event, text
 
 from capflow_tasks.records import Stage
 from capflow_tasks.store.claims import WorkerStore
-from capflow_tasks.store.rows import Outcome, Route
-from capflow_tasks.store.states import SampleState
+from capflow_tasks.store.states import Outcome, Route, SampleState
 from tests.stores import Fleet, a_failure, a_shard
 
 _PLANNED = ("SELECT", "UPDATE", "INSERT", "DELETE", "WITH")

@@ -10,8 +10,7 @@ from typing import Any
 from capflow_tasks.errors import MediaMissing
 from capflow_tasks.records import Failure, FinishedSample, Result, Stage
 from capflow_tasks.store.figures import RunFigures
-from capflow_tasks.store.rows import Tally
-from capflow_tasks.store.states import SampleState
+from capflow_tasks.store.states import SampleState, Tally
 from producer.report.gallery import Gallery, ShownSample, Size
 from producer.report.overview import Overview
 from producer.report.report import write_page

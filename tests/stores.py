@@ -11,8 +11,8 @@ from sqlalchemy import Engine, text
 from capflow_tasks.errors import RequestTimeout, SampleError
 from capflow_tasks.records import Failure, JsonObject, Modality, PlanShard, Result, Stage
 from capflow_tasks.store.claims import BatchStore
-from capflow_tasks.store.rows import Claim, NewBatch, NewSample, Outcome, ReadyBatch, RetryPolicy
 from capflow_tasks.store.runs import RunStore
+from capflow_tasks.store.states import Claim, NewBatch, NewSample, Outcome, ReadyBatch, RetryPolicy
 from capflow_tasks.store.views import Views
 
 LEASE_SECONDS = 60.0

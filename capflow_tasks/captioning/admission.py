@@ -71,18 +71,14 @@ class BatchLimit:
 
     def observe(self, samples: Iterable[Sequence[Result]]) -> None:
         """Learn from one batch's results of one stage, by sample."""
-        tokens = sum(map(_tokens, samples))
+        tokens = 0
+        for results in filter(None, samples):
+            # A sample's shared prefix is in the cache once, with the rest of each call.
+            prompts = [result.prompt_tokens for result in results]
+            tokens += sum(prompts) - (len(prompts) - 1) * min(prompts)
+            tokens += sum(result.completion_tokens for result in results)
         if not tokens:
             return
         with self._lock:
             known = self._batch_tokens or tokens
             self._batch_tokens = known + (tokens - known) * _NEWEST_WEIGHT
-
-
-def _tokens(results: Sequence[Result]) -> int:
-    """Count the cache tokens of one sample: its shared prefix once, and the rest of each call."""
-    if not results:
-        return 0
-    prompts = [result.prompt_tokens for result in results]
-    answers = sum(result.completion_tokens for result in results)
-    return sum(prompts) - (len(prompts) - 1) * min(prompts) + answers

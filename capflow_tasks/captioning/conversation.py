@@ -30,7 +30,7 @@ from capflow_tasks.records import (
     Span,
     Stage,
 )
-from capflow_tasks.store.rows import Claim, Outcome, PendingSample, Route
+from capflow_tasks.store.states import Claim, Outcome, PendingSample, Route
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,8 +24,7 @@ from capflow_tasks.observe.logs import texts_log
 from capflow_tasks.records import JsonObject, Stage
 from capflow_tasks.settings import Settings
 from capflow_tasks.store.claims import BatchStore, NotClaimed
-from capflow_tasks.store.rows import Claim, Outcome, PendingSample, RetryPolicy
-from capflow_tasks.store.states import stage_after
+from capflow_tasks.store.states import Claim, Outcome, PendingSample, RetryPolicy, stage_after
 
 log = logging.getLogger(__name__)
 
@@ -101,12 +100,16 @@ class StageRunner:
         except BaseException as error:
             self._give_back(claim, error)
             raise
-        if not self._finish(claim, outcomes):
+        stays = stage_after(claim.stage, claim.stages) in self._engines
+        handoff_seconds = self._settings.lease_seconds if stays else self._settings.queue_seconds
+        is_mine = self._patiently(
+            self._store.finish_stage, claim, outcomes, handoff_seconds, self._retry, stays=stays
+        )
+        if not is_mine:
             log.warning("batch %s: the lease of %s is lost; nothing is written", claim.batch_id, claim.stage)
             metrics.count_end(claim.stage, "lost")
             return NotFinished.LEASE_LOST
-        limit = self._limits[id(self._engines[claim.stage])]
-        limit.observe(outcome.results for outcome in outcomes)
+        self._limits[id(self._engines[claim.stage])].observe(outcome.results for outcome in outcomes)
         summary = summarize(claim, outcomes, monotonic() - started)
         count_stage(summary)
         log_stage(summary, outcomes)
@@ -131,20 +134,13 @@ class StageRunner:
                     call.conversation.take(call.agent, answer)
         return [each.outcome() for each in conversations]
 
-    def _finish(self, claim: Claim, outcomes: Sequence[Outcome]) -> bool:
-        stays = stage_after(claim.stage, claim.stages) in self._engines
-        handoff_seconds = self._settings.lease_seconds if stays else self._settings.queue_seconds
-        return self._patiently(
-            self._store.finish_stage, claim, outcomes, handoff_seconds, self._retry, stays=stays
-        )
-
     def _give_back(self, claim: Claim, error: BaseException) -> None:
         level = logging.WARNING if isinstance(error, EngineDead) else logging.ERROR
         log.log(level, "batch %s: %s failed and is given back", claim.batch_id, claim.stage, exc_info=error)
         metrics.count_end(claim.stage, "given_back")
-        wait = self._retry.wait_seconds(claim.tries)
         # No sample is to blame for an engine that cannot be rebuilt.
         is_blameless = isinstance(error, ServiceError)
+        wait = self._retry.wait_seconds(claim.tries)
         self._patiently(self._store.release, claim, wait, is_blameless=is_blameless)
 
 

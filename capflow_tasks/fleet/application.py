@@ -35,7 +35,7 @@ _RANKED = re.compile(r"(?P<shared>.+)\.rank\d+")
 
 
 def make_app(settings: Settings, broker_url: str | None) -> Celery:
-    app = Celery("capflow", amqp=FleetAMQP, include=["capflow_tasks.fleet.tasks"])
+    app = Celery("capflow", amqp=FleetAMQP, include=["capflow_tasks.fleet.worker"])
     app.conf.update(broker_url=broker_url, broker_use_ssl=_tls(broker_url), **_configuration(settings))
     return app
 

@@ -114,8 +114,17 @@ def embedded_redis(home: Path) -> Iterator[str]:
     folder = Path(tempfile.mkdtemp(prefix="capflow-"))
     socket = folder / "redis.sock"
     log = open_log(home, "redis")
+    flags = {
+        "port": "0",
+        "unixsocket": str(socket),
+        "unixsocketperm": "600",
+        "save": "",
+        "appendonly": "no",
+        "maxmemory-policy": "noeviction",
+        "dir": str(folder),
+    }
     server = subprocess.Popen(
-        [executable, *_redis_flags(socket)],
+        [executable, *(word for flag, value in flags.items() for word in (f"--{flag}", value))],
         stdout=log,
         stderr=log,
         preexec_fn=die_with_parent,
@@ -130,19 +139,6 @@ def embedded_redis(home: Path) -> Iterator[str]:
         server.wait()
         log.close()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _redis_flags(socket: Path) -> list[str]:
-    flags = {
-        "port": "0",
-        "unixsocket": str(socket),
-        "unixsocketperm": "600",
-        "save": "",
-        "appendonly": "no",
-        "maxmemory-policy": "noeviction",
-        "dir": str(socket.parent),
-    }
-    return [word for flag, value in flags.items() for word in (f"--{flag}", value)]
 
 
 def open_log(home: Path, name: str) -> IO[bytes]:

@@ -1,4 +1,7 @@
-"""A worker's life as Celery bootsteps: engines start before the first task, and SIGTERM drains the worker."""
+"""The Celery tasks, one per stage, and a worker's life as bootsteps.
+
+Engines start before the first task, and SIGTERM drains the worker.
+"""
 
 from __future__ import annotations
 
@@ -14,46 +17,44 @@ from time import monotonic
 from typing import Any
 
 import psutil
-from celery import Celery, bootsteps
+from celery import Celery, Task, bootsteps, shared_task
+from celery.exceptions import Ignore
 from celery.utils.nodenames import worker_direct
 from celery.worker import components
 from celery.worker import state as worker_state
 
 from capflow_tasks.captioning.heartbeat import Heartbeat
-from capflow_tasks.captioning.stages import StageRunner
+from capflow_tasks.captioning.stages import StageRunner, StageSummary
 from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.engine.interface import Engine, EngineState, build_engine, state_of
-from capflow_tasks.errors import EXIT_RESTART, WORKER_ERROR_MARK, CapflowError, ServiceError, redacted
-from capflow_tasks.fleet.application import shared_queue
+from capflow_tasks.errors import (
+    EXIT_RESTART,
+    EXIT_SERVICE,
+    WORKER_ERROR_MARK,
+    CapflowError,
+    ServiceError,
+    redacted,
+)
+from capflow_tasks.fleet.application import shared_queue, task_name
 from capflow_tasks.fleet.embedded import database_url
 from capflow_tasks.fleet.vitals import vitals
 from capflow_tasks.media.budget import budget_of
 from capflow_tasks.media.decoders import shared_video_files
 from capflow_tasks.media.video import Windows
+from capflow_tasks.observe import metrics
 from capflow_tasks.records import Stage
 from capflow_tasks.settings import Settings, read_settings
-from capflow_tasks.store.claims import BatchStore, WorkerStore
+from capflow_tasks.store.claims import BatchStore, NotClaimed, WorkerStore
 from capflow_tasks.store.database import connect, upgrade
 
 log = logging.getLogger(__name__)
 
-#: Between two timestamps of the consumer loop, seconds.
-_TIMESTAMP_SECONDS = 2.0
-#: Between two checks of what a draining worker has left, seconds.
-_DRAIN_POLL_SECONDS = 0.2
 #: After the drain's deadline, for Celery's own shutdown, seconds.
 _EXIT_GRACE_SECONDS = 15.0
 
 _runner: StageRunner | None = None
 #: Celery's controller of this worker.
 _controller: Any = None
-
-
-def runner() -> StageRunner:
-    """Return this process's stage runner. Raises ServiceError outside a started worker."""
-    if _runner is None:
-        raise ServiceError("stages run in a worker only: celery -A capflow_tasks worker -Q gpu")
-    return _runner
 
 
 def install(app: Celery) -> None:
@@ -65,24 +66,48 @@ def install(app: Celery) -> None:
     components.Pool.requires = (*components.Pool.requires, EngineStep)  # type: ignore[misc]
 
 
-def stop_worker(exit_code: int) -> None:
-    """Have this worker finish what it runs, take nothing more, and exit to be restarted."""
-    worker_state.should_stop = exit_code  # type: ignore[assignment]
+def _make_task(stage: Stage) -> Task[[int], str]:
+    @shared_task(name=task_name(stage))
+    def run(batch_id: int) -> str:
+        return _run_stage(batch_id, stage)
+
+    return run
 
 
-def follow_batch_limit() -> None:
-    """Take no more batches at the same time than those whose prefixes the engines can keep."""
-    if _controller is not None:
-        # Celery reads it before it takes a message; the pool keeps its size.
-        _controller.max_concurrency = runner().batch_limit()
+TASKS = [_make_task(stage) for stage in Stage]
 
 
-def restart_when_too_big() -> None:
-    """Exit to be restarted when this process uses more memory than it may."""
+def _run_stage(batch_id: int, stage: Stage) -> str:
+    """Run the stage and return what Flower shows; end the chain when another message has the batch."""
+    metrics.LAST_MESSAGE.set_to_current_time()
+    if _runner is None:
+        raise ServiceError("stages run in a worker only: celery -A capflow_tasks worker -Q gpu")
+    try:
+        result = _runner.run(batch_id, stage)
+    except ServiceError:
+        # Without database or engine every further message would fail too: leave them to other workers.
+        _stop_worker(EXIT_SERVICE)
+        raise
+    except BaseException as error:
+        # A MemoryError or SystemExit would occupy the pool's thread for good.
+        raise CapflowError(f"batch {batch_id}: {stage} failed: {error!r}") from error
+    # Take no more batches than those whose prefixes the engines can keep. Celery reads the number before it
+    # takes a message; the pool keeps its size.
+    _controller.max_concurrency = _runner.batch_limit()
     limit = read_settings().max_rss_mib
     if limit is not None and (used := psutil.Process().memory_info().rss // 2**20) > limit:
         log.warning("this worker uses %s MiB of at most %s MiB and exits to be restarted", used, limit)
-        stop_worker(EXIT_RESTART)
+        _stop_worker(EXIT_RESTART)
+    if isinstance(result, StageSummary):
+        return str(result)
+    if result is NotClaimed.PASSED:
+        return "done before"
+    raise Ignore
+
+
+def _stop_worker(exit_code: int) -> None:
+    """Have this worker finish what it runs, take nothing more, and exit to be restarted."""
+    worker_state.should_stop = exit_code  # type: ignore[assignment]
 
 
 class EngineStep(bootsteps.StartStopStep):
@@ -121,9 +146,9 @@ class EngineStep(bootsteps.StartStopStep):
         heartbeat.start()
         self._started.append(heartbeat)
         vitals.heartbeat = heartbeat
-        store = BatchStore(database)
-        _runner = StageRunner(store, catalogue, engines, heartbeat, settings, _windows(settings))
+        windows = Windows(budget_of(settings), shared_video_files(settings.video_decoders))
         _controller = worker
+        _runner = StageRunner(BatchStore(database), catalogue, engines, heartbeat, settings, windows)
         worker.app.conf.task_routes[0].become_worker(worker.hostname, queues)
 
     def _start_engines(self, settings: Settings, queues: Collection[str]) -> dict[Stage, Engine]:
@@ -135,16 +160,11 @@ class EngineStep(bootsteps.StartStopStep):
             engine.start()
             vitals.watch_engine(model, partial(state_of, engine))
             self._started.append(engine)
-        queue_by_stage = {stage: settings.queue_of(stage) for stage in Stage}
         return {
             stage: by_model[settings.model_of(queue)]
-            for stage, queue in queue_by_stage.items()
-            if queue in queues
+            for stage in Stage
+            if (queue := settings.queue_of(stage)) in queues
         }
-
-
-def _windows(settings: Settings) -> Windows:
-    return Windows(budget_of(settings), shared_video_files(settings.video_decoders))
 
 
 class LoopTimestampStep(bootsteps.StartStopStep):
@@ -155,7 +175,7 @@ class LoopTimestampStep(bootsteps.StartStopStep):
     def start(self, consumer: Any) -> None:
         vitals.timestamp_loop()
         vitals.is_connected = True
-        self._timer = consumer.timer.call_repeatedly(_TIMESTAMP_SECONDS, vitals.timestamp_loop)
+        self._timer = consumer.timer.call_repeatedly(2.0, vitals.timestamp_loop)
 
     def stop(self, consumer: Any) -> None:
         vitals.is_connected = False
@@ -193,8 +213,9 @@ class DrainStep(bootsteps.StartStopStep):
         self._deadline = monotonic() + seconds
         vitals.is_draining = True
         # While the broker is away, the hub does not run and a thread that publishes does not return.
-        _call_after(seconds, self._shut_down)
-        _call_after(seconds + _EXIT_GRACE_SECONDS, _exit_now)
+        for timer in (Timer(seconds, self._shut_down), Timer(seconds + _EXIT_GRACE_SECONDS, _exit_now)):
+            timer.daemon = True
+            timer.start()
         self._consumer.hub.call_soon(self._leave_shared_queues)
 
     def _leave_shared_queues(self) -> None:
@@ -207,7 +228,7 @@ class DrainStep(bootsteps.StartStopStep):
         waiting = self._consumer.task_consumer.channel._size(self._own_queue)
         running = len(worker_state.reserved_requests)
         if (waiting or running) and monotonic() < (self._deadline or 0):
-            self._consumer.hub.call_later(_DRAIN_POLL_SECONDS, self._shut_down_when_drained)
+            self._consumer.hub.call_later(0.2, self._shut_down_when_drained)
             return
         log.info("drained; batches left: %s waiting, %s running", waiting, running)
         self._shut_down()
@@ -223,9 +244,3 @@ def _exit_now() -> None:
     if vitals.heartbeat is not None:
         vitals.heartbeat.resign()
     os._exit(0)
-
-
-def _call_after(seconds: float, call: Callable[[], None]) -> None:
-    timer = Timer(seconds, call)
-    timer.daemon = True
-    timer.start()

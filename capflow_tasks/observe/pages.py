@@ -90,16 +90,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         make = self.server.pages.get(urlsplit(self.path).path)
-        page = make() if make else self._not_found()
+        text = f"not found; the pages are {' '.join(self.server.pages)}\n"
+        page = make() if make else Page(text.encode(), "text/plain", HTTPStatus.NOT_FOUND)
         self.send_response(page.status)
         self.send_header("Content-Type", page.content_type)
         self.send_header("Content-Length", str(len(page.body)))
         self.end_headers()
         self.wfile.write(page.body)
-
-    def _not_found(self) -> Page:
-        pages = " ".join(self.server.pages)
-        return Page(f"not found; the pages are {pages}\n".encode(), "text/plain", HTTPStatus.NOT_FOUND)
 
     def log_message(self, *_: Any) -> None:
         """Log nothing: one line per probe would hide all others."""

@@ -15,7 +15,24 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from capflow_tasks.records import Stage
-from capflow_tasks.store.clauses import (
+from capflow_tasks.store.states import (
+    STAGE_ORDER,
+    BatchState,
+    Claim,
+    Outcome,
+    PendingSample,
+    RetryPolicy,
+    SampleState,
+    stage_after,
+)
+from capflow_tasks.store.tables import (
+    AgentResult,
+    Batch,
+    Run,
+    Sample,
+    Shard,
+    Table,
+    Worker,
     in_seconds,
     opened,
     results_of,
@@ -24,9 +41,6 @@ from capflow_tasks.store.clauses import (
     tally_of,
     unleased,
 )
-from capflow_tasks.store.rows import Claim, Outcome, PendingSample, RetryPolicy
-from capflow_tasks.store.states import STAGE_ORDER, BatchState, SampleState, stage_after
-from capflow_tasks.store.tables import AgentResult, Batch, Run, Sample, Shard, Table, Worker
 
 
 class NotClaimed(StrEnum):

@@ -9,8 +9,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from capflow_tasks.records import Stage
-from capflow_tasks.store.rows import Tally
-from capflow_tasks.store.states import BatchState, SampleState
+from capflow_tasks.store.states import BatchState, SampleState, Tally
 
 
 class RunState(StrEnum):

@@ -1,4 +1,4 @@
-"""The states of batches and samples, and how they follow one another.
+"""The states of batches and samples, how they follow one another, and the values that the store exchanges.
 
 A batch:
 
@@ -23,9 +23,11 @@ A sample: pending ──> done | failed | held; a failed or held sample becomes 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
-from capflow_tasks.records import Stage
+from capflow_tasks.records import Failure, JsonObject, Modality, PlanShard, Result, Stage
 
 
 class BatchState(StrEnum):
@@ -59,3 +61,156 @@ def stages_from(stage: Stage, stages: Sequence[Stage]) -> list[Stage]:
         for each in sorted(stages, key=STAGE_ORDER.__getitem__)
         if STAGE_ORDER[each] >= STAGE_ORDER[stage]
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRow:
+    id: int
+    #: Samples before this index have been inserted.
+    expanded_to: int
+    shard: PlanShard
+
+
+@dataclass(frozen=True, slots=True)
+class NewSample:
+    """An entry to insert; with a `failure` when it cannot be captioned."""
+
+    idx: int
+    entry: Any
+    #: None for a sample that the router gives a domain.
+    domain: str | None
+    failure: Failure | None = None
+    #: Results that the sample brings along, such as a caption to score.
+    results: tuple[Result, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NewBatch:
+    """Contiguous samples to insert; at least one."""
+
+    #: None when every sample has failed already.
+    first_stage: Stage | None
+    samples: Sequence[NewSample]
+
+    @property
+    def start_idx(self) -> int:
+        return self.samples[0].idx
+
+    @property
+    def end_idx(self) -> int:
+        return self.samples[-1].idx + 1
+
+    @property
+    def failed_count(self) -> int:
+        return sum(sample.failure is not None for sample in self.samples)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyBatch:
+    """A batch whose chain can be published, from `next_stage` on."""
+
+    id: int
+    next_stage: Stage
+    #: All stages of its run.
+    stages: tuple[Stage, ...]
+    #: Rank of the workers that may take it; None for any.
+    pinned_to: int | None = None
+    #: Its samples for display: `set[0-7]`.
+    samples: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right to run one stage of one batch while the lease lasts."""
+
+    batch_id: int
+    stage: Stage
+    #: Fencing token: only the newest claim of a batch can finish its stage.
+    attempt: int
+    #: Claims of this stage so far, this one included.
+    tries: int
+    owner: str
+    start_idx: int
+    end_idx: int
+    dataset: str
+    root: str
+    modality: Modality
+    run_id: int
+    #: All stages of the run.
+    stages: tuple[Stage, ...]
+    #: Samples routed with less confidence are held.
+    min_confidence: float
+    #: Name of the run.
+    run: str = ""
+    shard_id: int = 0
+
+    def holds(self, route: Route | None) -> bool:
+        """Return whether a sample with this route is held."""
+        return route is not None and route.confidence < self.min_confidence
+
+
+@dataclass(frozen=True, slots=True)
+class PendingSample:
+    """A sample that a stage works on, with its results so far."""
+
+    id: int
+    idx: int
+    entry: JsonObject
+    domain: str | None
+    results: tuple[Result, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A sample's domain, and the router's probability for it."""
+
+    domain: str
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one stage writes about one sample."""
+
+    sample_id: int
+    results: tuple[Result, ...] = ()
+    route: Route | None = None
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Numbers of finished samples by state."""
+
+    done: int = 0
+    failed: int = 0
+    held: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.done + self.failed + self.held
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(self.done + other.done, self.failed + other.failed, self.held + other.held)
+
+
+@dataclass(frozen=True, slots=True)
+class StoppedRun:
+    """Numbers of a run's batches when it was stopped."""
+
+    #: Batches that were queued, or whose worker is dead, and are ready now.
+    taken_back: int
+    #: Batches whose current stage a worker still finishes.
+    running: int
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often a sample whose failure may pass is tried, and how long it waits in between."""
+
+    max_attempts: int
+    first_wait_seconds: float
+
+    def wait_seconds(self, attempts: int) -> float:
+        """Return the wait after this many attempts; it doubles with each."""
+        return self.first_wait_seconds * 2.0 ** (attempts - 1)

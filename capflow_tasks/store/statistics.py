@@ -34,8 +34,7 @@ from capflow_tasks.store.figures import (
     Usage,
     WorkerFigures,
 )
-from capflow_tasks.store.rows import Tally
-from capflow_tasks.store.states import STAGE_ORDER, BatchState, SampleState
+from capflow_tasks.store.states import STAGE_ORDER, BatchState, SampleState, Tally
 from capflow_tasks.store.tables import Shard
 
 #: Rows of what is captioned that are read at a time.

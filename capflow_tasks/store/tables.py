@@ -1,16 +1,19 @@
-"""The six tables, and what may stand in them."""
+"""The six tables, what may stand in them, and the parts of statements that several modules use."""
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, DOUBLE_PRECISION, REAL, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from capflow_tasks.records import Modality, Stage
-from capflow_tasks.store.states import BatchState, SampleState
+from capflow_tasks.records import Modality, Result, Stage
+from capflow_tasks.store.states import STAGE_ORDER, BatchState, SampleState, Tally
 
 #: Names of constraints, so that a migration can name what it drops.
 NAMING = {
@@ -204,3 +207,46 @@ class AgentResult(Table):
     #: The agent's place in its workflow, from 0.
     position: Mapped[int] = mapped_column(sa.SmallInteger)
     created_at: Mapped[datetime] = mapped_column(server_default=sa.func.now())
+
+
+def in_seconds(seconds: float) -> sa.ColumnElement[Any]:
+    return sa.func.now() + timedelta(seconds=seconds)
+
+
+def storable(text: str) -> str:
+    """Replace NUL and halves of surrogate pairs, which PostgreSQL cannot store."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
+
+
+def stages_of(words: Iterable[str]) -> tuple[Stage, ...]:
+    return tuple(Stage(word) for word in words)
+
+
+def unleased(wait_seconds: float = 0) -> dict[str, Any]:
+    """Values of a batch that may be sent again after a wait."""
+    return {"state": BatchState.READY, "lease_owner": None, "lease_until": in_seconds(wait_seconds)}
+
+
+def opened(wait_seconds: float = 0) -> dict[str, Any]:
+    """Values of a batch that may be sent again after a wait, with all its tries."""
+    return unleased(wait_seconds) | {"tries": 0, "finished_at": None}
+
+
+def results_of(connection: sa.Connection, sample_ids: Sequence[int]) -> defaultdict[int, tuple[Result, ...]]:
+    """Return the results of these samples, in workflow order."""
+    columns = (getattr(AgentResult, field.name) for field in fields(Result))
+    statement = sa.select(AgentResult.sample_id, *columns).where(AgentResult.sample_id.in_(sample_ids))
+    found: defaultdict[int, tuple[Result, ...]] = defaultdict(tuple)
+    rows = connection.execute(statement).all()
+    # The windows of one agent share its position; their names sort by time.
+    for row in sorted(rows, key=lambda row: (STAGE_ORDER[row.stage], row.position, row.agent)):
+        found[row.sample_id] += (Result(*row[1:]),)
+    return found
+
+
+def tally_of(connection: sa.Connection, counts: sa.Select[*tuple[Any, ...]]) -> Tally:
+    """Sum rows of (sample state, count) into a Tally."""
+    by_state: dict[SampleState, int] = dict(map(tuple, connection.execute(counts)))
+    return Tally(
+        *(by_state.get(state, 0) for state in (SampleState.DONE, SampleState.FAILED, SampleState.HELD))
+    )

@@ -9,10 +9,8 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, Select, func, select
 
 from capflow_tasks.records import Failure, FinishedSample, PlanShard, Stage
-from capflow_tasks.store.clauses import results_of, tally_of
-from capflow_tasks.store.rows import ShardRow, Tally
-from capflow_tasks.store.states import BatchState, SampleState
-from capflow_tasks.store.tables import Batch, Sample, Shard
+from capflow_tasks.store.states import BatchState, SampleState, ShardRow, Tally
+from capflow_tasks.store.tables import Batch, Sample, Shard, results_of, tally_of
 
 #: Samples read at a time when a shard is exported.
 PAGE = 500

@@ -90,8 +90,8 @@ def stop(run_or_plan: str, as_json: bool) -> None:
       capflow stop plan.jsonl
       capflow stop plan-2c792dcc --json
     """
-    from capflow_tasks.store.rows import StoppedRun
     from capflow_tasks.store.runs import RunStore
+    from capflow_tasks.store.states import StoppedRun
 
     with cli.open_run(run_or_plan) as (run, engine):
         stopped = RunStore(engine).stop(run.id) if run.is_open else StoppedRun(0, 0)

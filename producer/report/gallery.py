@@ -22,8 +22,7 @@ from typing import Any
 from capflow_tasks.entries import media_of
 from capflow_tasks.errors import BadEntry
 from capflow_tasks.records import FinishedSample, JsonObject, Modality, PlanShard, Result, Stage
-from capflow_tasks.store.rows import ShardRow
-from capflow_tasks.store.states import SampleState
+from capflow_tasks.store.states import SampleState, ShardRow
 from capflow_tasks.store.views import PAGE, Views
 from producer.report.pictures import Drawn, PictureTask, draw_all
 

@@ -21,7 +21,7 @@ from capflow_tasks.domains.prompts import WINDOW_MARK
 from capflow_tasks.entries import MEDIA_KEYS, media_of, task_of, type_name, unstorable
 from capflow_tasks.errors import BadAnswer, BadEntry
 from capflow_tasks.records import Failure, FinishedSample, JsonObject, Modality, Result, Stage
-from capflow_tasks.store.rows import NewSample
+from capflow_tasks.store.states import NewSample
 from producer.reading.caption_files import CaptionLine, read_captions
 from producer.reading.scores import Rubrics, Scores, scores_of
 from producer.scoring.summary import ScoreCounts

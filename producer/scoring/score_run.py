@@ -13,8 +13,7 @@ from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.errors import PlanError, UserError
 from capflow_tasks.records import FinishedSample, Modality, PlanShard, Stage
 from capflow_tasks.settings import Settings
-from capflow_tasks.store.rows import NewSample
-from capflow_tasks.store.states import SampleState
+from capflow_tasks.store.states import NewSample, SampleState
 from producer.caption_run import checked_plan
 from producer.parallel import ProgressLines, call_all
 from producer.reading.caption_files import dataset_of, scored_beside, unscored_files

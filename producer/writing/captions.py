@@ -17,8 +17,7 @@ from typing import Any
 from capflow_tasks.entries import media_of
 from capflow_tasks.errors import BadEntry
 from capflow_tasks.records import FinishedSample, JsonObject, Modality, Result, Stage
-from capflow_tasks.store.rows import ShardRow
-from capflow_tasks.store.states import SampleState
+from capflow_tasks.store.states import SampleState, ShardRow
 from producer.reading.plan import output_name
 from producer.writing.whole import write_lines
 

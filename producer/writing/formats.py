@@ -11,8 +11,7 @@ from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.errors import UserError
 from capflow_tasks.records import FinishedSample
 from capflow_tasks.store.figures import RunFigures
-from capflow_tasks.store.rows import ShardRow, Tally
-from capflow_tasks.store.states import SampleState
+from capflow_tasks.store.states import SampleState, ShardRow, Tally
 from capflow_tasks.store.views import Views
 from producer.parallel import ProgressLines
 from producer.reading.plan import file_name_part, output_name

@@ -20,8 +20,7 @@ from capflow_tasks.captioning.answers import is_grade
 from capflow_tasks.entries import media_of
 from capflow_tasks.errors import BadEntry
 from capflow_tasks.records import FinishedSample, JsonObject, PlanShard
-from capflow_tasks.store.rows import ShardRow
-from capflow_tasks.store.states import SampleState
+from capflow_tasks.store.states import SampleState, ShardRow
 from producer.reading.plan import output_name
 from producer.writing.captions import ExportedFile, ReadSamples, caption_record
 from producer.writing.whole import whole_file

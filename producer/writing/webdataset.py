@@ -27,8 +27,7 @@ from capflow_tasks.entries import media_of
 from capflow_tasks.errors import MediaCorrupt, SampleError
 from capflow_tasks.media.paths import check_file, file_errors, resolve_media
 from capflow_tasks.records import FinishedSample, Modality, PlanShard
-from capflow_tasks.store.rows import ShardRow
-from capflow_tasks.store.states import SampleState
+from capflow_tasks.store.states import SampleState, ShardRow
 from producer.reading.plan import output_name
 from producer.writing.captions import ExportedFile, ReadSamples, caption_record
 from producer.writing.whole import json_line, whole_file

@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 
 from capflow_tasks.errors import MediaMissing
 from capflow_tasks.records import Stage
-from capflow_tasks.store.rows import Outcome
+from capflow_tasks.store.states import Outcome
 from tests.datasets import draw_picture, read_lines
 from tests.e2e.conftest import REPOSITORY, Cli
 from tests.stores import Fleet, a_failure, a_result

@@ -14,7 +14,7 @@ from capflow_tasks.records import Stage
 from capflow_tasks.settings import Settings
 from capflow_tasks.store.claims import WorkerStore
 from capflow_tasks.store.database import connect
-from capflow_tasks.store.rows import Outcome
+from capflow_tasks.store.states import Outcome
 from capflow_tasks.store.statistics import Statistics
 from producer.broker import Broker
 from producer.fleet_metrics import FleetCollector

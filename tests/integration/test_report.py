@@ -7,7 +7,7 @@ from sqlalchemy import Engine
 
 from capflow_tasks.errors import MediaMissing, UserError
 from capflow_tasks.records import Stage
-from capflow_tasks.store.rows import NewBatch, NewSample, Outcome
+from capflow_tasks.store.states import NewBatch, NewSample, Outcome
 from producer.report.gallery import Size, samples_of
 from producer.report.report import make_report
 from producer.status.cost import read_prices

@@ -22,9 +22,16 @@ from sqlalchemy import Engine, text
 from capflow_tasks.errors import MediaMissing, RequestTimeout, SampleError
 from capflow_tasks.records import Stage
 from capflow_tasks.store.claims import BatchStore, NotClaimed, WorkerStore
-from capflow_tasks.store.rows import Claim, NewBatch, NewSample, Outcome, PendingSample, RetryPolicy
 from capflow_tasks.store.runs import RunStore
-from capflow_tasks.store.states import stage_after
+from capflow_tasks.store.states import (
+    Claim,
+    NewBatch,
+    NewSample,
+    Outcome,
+    PendingSample,
+    RetryPolicy,
+    stage_after,
+)
 from tests.stores import a_failure, a_result, a_shard
 
 pytestmark = pytest.mark.integration

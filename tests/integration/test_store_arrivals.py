@@ -9,8 +9,7 @@ from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import OperationalError
 
 from capflow_tasks.records import Failure, Stage
-from capflow_tasks.store.rows import NewBatch, NewSample
-from capflow_tasks.store.states import SampleState
+from capflow_tasks.store.states import NewBatch, NewSample, SampleState
 from tests.stores import Fleet, a_shard, some_entries
 
 pytestmark = pytest.mark.integration

@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 from capflow_tasks.errors import MediaMissing
 from capflow_tasks.records import Stage
 from capflow_tasks.store.claims import NotClaimed, WorkerStore
-from capflow_tasks.store.rows import Claim, Outcome, RetryPolicy, Route
+from capflow_tasks.store.states import Claim, Outcome, RetryPolicy, Route
 from tests.stores import Fleet, a_failure, a_result, some_entries
 
 pytestmark = pytest.mark.integration

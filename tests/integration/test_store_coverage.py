@@ -7,7 +7,7 @@ from sqlalchemy import Engine
 
 from capflow_tasks.errors import MediaMissing
 from capflow_tasks.records import Stage
-from capflow_tasks.store.rows import NewBatch, NewSample, Outcome
+from capflow_tasks.store.states import NewBatch, NewSample, Outcome
 from capflow_tasks.store.statistics import Coverage, coverage_of
 from tests.stores import Fleet, a_failure, a_result, a_shard, some_entries
 

@@ -7,8 +7,8 @@ from sqlalchemy import Engine
 
 from capflow_tasks.records import Stage
 from capflow_tasks.store.claims import BatchStore
-from capflow_tasks.store.rows import Claim, NewBatch, NewSample
 from capflow_tasks.store.runs import RunStore
+from capflow_tasks.store.states import Claim, NewBatch, NewSample
 from capflow_tasks.store.views import Views
 from tests.stores import RETRY, a_result, a_shard
 

@@ -11,9 +11,8 @@ from sqlalchemy import Engine
 from capflow_tasks.errors import BadEntry, MediaMissing
 from capflow_tasks.records import Stage
 from capflow_tasks.store.claims import NotClaimed
-from capflow_tasks.store.rows import NewBatch, NewSample, Outcome, Route
 from capflow_tasks.store.runs import RunStore
-from capflow_tasks.store.states import SampleState
+from capflow_tasks.store.states import NewBatch, NewSample, Outcome, Route, SampleState
 from capflow_tasks.store.views import Views
 from tests.stores import Fleet, a_failure, a_shard, some_entries
 

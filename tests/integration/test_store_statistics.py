@@ -18,8 +18,7 @@ from capflow_tasks.store.figures import (
     total_tokens,
     worker_seconds,
 )
-from capflow_tasks.store.rows import Outcome, Tally
-from capflow_tasks.store.states import BatchState, SampleState
+from capflow_tasks.store.states import BatchState, Outcome, SampleState, Tally
 from capflow_tasks.store.statistics import Statistics
 from tests.stores import LEASE_SECONDS, Fleet, a_failure, a_result, a_shard, some_entries
 

@@ -8,8 +8,8 @@ from sqlalchemy import Engine
 from capflow_tasks.records import Stage
 from capflow_tasks.store.claims import NotClaimed
 from capflow_tasks.store.figures import RunState
-from capflow_tasks.store.rows import Claim, Outcome, StoppedRun
 from capflow_tasks.store.runs import RunStore
+from capflow_tasks.store.states import Claim, Outcome, StoppedRun
 from capflow_tasks.store.statistics import Statistics
 from tests.stores import Fleet, a_failure, some_entries
 

@@ -8,8 +8,7 @@ from sqlalchemy import Engine
 from capflow_tasks.errors import MediaMissing
 from capflow_tasks.records import Stage
 from capflow_tasks.store import views
-from capflow_tasks.store.rows import Outcome, Route, Tally
-from capflow_tasks.store.states import SampleState
+from capflow_tasks.store.states import Outcome, Route, SampleState, Tally
 from capflow_tasks.store.statistics import Statistics
 from tests.stores import Fleet, a_failure, a_result, some_entries
 

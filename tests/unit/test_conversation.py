@@ -11,7 +11,7 @@ from capflow_tasks.captioning.conversation import Conversation
 from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.errors import BadAnswer, MediaCorrupt
 from capflow_tasks.records import Completion, JsonObject, Modality, Result, Stage
-from capflow_tasks.store.rows import Claim, PendingSample
+from capflow_tasks.store.states import Claim, PendingSample
 from capflow_tasks.testing import ScriptedEngine
 from tests.datasets import draw_picture
 from tests.stores import a_result

@@ -10,8 +10,7 @@ from pyarrow import parquet
 
 from capflow_tasks.errors import MediaMissing
 from capflow_tasks.records import FinishedSample, JsonObject, Result, Stage
-from capflow_tasks.store.rows import ShardRow
-from capflow_tasks.store.states import SampleState
+from capflow_tasks.store.states import SampleState, ShardRow
 from producer.writing import parquet as parquet_export
 from producer.writing.captions import ReadSamples, export
 from producer.writing.formats import latest

@@ -16,7 +16,7 @@ from capflow_tasks.media.budget import MediaBudget
 from capflow_tasks.media.player import VideoFacts
 from capflow_tasks.media.video import VideoReader, Windows
 from capflow_tasks.records import Completion, Modality, Result, Stage
-from capflow_tasks.store.rows import Claim, PendingSample
+from capflow_tasks.store.states import Claim, PendingSample
 from capflow_tasks.testing import ScriptedEngine
 
 CLAIM = Claim(

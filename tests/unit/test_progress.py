@@ -9,8 +9,7 @@ import pytest
 
 from capflow_tasks.records import Stage
 from capflow_tasks.store.figures import Activity, StageFigures, Throughput, Tokens, WorkerFigures
-from capflow_tasks.store.rows import Tally
-from capflow_tasks.store.states import BatchState
+from capflow_tasks.store.states import BatchState, Tally
 from producer import progress as module
 from producer.progress import progress
 

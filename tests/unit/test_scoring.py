@@ -17,7 +17,7 @@ from capflow_tasks.domains.catalogue import Catalogue, load_catalogue
 from capflow_tasks.domains.prompts import instruction_for
 from capflow_tasks.errors import BadEntry
 from capflow_tasks.records import Failure, FinishedSample, JsonObject, Modality, Result, Stage
-from capflow_tasks.store.rows import Claim, NewSample, PendingSample
+from capflow_tasks.store.states import Claim, NewSample, PendingSample
 from producer.reading.caption_files import (
     CaptionLine,
     caption_files,

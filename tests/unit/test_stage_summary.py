@@ -12,7 +12,7 @@ from capflow_tasks.captioning.stages import StageSummary, count_stage, log_stage
 from capflow_tasks.errors import MediaMissing
 from capflow_tasks.observe.logs import log_texts
 from capflow_tasks.records import Failure, Modality, Result, Stage
-from capflow_tasks.store.rows import Claim, Outcome, Route
+from capflow_tasks.store.states import Claim, Outcome, Route
 
 FAILURE = Failure(Stage.ROUTE, MediaMissing.kind, "no such file", is_retryable=False)
 

@@ -32,8 +32,7 @@ from capflow_tasks.store.figures import (
     Totals,
     Usage,
 )
-from capflow_tasks.store.rows import Tally
-from capflow_tasks.store.states import BatchState, SampleState
+from capflow_tasks.store.states import BatchState, SampleState, Tally
 from producer.console import duration, short_count, usd
 from producer.reading.scores import Minimums
 from producer.run import name_of_run
