@@ -1,7 +1,5 @@
 """The application that `celery -A capflow_tasks` finds, for workers and for Flower."""
 
-from __future__ import annotations
-
 import os
 import sys
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """Reads the media and the task that one annotation entry names, and checks that it can be stored."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable

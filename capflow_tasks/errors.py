@@ -27,8 +27,6 @@
 The docstring of an error is its default message.
 """
 
-from __future__ import annotations
-
 import re
 from typing import ClassVar
 

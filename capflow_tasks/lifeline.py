@@ -1,7 +1,5 @@
 """Makes child processes end with their parent, so that a killed worker leaves no engine behind on its GPU."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

@@ -1,7 +1,5 @@
 """The values that flow through Capflow: shards, media, requests, completions, results."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum

@@ -1,7 +1,5 @@
 """The settings: environment variables named CAPFLOW_*, read where a process starts and handed down."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Collection

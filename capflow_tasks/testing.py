@@ -4,8 +4,6 @@
 for a route, the top grade for scores, a digest of the request for free text.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Sequence

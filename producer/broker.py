@@ -4,8 +4,6 @@ A batch is lost when its lease ran out, because its worker died or its message w
 should have a message in the broker and two checks in a row find none.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass

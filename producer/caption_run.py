@@ -1,7 +1,5 @@
 """Captions a plan: checks it, turns its entries into samples, runs these, and exports the caption files."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What commands print for people: durations, counts, rates, money, tables."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from rich.table import Table

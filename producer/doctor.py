@@ -1,7 +1,5 @@
 """Check everything that a fleet needs, and name a remedy for what is wrong."""
 
-from __future__ import annotations
-
 import os
 import platform
 import shutil

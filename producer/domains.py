@@ -1,7 +1,5 @@
 """Find every fault in a user's domain files, and render the prompts of a domain for a given sample."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 They are cached for a while, so that any number of scrapers cannot overload the database.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence

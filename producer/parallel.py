@@ -1,7 +1,5 @@
 """Calls a function for many tasks in several processes, and prints progress now and then."""
 
-from __future__ import annotations
-
 import signal
 import sys
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Progress on stderr: a bar on a terminal, else a line every few seconds."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager

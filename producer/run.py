@@ -3,8 +3,6 @@
 The database holds what has been done, so a run may be killed at any instant and opened again.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from collections.abc import Callable, Generator, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Reaches the services that a command needs: those that settings name, else embedded ones and one worker."""
 
-from __future__ import annotations
-
 import logging
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """The closing summary of a run: samples by domain and stage, failures with reasons, files."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 

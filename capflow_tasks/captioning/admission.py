@@ -1,7 +1,5 @@
 """Decides which batches may run together, and how many."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Condition, Lock

@@ -1,7 +1,5 @@
 """Parses a model's answer; an answer that cannot be parsed is a BadAnswer, never a default."""
 
-from __future__ import annotations
-
 import json
 import unicodedata
 from collections import Counter

@@ -1,7 +1,5 @@
 """Extends the leases of running batches, until the process stops or dies."""
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Iterator

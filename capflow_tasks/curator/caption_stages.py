@@ -1,7 +1,5 @@
 """NeMo Curator's caption stages: cut clips into windows, caption each window, rewrite the captions."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """Splits a sequence into chunks. A module of its own because NeMo Curator's tests patch it as one."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 

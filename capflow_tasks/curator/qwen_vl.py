@@ -6,8 +6,6 @@ not modified, a missing stage-2 prompt is refused before stage 1 runs, and `on_e
 captions when one video fails. vLLM is imported by `setup`.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import re

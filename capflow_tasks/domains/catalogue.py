@@ -3,8 +3,6 @@
 `prompts.py` fills the prompts.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace

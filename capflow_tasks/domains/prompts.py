@@ -4,8 +4,6 @@ Text by an agent or from a user's file is data: it is enclosed in tags that it c
 for placeholders, and cannot pose as a control token of the chat template.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import count

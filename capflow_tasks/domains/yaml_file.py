@@ -1,7 +1,5 @@
 """Reads a user's YAML file; each fault is reported with file, key and remedy."""
 
-from __future__ import annotations
-
 from importlib.resources.abc import Traversable
 from typing import Any, ClassVar, TypeVar
 

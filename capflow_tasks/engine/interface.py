@@ -1,7 +1,5 @@
 """The engine as the stages see it, and its choice by settings. Imports no engine until one is built."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from enum import StrEnum
 from importlib import import_module

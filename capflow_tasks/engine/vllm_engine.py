@@ -1,7 +1,5 @@
 """vLLM's AsyncLLM on an event loop in its own thread: many callers share one continuous batch."""
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 import logging

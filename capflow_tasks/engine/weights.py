@@ -1,7 +1,5 @@
 """Downloads a checkpoint from the Hugging Face hub, and checks that one is complete."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

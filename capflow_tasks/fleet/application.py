@@ -5,8 +5,6 @@ its visibility timeout from delivery and restores all messages when a connection
 names a batch; PostgreSQL decides who runs it, and which messages were lost.
 """
 
-from __future__ import annotations
-
 import re
 import ssl
 from collections.abc import Mapping

@@ -3,8 +3,6 @@
 The process that starts a service stops it. Other processes with the same home find it by `services.json`.
 """
 
-from __future__ import annotations
-
 import fcntl
 import json
 import shutil

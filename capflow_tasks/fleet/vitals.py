@@ -4,8 +4,6 @@ A worker is alive while its consumer loop runs, or while it waits for its broker
 not end workers. It is ready while its engines are up, messages arrive and its leases are kept.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from functools import partial

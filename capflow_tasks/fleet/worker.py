@@ -3,8 +3,6 @@
 Engines start before the first task, and SIGTERM drains the worker.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

@@ -3,8 +3,6 @@
 Runs on the engine's event loop; threads read pictures, child processes read videos.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable

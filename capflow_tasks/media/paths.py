@@ -1,7 +1,5 @@
 """Finds a sample's media file and checks it before it is decoded. Imports no codec and no torch."""
 
-from __future__ import annotations
-
 import errno
 import os
 import re

@@ -1,7 +1,5 @@
 """Reads pictures, and computes what pictures and videos share: sizes, tokens and keys. Thread-safe."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import warnings

@@ -3,8 +3,6 @@
 `player.py` decodes, in this process or in a child process.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """Log formats: passwords redacted, as text or as JSON."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

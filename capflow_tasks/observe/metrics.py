@@ -5,8 +5,6 @@ to this process, so Prometheus' multiprocess mode is not needed. With several mo
 the metrics of the model loaded last.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 

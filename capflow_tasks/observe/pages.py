@@ -1,7 +1,5 @@
 """Serves pages such as metrics and probes over HTTP, in threads of its own."""
 
-from __future__ import annotations
-
 import logging
 import socket
 from collections.abc import Callable, Mapping

@@ -3,8 +3,6 @@
 Transitions are compare-and-set: each UPDATE names the state it leaves, and RETURNING tells who won.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Sequence

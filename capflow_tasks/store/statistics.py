@@ -5,8 +5,6 @@ can answer a question, they do: a run has eight times fewer batches than samples
 results. A question that reads all samples or all results of a run says so.
 """
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable

@@ -1,7 +1,5 @@
 """The six tables, what may stand in them, and the parts of statements that several modules use."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import fields

@@ -1,7 +1,5 @@
 """What the producer's loop and the exporters ask of the database. Reads only."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any

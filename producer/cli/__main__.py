@@ -1,7 +1,5 @@
 """The command `capflow`, of which each command like `capflow-produce` is a part."""
 
-from __future__ import annotations
-
 from importlib import import_module
 
 import click

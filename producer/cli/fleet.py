@@ -1,7 +1,5 @@
 """Commands that look after a fleet: doctor, metrics and db."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path

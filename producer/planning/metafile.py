@@ -1,7 +1,5 @@
 """Read a metafile, which names the datasets of a collection, and check all of it first."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterable, Iterator

@@ -4,8 +4,6 @@ Everything is checked before anything is written. A plan can only name ranges of
 dataset's entries is copied to a file of its own.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -5,8 +5,6 @@ scanner rather than ijson, whose C backend silently turns half a surrogate pair 
 whole file at an integer beyond 64 bits, a NaN or one byte that is not UTF-8. Here those spoil one entry.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 import re

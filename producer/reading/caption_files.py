@@ -1,7 +1,5 @@
 """Find caption files and read their lines one at a time, whatever program wrote them."""
 
-from __future__ import annotations
-
 import json
 import logging
 import re

@@ -1,7 +1,5 @@
 """Read a split plan and check all of it before any of it is sent."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Read the scores of a caption record, and compare them with minimums."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """Charts as inline SVG; classes take their colours from the page's style sheet."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import floor, log10

@@ -9,8 +9,6 @@
 Memory holds one chunk at a time, however many samples there are.
 """
 
-from __future__ import annotations
-
 import heapq
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -3,8 +3,6 @@
 A video becomes a film strip in the gallery, and a sheet of the same frames in the detail view.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module

@@ -1,7 +1,5 @@
 """Makes the report of a run: the page, its overview and gallery, as a folder that appears whole."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime

@@ -5,8 +5,6 @@ grows or is reordered, and a changed line is scored anew. Memory holds one line,
 of each record that scoring has added to.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Scores a folder of captions: finds the lines without scores, runs these, and publishes the scored files."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice

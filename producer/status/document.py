@@ -1,7 +1,5 @@
 """A run's status as one JSON object, and the command that tries its failures again."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict

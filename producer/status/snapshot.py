@@ -1,7 +1,5 @@
 """What is known of one run at one moment, and how often a watcher asks for it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import monotonic

@@ -1,7 +1,5 @@
 """A run's status for people: tables for a terminal, one line for a log."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 from rich.console import Group, RenderableType

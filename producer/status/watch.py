@@ -1,7 +1,5 @@
 """Prints a status once, or again and again: live on a terminal, else a line each time."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable, Iterator

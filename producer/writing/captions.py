@@ -7,8 +7,6 @@ stays: `caption`, `workflow` and the last `gpt` turn come from summarize, `repor
 domain was given.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path

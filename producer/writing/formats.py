@@ -1,7 +1,5 @@
 """Export what is captioned of a run as the files of one format."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count

@@ -5,8 +5,6 @@ Row groups have a fixed size and files carry no time stamp, so that the same sta
 this module imports pyarrow.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Sequence
 from itertools import islice

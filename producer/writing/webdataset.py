@@ -9,8 +9,6 @@ so a dot in a dataset's name becomes "~", which such names never contain. A tar 
 so that the same state and media give the same bytes.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

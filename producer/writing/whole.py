@@ -1,7 +1,5 @@
 """Write files and folders that appear whole or not at all."""
 
-from __future__ import annotations
-
 import json
 import os
 import secrets
