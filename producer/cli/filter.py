@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -13,9 +14,10 @@ from producer.cli import options as cli
 if TYPE_CHECKING:
     from producer.filtering import CaptionFilter
 
-
 #: Between two lines of progress, seconds.
 _LINE_SECONDS = 5.0
+#: What becomes of a record.
+_OUTCOMES = ("kept", "rejected", "invalid")
 
 
 @click.command(cls=cli.Command, exit_codes=(0, 2, 3, 130))
@@ -58,18 +60,26 @@ def filter(  # noqa: A001
     shown_at = monotonic()
     for path in result.run(folder):
         if monotonic() - shown_at >= _LINE_SECONDS:
-            shown_at = monotonic()
-            click.echo(f"{path.name} is done; {result.all.total} records, {result.all.kept} kept", err=True)
+            shown_at, counts = monotonic(), result.all
+            click.echo(f"{path.name} is done; {counts.total()} records, {counts['kept']} kept", err=True)
     for message in result.invalid_examples:
         click.echo(f"invalid: {message}", err=True)
-    if hidden := result.all.invalid - len(result.invalid_examples):
+    if hidden := result.all["invalid"] - len(result.invalid_examples):
         click.echo(f"invalid: {hidden} more; see the rejected files", err=True)
     if not as_json:
         _show(result)
         return
-    by_domain = {domain: counts.as_json() for domain, counts in sorted(result.by_domain.items())}
+    by_domain = {domain: _as_json(counts) for domain, counts in sorted(result.by_domain.items())}
     rejected_by = dict(result.rejected_by.most_common())
-    cli.print_json(result.all.as_json() | {"by_domain": by_domain, "rejected_by": rejected_by})
+    cli.print_json(_as_json(result.all) | {"by_domain": by_domain, "rejected_by": rejected_by})
+
+
+def _as_json(counts: Counter[str]) -> dict[str, Any]:
+    return {name: counts[name] for name in _OUTCOMES} | {"keep_rate": round(_keep_rate(counts), 4)}
+
+
+def _keep_rate(counts: Counter[str]) -> float:
+    return counts["kept"] / (counts.total() or 1)
 
 
 def _show(result: CaptionFilter) -> None:
@@ -78,12 +88,14 @@ def _show(result: CaptionFilter) -> None:
 
     from producer.console import table
 
-    shown = table(None, ["domain"], ["kept", "rejected", "invalid", "keep rate"])
+    shown = table(None, ["domain"], [*_OUTCOMES, "keep rate"])
     for domain, of in [*sorted(result.by_domain.items()), ("all", result.all)]:
         if domain == "all":
             shown.add_section()
-        shown.add_row(escape(domain), str(of.kept), str(of.rejected), str(of.invalid), f"{of.keep_rate:.1%}")
+        shown.add_row(escape(domain), *(str(of[name]) for name in _OUTCOMES), f"{_keep_rate(of):.1%}")
     console = Console(highlight=False)
     console.print(shown)
     for dimension, count in result.rejected_by.most_common():
-        console.print(f"{escape(dimension)} was too low in {count} of {result.all.rejected} rejected records")
+        console.print(
+            f"{escape(dimension)} was too low in {count} of {result.all['rejected']} rejected records"
+        )

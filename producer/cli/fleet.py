@@ -41,7 +41,7 @@ def doctor(
       capflow doctor --json | jq -r '.findings[] | select(.level != "ok") | .remedy'
     """
     from capflow_tasks.settings import read_settings
-    from producer.doctor import check_machine, check_services, exit_code
+    from producer.doctor import check_machine, check_services
 
     settings, findings = read_settings(), []
     for finding in chain(check_machine(settings, output, plan), check_services(settings, timeout_seconds)):
@@ -49,11 +49,11 @@ def doctor(
         if not as_json:
             remedy = f" -> {finding.remedy}" if finding.remedy else ""
             click.echo(f"{finding.level.upper():<4}  {finding.check:<13}  {finding.said}{remedy}")
-    code = exit_code(findings)
+    code = max(finding.exit_code for finding in findings)
     if as_json:
-        listed = [
-            {key: value for key, value in asdict(each).items() if key != "is_service"} for each in findings
-        ]
+        listed = [asdict(finding) for finding in findings]
+        for each in listed:
+            del each["exit_code"]
         cli.print_json({"exit_code": code, "findings": listed})
     context.exit(code)
 

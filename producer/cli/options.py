@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -45,8 +46,6 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
 ANY_PATH = click.Path(path_type=Path)
 EXISTING_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
-
-COUNT = click.IntRange(0)
 
 
 class Option(click.Option):
@@ -194,10 +193,8 @@ def open_run(run_or_plan: str) -> Iterator[tuple[RunFigures, Engine]]:
 
 
 def output_option(text: str, variable: str, default: str | None = None, **attributes: Any) -> Decorator:
-    def absolute(context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
-        return path and path.absolute()
-
-    return option("-o --output", text, default, FOLDER, variable, callback=absolute, **attributes)
+    attributes["callback"] = lambda context, option, path: path and path.absolute()
+    return option("-o --output", text, default, FOLDER, variable, **attributes)
 
 
 def json_option(what: str = "the summary as one JSON object") -> Decorator:
@@ -215,19 +212,17 @@ prices_option = option(
 )
 
 
-def _grades(separator: str) -> Callable[[click.Context, click.Parameter, tuple[str, ...]], dict[str, int]]:
-    """Return a callback that parses values such as NAME=3."""
-
-    def parse(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, int]:
-        grades = {}
-        for value in values:
-            name, _, grade = value.rpartition(separator)
-            if not name.strip() or grade.strip() not in ("1", "2", "3"):
-                raise click.BadParameter(f"{value!r} is not NAME{separator}GRADE with a grade of 1, 2 or 3")
-            grades[name.strip()] = int(grade)
-        return grades
-
-    return parse
+def _grades(
+    separator: str, context: click.Context, option: click.Parameter, values: tuple[str, ...]
+) -> dict[str, int]:
+    """Parse values such as NAME=3."""
+    grades = {}
+    for value in values:
+        name, _, grade = value.rpartition(separator)
+        if not name.strip() or grade.strip() not in ("1", "2", "3"):
+            raise click.BadParameter(f"{value!r} is not NAME{separator}GRADE with a grade of 1, 2 or 3")
+        grades[name.strip()] = int(grade)
+    return grades
 
 
 def combined(*decorators: Decorator) -> Decorator:
@@ -248,13 +243,13 @@ minimum_options = combined(
     repeatable(
         "--min dimensions",
         "Lowest grade in this dimension, instead of --min-dim-score",
-        _grades("="),
+        partial(_grades, "="),
         metavar="DIMENSION=GRADE",
     ),
     repeatable(
         "--min-domain domains",
         "Lowest overall grade in this domain, instead of --min-overall",
-        _grades(":"),
+        partial(_grades, ":"),
         metavar="DOMAIN:OVERALL",
     ),
 )

@@ -12,7 +12,6 @@ import click
 from producer.cli import options as cli
 
 if TYPE_CHECKING:
-    from capflow_tasks.settings import Settings
     from producer.planning.planner import Planned, PlanOrder
 
 
@@ -67,37 +66,34 @@ def plan(
       capflow plan Metafile.json --remaining -o rest.jsonl
       capflow plan Metafile.json --ranks 8 --json | jq '.ranks[].samples'
     """
+    from capflow_tasks.domains.catalogue import load_catalogue
     from capflow_tasks.settings import read_settings
-    from producer.planning.planner import PlanOrder
+    from producer.parallel import ProgressLines
+    from producer.planning.metafile import read_metafile
+    from producer.planning.planner import PlanOrder, captioned_in, make_plan
+    from producer.services import database
 
     output = output.absolute()
     if output.exists() and metafile.exists() and output.samefile(metafile):
         raise click.UsageError("-o names the metafile itself; name another file for the plan")
     folder = (samples or output.parent / "samples").absolute()
     order = PlanOrder(output=output, samples=folder, trusts_lengths=options.pop("trust_lengths"), **options)
-    planned = _plan(metafile, order, remaining, read_settings())
+    settings = read_settings()
+    datasets = read_metafile(metafile, load_catalogue(settings.domains).resolve)
+    make = partial(make_plan, datasets, order, ProgressLines("annotation files counted"))
+    if remaining:
+        with database(settings) as url:
+            planned = make(partial(captioned_in, url))
+    else:
+        planned = make()
     for warning in planned.warnings:
         click.echo(f"warning: {warning}", err=True)
-    if as_json:
-        cli.print_json(_as_json(planned, order))
-    else:
+    if not as_json:
         click.echo(_summary(planned, order))
-
-
-def _plan(metafile: Path, order: PlanOrder, remaining: bool, settings: Settings) -> Planned:
-    from capflow_tasks.domains.catalogue import load_catalogue
-    from producer.parallel import ProgressLines
-    from producer.planning.metafile import read_metafile
-    from producer.planning.planner import captioned_in, make_plan
-    from producer.services import database
-
-    catalogue = load_catalogue(settings.domains)
-    datasets = read_metafile(metafile, catalogue.resolve)
-    progress = ProgressLines("annotation files counted")
-    if not remaining:
-        return make_plan(datasets, order, progress)
-    with database(settings) as url:
-        return make_plan(datasets, order, progress, partial(captioned_in, url))
+        return
+    written = {"plan": str(output) if planned.lines else None, "lines": len(planned.lines)}
+    names = ("datasets", "total", "processed", "remain", "ranks", "warnings")
+    cli.print_json(written | {name: getattr(planned, name) for name in names})
 
 
 def _summary(planned: Planned, order: PlanOrder) -> str:
@@ -110,16 +106,3 @@ def _summary(planned: Planned, order: PlanOrder) -> str:
         f"{order.output}: {len(planned.lines)} lines, {planned.remain} samples of {datasets}{done}\n"
         f"{order.ranks} ranks, each at a cost of {min(costs):g} to {max(costs):g} pictures"
     )
-
-
-def _as_json(planned: Planned, order: PlanOrder) -> dict[str, Any]:
-    return {
-        "plan": str(order.output) if planned.lines else None,
-        "lines": len(planned.lines),
-        "datasets": planned.datasets,
-        "total": planned.total,
-        "processed": planned.processed,
-        "remain": planned.remain,
-        "ranks": planned.ranks,
-        "warnings": planned.warnings,
-    }
