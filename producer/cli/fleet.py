@@ -1,7 +1,6 @@
 """Commands that look after a fleet: doctor, metrics and db."""
 
 from dataclasses import asdict
-from itertools import chain
 from pathlib import Path
 
 import click
@@ -41,10 +40,10 @@ def doctor(
       capflow doctor --json | jq -r '.findings[] | select(.level != "ok") | .remedy'
     """
     from capflow_tasks.settings import read_settings
-    from producer.doctor import check_machine, check_services
+    from producer.doctor import check_fleet
 
-    settings, findings = read_settings(), []
-    for finding in chain(check_machine(settings, output, plan), check_services(settings, timeout_seconds)):
+    findings = []
+    for finding in check_fleet(read_settings(), output, plan, timeout_seconds):
         findings.append(finding)
         if not as_json:
             remedy = f" -> {finding.remedy}" if finding.remedy else ""

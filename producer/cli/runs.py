@@ -160,15 +160,11 @@ def _command_of(run: RunFigures) -> str:
     "--max-samples SAMPLES samples",
     "Size of the gallery, with a fair share of each shard; the figures cover the whole run.",
     10_000,
-    click.IntRange(0),
+    cli.COUNT,
     "REPORT_SAMPLES",
 )
 @cli.option(
-    "--thumbnails SAMPLES",
-    "Samples that get pictures; 0: none.",
-    10_000,
-    click.IntRange(0),
-    "REPORT_THUMBNAILS",
+    "--thumbnails SAMPLES", "Samples that get pictures; 0: none.", 10_000, cli.COUNT, "REPORT_THUMBNAILS"
 )
 @cli.option(
     "--picture-size PIXELS",

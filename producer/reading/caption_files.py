@@ -57,7 +57,7 @@ def caption_files(folder: Path) -> list[Path]:
 
 def unscored_files(folder: Path) -> list[Path]:
     """List the folder's caption files without those that `capflow score` wrote. Raises UserError if none."""
-    return [path for path in _find(folder) if not path.name.endswith(_SCORED)] or _refuse(folder)
+    return _find(folder, (*_WITHOUT_CAPTIONS, _SCORED))
 
 
 def scored_beside(path: Path, part: str = "") -> Path:
@@ -96,22 +96,18 @@ def read_captions(path: Path) -> Iterator[CaptionLine]:
         ) from error
 
 
-def _find(folder: Path) -> list[Path]:
+def _find(folder: Path, skipped: tuple[str, ...] = _WITHOUT_CAPTIONS) -> list[Path]:
     try:
         paths = sorted(path for path in folder.iterdir() if path.is_file())
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be read: {error.strerror}; name the folder of the caption files"
         ) from error
-    return [
-        path for path in paths if _NAME.fullmatch(path.name) and not path.name.endswith(_WITHOUT_CAPTIONS)
-    ] or _refuse(folder)
-
-
-def _refuse(folder: Path) -> NoReturn:
-    raise UserError(
-        f"{folder}: holds no Rank*_node*_*.jsonl; name the folder that capflow caption wrote its files to"
-    )
+    found = [path for path in paths if _NAME.fullmatch(path.name) and not path.name.endswith(skipped)]
+    if not found:
+        remedy = "name the folder that capflow caption wrote its files to"
+        raise UserError(f"{folder}: holds no Rank*_node*_*.jsonl; {remedy}")
+    return found
 
 
 def _skip_rest(file: BinaryIO, line: bytes) -> bool:
