@@ -78,8 +78,10 @@ def test_an_empty_database_and_a_broker_that_forgets_fail_with_what_fixes_them(
     assert "noeviction" in found["broker policy"]["remedy"]
 
 
-def test_services_that_cannot_be_reached_are_reported_without_their_passwords(cli: Cli) -> None:
+def test_services_that_cannot_be_reached_decide_the_exit_code_and_show_no_password(cli: Cli) -> None:
     cli.environment |= {
+        "CAPFLOW_ENGINE": "vllm",
+        "CAPFLOW_MODEL": "/models/gone",
         "CAPFLOW_DATABASE_URL": "postgresql://me:secret@127.0.0.1:1/capflow?sslpassword=secret",
         "CAPFLOW_BROKER_URL": "redis://me:secret@127.0.0.1:1/0",
     }
@@ -88,9 +90,9 @@ def test_services_that_cannot_be_reached_are_reported_without_their_passwords(cl
 
     assert answer.returncode == 3
     failed = [line for line in answer.stdout.splitlines() if line.startswith("FAIL")]
-    assert [line.split()[1] for line in failed] == ["database", "broker"]
-    assert "correct CAPFLOW_DATABASE_URL" in failed[0]
-    assert "correct CAPFLOW_BROKER_URL" in failed[1]
+    assert [line.split()[1] for line in failed] == ["model", "database", "broker"]
+    assert "correct CAPFLOW_DATABASE_URL" in failed[1]
+    assert "correct CAPFLOW_BROKER_URL" in failed[2]
     assert "secret" not in answer.stdout + answer.stderr
 
 
