@@ -17,7 +17,7 @@ from capflow_tasks.store.states import NewSample
 from capflow_tasks.store.statistics import Statistics
 from producer.reading.annotations import Entry, read_entries
 from producer.reading.plan import Plan, read_plan
-from producer.run import Order, Run
+from producer.run import OpenRun, Order
 from producer.services import reach_fleet, through_outages
 from producer.summary import SHOWN_FAILURES, Summary
 from producer.writing.captions import export
@@ -51,14 +51,14 @@ class CaptionRun:
         started = monotonic()
         domains = [self._catalogue.resolve(domain).name for domain in retry.domains] if retry else []
         with reach_fleet(self._settings) as fleet:
-            run = Run(fleet, self._order, self.plan.shards)
+            run = OpenRun(fleet, self._order, self.plan.shards)
             if retry is not None:
                 run.retry_failed(retry.kinds, domains)
             is_complete = run.finish(partial(read_samples, self._catalogue), stopping)
             seconds = monotonic() - started
             return through_outages(partial(self._export, run, is_complete, seconds), stopping)
 
-    def _export(self, run: Run, is_complete: bool, seconds: float) -> Summary:
+    def _export(self, run: OpenRun, is_complete: bool, seconds: float) -> Summary:
         statistics = Statistics(run.views.engine)
         return Summary(
             run=self._order.run_name,

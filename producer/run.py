@@ -68,7 +68,7 @@ def name_of_run(source: Path) -> str:
     return f"{source.stem}-{digest[:8]}"
 
 
-class Run:
+class OpenRun:
     """One run, opened in the database; it goes on with what an earlier run of that name has left."""
 
     def __init__(
@@ -151,7 +151,7 @@ class Run:
 class InFlightBatches:
     """The batches of a run that are inserted and have not finished; made anew after an outage."""
 
-    def __init__(self, run: Run, read_samples: ReadSamples) -> None:
+    def __init__(self, run: OpenRun, read_samples: ReadSamples) -> None:
         self._run = run
         self._read_samples = read_samples
         # How far each shard is inserted may have changed since it was added.

@@ -17,7 +17,7 @@ from producer.parallel import ProgressLines, call_all
 from producer.reading.caption_files import dataset_of, scored_beside, unscored_files
 from producer.reading.plan import file_name_part
 from producer.reading.scores import Rubrics
-from producer.run import Order, Run, name_of_run
+from producer.run import OpenRun, Order, name_of_run
 from producer.scoring.caption_lines import CaptionFile, publish, sample_of, survey, unscored_lines
 from producer.scoring.summary import ScoreCounts, ScoreSummary
 from producer.services import reach_fleet, through_outages
@@ -74,7 +74,7 @@ class ScoreRun:
             return ScoreSummary(name, True, counts, files, monotonic() - started)
         with reach_fleet(self._settings) as fleet:
             # A file that has changed is another shard; nobody needs the samples of the old one.
-            scoring = Run(fleet, order, shards, forget_other_shards=True)
+            scoring = OpenRun(fleet, order, shards, forget_other_shards=True)
             scoring.retry_failed()
             is_complete = scoring.finish(self._read_samples, stopping)
             seconds = monotonic() - started
@@ -94,7 +94,7 @@ class ScoreRun:
         except UserError as error:
             raise PlanError(str(error)) from error
 
-    def _publish(self, scoring: Run | None, stopping: Event) -> tuple[ScoreCounts, list[Path]]:
+    def _publish(self, scoring: OpenRun | None, stopping: Event) -> tuple[ScoreCounts, list[Path]]:
         """Write the scored files; one that cannot be written is a problem, and the others follow."""
         counts, files = ScoreCounts(problems=[*scoring.problems] if scoring else []), []
         for file in self.files:
@@ -105,7 +105,7 @@ class ScoreRun:
                 counts.problems.append(str(error))
         return counts, files
 
-    def _publish_file(self, file: CaptionFile, scoring: Run | None) -> ScoreCounts:
+    def _publish_file(self, file: CaptionFile, scoring: OpenRun | None) -> ScoreCounts:
         return publish(file, _finished_samples(scoring, file) if scoring else (), self._rubrics)
 
     def _find_files(self, root: Path | None, plan: Path | None) -> Iterator[CaptionFile]:
@@ -123,7 +123,7 @@ class ScoreRun:
             )
 
 
-def _finished_samples(scoring: Run, file: CaptionFile) -> Iterator[FinishedSample]:
+def _finished_samples(scoring: OpenRun, file: CaptionFile) -> Iterator[FinishedSample]:
     for row in scoring.shards:
         if row.shard.annotation == str(file.path):
             yield from scoring.views.finished_samples(row.id, SampleState.DONE)
