@@ -44,7 +44,7 @@ def _read_whole(wanted: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any], f
     """Decode every frame, then choose, as torchvision's `read_video` under qwen-vl-utils did."""
     with av.open(wanted["video"]) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    count = smart_nframes(wanted, total_frames=len(frames), fps=_FPS)
+    count = smart_nframes(wanted, total_frames=len(frames), video_fps=_FPS)
     chosen = np.linspace(0, len(frames) - 1, count).round().astype(int)
     video = torch.from_numpy(np.stack([frames[number] for number in chosen])).permute(0, 3, 1, 2)
     metadata = {"fps": _FPS, "frames_indices": chosen, "total_num_frames": len(frames), "video_backend": "av"}
