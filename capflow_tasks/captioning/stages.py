@@ -1,27 +1,25 @@
 """Runs a stage of a batch: claim it, ask the engine, write the outcomes. Knows nothing of Celery."""
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from threading import Condition, Lock
 from time import monotonic
 
 import tenacity
 from sqlalchemy.exc import OperationalError
 
-from capflow_tasks.captioning.admission import BatchLimit, SharedOrAlone
 from capflow_tasks.captioning.conversation import Conversation
 from capflow_tasks.captioning.heartbeat import Heartbeat
 from capflow_tasks.domains.catalogue import Catalogue
-from capflow_tasks.engine.interface import Engine, cache_tokens_of
+from capflow_tasks.engine.interface import Engine
 from capflow_tasks.errors import EngineDead, Quarantined, ServiceError
 from capflow_tasks.media.video import Windows
-from capflow_tasks.observe import metrics
-from capflow_tasks.observe.logs import texts_log
-from capflow_tasks.records import JsonObject, Stage
+from capflow_tasks.observe import logs, metrics
+from capflow_tasks.records import Result, Stage
 from capflow_tasks.settings import Settings
 from capflow_tasks.store.claims import BatchStore, NotClaimed
 from capflow_tasks.store.states import Claim, Outcome, PendingSample, RetryPolicy, stage_after
@@ -36,6 +34,36 @@ class NotFinished(StrEnum):
     SPLIT = "split"
     #: Another worker has the batch, or its run was deleted; nothing was written.
     LEASE_LOST = "lease lost"
+
+
+@dataclass(frozen=True, slots=True)
+class StageSummary:
+    """A finished stage of a batch; tokens are totals."""
+
+    claim: Claim
+    #: Samples that this try worked on.
+    samples: int
+    #: Samples that passed the last stage of the run.
+    finished: int
+    #: Failed samples by kind.
+    failures: Counter[str]
+    #: Routed samples by domain.
+    domains: Counter[str]
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    seconds: float
+
+    @property
+    def done(self) -> int:
+        return self.samples - self.failures.total()
+
+    def __str__(self) -> str:
+        """Format for Flower, whose list cuts off the end."""
+        counts = [f"{self.done} done", *(f"{count} {kind}" for kind, count in self.failures.items())]
+        domains = [f"{name} {count}" for name, count in self.domains.items()]
+        tokens = f"{self.prompt_tokens} + {self.completion_tokens} tokens, {self.cached_tokens} cached"
+        return "; ".join(filter(None, (", ".join(counts), ", ".join(domains), tokens)))
 
 
 class StageRunner:
@@ -58,8 +86,10 @@ class StageRunner:
         self._windows = windows
         self._retry = RetryPolicy(settings.max_attempts, settings.retry_seconds)
         self._turns = SharedOrAlone()
-        #: One per engine.
-        self._limits = {id(engine): BatchLimit(cache_tokens_of(engine)) for engine in engines.values()}
+        #: One per engine; one without `cache_tokens` has no limit.
+        self._limits = {
+            id(engine): BatchLimit(getattr(engine, "cache_tokens", None)) for engine in engines.values()
+        }
         #: Calls the store, again and again while the database is away.
         self._patiently = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(OperationalError),
@@ -93,7 +123,7 @@ class StageRunner:
         if claim.tries > self._settings.max_tries and len(samples) > 1:
             log.warning("batch %s: split after %s failed tries", claim.batch_id, claim.tries - 1)
             self._store.split(claim)
-            metrics.count_end(claim.stage, "split")
+            metrics.STAGES.labels(claim.stage, "split").inc()
             return NotFinished.SPLIT
         try:
             outcomes = self._outcomes(claim, samples)
@@ -107,7 +137,7 @@ class StageRunner:
         )
         if not is_mine:
             log.warning("batch %s: the lease of %s is lost; nothing is written", claim.batch_id, claim.stage)
-            metrics.count_end(claim.stage, "lost")
+            metrics.STAGES.labels(claim.stage, "lost").inc()
             return NotFinished.LEASE_LOST
         self._limits[id(self._engines[claim.stage])].observe(outcome.results for outcome in outcomes)
         summary = summarize(claim, outcomes, monotonic() - started)
@@ -124,7 +154,7 @@ class StageRunner:
             for conversation in conversations:
                 conversation.fail(Quarantined(f"its engine or worker died in {claim.tries - 1} tries"))
         # A batch whose last try ended with a dead engine or worker may be the cause, so it runs alone.
-        with self._turns.shared() if claim.tries == 1 else self._turns.alone():
+        with self._turns.hold(alone=claim.tries > 1):
             if claim.tries > 1:
                 self._patiently(self._store.begin_try, claim)
             while calls := [call for each in conversations for call in each.calls()]:
@@ -137,41 +167,11 @@ class StageRunner:
     def _give_back(self, claim: Claim, error: BaseException) -> None:
         level = logging.WARNING if isinstance(error, EngineDead) else logging.ERROR
         log.log(level, "batch %s: %s failed and is given back", claim.batch_id, claim.stage, exc_info=error)
-        metrics.count_end(claim.stage, "given_back")
+        metrics.STAGES.labels(claim.stage, "given_back").inc()
         # No sample is to blame for an engine that cannot be rebuilt.
         is_blameless = isinstance(error, ServiceError)
         wait = self._retry.wait_seconds(claim.tries)
         self._patiently(self._store.release, claim, wait, is_blameless=is_blameless)
-
-
-@dataclass(frozen=True, slots=True)
-class StageSummary:
-    """A finished stage of a batch; tokens are totals."""
-
-    claim: Claim
-    #: Samples that this try worked on.
-    samples: int
-    #: Samples that passed the last stage of the run.
-    finished: int
-    #: Failed samples by kind.
-    failures: Counter[str]
-    #: Routed samples by domain.
-    domains: Counter[str]
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-    seconds: float
-
-    @property
-    def done(self) -> int:
-        return self.samples - self.failures.total()
-
-    def __str__(self) -> str:
-        """Format for Flower, whose list cuts off the end."""
-        counts = [f"{self.done} done", *(f"{count} {kind}" for kind, count in self.failures.items())]
-        domains = [f"{name} {count}" for name, count in self.domains.items()]
-        tokens = f"{self.prompt_tokens} + {self.completion_tokens} tokens, {self.cached_tokens} cached"
-        return "; ".join(filter(None, (", ".join(counts), ", ".join(domains), tokens)))
 
 
 def summarize(claim: Claim, outcomes: Sequence[Outcome], seconds: float) -> StageSummary:
@@ -193,7 +193,7 @@ def summarize(claim: Claim, outcomes: Sequence[Outcome], seconds: float) -> Stag
 def count_stage(summary: StageSummary) -> None:
     """Add a finished stage to the metrics."""
     stage = summary.claim.stage
-    metrics.count_end(stage, "done")
+    metrics.STAGES.labels(stage, "done").inc()
     metrics.STAGE_SECONDS.labels(stage).observe(summary.seconds)
     metrics.SAMPLES.labels(stage).inc(summary.done)
     metrics.SAMPLES_FINISHED.inc(summary.finished)
@@ -208,7 +208,7 @@ def log_stage(summary: StageSummary, outcomes: Sequence[Outcome]) -> None:
     """Log a finished stage, and the model's answers if CAPFLOW_LOG_TEXT asks for them."""
     claim = summary.claim
     # The keys of a JSON log line.
-    facts: JsonObject = {
+    facts = {
         "event": "stage",
         "run": claim.run,
         "shard": claim.shard_id,
@@ -234,7 +234,75 @@ def log_stage(summary: StageSummary, outcomes: Sequence[Outcome]) -> None:
         f"{summary.completion_tokens} completion tokens, {summary.seconds:.3f} s",
         extra={"facts": facts},
     )
-    if texts_log.isEnabledFor(logging.INFO):
+    if logs.texts_log.isEnabledFor(logging.INFO):
         for outcome in outcomes:
             for result in outcome.results:
-                texts_log.info("sample %s %s says: %s", outcome.sample_id, result.agent, result.text)
+                logs.texts_log.info("sample %s %s says: %s", outcome.sample_id, result.agent, result.text)
+
+
+#: Share of the KV cache that open samples may fill; the rest is for answers in progress.
+_CACHE_SHARE = 0.9
+#: Weight of the newest batch in the mean cost of a batch.
+_NEWEST_WEIGHT = 0.2
+
+
+class SharedOrAlone:
+    """A lock that many threads share or one holds alone, so that a dead engine has one suspect.
+
+    A thread that waits to be alone goes before threads that come later.
+    """
+
+    def __init__(self) -> None:
+        self._changed = Condition()
+        self._shared = 0
+        self._is_alone = False
+        self._waiting_alone = 0
+
+    @contextmanager
+    def hold(self, *, alone: bool) -> Iterator[None]:
+        with self._changed:
+            self._waiting_alone += alone
+            self._changed.wait_for(
+                lambda: not self._is_alone and not (self._shared if alone else self._waiting_alone)
+            )
+            self._waiting_alone -= alone
+            self._is_alone = alone
+            self._shared += not alone
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._is_alone = False
+                self._shared -= not alone
+                self._changed.notify_all()
+
+
+class BatchLimit:
+    """Limits open batches to those whose prefixes fit the engine's cache. Thread-safe."""
+
+    def __init__(self, cache_tokens: int | None) -> None:
+        #: Tokens that the engine's cache holds; None for an engine without a limit.
+        self._cache_tokens = cache_tokens
+        self._lock = Lock()
+        #: Mean cost of the batches so far; None before the first.
+        self._batch_tokens: float | None = None
+
+    def limit(self, most: int) -> int:
+        """Return how many batches may be open: at least 1, and `most` until a batch's cost is known."""
+        if self._cache_tokens is None or not self._batch_tokens:
+            return most
+        return max(1, min(most, int(self._cache_tokens * _CACHE_SHARE / self._batch_tokens)))
+
+    def observe(self, samples: Iterable[Sequence[Result]]) -> None:
+        """Learn from one batch's results of one stage, by sample."""
+        tokens = 0
+        for results in filter(None, samples):
+            # A sample's shared prefix is in the cache once, with the rest of each call.
+            prompts = [result.prompt_tokens for result in results]
+            tokens += sum(prompts) - (len(prompts) - 1) * min(prompts)
+            tokens += sum(result.completion_tokens for result in results)
+        if not tokens:
+            return
+        with self._lock:
+            known = self._batch_tokens or tokens
+            self._batch_tokens = known + (tokens - known) * _NEWEST_WEIGHT

@@ -48,11 +48,6 @@ def state_of(engine: Engine) -> EngineState:
     return state
 
 
-def cache_tokens_of(engine: Engine) -> int | None:
-    """Return the size of the engine's KV cache in tokens; None for an engine without `cache_tokens`."""
-    return getattr(engine, "cache_tokens", None)
-
-
 def build_engine(settings: Settings, model: str) -> Engine:
     """Build the engine of this model, not started yet. Raises SettingsError."""
     path = "capflow_tasks.engine.vllm_engine:build" if settings.engine == "vllm" else settings.engine

@@ -20,16 +20,12 @@ from kombu.utils.url import parse_url
 from capflow_tasks.records import Stage
 from capflow_tasks.settings import Settings
 
-_HALF_A_DAY_SECONDS = 12 * 3600
-
 #: Redis priorities; 0 goes first. Later stages go first, to keep few samples open and their prefixes cached.
 PRIORITIES = {Stage.ROUTE: 9, Stage.PERCEIVE: 6, Stage.REASON: 4, Stage.SUMMARIZE: 2, Stage.SCORE: 0}
 PRIORITY_STEPS = sorted(PRIORITIES.values())
 
 #: Message header with the rank that its batch is pinned to.
 RANK_HEADER = "capflow_rank"
-
-_RANKED = re.compile(r"(?P<shared>.+)\.rank\d+")
 
 
 def make_app(settings: Settings, broker_url: str | None) -> Celery:
@@ -53,7 +49,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "broker_pool_limit": 32,
         "broker_transport_options": {
             # Leases in PostgreSQL find lost messages long before Redis redelivers them.
-            "visibility_timeout": _HALF_A_DAY_SECONDS,
+            "visibility_timeout": 12 * 3600,
             "queue_order_strategy": "priority",
             "priority_steps": PRIORITY_STEPS,
             # List names such as gpu:9, which are easy to name in redis-cli and autoscalers.
@@ -107,8 +103,7 @@ def queue_of_rank(queue: str, rank: int) -> str:
 
 def shared_queue(queue: str) -> str:
     """Return the queue that all ranks share: `gpu` for `gpu.rank4`, and for `gpu`."""
-    match = _RANKED.fullmatch(queue)
-    return match["shared"] if match else queue
+    return re.sub(r"\.rank\d+$", "", queue)
 
 
 class FleetQueues(Queues):

@@ -67,11 +67,6 @@ MEMORY = Gauge(
 MEMORY_LIMIT = Gauge("capflow_memory_limit_bytes", "CAPFLOW_MAX_RSS_MIB in bytes; 0 for no limit.")
 
 
-def count_end(stage: Stage, how: str) -> None:
-    """Count a stage that ended in one of the STAGE_ENDS."""
-    STAGES.labels(stage, how).inc()
-
-
 @contextmanager
 def requests_in_flight(stage: Stage, number: int) -> Iterator[None]:
     gauge = REQUESTS_IN_FLIGHT.labels(stage)
@@ -93,13 +88,10 @@ def start_at_zero(stages: Iterable[Stage]) -> None:
 
 
 def watch_memory(limit_mib: int | None) -> None:
-    MEMORY.labels("worker").set_function(lambda: psutil.Process().memory_info().rss)
-    MEMORY.labels("children").set_function(_children_bytes)
+    worker = psutil.Process()
+    MEMORY.labels("worker").set_function(lambda: _resident_bytes(worker))
+    MEMORY.labels("children").set_function(lambda: sum(map(_resident_bytes, worker.children(recursive=True))))
     MEMORY_LIMIT.set((limit_mib or 0) * 2**20)
-
-
-def _children_bytes() -> int:
-    return sum(map(_resident_bytes, psutil.Process().children(recursive=True)))
 
 
 def _resident_bytes(process: psutil.Process) -> int:
