@@ -20,16 +20,8 @@ from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from capflow_tasks import errors
 from capflow_tasks.engine.interface import Answer, EngineState
-from capflow_tasks.errors import (
-    EngineDead,
-    PromptTooLong,
-    RequestFailed,
-    RequestRefused,
-    RequestTimeout,
-    SampleError,
-    ServiceError,
-)
 from capflow_tasks.media.loader import Media, MediaLoader, Room, SentMedia
 from capflow_tasks.observe import metrics
 from capflow_tasks.records import Completion, Modality, Request
@@ -141,10 +133,10 @@ class VllmEngine:
         while not (await asyncio.wait([work], timeout=_CHECK_SECONDS))[0]:
             if llm.errored:
                 work.cancel()
-                raise EngineDead
+                raise errors.EngineDead
         answers = work.result()
         for answer in answers:
-            if isinstance(answer, BaseException) and not isinstance(answer, SampleError):
+            if isinstance(answer, BaseException) and not isinstance(answer, errors.SampleError):
                 raise answer
         return answers  # type: ignore[return-value]
 
@@ -158,20 +150,20 @@ class VllmEngine:
                 if started > self._answered_at:
                     # no request at all was answered in that time: the engine hangs
                     self._hung = llm
-                    raise EngineDead("the engine hangs") from error
-                raise RequestTimeout(f"no answer within {self._timeout_seconds:g} s") from error
+                    raise errors.EngineDead("the engine hangs") from error
+                raise errors.RequestTimeout(f"no answer within {self._timeout_seconds:g} s") from error
             except EngineDeadError as error:
-                raise EngineDead from error
-            except SampleError:
+                raise errors.EngineDead from error
+            except errors.SampleError:
                 raise
             except _REFUSALS as error:
-                kind = PromptTooLong if _TOO_LONG.search(str(error)) else RequestRefused
+                kind = errors.PromptTooLong if _TOO_LONG.search(str(error)) else errors.RequestRefused
                 raise kind(str(error)) from error
             except Exception as error:
                 # one request must not fail the batch that it came with
                 log.warning("A request failed.", exc_info=True)
                 cause = error.__cause__ or error
-                raise RequestFailed(f"the engine failed on this request: {cause!r}") from error
+                raise errors.RequestFailed(f"the engine failed on this request: {cause!r}") from error
             self._answered_at = monotonic()
             return completion_of(output, request, self._answered_at - started)
 
@@ -304,9 +296,9 @@ def _probabilities(logprobs: Any, choices: Sequence[str]) -> dict[str, float]:
     return {choice: value / total for choice, value in allowed.items()}
 
 
-def _load_failure(model: str, error: Exception) -> ServiceError:
+def _load_failure(model: str, error: Exception) -> errors.ServiceError:
     reason = str(error).strip().splitlines()
-    return ServiceError(
+    return errors.ServiceError(
         f"the model {model!r} cannot be loaded: {reason[0] if reason else type(error).__name__}; "
         "set CAPFLOW_MODEL to a model folder, or to a hub name that this machine can reach"
     )

@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import redis
-from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from capflow_tasks.errors import ServiceError
 from capflow_tasks.lifeline import die_with_parent
@@ -130,7 +130,11 @@ def embedded_redis(home: Path) -> Iterator[str]:
     )
     url = f"redis+socket://{socket}"
     try:
-        _wait_until_it_answers(url)
+        deadline = time.monotonic() + 10
+        while not _answers(url):
+            if time.monotonic() > deadline:
+                raise ServiceError("embedded Redis does not start; see logs/redis.log under CAPFLOW_HOME")
+            time.sleep(0.02)
         yield url
     finally:
         server.terminate()
@@ -144,17 +148,6 @@ def open_log(home: Path, name: str) -> IO[bytes]:
     folder = home / "logs"
     folder.mkdir(parents=True, exist_ok=True)
     return (folder / f"{name}.log").open("ab")
-
-
-@retry(
-    retry=retry_if_exception_type(ServiceError),
-    stop=stop_after_delay(10),
-    wait=wait_fixed(0.02),
-    reraise=True,
-)
-def _wait_until_it_answers(broker_url: str) -> None:
-    if not _answers(broker_url):
-        raise ServiceError("embedded Redis does not start; see logs/redis.log under CAPFLOW_HOME")
 
 
 def _answers(broker_url: str) -> bool:

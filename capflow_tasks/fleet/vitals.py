@@ -6,7 +6,6 @@ not end workers. It is ready while its engines are up, messages arrive and its l
 
 import json
 from collections.abc import Callable
-from functools import partial
 from http import HTTPStatus
 from math import nan
 from time import monotonic
@@ -16,8 +15,7 @@ from prometheus_client import REGISTRY
 from capflow_tasks.captioning.heartbeat import Heartbeat
 from capflow_tasks.engine.interface import EngineState
 from capflow_tasks.fleet.application import is_stopping
-from capflow_tasks.observe import metrics
-from capflow_tasks.observe.pages import Page, WebPages, metrics_page
+from capflow_tasks.observe import metrics, pages
 from capflow_tasks.records import JsonObject, Stage
 from capflow_tasks.settings import Settings
 
@@ -40,15 +38,12 @@ class Vitals:
         self._engines[model] = state_now
         metrics.ENGINE_REBUILDS.labels(model)
         for state in EngineState:
-            metrics.ENGINE_STATE.labels(model, state).set_function(partial(_is_in, state, state_now))
+            gauge = metrics.ENGINE_STATE.labels(model, state)
+            gauge.set_function(lambda state=state: float(state_now() is state))
 
     def timestamp_loop(self) -> None:
         """Note that the consumer loop runs."""
         self._looped_at = monotonic()
-
-    @property
-    def loop_age_seconds(self) -> float:
-        return monotonic() - self._looped_at
 
     @property
     def lease_age_seconds(self) -> float:
@@ -57,7 +52,7 @@ class Vitals:
 
     def healthz(self) -> JsonObject:
         """Return the checks of a worker that is alive."""
-        return {"loop_turns": not self.is_connected or self.loop_age_seconds < LOOP_LIMIT_SECONDS}
+        return {"loop_turns": not self.is_connected or monotonic() - self._looped_at < LOOP_LIMIT_SECONDS}
 
     def readyz(self) -> JsonObject:
         """Return the checks of a worker that is ready."""
@@ -74,33 +69,29 @@ class Vitals:
     def _is_leaving(self) -> bool:
         return self.is_draining or is_stopping()
 
-    def serve(self, settings: Settings) -> WebPages | None:
+    def serve(self, settings: Settings) -> pages.WebPages | None:
         """Serve metrics and probes if the settings name a port. Raises SettingsError."""
         metrics.LEASE_AGE.set_function(lambda: self.lease_age_seconds)
         metrics.LEASE_DURATION.set(settings.lease_seconds)
-        metrics.LOOP_AGE.set_function(lambda: self.loop_age_seconds)
+        metrics.LOOP_AGE.set_function(lambda: monotonic() - self._looped_at)
         metrics.CONNECTED.set_function(lambda: float(self.is_connected))
         metrics.DRAINING.set_function(lambda: float(self._is_leaving))
         metrics.watch_memory(settings.max_rss_mib)
         metrics.start_at_zero(Stage)
         if settings.metrics_port is None:
             return None
-        pages = {
-            "/metrics": metrics_page(REGISTRY),
+        served = {
+            "/metrics": pages.metrics_page(REGISTRY),
             "/healthz": lambda: _probe_page(self.healthz()),
             "/readyz": lambda: _probe_page(self.readyz()),
         }
-        return WebPages(settings.metrics_host, settings.metrics_port, pages)
+        return pages.WebPages(settings.metrics_host, settings.metrics_port, served)
 
 
-def _is_in(state: EngineState, state_now: Callable[[], EngineState]) -> float:
-    return float(state_now() is state)
-
-
-def _probe_page(checks: JsonObject) -> Page:
+def _probe_page(checks: JsonObject) -> pages.Page:
     """Answer 200 when every check holds and 503 otherwise, with the checks as JSON."""
     status = HTTPStatus.OK if all(checks.values()) else HTTPStatus.SERVICE_UNAVAILABLE
-    return Page(json.dumps(checks).encode() + b"\n", "application/json", status)
+    return pages.Page(json.dumps(checks).encode() + b"\n", "application/json", status)
 
 
 #: The health of this process.

@@ -21,29 +21,19 @@ from celery.utils.nodenames import worker_direct
 from celery.worker import components
 from celery.worker import state as worker_state
 
+from capflow_tasks import errors
 from capflow_tasks.captioning.heartbeat import Heartbeat
 from capflow_tasks.captioning.stages import StageRunner, StageSummary
 from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.engine.interface import Engine, EngineState, build_engine, state_of
-from capflow_tasks.errors import (
-    EXIT_RESTART,
-    EXIT_SERVICE,
-    WORKER_ERROR_MARK,
-    CapflowError,
-    ServiceError,
-    redacted,
-)
 from capflow_tasks.fleet.application import shared_queue, task_name
 from capflow_tasks.fleet.embedded import database_url
 from capflow_tasks.fleet.vitals import vitals
-from capflow_tasks.media.budget import budget_of
-from capflow_tasks.media.decoders import shared_video_files
-from capflow_tasks.media.video import Windows
+from capflow_tasks.media import budget, decoders, video
 from capflow_tasks.observe import metrics
 from capflow_tasks.records import Stage
 from capflow_tasks.settings import Settings, read_settings
-from capflow_tasks.store.claims import BatchStore, NotClaimed, WorkerStore
-from capflow_tasks.store.database import connect, upgrade
+from capflow_tasks.store import claims, database
 
 log = logging.getLogger(__name__)
 
@@ -79,26 +69,26 @@ def _run_stage(batch_id: int, stage: Stage) -> str:
     """Run the stage and return what Flower shows; end the chain when another message has the batch."""
     metrics.LAST_MESSAGE.set_to_current_time()
     if _runner is None:
-        raise ServiceError("stages run in a worker only: celery -A capflow_tasks worker -Q gpu")
+        raise errors.ServiceError("stages run in a worker only: celery -A capflow_tasks worker -Q gpu")
     try:
         result = _runner.run(batch_id, stage)
-    except ServiceError:
+    except errors.ServiceError:
         # Without database or engine every further message would fail too: leave them to other workers.
-        _stop_worker(EXIT_SERVICE)
+        _stop_worker(errors.EXIT_SERVICE)
         raise
     except BaseException as error:
         # A MemoryError or SystemExit would occupy the pool's thread for good.
-        raise CapflowError(f"batch {batch_id}: {stage} failed: {error!r}") from error
+        raise errors.CapflowError(f"batch {batch_id}: {stage} failed: {error!r}") from error
     # Take no more batches than those whose prefixes the engines can keep. Celery reads the number before it
     # takes a message; the pool keeps its size.
     _controller.max_concurrency = _runner.batch_limit()
     limit = read_settings().max_rss_mib
     if limit is not None and (used := psutil.Process().memory_info().rss // 2**20) > limit:
         log.warning("this worker uses %s MiB of at most %s MiB and exits to be restarted", used, limit)
-        _stop_worker(EXIT_RESTART)
+        _stop_worker(errors.EXIT_RESTART)
     if isinstance(result, StageSummary):
         return str(result)
-    if result is NotClaimed.PASSED:
+    if result is claims.NotClaimed.PASSED:
         return "done before"
     raise Ignore
 
@@ -119,8 +109,8 @@ class EngineStep(bootsteps.StartStopStep):
     def start(self, worker: Any) -> None:
         try:
             self._start(worker)
-        except CapflowError as error:
-            print(redacted(f"{WORKER_ERROR_MARK}{error}"), file=sys.stderr, flush=True)
+        except errors.CapflowError as error:
+            print(errors.redacted(f"{errors.WORKER_ERROR_MARK}{error}"), file=sys.stderr, flush=True)
             raise SystemExit(error.exit_code) from error
 
     def stop(self, worker: Any) -> None:
@@ -131,8 +121,8 @@ class EngineStep(bootsteps.StartStopStep):
         global _runner, _controller
         settings = read_settings()
         vitals.serve(settings)
-        database = connect(database_url(settings), pool_size=settings.concurrency + 2)
-        upgrade(database)
+        store = database.connect(database_url(settings), pool_size=settings.concurrency + 2)
+        database.upgrade(store)
         catalogue = load_catalogue(settings.domains)
         queues = frozenset(
             name for name in worker.app.amqp.queues.consume_from if shared_queue(name) in settings.queues
@@ -140,13 +130,14 @@ class EngineStep(bootsteps.StartStopStep):
         engines = self._start_engines(settings, set(map(shared_queue, queues)))
         # A restarted node is another owner: it must not finish what it held before.
         owner = f"{worker.hostname}/{uuid.uuid4().hex[:8]}"
-        heartbeat = Heartbeat(WorkerStore(database), owner, settings.lease_seconds)
+        heartbeat = Heartbeat(claims.WorkerStore(store), owner, settings.lease_seconds)
         heartbeat.start()
         self._started.append(heartbeat)
         vitals.heartbeat = heartbeat
-        windows = Windows(budget_of(settings), shared_video_files(settings.video_decoders))
+        files = decoders.shared_video_files(settings.video_decoders)
+        windows = video.Windows(budget.budget_of(settings), files)
         _controller = worker
-        _runner = StageRunner(BatchStore(database), catalogue, engines, heartbeat, settings, windows)
+        _runner = StageRunner(claims.BatchStore(store), catalogue, engines, heartbeat, settings, windows)
         worker.app.conf.task_routes[0].become_worker(worker.hostname, queues)
 
     def _start_engines(self, settings: Settings, queues: Collection[str]) -> dict[Stage, Engine]:
