@@ -52,6 +52,7 @@ class VllmEngine:
         self._loop = asyncio.new_event_loop()
         self._thread = Thread(target=self._loop.run_forever, name="engine", daemon=True)
         self._request_ids = itertools.count()
+        self._processor: Any = None
         self._llm: AsyncLLM | None = None
         self._rebuilding = Lock()
         self._sent = SentMedia()
@@ -63,12 +64,10 @@ class VllmEngine:
     def start(self) -> None:
         self._thread.start()
         try:
-            self._processor = AutoProcessor.from_pretrained(self.model)
             self._llm = self._run(self._load())
-        except Exception as error:
+        except errors.ServiceError:
             self.stop()
-            log.debug("loading %s failed", self.model, exc_info=True)
-            raise _load_failure(self.model, error) from error
+            raise
 
     def stop(self) -> None:
         if not self._thread.is_alive():
@@ -108,10 +107,7 @@ class VllmEngine:
                 log.warning("The engine of %s died and is being rebuilt.", self.model)
                 metrics.ENGINE_REBUILDS.labels(self.model).inc()
                 self._run(self._unload())
-                try:
-                    self._llm = self._run(self._load())
-                except Exception as error:
-                    raise _load_failure(self.model, error) from error
+                self._llm = self._run(self._load())
             return self._llm
 
     def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -119,7 +115,16 @@ class VllmEngine:
 
     async def _load(self) -> AsyncLLM:
         self._sent.clear()
-        return AsyncLLM.from_engine_args(AsyncEngineArgs(model=self.model, **self._engine_args))
+        try:
+            self._processor = self._processor or AutoProcessor.from_pretrained(self.model)
+            return AsyncLLM.from_engine_args(AsyncEngineArgs(model=self.model, **self._engine_args))
+        except Exception as error:
+            log.debug("loading %s failed", self.model, exc_info=True)
+            reason = [*str(error).strip().splitlines(), type(error).__name__][0]
+            raise errors.ServiceError(
+                f"the model {self.model!r} cannot be loaded: {reason}; "
+                "set CAPFLOW_MODEL to a model folder, or to a hub name that this machine can reach"
+            ) from error
 
     async def _unload(self) -> None:
         if self._llm is not None:
@@ -287,12 +292,4 @@ def completion_of(output: Any, request: Request, seconds: float) -> Completion:
         finish_reason=answer.finish_reason or "",
         seconds=seconds,
         probabilities={choice: value / total for choice, value in allowed.items()},
-    )
-
-
-def _load_failure(model: str, error: Exception) -> errors.ServiceError:
-    reason = str(error).strip().splitlines()
-    return errors.ServiceError(
-        f"the model {model!r} cannot be loaded: {reason[0] if reason else type(error).__name__}; "
-        "set CAPFLOW_MODEL to a model folder, or to a hub name that this machine can reach"
     )

@@ -29,17 +29,14 @@ RANK_HEADER = "capflow_rank"
 
 
 def make_app(settings: Settings, broker_url: str | None) -> Celery:
+    """Configure Celery; with a `rediss://` URL, the broker's certificate is checked by default."""
+    tls = None
+    if broker_url and broker_url.startswith("rediss://"):
+        # kombu alone would check nothing, and Flower reads this instead of the URL.
+        tls = {"ssl_cert_reqs": ssl.CERT_REQUIRED, **parse_url(broker_url).get("ssl", {})}
     app = Celery("capflow", amqp=FleetAMQP, include=["capflow_tasks.fleet.worker"])
-    app.conf.update(broker_url=broker_url, broker_use_ssl=_tls(broker_url), **_configuration(settings))
+    app.conf.update(broker_url=broker_url, broker_use_ssl=tls, **_configuration(settings))
     return app
-
-
-def _tls(broker_url: str | None) -> dict[str, Any] | None:
-    """Read the TLS options of a `rediss://` URL; the certificate is checked by default."""
-    if broker_url is None or not broker_url.startswith("rediss://"):
-        return None
-    # kombu alone would check nothing, and Flower reads this instead of the URL.
-    return {"ssl_cert_reqs": ssl.CERT_REQUIRED, **parse_url(broker_url).get("ssl", {})}
 
 
 def _configuration(settings: Settings) -> dict[str, Any]:

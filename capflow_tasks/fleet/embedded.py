@@ -112,23 +112,16 @@ def embedded_redis(home: Path) -> Iterator[str]:
         tempfile.TemporaryDirectory(prefix="capflow-", ignore_cleanup_errors=True) as folder,
         open_log(home, "redis") as log,
     ):
-        flags = {
-            "port": "0",
-            "unixsocket": f"{folder}/redis.sock",
-            "unixsocketperm": "600",
-            "save": "",
-            "appendonly": "no",
-            "maxmemory-policy": "noeviction",
-            "dir": folder,
-        }
+        socket = f"{folder}/redis.sock"
+        options = "--port 0 --unixsocketperm 600 --appendonly no --maxmemory-policy noeviction"
         server = subprocess.Popen(
-            [executable, *(word for flag, value in flags.items() for word in (f"--{flag}", value))],
+            [executable, *options.split(), "--save", "", "--unixsocket", socket, "--dir", folder],
             stdout=log,
             stderr=log,
             preexec_fn=die_with_parent,
             start_new_session=True,
         )
-        url = f"redis+socket://{flags['unixsocket']}"
+        url = f"redis+socket://{socket}"
         try:
             deadline = time.monotonic() + 10
             while not _answers(url):

@@ -16,7 +16,7 @@ from capflow_tasks.captioning.stages import Heartbeat
 from capflow_tasks.engine.interface import EngineState
 from capflow_tasks.fleet.application import is_stopping
 from capflow_tasks.observe import metrics, pages
-from capflow_tasks.records import JsonObject, Stage
+from capflow_tasks.records import JsonObject
 from capflow_tasks.settings import Settings
 
 #: Age of the consumer loop's timestamp at which the loop is taken to hang; it is set every few seconds.
@@ -77,7 +77,7 @@ class Vitals:
         metrics.CONNECTED.set_function(lambda: float(self.is_connected))
         metrics.DRAINING.set_function(lambda: float(self._is_leaving))
         metrics.watch_memory(settings.max_rss_mib)
-        metrics.start_at_zero(Stage)
+        metrics.start_at_zero()
         if settings.metrics_port is None:
             return None
         served = {

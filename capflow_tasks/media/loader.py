@@ -141,9 +141,9 @@ class MediaLoader:
         Media in `sent` are not read: their value is None. Raises PromptTooLong and other SampleErrors.
         """
         budget = self._budget.overridden_by(request.budget)
-        pictures = [ref for ref in request.media if ref.kind is Modality.IMAGE]
+        images = [ref for ref in request.media if ref.kind is Modality.IMAGE]
         videos = [ref for ref in request.media if ref.kind is Modality.VIDEO]
-        loaded = {ref: await self._load(ref, budget, sent) for ref in pictures}
+        loaded = {ref: await self._load(ref, budget, sent) for ref in images}
         taken = sum(each.tokens for each in loaded.values())
         for ref in videos:
             fitted = budget

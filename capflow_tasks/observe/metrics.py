@@ -5,8 +5,6 @@ to this process, so Prometheus' multiprocess mode is not needed. With several mo
 the metrics of the model loaded last.
 """
 
-from collections.abc import Iterable
-
 import psutil
 from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 
@@ -66,10 +64,10 @@ MEMORY = Gauge(
 MEMORY_LIMIT = Gauge("capflow_memory_limit_bytes", "CAPFLOW_MAX_RSS_MIB in bytes; 0 for no limit.")
 
 
-def start_at_zero(stages: Iterable[Stage]) -> None:
-    """Create the series of these stages at 0, since Prometheus sees no increase in one that starts at 1."""
+def start_at_zero() -> None:
+    """Create the series of all stages at 0, since Prometheus sees no increase in one that starts at 1."""
     counters = (SAMPLES, PROMPT_TOKENS, CACHED_TOKENS, COMPLETION_TOKENS)
-    for stage in stages:
+    for stage in Stage:
         for counter in (*counters, STAGE_SECONDS, BATCHES_IN_FLIGHT, REQUESTS_IN_FLIGHT):
             counter.labels(stage)
         for how in STAGE_ENDS:
