@@ -9,8 +9,7 @@ from capflow_tasks.domains import prompts
 from capflow_tasks.domains.catalogue import Agent, Catalogue, Domain
 from capflow_tasks.entries import media_of
 from capflow_tasks.errors import BadEntry, SampleError, WorkflowError
-from capflow_tasks.media.paths import resolve_media
-from capflow_tasks.media.video import Windows
+from capflow_tasks.media import paths, video
 from capflow_tasks.store.states import Claim, Outcome, PendingSample, Route
 
 
@@ -24,16 +23,6 @@ class Call:
     request: records.Request
 
 
-@dataclass(frozen=True, slots=True)
-class _Turn:
-    """One answer that an agent still has to give, about all media or about one window."""
-
-    agent: Agent
-    span: records.Span | None = None
-    #: What `$window` says.
-    window: str = prompts.WHOLE_VIDEO
-
-
 @dataclass(slots=True)
 class Conversation:
     """Asks the agents of one stage about one sample, each as soon as the agents it sees have answered."""
@@ -44,7 +33,7 @@ class Conversation:
     #: Name of the model that answers, as stored with the results.
     model: str
     #: None when videos are never cut into windows.
-    windows: Windows | None = None
+    windows: video.Windows | None = None
     _media: tuple[records.MediaRef, ...] = ()
     _domain: Domain | None = None
     _results: list[records.Result] = field(default_factory=list)
@@ -58,7 +47,7 @@ class Conversation:
             if not isinstance(self.sample.entry, dict):
                 raise BadEntry("the entry is not a JSON object")
             self._media = tuple(
-                records.MediaRef(kind, resolve_media(self.claim.root, path))
+                records.MediaRef(kind, paths.resolve_media(self.claim.root, path))
                 for kind, path in media_of(self.sample.entry, self.claim.modality)
             )
             if self.sample.domain is not None:
@@ -75,27 +64,22 @@ class Conversation:
         try:
             answers = self._answers()
             turns = [turn for agent in self._agents() for turn in self._turns(agent, answers)]
-            waiting = {_role(turn.agent) for turn in turns}
-            due = [turn for turn in turns if waiting.isdisjoint(turn.agent.sees)]
-            return [Call(self, turn.agent, self._request(turn)) for turn in due]
+            waiting = {_role(agent) for agent, _ in turns}
+            due = [(agent, span) for agent, span in turns if waiting.isdisjoint(agent.sees)]
+            return [Call(self, agent, self._request(agent, span)) for agent, span in due]
         except SampleError as error:
             self.fail(error)
             return []
 
-    def _turns(self, agent: Agent, answers: Mapping[str, str]) -> list[_Turn]:
-        """Return what the agent has not answered yet: one turn, or one for each window."""
+    def _turns(self, agent: Agent, answers: Mapping[str, str]) -> list[tuple[Agent, records.Span | None]]:
+        """Return what the agent has not answered yet: all media at once, or each window."""
         if agent.name in answers:
             return []
         spans = self._spans(agent)
-        turns = [
-            _Turn(
-                replace(agent, name=f"{agent.name}{prompts.WINDOW_MARK}{span}"),
-                span,
-                prompts.window_text(number, spans),
-            )
-            for number, span in enumerate(spans)
-        ]
-        return [turn for turn in turns or [_Turn(agent)] if turn.agent.name not in answers]
+        if not spans:
+            return [(agent, None)]
+        named = [(replace(agent, name=f"{agent.name}{prompts.WINDOW_MARK}{span}"), span) for span in spans]
+        return [(each, span) for each, span in named if each.name not in answers]
 
     def _spans(self, agent: Agent) -> tuple[records.Span, ...]:
         """Return the windows of the sample's video; none for an agent that sees all of it at once."""
@@ -106,14 +90,17 @@ class Conversation:
             self._spans_by_agent[agent.name] = self.windows.of(videos[0], agent.budget)
         return self._spans_by_agent[agent.name]
 
-    def _request(self, turn: _Turn) -> records.Request:
-        agent = turn.agent
+    def _request(self, agent: Agent, span: records.Span | None) -> records.Request:
+        window = prompts.WHOLE_VIDEO
+        if span is not None:
+            spans = self._spans_by_agent[_role(agent)]
+            window = prompts.window_text(spans.index(span), spans)
         if self._domain is None:
             instruction = prompts.router_instruction(self.catalogue)
         else:
-            instruction = prompts.instruction_for(agent, self._domain, self._answers(), turn.window)
+            instruction = prompts.instruction_for(agent, self._domain, self._answers(), window)
         media = [
-            replace(ref, span=turn.span) if ref.kind is records.Modality.VIDEO else ref
+            replace(ref, span=span) if ref.kind is records.Modality.VIDEO else ref
             for ref in (self._media if agent.media else ())
         ]
         return records.Request(
@@ -171,19 +158,17 @@ class Conversation:
         return {result.agent: result.text for result in (*self.sample.results, *self._results)}
 
     def _read(self, agent: Agent, answer: records.Completion) -> records.JsonObject | None:
+        """Return the parsed answer; the likeliest letter also becomes the sample's route."""
         if agent.answer == "letter":
-            return self._read_route(answer.probabilities)
+            letters = self.catalogue.letters
+            shares = {letters[letter].name: share for letter, share in answer.probabilities.items()}
+            domain = max(shares, key=shares.__getitem__)
+            self._route = Route(domain, shares[domain])
+            return dict(shares)
         if agent.answer == "scores":
             return dict(parse_scores(answer.text, agent))
         check_text(answer.text)
         return None
-
-    def _read_route(self, probabilities: Mapping[str, float]) -> records.JsonObject:
-        """Take the likeliest letter as the domain, and return all probabilities by domain."""
-        letters = self.catalogue.letters
-        best = max(probabilities, key=probabilities.__getitem__)
-        self._route = Route(letters[best].name, probabilities[best])
-        return {letters[letter].name: value for letter, value in probabilities.items()}
 
 
 def _role(agent: Agent) -> str:

@@ -302,12 +302,6 @@ def log_stage(summary: StageSummary, outcomes: Sequence[Outcome]) -> None:
                 logs.texts_log.info("sample %s %s says: %s", outcome.sample_id, result.agent, result.text)
 
 
-#: Share of the KV cache that open samples may fill; the rest is for answers in progress.
-_CACHE_SHARE = 0.9
-#: Weight of the newest batch in the mean cost of a batch.
-_NEWEST_WEIGHT = 0.2
-
-
 class SharedOrAlone:
     """A lock that many threads share or one holds alone, so that a dead engine has one suspect.
 
@@ -346,14 +340,15 @@ class BatchLimit:
         #: Tokens that the engine's cache holds; None for an engine without a limit.
         self._cache_tokens = cache_tokens
         self._lock = Lock()
-        #: Mean cost of the batches so far; None before the first.
+        #: Mean cost of the batches so far, in which the newest has a weight of 0.2; None before the first.
         self._batch_tokens: float | None = None
 
     def limit(self, most: int) -> int:
         """Return how many batches may be open: at least 1, and `most` until a batch's cost is known."""
         if self._cache_tokens is None or not self._batch_tokens:
             return most
-        return max(1, min(most, int(self._cache_tokens * _CACHE_SHARE / self._batch_tokens)))
+        # A tenth of the cache is for answers in progress.
+        return max(1, min(most, int(self._cache_tokens * 0.9 / self._batch_tokens)))
 
     def observe(self, samples: Iterable[Sequence[Result]]) -> None:
         """Learn from one batch's results of one stage, by sample."""
@@ -367,4 +362,4 @@ class BatchLimit:
             return
         with self._lock:
             known = self._batch_tokens or tokens
-            self._batch_tokens = known + (tokens - known) * _NEWEST_WEIGHT
+            self._batch_tokens = known + (tokens - known) * 0.2

@@ -6,6 +6,7 @@ not modified, a missing stage-2 prompt is refused before stage 1 runs, and `on_e
 captions when one video fails. vLLM is imported by `setup`.
 """
 
+import importlib.util
 import json
 import logging
 import os
@@ -13,8 +14,6 @@ import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -27,7 +26,7 @@ from capflow_tasks.records import JsonObject
 logger = logging.getLogger(__name__)
 
 #: False also where a test puts None in place of the module.
-VLLM_AVAILABLE = bool(sys.modules.get("vllm") or find_spec("vllm"))
+VLLM_AVAILABLE = bool(sys.modules.get("vllm") or importlib.util.find_spec("vllm"))
 
 
 class _OnDemand:
@@ -42,7 +41,7 @@ class _OnDemand:
     def _load(self) -> Any:
         # vLLM reads its environment when it is imported
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        return getattr(import_module(self._library), self._name)
+        return getattr(importlib.import_module(self._library), self._name)
 
     def __call__(self, **arguments: Any) -> Any:
         return self._load()(**arguments)
@@ -76,9 +75,6 @@ Colours = tuple[tuple[float, float, float], tuple[float, float, float]]
 CLIP_COLOURS: Colours = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 EVEN_COLOURS: Colours = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _COLOURS = {"qwen": CLIP_COLOURS, "qwen2.5": CLIP_COLOURS, "qwen3": EVEN_COLOURS}
-
-#: (stem, number, count) of a file of weights that is one of several.
-_SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
 
 OnError = Literal["raise", "skip"]
 S = TypeVar("S")
@@ -377,10 +373,10 @@ def has_all_weights(folder: Path) -> bool:
             return False  # the index is cut short: download it again
     else:
         names = {path.name for path in folder.glob("*.safetensors")}
-        for shard in filter(None, map(_SHARD.fullmatch, sorted(names))):
-            stem, digits, count = shard.groups()
-            width = len(digits)
-            names |= {f"{stem}-{i:0{width}d}-of-{count}.safetensors" for i in range(1, int(count) + 1)}
+        for name in sorted(names):
+            if shard := re.fullmatch(r"(.+)-(\d+)-of-(\d+)\.safetensors", name):
+                stem, width, count = shard[1], len(shard[2]), shard[3]
+                names |= {f"{stem}-{i:0{width}d}-of-{count}.safetensors" for i in range(1, int(count) + 1)}
     return bool(names) and all((folder / name).is_file() for name in names)
 
 

@@ -12,9 +12,8 @@ from time import monotonic
 from typing import Any
 
 from transformers import AutoProcessor
-from vllm import SamplingParams
+from vllm import AsyncEngineArgs, SamplingParams
 from vllm import exceptions as vllm_exceptions
-from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -31,8 +30,6 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 log = logging.getLogger(__name__)
 
-#: One letter per domain; vLLM allows 20 log-probabilities by default.
-_MAX_CHOICES = 26
 #: How vLLM refuses a request: by ValueError up to 0.27, by its own class since.
 _REFUSALS = (ValueError, TypeError, getattr(vllm_exceptions, "VLLMClientError", ValueError))
 _TOO_LONG = re.compile(r"maximum (context|model) length|longer than the maximum")
@@ -231,7 +228,8 @@ def engine_args(settings: Settings) -> dict[str, Any]:
         "limit_mm_per_prompt": {"image": settings.max_images, "video": 1},
         # without this a model may fill a JSON answer with blanks until it is cut off
         "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
-        "max_logprobs": _MAX_CHOICES,
+        # one letter per domain; vLLM allows 20 log-probabilities by default
+        "max_logprobs": 26,
         "enable_prefix_caching": True,
         # statistics only feed vLLM's own metrics
         "disable_log_stats": settings.metrics_port is None,

@@ -1,8 +1,9 @@
-"""The Celery tasks, one per stage, and a worker's life as bootsteps.
+"""The Celery tasks, one per stage, a worker's life as bootsteps, and its health: probes and gauges.
 
 Engines start before the first task, and SIGTERM drains the worker.
 """
 
+import json
 import logging
 import os
 import signal
@@ -10,6 +11,8 @@ import sys
 import uuid
 from collections.abc import Callable, Collection
 from functools import partial
+from http import HTTPStatus
+from math import nan
 from threading import Timer
 from time import monotonic
 from typing import Any
@@ -20,17 +23,17 @@ from celery.exceptions import Ignore
 from celery.utils.nodenames import worker_direct
 from celery.worker import components
 from celery.worker import state as worker_state
+from prometheus_client import REGISTRY
 
 from capflow_tasks import errors
 from capflow_tasks.captioning.stages import Heartbeat, StageRunner, StageSummary
 from capflow_tasks.domains.catalogue import load_catalogue
-from capflow_tasks.engine.interface import Engine, EngineState, build_engine, state_of
-from capflow_tasks.fleet.application import shared_queue, task_name
+from capflow_tasks.engine.interface import Engine, EngineState, build_engine
+from capflow_tasks.fleet.application import is_stopping, shared_queue, task_name
 from capflow_tasks.fleet.embedded import database_url
-from capflow_tasks.fleet.vitals import vitals
 from capflow_tasks.media import budget, decoders, video
-from capflow_tasks.observe import metrics
-from capflow_tasks.records import Stage
+from capflow_tasks.observe import metrics, pages
+from capflow_tasks.records import JsonObject, Stage
 from capflow_tasks.settings import Settings, read_settings
 from capflow_tasks.store import claims, database
 
@@ -38,6 +41,8 @@ log = logging.getLogger(__name__)
 
 #: After the drain's deadline, for Celery's own shutdown, seconds.
 _EXIT_GRACE_SECONDS = 15.0
+#: Age of the consumer loop's timestamp at which the loop is taken to hang; it is set every few seconds.
+LOOP_LIMIT_SECONDS = 60.0
 
 _runner: StageRunner | None = None
 #: Celery's controller of this worker.
@@ -97,6 +102,81 @@ def _stop_worker(exit_code: int) -> None:
     worker_state.should_stop = exit_code  # type: ignore[assignment]
 
 
+class Vitals:
+    """What is known of a worker's health; one per process.
+
+    A worker is alive while its consumer loop runs, or while it waits for its broker: a broker that is away
+    must not end workers. It is ready while its engines are up, messages arrive and its leases are kept.
+    """
+
+    def __init__(self) -> None:
+        self._engines: dict[str, Callable[[], EngineState]] = {}
+        self.heartbeat: Heartbeat | None = None
+        #: Whether the worker is connected to its broker, so that its consumer loop must run.
+        self.is_connected = False
+        self.is_draining = False
+        self._looped_at = nan
+
+    def watch_engine(self, model: str, state_now: Callable[[], EngineState]) -> None:
+        self._engines[model] = state_now
+        metrics.ENGINE_REBUILDS.labels(model)
+        for state in EngineState:
+            is_in = partial(lambda state: float(state_now() is state), state)
+            metrics.ENGINE_STATE.labels(model, state).set_function(is_in)
+
+    def timestamp_loop(self) -> None:
+        """Note that the consumer loop runs."""
+        self._looped_at = monotonic()
+
+    @property
+    def lease_age_seconds(self) -> float:
+        """Time since the last heartbeat; NaN while the engines load, when there are no leases."""
+        return self.heartbeat.age_seconds if self.heartbeat else nan
+
+    def healthz(self) -> JsonObject:
+        """Return the checks of a worker that is alive."""
+        return {"loop_turns": not self.is_connected or monotonic() - self._looped_at < LOOP_LIMIT_SECONDS}
+
+    def readyz(self) -> JsonObject:
+        """Return the checks of a worker that is ready."""
+        states = [state_now() for state_now in self._engines.values()]
+        return {
+            **self.healthz(),
+            "engines_up": bool(states) and all(state is EngineState.UP for state in states),
+            "broker_connected": self.is_connected,
+            "leases_kept": self.heartbeat is not None and self.heartbeat.is_fresh,
+            "not_draining": not (self.is_draining or is_stopping()),
+        }
+
+    def serve(self, settings: Settings) -> pages.WebPages | None:
+        """Serve metrics and probes if the settings name a port. Raises SettingsError."""
+        metrics.LEASE_AGE.set_function(lambda: self.lease_age_seconds)
+        metrics.LEASE_DURATION.set(settings.lease_seconds)
+        metrics.LOOP_AGE.set_function(lambda: monotonic() - self._looped_at)
+        metrics.CONNECTED.set_function(lambda: float(self.is_connected))
+        metrics.DRAINING.set_function(lambda: float(self.is_draining or is_stopping()))
+        metrics.watch_memory(settings.max_rss_mib)
+        metrics.start_at_zero()
+        if settings.metrics_port is None:
+            return None
+        served = {
+            "/metrics": pages.metrics_page(REGISTRY),
+            "/healthz": lambda: _probe_page(self.healthz()),
+            "/readyz": lambda: _probe_page(self.readyz()),
+        }
+        return pages.WebPages(settings.metrics_host, settings.metrics_port, served)
+
+
+def _probe_page(checks: JsonObject) -> pages.Page:
+    """Answer 200 when every check holds and 503 otherwise, with the checks as JSON."""
+    status = HTTPStatus.OK if all(checks.values()) else HTTPStatus.SERVICE_UNAVAILABLE
+    return pages.Page(json.dumps(checks).encode() + b"\n", "application/json", status)
+
+
+#: The health of this process.
+vitals = Vitals()
+
+
 class EngineStep(bootsteps.StartStopStep):
     """Starts the engines of the queues this worker consumes, and stops them after the last task."""
 
@@ -146,7 +226,7 @@ class EngineStep(bootsteps.StartStopStep):
             engine = by_model[model] = build_engine(settings, model)
             vitals.watch_engine(model, lambda: EngineState.LOADING)
             engine.start()
-            vitals.watch_engine(model, partial(state_of, engine))
+            vitals.watch_engine(model, partial(getattr, engine, "state", EngineState.UP))
             self._started.append(engine)
         return {
             stage: by_model[settings.model_of(queue)]

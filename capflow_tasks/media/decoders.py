@@ -30,8 +30,6 @@ _CRASHES = {
 }
 #: The answer of a child that was killed from outside, perhaps before it took the job: another child is tried.
 _KILLED = object()
-#: A child that takes longer to start has failed.
-_START_SECONDS = 60.0
 #: Added to the job's time limit, so that the job can report the timeout itself.
 _GRACE_SECONDS = 2.0
 
@@ -116,7 +114,7 @@ class _Child:
         self.is_ready = False
         try:
             self._pipe.send(job)
-            self._receive(_START_SECONDS)
+            self._receive(60.0)  # a child that takes longer to start has failed
             answer = self._receive(timeout_seconds + _GRACE_SECONDS)
             self.is_ready = True
         except TimeoutError:

@@ -115,10 +115,6 @@ class Room:
     #: Maximum tokens of the answer.
     answer: int
 
-    @property
-    def left(self) -> int:
-        return self.model - self.text - self.answer
-
 
 class MediaLoader:
     """Loads the media of requests. Concurrent calls for the same media share one load."""
@@ -148,7 +144,7 @@ class MediaLoader:
         for ref in videos:
             fitted = budget
             if room is not None:
-                share = (room.left - taken) // len(videos)
+                share = (room.model - room.text - room.answer - taken) // len(videos)
                 loop = asyncio.get_running_loop()
                 fitted = await loop.run_in_executor(self._threads, self._fit, ref, budget, room, share)
             loaded[ref] = await self._load(ref, fitted, sent)
