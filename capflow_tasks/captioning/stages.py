@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from math import inf
 from threading import Condition, Event, Lock, Thread
 from time import monotonic
 
@@ -37,7 +36,7 @@ class Heartbeat:
         #: Counted, since two copies of a message may run one batch.
         self._batch_ids: Counter[int] = Counter()
         self._lock = Lock()
-        self._beaten_at = -inf
+        self._beaten_at = float("-inf")
         self._stopping = Event()
         self._thread = Thread(target=self._beat_until_stopped, name="heartbeat", daemon=True)
 

@@ -172,7 +172,10 @@ class VllmEngine:
     async def _ask(self, llm: AsyncLLM, request: Request) -> Any:
         """Name the media that the engine already has; send their pixels again if it has dropped them."""
         text, sampling = self._text(request), sampling_params(request, self._max_answer_tokens)
-        room = self._room(llm, request, text, sampling)
+        room = None  # pictures are never reduced
+        if any(ref.kind is Modality.VIDEO for ref in request.media):
+            tokens = len(self._processor.tokenizer(text)["input_ids"])
+            room = Room(llm.model_config.max_model_len, tokens, sampling.max_tokens or 0)
         media = await self._media.load(request, room, self._sent)
         try:
             output = await self._complete(llm, prompt_of(text, media), sampling)
@@ -202,13 +205,6 @@ class VllmEngine:
         ]
         text: str = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return text
-
-    def _room(self, llm: AsyncLLM, request: Request, text: str, sampling: SamplingParams) -> Room | None:
-        """Return what is left for a video; None without one, as pictures are never reduced."""
-        if all(ref.kind is not Modality.VIDEO for ref in request.media):
-            return None
-        tokens = len(self._processor.tokenizer(text)["input_ids"])
-        return Room(llm.model_config.max_model_len, tokens, sampling.max_tokens or 0)
 
 
 def build(settings: Settings, model: str) -> VllmEngine:

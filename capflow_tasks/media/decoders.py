@@ -83,8 +83,7 @@ class VideoFiles:
 
     def stop(self) -> None:
         """End the idle children; a later job starts new ones."""
-        idle = [self._idle.get() for _ in range(self._idle.qsize())]
-        for child in idle:
+        for child in [self._idle.get() for _ in range(self._idle.qsize())]:
             if child:
                 child.kill()
             self._idle.put(None)

@@ -15,17 +15,21 @@ from capflow_tasks.errors import FatalSampleError
 from capflow_tasks.media import player
 from capflow_tasks.media.budget import FRAMES_PER_TOKEN, MediaBudget
 from capflow_tasks.media.pictures import count_tokens, fit
-from capflow_tasks.media.player import VideoFacts
 from capflow_tasks.records import Span
 
 
 class VideoReader(Protocol):
     """Opens video files: in child processes (`VideoFiles`) or in this process (the module `player`)."""
 
-    def measure(self, path: str, budget: MediaBudget) -> VideoFacts: ...
+    def measure(self, path: str, budget: MediaBudget) -> player.VideoFacts: ...
 
     def play(
-        self, path: str, budget: MediaBudget, facts: VideoFacts, times: list[float], size: tuple[int, int]
+        self,
+        path: str,
+        budget: MediaBudget,
+        facts: player.VideoFacts,
+        times: list[float],
+        size: tuple[int, int],
     ) -> tuple[NDArray[np.uint8], list[float]]: ...
 
 
@@ -79,7 +83,7 @@ class FramePlan:
     tokens: int
 
 
-def plan_frames(facts: VideoFacts, budget: MediaBudget, span: Span | None = None) -> FramePlan:
+def plan_frames(facts: player.VideoFacts, budget: MediaBudget, span: Span | None = None) -> FramePlan:
     """Choose evenly spaced frames of the video, or of a span of it: an even number, a single one twice."""
     from qwen_vl_utils.vision_process import smart_nframes  # lazily, as it imports torch
 
@@ -137,12 +141,12 @@ def compute_windows(
     return [range(start, end) for start, end in pairwise([*starts, total_frames])]
 
 
+@dataclass(frozen=True, slots=True)
 class Windows:
     """Cuts long video files into windows."""
 
-    def __init__(self, budget: MediaBudget, reader: VideoReader) -> None:
-        self._budget = budget
-        self._reader = reader
+    budget: MediaBudget
+    reader: VideoReader
 
     def of(self, path: str, changes: Mapping[str, float]) -> tuple[Span, ...]:
         """Return the windows in order, or none for a short video. Raises RetryableSampleError.
@@ -150,10 +154,10 @@ class Windows:
         `changes` are the domain's to the media budget.
         """
         try:
-            facts = self._reader.measure(path, self._budget)
+            facts = self.reader.measure(path, self.budget)
         except FatalSampleError:
             return ()  # raised again when the file is loaded
-        budget = self._budget.overridden_by(changes)
+        budget = self.budget.overridden_by(changes)
         fps = min(budget.fps, facts.fps)
         sampled = int(facts.seconds * fps + 1e-6)
         size = max(budget.window_frames, -(-sampled // budget.max_windows))
