@@ -15,21 +15,17 @@ from capflow_tasks.errors import FatalSampleError
 from capflow_tasks.media import player
 from capflow_tasks.media.budget import FRAMES_PER_TOKEN, MediaBudget
 from capflow_tasks.media.pictures import count_tokens, fit
+from capflow_tasks.media.player import VideoFacts
 from capflow_tasks.records import Span
 
 
 class VideoReader(Protocol):
     """Opens video files: in child processes (`VideoFiles`) or in this process (the module `player`)."""
 
-    def measure(self, path: str, budget: MediaBudget) -> player.VideoFacts: ...
+    def measure(self, path: str, budget: MediaBudget) -> VideoFacts: ...
 
     def play(
-        self,
-        path: str,
-        budget: MediaBudget,
-        facts: player.VideoFacts,
-        times: list[float],
-        size: tuple[int, int],
+        self, path: str, budget: MediaBudget, facts: VideoFacts, times: list[float], size: tuple[int, int]
     ) -> tuple[NDArray[np.uint8], list[float]]: ...
 
 
@@ -83,7 +79,7 @@ class FramePlan:
     tokens: int
 
 
-def plan_frames(facts: player.VideoFacts, budget: MediaBudget, span: Span | None = None) -> FramePlan:
+def plan_frames(facts: VideoFacts, budget: MediaBudget, span: Span | None = None) -> FramePlan:
     """Choose evenly spaced frames of the video, or of a span of it: an even number, a single one twice."""
     from qwen_vl_utils.vision_process import smart_nframes  # lazily, as it imports torch
 

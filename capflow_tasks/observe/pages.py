@@ -1,11 +1,10 @@
 """Serves pages such as metrics and probes over HTTP, in threads of its own."""
 
+import http.server
 import logging
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
 from threading import Thread
 from typing import Any
@@ -24,7 +23,7 @@ class Page:
 
     body: bytes
     content_type: str
-    status: HTTPStatus = HTTPStatus.OK
+    status: http.HTTPStatus = http.HTTPStatus.OK
 
 
 MakePage = Callable[[], Page]
@@ -76,7 +75,7 @@ class WebPages(ThreadingTCPServer):
         log.debug("a page was not served", exc_info=True)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(http.server.BaseHTTPRequestHandler):
     server: WebPages
     server_version, sys_version = "capflow", ""
     #: For a client that connects and sends nothing, seconds.
@@ -85,7 +84,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         make = self.server.pages.get(urlsplit(self.path).path)
         text = f"not found; the pages are {' '.join(self.server.pages)}\n"
-        page = make() if make else Page(text.encode(), "text/plain", HTTPStatus.NOT_FOUND)
+        page = make() if make else Page(text.encode(), "text/plain", http.HTTPStatus.NOT_FOUND)
         self.send_response(page.status)
         self.send_header("Content-Type", page.content_type)
         self.send_header("Content-Length", str(len(page.body)))
