@@ -22,8 +22,8 @@ from packaging.version import Version
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from sqlalchemy.exc import DBAPIError
 
+from capflow_tasks.curator.qwen_vl import has_all_weights
 from capflow_tasks.domains.catalogue import load_catalogue
-from capflow_tasks.engine.weights import has_all_weights
 from capflow_tasks.entries import media_of
 from capflow_tasks.errors import EXIT_OK, EXIT_SERVICE, PlanError, SampleError, ServiceError
 from capflow_tasks.fleet.application import make_app

@@ -17,7 +17,13 @@ def is_grade(value: object) -> bool:
 def parse_scores(text: str, agent: Agent) -> dict[str, int]:
     """Return a judge's grades by dimension, `overall` last. Raises BadAnswer."""
     names = [*agent.dimensions, "overall"]
-    scores = _json_object(text)
+    try:
+        scores = json.loads(text, object_pairs_hook=_unique_names)
+    # RecursionError: a model in a loop can nest brackets without end.
+    except (ValueError, RecursionError) as error:
+        raise BadAnswer(f"the scores are not JSON ({error}): {_short(text)}") from None
+    if not isinstance(scores, dict):
+        raise BadAnswer(f"the scores are not a JSON object: {_short(text)}")
     missing = [name for name in names if name not in scores]
     unknown = [name for name in scores if name not in names]
     if missing or unknown:
@@ -31,25 +37,10 @@ def parse_scores(text: str, agent: Agent) -> dict[str, int]:
 
 def check_text(text: str) -> str:
     """Strip the text. Raises BadAnswer when it has no visible character."""
-    if not any(map(_is_visible, text)):
+    # Control, format, unassigned and separator characters are not visible, nor is broken UTF-8.
+    if all(unicodedata.category(char)[0] in "CZ" or char == "\N{REPLACEMENT CHARACTER}" for char in text):
         raise BadAnswer(f"the answer holds no text: {_short(text)}")
     return text.strip()
-
-
-def _is_visible(char: str) -> bool:
-    """Return False for control, format, unassigned and separator characters and for broken UTF-8."""
-    return unicodedata.category(char)[0] not in "CZ" and char != "\N{REPLACEMENT CHARACTER}"
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        answer = json.loads(text, object_pairs_hook=_unique_names)
-    # RecursionError: a model in a loop can nest brackets without end.
-    except (ValueError, RecursionError) as error:
-        raise BadAnswer(f"the scores are not JSON ({error}): {_short(text)}") from None
-    if not isinstance(answer, dict):
-        raise BadAnswer(f"the scores are not a JSON object: {_short(text)}")
-    return answer
 
 
 def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,35 +1,15 @@
 """One sample in one stage: the requests of its agents, and what became of them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from capflow_tasks import records
 from capflow_tasks.captioning.answers import check_text, parse_scores
+from capflow_tasks.domains import prompts
 from capflow_tasks.domains.catalogue import Agent, Catalogue, Domain
-from capflow_tasks.domains.prompts import (
-    WHOLE_VIDEO,
-    WINDOW_MARK,
-    instruction_for,
-    router_instruction,
-    scores_schema,
-    window_text,
-)
 from capflow_tasks.entries import media_of
 from capflow_tasks.errors import BadEntry, SampleError, WorkflowError
-from capflow_tasks.media.paths import resolve_media
-from capflow_tasks.media.video import Windows
-from capflow_tasks.records import (
-    Completion,
-    Failure,
-    JsonObject,
-    MediaRef,
-    Modality,
-    Request,
-    Result,
-    Span,
-    Stage,
-)
+from capflow_tasks.media import paths, video
 from capflow_tasks.store.states import Claim, Outcome, PendingSample, Route
 
 
@@ -37,20 +17,10 @@ from capflow_tasks.store.states import Claim, Outcome, PendingSample, Route
 class Call:
     """One request to the engine, and the agent it is made for."""
 
-    conversation: Conversation
+    conversation: "Conversation"
     #: Named `name@start-end` for one window of a video.
     agent: Agent
-    request: Request
-
-
-@dataclass(frozen=True, slots=True)
-class _Turn:
-    """One answer that an agent still has to give, about all media or about one window."""
-
-    agent: Agent
-    span: Span | None = None
-    #: What `$window` says.
-    window: str = WHOLE_VIDEO
+    request: records.Request
 
 
 @dataclass(slots=True)
@@ -63,18 +33,23 @@ class Conversation:
     #: Name of the model that answers, as stored with the results.
     model: str
     #: None when videos are never cut into windows.
-    windows: Windows | None = None
-    _media: tuple[MediaRef, ...] = ()
+    windows: video.Windows | None = None
+    _media: tuple[records.MediaRef, ...] = ()
     _domain: Domain | None = None
-    _results: list[Result] = field(default_factory=list)
+    _results: list[records.Result] = field(default_factory=list)
     _route: Route | None = None
-    _failure: Failure | None = None
+    _failure: records.Failure | None = None
     #: The windows by agent, so that the file is measured once.
-    _spans_by_agent: dict[str, tuple[Span, ...]] = field(default_factory=dict)
+    _spans_by_agent: dict[str, tuple[records.Span, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         try:
-            self._media = _media_refs(self.sample.entry, self.claim)
+            if not isinstance(self.sample.entry, dict):
+                raise BadEntry("the entry is not a JSON object")
+            self._media = tuple(
+                records.MediaRef(kind, paths.resolve_media(self.claim.root, path))
+                for kind, path in media_of(self.sample.entry, self.claim.modality)
+            )
             if self.sample.domain is not None:
                 self._domain = self.catalogue.resolve(self.sample.domain)
         except SampleError as error:
@@ -89,51 +64,56 @@ class Conversation:
         try:
             answers = self._answers()
             turns = [turn for agent in self._agents() for turn in self._turns(agent, answers)]
-            waiting = {_role(turn.agent) for turn in turns}
-            due = [turn for turn in turns if waiting.isdisjoint(turn.agent.sees)]
-            return [Call(self, turn.agent, self._request(turn)) for turn in due]
+            waiting = {_role(agent) for agent, _ in turns}
+            due = [(agent, span) for agent, span in turns if waiting.isdisjoint(agent.sees)]
+            return [Call(self, agent, self._request(agent, span)) for agent, span in due]
         except SampleError as error:
             self.fail(error)
             return []
 
-    def _turns(self, agent: Agent, answers: Mapping[str, str]) -> list[_Turn]:
-        """Return what the agent has not answered yet: one turn, or one for each window."""
+    def _turns(self, agent: Agent, answers: Mapping[str, str]) -> list[tuple[Agent, records.Span | None]]:
+        """Return what the agent has not answered yet: all media at once, or each window."""
         if agent.name in answers:
             return []
         spans = self._spans(agent)
-        turns = [
-            _Turn(replace(agent, name=f"{agent.name}{WINDOW_MARK}{span}"), span, window_text(number, spans))
-            for number, span in enumerate(spans)
-        ]
-        return [turn for turn in turns or [_Turn(agent)] if turn.agent.name not in answers]
+        if not spans:
+            return [(agent, None)]
+        named = [(replace(agent, name=f"{agent.name}{prompts.WINDOW_MARK}{span}"), span) for span in spans]
+        return [(each, span) for each, span in named if each.name not in answers]
 
-    def _spans(self, agent: Agent) -> tuple[Span, ...]:
+    def _spans(self, agent: Agent) -> tuple[records.Span, ...]:
         """Return the windows of the sample's video; none for an agent that sees all of it at once."""
-        videos = [ref.path for ref in self._media if ref.kind is Modality.VIDEO]
+        videos = [ref.path for ref in self._media if ref.kind is records.Modality.VIDEO]
         if self.windows is None or not agent.windows or len(videos) != 1:
             return ()
         if agent.name not in self._spans_by_agent:
             self._spans_by_agent[agent.name] = self.windows.of(videos[0], agent.budget)
         return self._spans_by_agent[agent.name]
 
-    def _request(self, turn: _Turn) -> Request:
-        agent = turn.agent
-        choices: tuple[str, ...] = ()
-        schema: JsonObject | None = None
+    def _request(self, agent: Agent, span: records.Span | None) -> records.Request:
+        window = prompts.WHOLE_VIDEO
+        if span is not None:
+            spans = self._spans_by_agent[_role(agent)]
+            window = prompts.window_text(spans.index(span), spans)
         if self._domain is None:
-            instruction, choices = router_instruction(self.catalogue), tuple(self.catalogue.letters)
+            instruction = prompts.router_instruction(self.catalogue)
         else:
-            instruction = instruction_for(agent, self._domain, self._answers(), turn.window)
-            schema = scores_schema(agent) if agent.answer == "scores" else None
-        media = self._media if agent.media else ()
-        if turn.span is not None:
-            media = tuple(
-                replace(ref, span=turn.span) if ref.kind is Modality.VIDEO else ref for ref in media
-            )
-        system, budget = self.catalogue.system, agent.budget
-        return Request(system, media, instruction, agent.sampling, choices, schema, budget)
+            instruction = prompts.instruction_for(agent, self._domain, self._answers(), window)
+        media = [
+            replace(ref, span=span) if ref.kind is records.Modality.VIDEO else ref
+            for ref in (self._media if agent.media else ())
+        ]
+        return records.Request(
+            self.catalogue.system,
+            tuple(media),
+            instruction,
+            agent.sampling,
+            choices=() if self._domain else tuple(self.catalogue.letters),
+            schema=prompts.scores_schema(agent) if agent.answer == "scores" else None,
+            budget=agent.budget,
+        )
 
-    def take(self, agent: Agent, answer: Completion | SampleError) -> None:
+    def take(self, agent: Agent, answer: records.Completion | SampleError) -> None:
         """Keep the agent's answer, or its error as the sample's failure."""
         try:
             if isinstance(answer, SampleError):
@@ -142,8 +122,9 @@ class Conversation:
         except SampleError as error:
             self.fail(error)
             return
+        order = [each.name for each in self._domain.agents] if self._domain else []
         self._results.append(
-            Result(
+            records.Result(
                 stage=agent.stage,
                 agent=agent.name,
                 text=answer.text.strip(),
@@ -156,16 +137,12 @@ class Conversation:
                 finish_reason=answer.finish_reason,
                 seconds=answer.seconds,
                 worker=self.claim.owner,
-                position=self._position(agent),
+                position=order.index(role) if (role := _role(agent)) in order else 0,
             )
         )
 
-    def _position(self, agent: Agent) -> int:
-        names = [each.name for each in self._domain.agents] if self._domain else []
-        return names.index(_role(agent)) if _role(agent) in names else 0
-
     def fail(self, error: SampleError) -> None:
-        self._failure = Failure(self.claim.stage, error.kind, str(error), error.is_retryable)
+        self._failure = records.Failure(self.claim.stage, error.kind, str(error), error.is_retryable)
 
     def outcome(self) -> Outcome:
         """Return what the stage writes: the answers, and the failure if an agent has none."""
@@ -174,35 +151,26 @@ class Conversation:
     def _agents(self) -> tuple[Agent, ...]:
         if self._domain is not None:
             return self._domain.agents_of(self.claim.stage)
-        return (self.catalogue.router,) if self.claim.stage is Stage.ROUTE else ()
+        return (self.catalogue.router,) if self.claim.stage is records.Stage.ROUTE else ()
 
     def _answers(self) -> dict[str, str]:
         """Return the answers so far by agent, of earlier stages too."""
         return {result.agent: result.text for result in (*self.sample.results, *self._results)}
 
-    def _read(self, agent: Agent, answer: Completion) -> JsonObject | None:
+    def _read(self, agent: Agent, answer: records.Completion) -> records.JsonObject | None:
+        """Return the parsed answer; the likeliest letter also becomes the sample's route."""
         if agent.answer == "letter":
-            return self._read_route(answer.probabilities)
+            letters = self.catalogue.letters
+            shares = {letters[letter].name: share for letter, share in answer.probabilities.items()}
+            domain = max(shares, key=shares.__getitem__)
+            self._route = Route(domain, shares[domain])
+            return dict(shares)
         if agent.answer == "scores":
             return dict(parse_scores(answer.text, agent))
         check_text(answer.text)
         return None
 
-    def _read_route(self, probabilities: Mapping[str, float]) -> JsonObject:
-        """Take the likeliest letter as the domain, and return all probabilities by domain."""
-        letters = self.catalogue.letters
-        best = max(probabilities, key=probabilities.__getitem__)
-        self._route = Route(letters[best].name, probabilities[best])
-        return {letters[letter].name: value for letter, value in probabilities.items()}
-
 
 def _role(agent: Agent) -> str:
     """Return the agent's name in the domain file, without a window."""
-    return agent.name.partition(WINDOW_MARK)[0]
-
-
-def _media_refs(entry: JsonObject, claim: Claim) -> tuple[MediaRef, ...]:
-    if not isinstance(entry, dict):
-        raise BadEntry("the entry is not a JSON object")
-    named = media_of(entry, claim.modality)
-    return tuple(MediaRef(kind, resolve_media(claim.root, path)) for kind, path in named)
+    return agent.name.partition(prompts.WINDOW_MARK)[0]

@@ -1,32 +1,93 @@
-"""Runs a stage of a batch: claim it, ask the engine, write the outcomes. Knows nothing of Celery."""
-
-from __future__ import annotations
+"""Runs a stage of a batch: claim it, keep its lease, ask the engine, write the outcomes. Knows no Celery."""
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from threading import Condition, Event, Lock, Thread
 from time import monotonic
 
 import tenacity
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from capflow_tasks.captioning.admission import BatchLimit, SharedOrAlone
 from capflow_tasks.captioning.conversation import Conversation
-from capflow_tasks.captioning.heartbeat import Heartbeat
 from capflow_tasks.domains.catalogue import Catalogue
-from capflow_tasks.engine.interface import Engine, cache_tokens_of
+from capflow_tasks.engine.interface import Engine
 from capflow_tasks.errors import EngineDead, Quarantined, ServiceError
 from capflow_tasks.media.video import Windows
-from capflow_tasks.observe import metrics
-from capflow_tasks.observe.logs import texts_log
-from capflow_tasks.records import JsonObject, Stage
+from capflow_tasks.observe import logs, metrics
+from capflow_tasks.records import Result, Stage
 from capflow_tasks.settings import Settings
-from capflow_tasks.store.claims import BatchStore, NotClaimed
+from capflow_tasks.store.claims import BatchStore, NotClaimed, WorkerStore
 from capflow_tasks.store.states import Claim, Outcome, PendingSample, RetryPolicy, stage_after
 
 log = logging.getLogger(__name__)
+
+
+class Heartbeat:
+    """A thread that extends the leases of the batches inside `beating_for`, three times per lease."""
+
+    def __init__(self, store: WorkerStore, owner: str, lease_seconds: float) -> None:
+        self.owner = owner
+        self._store = store
+        self._lease_seconds = lease_seconds
+        #: Counted, since two copies of a message may run one batch.
+        self._batch_ids: Counter[int] = Counter()
+        self._lock = Lock()
+        self._beaten_at = float("-inf")
+        self._stopping = Event()
+        self._thread = Thread(target=self._beat_until_stopped, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join()
+        self.resign()
+
+    def resign(self) -> None:
+        """Give back every batch that this owner holds."""
+        try:
+            self._store.resign(self.owner)
+        except SQLAlchemyError as error:
+            log.warning("leases are not given back and will run out: %s", error)
+
+    @property
+    def age_seconds(self) -> float:
+        """Time since a beat reached the database."""
+        return monotonic() - self._beaten_at
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether this worker's leases still hold."""
+        return self.age_seconds < self._lease_seconds
+
+    @contextmanager
+    def beating_for(self, batch_id: int) -> Iterator[None]:
+        with self._lock:
+            self._batch_ids[batch_id] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._batch_ids[batch_id] -= 1
+                self._batch_ids += Counter()
+
+    def _beat_until_stopped(self) -> None:
+        while True:
+            with self._lock:
+                batch_ids = sorted(self._batch_ids)
+            try:
+                self._store.beat(self.owner, batch_ids, self._lease_seconds)
+                self._beaten_at = monotonic()
+            except SQLAlchemyError as error:
+                # The next beat may succeed; a worker whose lease ran out meanwhile writes nothing.
+                log.warning("leases are not extended: %s", error)
+            if self._stopping.wait(self._lease_seconds / 3):
+                return
 
 
 class NotFinished(StrEnum):
@@ -36,112 +97,6 @@ class NotFinished(StrEnum):
     SPLIT = "split"
     #: Another worker has the batch, or its run was deleted; nothing was written.
     LEASE_LOST = "lease lost"
-
-
-class StageRunner:
-    """Runs stages of batches; one per worker, shared by its threads."""
-
-    def __init__(
-        self,
-        store: BatchStore,
-        catalogue: Catalogue,
-        engines: Mapping[Stage, Engine],
-        heartbeat: Heartbeat,
-        settings: Settings,
-        windows: Windows | None = None,
-    ) -> None:
-        self._store = store
-        self._catalogue = catalogue
-        self._engines = engines
-        self._heartbeat = heartbeat
-        self._settings = settings
-        self._windows = windows
-        self._retry = RetryPolicy(settings.max_attempts, settings.retry_seconds)
-        self._turns = SharedOrAlone()
-        #: One per engine.
-        self._limits = {id(engine): BatchLimit(cache_tokens_of(engine)) for engine in engines.values()}
-        #: Calls the store, again and again while the database is away.
-        self._patiently = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(OperationalError),
-            stop=tenacity.stop_after_delay(settings.database_seconds),
-            wait=tenacity.wait_random_exponential(0.2, max=5),
-            before_sleep=tenacity.before_sleep_log(log, logging.WARNING),
-            reraise=True,
-        )
-
-    def run(self, batch_id: int, stage: Stage) -> StageSummary | NotClaimed | NotFinished:
-        """Run one stage of one batch.
-
-        Raises EngineDead when the engine died and ServiceError when it cannot be rebuilt; the batch has been
-        given back by then.
-        """
-        settings, owner = self._settings, self._heartbeat.owner
-        claim = self._patiently(self._store.claim, batch_id, stage, owner, settings.lease_seconds)
-        if isinstance(claim, NotClaimed):
-            return claim
-        in_flight = metrics.BATCHES_IN_FLIGHT.labels(stage)
-        with self._heartbeat.beating_for(batch_id), in_flight.track_inprogress():
-            return self._run(claim)
-
-    def batch_limit(self) -> int:
-        """Return how many batches may run, so that the engines keep the prefixes of all open samples."""
-        return min(each.limit(self._settings.concurrency) for each in self._limits.values())
-
-    def _run(self, claim: Claim) -> StageSummary | NotFinished:
-        started = monotonic()
-        samples = self._patiently(self._store.pending_samples, claim.batch_id)
-        if claim.tries > self._settings.max_tries and len(samples) > 1:
-            log.warning("batch %s: split after %s failed tries", claim.batch_id, claim.tries - 1)
-            self._store.split(claim)
-            metrics.count_end(claim.stage, "split")
-            return NotFinished.SPLIT
-        try:
-            outcomes = self._outcomes(claim, samples)
-        except BaseException as error:
-            self._give_back(claim, error)
-            raise
-        stays = stage_after(claim.stage, claim.stages) in self._engines
-        handoff_seconds = self._settings.lease_seconds if stays else self._settings.queue_seconds
-        is_mine = self._patiently(
-            self._store.finish_stage, claim, outcomes, handoff_seconds, self._retry, stays=stays
-        )
-        if not is_mine:
-            log.warning("batch %s: the lease of %s is lost; nothing is written", claim.batch_id, claim.stage)
-            metrics.count_end(claim.stage, "lost")
-            return NotFinished.LEASE_LOST
-        self._limits[id(self._engines[claim.stage])].observe(outcome.results for outcome in outcomes)
-        summary = summarize(claim, outcomes, monotonic() - started)
-        count_stage(summary)
-        log_stage(summary, outcomes)
-        return summary
-
-    def _outcomes(self, claim: Claim, samples: Sequence[PendingSample]) -> list[Outcome]:
-        engine = self._engines[claim.stage]
-        conversations = [
-            Conversation(claim, sample, self._catalogue, engine.model, self._windows) for sample in samples
-        ]
-        if claim.tries > self._settings.max_tries:
-            for conversation in conversations:
-                conversation.fail(Quarantined(f"its engine or worker died in {claim.tries - 1} tries"))
-        # A batch whose last try ended with a dead engine or worker may be the cause, so it runs alone.
-        with self._turns.shared() if claim.tries == 1 else self._turns.alone():
-            if claim.tries > 1:
-                self._patiently(self._store.begin_try, claim)
-            while calls := [call for each in conversations for call in each.calls()]:
-                with metrics.requests_in_flight(claim.stage, len(calls)):
-                    answers = engine.generate([call.request for call in calls])
-                for call, answer in zip(calls, answers, strict=True):
-                    call.conversation.take(call.agent, answer)
-        return [each.outcome() for each in conversations]
-
-    def _give_back(self, claim: Claim, error: BaseException) -> None:
-        level = logging.WARNING if isinstance(error, EngineDead) else logging.ERROR
-        log.log(level, "batch %s: %s failed and is given back", claim.batch_id, claim.stage, exc_info=error)
-        metrics.count_end(claim.stage, "given_back")
-        # No sample is to blame for an engine that cannot be rebuilt.
-        is_blameless = isinstance(error, ServiceError)
-        wait = self._retry.wait_seconds(claim.tries)
-        self._patiently(self._store.release, claim, wait, is_blameless=is_blameless)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +129,112 @@ class StageSummary:
         return "; ".join(filter(None, (", ".join(counts), ", ".join(domains), tokens)))
 
 
+@dataclass(eq=False)
+class StageRunner:
+    """Runs stages of batches; one per worker, shared by its threads."""
+
+    store: BatchStore
+    catalogue: Catalogue
+    engines: Mapping[Stage, Engine]
+    heartbeat: Heartbeat
+    settings: Settings
+    windows: Windows | None = None
+
+    def __post_init__(self) -> None:
+        self._retry = RetryPolicy(self.settings.max_attempts, self.settings.retry_seconds)
+        self._turns = SharedOrAlone()
+        #: One per engine; one without `cache_tokens` has no limit.
+        self._limits = {
+            id(engine): BatchLimit(getattr(engine, "cache_tokens", None)) for engine in self.engines.values()
+        }
+        #: Calls the store, again and again while the database is away.
+        self._patiently = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(OperationalError),
+            stop=tenacity.stop_after_delay(self.settings.database_seconds),
+            wait=tenacity.wait_random_exponential(0.2, max=5),
+            before_sleep=tenacity.before_sleep_log(log, logging.WARNING),
+            reraise=True,
+        )
+
+    def run(self, batch_id: int, stage: Stage) -> StageSummary | NotClaimed | NotFinished:
+        """Run one stage of one batch.
+
+        Raises EngineDead when the engine died and ServiceError when it cannot be rebuilt; the batch has been
+        given back by then.
+        """
+        settings, owner = self.settings, self.heartbeat.owner
+        claim = self._patiently(self.store.claim, batch_id, stage, owner, settings.lease_seconds)
+        if isinstance(claim, NotClaimed):
+            return claim
+        in_flight = metrics.BATCHES_IN_FLIGHT.labels(stage)
+        with self.heartbeat.beating_for(batch_id), in_flight.track_inprogress():
+            return self._run(claim)
+
+    def batch_limit(self) -> int:
+        """Return how many batches may run, so that the engines keep the prefixes of all open samples."""
+        return min(each.limit(self.settings.concurrency) for each in self._limits.values())
+
+    def _run(self, claim: Claim) -> StageSummary | NotFinished:
+        started = monotonic()
+        samples = self._patiently(self.store.pending_samples, claim.batch_id)
+        if claim.tries > self.settings.max_tries and len(samples) > 1:
+            log.warning("batch %s: split after %s failed tries", claim.batch_id, claim.tries - 1)
+            self.store.split(claim)
+            metrics.STAGES.labels(claim.stage, "split").inc()
+            return NotFinished.SPLIT
+        try:
+            outcomes = self._outcomes(claim, samples)
+        except BaseException as error:
+            self._give_back(claim, error)
+            raise
+        stays = stage_after(claim.stage, claim.stages) in self.engines
+        handoff_seconds = self.settings.lease_seconds if stays else self.settings.queue_seconds
+        is_mine = self._patiently(
+            self.store.finish_stage, claim, outcomes, handoff_seconds, self._retry, stays=stays
+        )
+        if not is_mine:
+            log.warning("batch %s: the lease of %s is lost; nothing is written", claim.batch_id, claim.stage)
+            metrics.STAGES.labels(claim.stage, "lost").inc()
+            return NotFinished.LEASE_LOST
+        self._limits[id(self.engines[claim.stage])].observe(outcome.results for outcome in outcomes)
+        summary = summarize(claim, outcomes, monotonic() - started)
+        count_stage(summary)
+        log_stage(summary, outcomes)
+        return summary
+
+    def _outcomes(self, claim: Claim, samples: Sequence[PendingSample]) -> list[Outcome]:
+        engine = self.engines[claim.stage]
+        conversations = [
+            Conversation(claim, sample, self.catalogue, engine.model, self.windows) for sample in samples
+        ]
+        if claim.tries > self.settings.max_tries:
+            for conversation in conversations:
+                conversation.fail(Quarantined(f"its engine or worker died in {claim.tries - 1} tries"))
+        # A batch whose last try ended with a dead engine or worker may be the cause, so it runs alone.
+        with self._turns.hold(alone=claim.tries > 1):
+            if claim.tries > 1:
+                self._patiently(self.store.begin_try, claim)
+            in_flight = metrics.REQUESTS_IN_FLIGHT.labels(claim.stage)
+            while calls := [call for each in conversations for call in each.calls()]:
+                in_flight.inc(len(calls))
+                try:
+                    answers = engine.generate([call.request for call in calls])
+                finally:
+                    in_flight.dec(len(calls))
+                for call, answer in zip(calls, answers, strict=True):
+                    call.conversation.take(call.agent, answer)
+        return [each.outcome() for each in conversations]
+
+    def _give_back(self, claim: Claim, error: BaseException) -> None:
+        level = logging.WARNING if isinstance(error, EngineDead) else logging.ERROR
+        log.log(level, "batch %s: %s failed and is given back", claim.batch_id, claim.stage, exc_info=error)
+        metrics.STAGES.labels(claim.stage, "given_back").inc()
+        # No sample is to blame for an engine that cannot be rebuilt.
+        is_blameless = isinstance(error, ServiceError)
+        wait = self._retry.wait_seconds(claim.tries)
+        self._patiently(self.store.release, claim, wait, is_blameless=is_blameless)
+
+
 def summarize(claim: Claim, outcomes: Sequence[Outcome], seconds: float) -> StageSummary:
     results = [result for outcome in outcomes for result in outcome.results]
     passed = [each for each in outcomes if each.failure is None and not claim.holds(each.route)]
@@ -193,7 +254,7 @@ def summarize(claim: Claim, outcomes: Sequence[Outcome], seconds: float) -> Stag
 def count_stage(summary: StageSummary) -> None:
     """Add a finished stage to the metrics."""
     stage = summary.claim.stage
-    metrics.count_end(stage, "done")
+    metrics.STAGES.labels(stage, "done").inc()
     metrics.STAGE_SECONDS.labels(stage).observe(summary.seconds)
     metrics.SAMPLES.labels(stage).inc(summary.done)
     metrics.SAMPLES_FINISHED.inc(summary.finished)
@@ -208,7 +269,7 @@ def log_stage(summary: StageSummary, outcomes: Sequence[Outcome]) -> None:
     """Log a finished stage, and the model's answers if CAPFLOW_LOG_TEXT asks for them."""
     claim = summary.claim
     # The keys of a JSON log line.
-    facts: JsonObject = {
+    facts = {
         "event": "stage",
         "run": claim.run,
         "shard": claim.shard_id,
@@ -234,7 +295,70 @@ def log_stage(summary: StageSummary, outcomes: Sequence[Outcome]) -> None:
         f"{summary.completion_tokens} completion tokens, {summary.seconds:.3f} s",
         extra={"facts": facts},
     )
-    if texts_log.isEnabledFor(logging.INFO):
+    if logs.texts_log.isEnabledFor(logging.INFO):
         for outcome in outcomes:
             for result in outcome.results:
-                texts_log.info("sample %s %s says: %s", outcome.sample_id, result.agent, result.text)
+                logs.texts_log.info("sample %s %s says: %s", outcome.sample_id, result.agent, result.text)
+
+
+class SharedOrAlone:
+    """A lock that many threads share or one holds alone, so that a dead engine has one suspect.
+
+    A thread that waits to be alone goes before threads that come later.
+    """
+
+    def __init__(self) -> None:
+        self._changed = Condition()
+        self._shared = 0
+        self._is_alone = False
+        self._waiting_alone = 0
+
+    @contextmanager
+    def hold(self, *, alone: bool) -> Iterator[None]:
+        with self._changed:
+            self._waiting_alone += alone
+            self._changed.wait_for(
+                lambda: not self._is_alone and not (self._shared if alone else self._waiting_alone)
+            )
+            self._waiting_alone -= alone
+            self._is_alone = alone
+            self._shared += not alone
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._is_alone = False
+                self._shared -= not alone
+                self._changed.notify_all()
+
+
+class BatchLimit:
+    """Limits open batches to those whose prefixes fit the engine's cache. Thread-safe."""
+
+    def __init__(self, cache_tokens: int | None) -> None:
+        #: Tokens that the engine's cache holds; None for an engine without a limit.
+        self._cache_tokens = cache_tokens
+        self._lock = Lock()
+        #: Mean cost of the batches so far, in which the newest has a weight of 0.2; None before the first.
+        self._batch_tokens: float | None = None
+
+    def limit(self, most: int) -> int:
+        """Return how many batches may be open: at least 1, and `most` until a batch's cost is known."""
+        if self._cache_tokens is None or not self._batch_tokens:
+            return most
+        # A tenth of the cache is for answers in progress.
+        return max(1, min(most, int(self._cache_tokens * 0.9 / self._batch_tokens)))
+
+    def observe(self, samples: Iterable[Sequence[Result]]) -> None:
+        """Learn from one batch's results of one stage, by sample."""
+        tokens = 0
+        for results in filter(None, samples):
+            # A sample's shared prefix is in the cache once, with the rest of each call.
+            prompts = [result.prompt_tokens for result in results]
+            tokens += sum(prompts) - (len(prompts) - 1) * min(prompts)
+            tokens += sum(result.completion_tokens for result in results)
+        if not tokens:
+            return
+        with self._lock:
+            known = self._batch_tokens or tokens
+            self._batch_tokens = known + (tokens - known) * 0.2

@@ -13,15 +13,8 @@ import yaml
 from capflow_tasks.curator.grouping import split_by_chunk_size
 from capflow_tasks.curator.qwen_vl import OnError, PromptFormatter, QwenLM, QwenVL
 from capflow_tasks.errors import SampleError
+from capflow_tasks.media import player, video
 from capflow_tasks.media.budget import MediaBudget
-from capflow_tasks.media.player import measure, playing
-from capflow_tasks.media.video import (
-    REMAINDER_FRAMES,
-    WINDOW_FRAMES,
-    DecodedVideo,
-    compute_windows,
-    plan_frames,
-)
 from capflow_tasks.records import JsonObject, Span
 
 logger = logging.getLogger(__name__)
@@ -75,19 +68,19 @@ class VideoTask:
 def load_windows(
     path: str,
     budget: MediaBudget,
-    window_size: int = WINDOW_FRAMES,
-    remainder_threshold: int = REMAINDER_FRAMES,
-) -> Iterator[tuple[range, DecodedVideo]]:
+    window_size: int = video.WINDOW_FRAMES,
+    remainder_threshold: int = video.REMAINDER_FRAMES,
+) -> Iterator[tuple[range, video.DecodedVideo]]:
     """Yield each window's frame numbers and its frames, sampled and resized by the whole budget.
 
     Timestamps count from the start of the file, everything else from the start of the window.
     """
-    facts = measure(path, budget)
-    with playing(path, budget, facts) as player:
-        for numbers in compute_windows(facts.frame_count, window_size, remainder_threshold):
-            plan = plan_frames(facts, budget, Span(numbers.start / facts.fps, numbers.stop / facts.fps))
-            frames, timestamps = player.collect(plan.times, plan.size)
-            yield numbers, DecodedVideo(frames, tuple(timestamps), plan.frame_count, plan.seconds)
+    facts = player.measure(path, budget)
+    with player.playing(path, budget, facts) as playing:
+        for numbers in video.compute_windows(facts.frame_count, window_size, remainder_threshold):
+            plan = video.plan_frames(facts, budget, Span(numbers.start / facts.fps, numbers.stop / facts.fps))
+            frames, timestamps = playing.collect(plan.times, plan.size)
+            yield numbers, video.DecodedVideo(frames, tuple(timestamps), plan.frame_count, plan.seconds)
 
 
 def prompt_for(stage: str, prompt_variant: str, prompt_text: str | None) -> str:
@@ -111,8 +104,8 @@ class CaptionPreparationStage:
     prompt_variant: str = "default"
     prompt_text: str | None = None
     sampling_fps: float = 2.0
-    window_size: int = WINDOW_FRAMES
-    remainder_threshold: int = REMAINDER_FRAMES
+    window_size: int = video.WINDOW_FRAMES
+    remainder_threshold: int = video.REMAINDER_FRAMES
     #: Folder with the chat template; None for the hub.
     model_dir: str | None = None
     #: Budget per window; `sampling_fps` and the variant set its frame rate and token size.
@@ -139,8 +132,8 @@ class CaptionPreparationStage:
             file.write(clip.buffer or b"")
             file.flush()
             path = clip.source_video if clip.buffer is None else file.name
-            for numbers, video in load_windows(path, budget, self.window_size, self.remainder_threshold):
-                inputs = self.prompt_formatter.generate_inputs(prompt, video.for_vllm())
+            for numbers, decoded in load_windows(path, budget, self.window_size, self.remainder_threshold):
+                inputs = self.prompt_formatter.generate_inputs(prompt, decoded.for_vllm())
                 yield Window(numbers[0], numbers[-1], llm_inputs={self.model_variant: inputs})
 
 

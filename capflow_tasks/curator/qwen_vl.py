@@ -6,14 +6,14 @@ not modified, a missing stage-2 prompt is refused before stage 1 runs, and `on_e
 captions when one video fails. vLLM is imported by `setup`.
 """
 
+import importlib.util
+import json
 import logging
 import os
 import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -21,13 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capflow_tasks.curator import grouping
-from capflow_tasks.engine.weights import download_model_from_hf, has_all_weights
 from capflow_tasks.records import JsonObject
 
 logger = logging.getLogger(__name__)
 
 #: False also where a test puts None in place of the module.
-VLLM_AVAILABLE = bool(sys.modules.get("vllm") or find_spec("vllm"))
+VLLM_AVAILABLE = bool(sys.modules.get("vllm") or importlib.util.find_spec("vllm"))
 
 
 class _OnDemand:
@@ -42,7 +41,7 @@ class _OnDemand:
     def _load(self) -> Any:
         # vLLM reads its environment when it is imported
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        return getattr(import_module(self._library), self._name)
+        return getattr(importlib.import_module(self._library), self._name)
 
     def __call__(self, **arguments: Any) -> Any:
         return self._load()(**arguments)
@@ -206,9 +205,8 @@ class QwenVL(ModelInterface):
             raise ValueError(f"The input has no video, only a prompt: {video.get('prompt')!r:.200}.")
         colours = None if self.model_does_preprocess else _COLOURS[self.model_variant]
         ready = _complete_video(media.get("video"), colours)
-        if ready is media.get("video"):
-            return video
-        return {**video, "multi_modal_data": {**media, "video": ready}}
+        is_complete = ready is media.get("video")
+        return video if is_complete else {**video, "multi_modal_data": {**media, "video": ready}}
 
     def _add_caption(self, pair: tuple[JsonObject, str]) -> JsonObject:
         """Return the input of stage 2 for an input of stage 1 and its caption."""
@@ -345,6 +343,41 @@ def _download(model: str, model_dir: str, model_id: str, revision: str) -> None:
         return
     download_model_from_hf(model_id=model_id, local_dir=folder, revision=revision)
     logger.info(f"{model} weights downloaded to: {folder}")
+
+
+def download_model_from_hf(
+    model_id: str,
+    local_dir: str | Path,
+    ignore_patterns: list[str] | None = None,
+    filename: str | None = None,
+    revision: str | None = None,
+) -> None:
+    """Download a checkpoint, or one file of it, to `local_dir`, without the files already there."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    if filename is None:
+        snapshot_download(model_id, revision=revision, local_dir=local_dir, ignore_patterns=ignore_patterns)
+    elif ignore_patterns:
+        raise ValueError("ignore_patterns and filename exclude each other.")
+    else:
+        hf_hub_download(model_id, filename, revision=revision, local_dir=local_dir)
+
+
+def has_all_weights(folder: Path) -> bool:
+    """Check that every file of weights exists, by the index or, without one, by the file names."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        try:
+            names = {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return False  # the index is cut short: download it again
+    else:
+        names = {path.name for path in folder.glob("*.safetensors")}
+        for name in sorted(names):
+            if shard := re.fullmatch(r"(.+)-(\d+)-of-(\d+)\.safetensors", name):
+                stem, width, count = shard[1], len(shard[2]), shard[3]
+                names |= {f"{stem}-{i:0{width}d}-of-{count}.safetensors" for i in range(1, int(count) + 1)}
+    return bool(names) and all((folder / name).is_file() for name in names)
 
 
 def _attempt(step: Callable[[S], T], items: Mapping[int, S], on_error: OnError) -> dict[int, T]:

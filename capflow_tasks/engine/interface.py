@@ -14,7 +14,7 @@ Answer = Completion | SampleError
 
 
 class EngineState(StrEnum):
-    """Whether an engine can take requests."""
+    """Whether an engine can take requests; one without the attribute `state` is up once it has started."""
 
     LOADING = "loading"
     UP = "up"
@@ -40,17 +40,6 @@ class Engine(Protocol):
         A failed request yields its error in its place and does not affect the others. Raises EngineDead if
         the engine dies; the next call finds it rebuilt, or raises ServiceError.
         """
-
-
-def state_of(engine: Engine) -> EngineState:
-    """Return the state of a started engine; an engine without `state` is up."""
-    state: EngineState = getattr(engine, "state", EngineState.UP)
-    return state
-
-
-def cache_tokens_of(engine: Engine) -> int | None:
-    """Return the size of the engine's KV cache in tokens; None for an engine without `cache_tokens`."""
-    return getattr(engine, "cache_tokens", None)
 
 
 def build_engine(settings: Settings, model: str) -> Engine:

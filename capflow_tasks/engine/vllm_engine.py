@@ -12,24 +12,15 @@ from time import monotonic
 from typing import Any
 
 from transformers import AutoProcessor
-from vllm import SamplingParams
+from vllm import AsyncEngineArgs, SamplingParams
 from vllm import exceptions as vllm_exceptions
-from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from capflow_tasks import errors
 from capflow_tasks.engine.interface import Answer, EngineState
-from capflow_tasks.errors import (
-    EngineDead,
-    PromptTooLong,
-    RequestFailed,
-    RequestRefused,
-    RequestTimeout,
-    SampleError,
-    ServiceError,
-)
 from capflow_tasks.media.loader import Media, MediaLoader, Room, SentMedia
 from capflow_tasks.observe import metrics
 from capflow_tasks.records import Completion, Modality, Request
@@ -39,8 +30,6 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 log = logging.getLogger(__name__)
 
-#: One letter per domain; vLLM allows 20 log-probabilities by default.
-_MAX_CHOICES = 26
 #: How vLLM refuses a request: by ValueError up to 0.27, by its own class since.
 _REFUSALS = (ValueError, TypeError, getattr(vllm_exceptions, "VLLMClientError", ValueError))
 _TOO_LONG = re.compile(r"maximum (context|model) length|longer than the maximum")
@@ -60,6 +49,7 @@ class VllmEngine:
         self._loop = asyncio.new_event_loop()
         self._thread = Thread(target=self._loop.run_forever, name="engine", daemon=True)
         self._request_ids = itertools.count()
+        self._processor: Any = None
         self._llm: AsyncLLM | None = None
         self._rebuilding = Lock()
         self._sent = SentMedia()
@@ -71,12 +61,10 @@ class VllmEngine:
     def start(self) -> None:
         self._thread.start()
         try:
-            self._processor = AutoProcessor.from_pretrained(self.model)
             self._llm = self._run(self._load())
-        except Exception as error:
+        except errors.ServiceError:
             self.stop()
-            log.debug("loading %s failed", self.model, exc_info=True)
-            raise _load_failure(self.model, error) from error
+            raise
 
     def stop(self) -> None:
         if not self._thread.is_alive():
@@ -116,10 +104,7 @@ class VllmEngine:
                 log.warning("The engine of %s died and is being rebuilt.", self.model)
                 metrics.ENGINE_REBUILDS.labels(self.model).inc()
                 self._run(self._unload())
-                try:
-                    self._llm = self._run(self._load())
-                except Exception as error:
-                    raise _load_failure(self.model, error) from error
+                self._llm = self._run(self._load())
             return self._llm
 
     def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -127,7 +112,16 @@ class VllmEngine:
 
     async def _load(self) -> AsyncLLM:
         self._sent.clear()
-        return AsyncLLM.from_engine_args(AsyncEngineArgs(model=self.model, **self._engine_args))
+        try:
+            self._processor = self._processor or AutoProcessor.from_pretrained(self.model)
+            return AsyncLLM.from_engine_args(AsyncEngineArgs(model=self.model, **self._engine_args))
+        except Exception as error:
+            log.debug("loading %s failed", self.model, exc_info=True)
+            reason = [*str(error).strip().splitlines(), type(error).__name__][0]
+            raise errors.ServiceError(
+                f"the model {self.model!r} cannot be loaded: {reason}; "
+                "set CAPFLOW_MODEL to a model folder, or to a hub name that this machine can reach"
+            ) from error
 
     async def _unload(self) -> None:
         if self._llm is not None:
@@ -141,10 +135,10 @@ class VllmEngine:
         while not (await asyncio.wait([work], timeout=_CHECK_SECONDS))[0]:
             if llm.errored:
                 work.cancel()
-                raise EngineDead
+                raise errors.EngineDead
         answers = work.result()
         for answer in answers:
-            if isinstance(answer, BaseException) and not isinstance(answer, SampleError):
+            if isinstance(answer, BaseException) and not isinstance(answer, errors.SampleError):
                 raise answer
         return answers  # type: ignore[return-value]
 
@@ -158,27 +152,30 @@ class VllmEngine:
                 if started > self._answered_at:
                     # no request at all was answered in that time: the engine hangs
                     self._hung = llm
-                    raise EngineDead("the engine hangs") from error
-                raise RequestTimeout(f"no answer within {self._timeout_seconds:g} s") from error
+                    raise errors.EngineDead("the engine hangs") from error
+                raise errors.RequestTimeout(f"no answer within {self._timeout_seconds:g} s") from error
             except EngineDeadError as error:
-                raise EngineDead from error
-            except SampleError:
+                raise errors.EngineDead from error
+            except errors.SampleError:
                 raise
             except _REFUSALS as error:
-                kind = PromptTooLong if _TOO_LONG.search(str(error)) else RequestRefused
+                kind = errors.PromptTooLong if _TOO_LONG.search(str(error)) else errors.RequestRefused
                 raise kind(str(error)) from error
             except Exception as error:
                 # one request must not fail the batch that it came with
                 log.warning("A request failed.", exc_info=True)
                 cause = error.__cause__ or error
-                raise RequestFailed(f"the engine failed on this request: {cause!r}") from error
+                raise errors.RequestFailed(f"the engine failed on this request: {cause!r}") from error
             self._answered_at = monotonic()
             return completion_of(output, request, self._answered_at - started)
 
     async def _ask(self, llm: AsyncLLM, request: Request) -> Any:
         """Name the media that the engine already has; send their pixels again if it has dropped them."""
         text, sampling = self._text(request), sampling_params(request, self._max_answer_tokens)
-        room = self._room(llm, request, text, sampling)
+        room = None  # pictures are never reduced
+        if any(ref.kind is Modality.VIDEO for ref in request.media):
+            tokens = len(self._processor.tokenizer(text)["input_ids"])
+            room = Room(llm.model_config.max_model_len, tokens, sampling.max_tokens or 0)
         media = await self._media.load(request, room, self._sent)
         try:
             output = await self._complete(llm, prompt_of(text, media), sampling)
@@ -209,13 +206,6 @@ class VllmEngine:
         text: str = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return text
 
-    def _room(self, llm: AsyncLLM, request: Request, text: str, sampling: SamplingParams) -> Room | None:
-        """Return what is left for a video; None without one, as pictures are never reduced."""
-        if all(ref.kind is not Modality.VIDEO for ref in request.media):
-            return None
-        tokens = len(self._processor.tokenizer(text)["input_ids"])
-        return Room(llm.model_config.max_model_len, tokens, sampling.max_tokens or 0)
-
 
 def build(settings: Settings, model: str) -> VllmEngine:
     """Build the engine that `CAPFLOW_ENGINE=vllm` names."""
@@ -234,7 +224,8 @@ def engine_args(settings: Settings) -> dict[str, Any]:
         "limit_mm_per_prompt": {"image": settings.max_images, "video": 1},
         # without this a model may fill a JSON answer with blanks until it is cut off
         "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
-        "max_logprobs": _MAX_CHOICES,
+        # one letter per domain; vLLM allows 20 log-probabilities by default
+        "max_logprobs": 26,
         "enable_prefix_caching": True,
         # statistics only feed vLLM's own metrics
         "disable_log_stats": settings.metrics_port is None,
@@ -281,8 +272,12 @@ def prompt_of(text: str, media: Sequence[Media]) -> dict[str, Any]:
 
 
 def completion_of(output: Any, request: Request, seconds: float) -> Completion:
-    """Translate vLLM's finished output."""
+    """Translate vLLM's finished output; a choice's probability is that of its letter as the first token."""
     answer = output.outputs[0]
+    first = answer.logprobs[0].values() if request.choices else ()
+    found = {entry.decoded_token.strip(): exp(entry.logprob) for entry in first}
+    allowed = {choice: found.get(choice, 0.0) for choice in request.choices}
+    total = sum(allowed.values())
     return Completion(
         text=answer.text,
         prompt_tokens=len(output.prompt_token_ids),
@@ -290,23 +285,5 @@ def completion_of(output: Any, request: Request, seconds: float) -> Completion:
         completion_tokens=len(answer.token_ids),
         finish_reason=answer.finish_reason or "",
         seconds=seconds,
-        probabilities=_probabilities(answer.logprobs, request.choices),
-    )
-
-
-def _probabilities(logprobs: Any, choices: Sequence[str]) -> dict[str, float]:
-    """Return the probability of each choice as the first token, summing to 1."""
-    if not choices:
-        return {}
-    found = {entry.decoded_token.strip(): exp(entry.logprob) for entry in logprobs[0].values()}
-    allowed = {choice: found.get(choice, 0.0) for choice in choices}
-    total = sum(allowed.values())
-    return {choice: value / total for choice, value in allowed.items()}
-
-
-def _load_failure(model: str, error: Exception) -> ServiceError:
-    reason = str(error).strip().splitlines()
-    return ServiceError(
-        f"the model {model!r} cannot be loaded: {reason[0] if reason else type(error).__name__}; "
-        "set CAPFLOW_MODEL to a model folder, or to a hub name that this machine can reach"
+        probabilities={choice: value / total for choice, value in allowed.items()},
     )

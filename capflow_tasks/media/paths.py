@@ -8,33 +8,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from capflow_tasks.errors import (
-    BadEntry,
-    MediaCorrupt,
-    MediaMissing,
-    MediaOutsideRoot,
-    MediaTooLarge,
-    MediaUnreadable,
-    MediaUnsupported,
-    SampleError,
-)
+from capflow_tasks import errors
 
 
 def resolve_media(root: str, relative: str) -> str:
     """Return the absolute path, links resolved, of an existing file inside `root`. Raises SampleError."""
     if not isinstance(relative, str) or not relative.strip() or "\0" in relative:
-        raise BadEntry(f"A media path must be a non-empty string without NUL, not {relative!r:.80}.")
+        raise errors.BadEntry(f"A media path must be a non-empty string without NUL, not {relative!r:.80}.")
     if re.match(r"([a-z][a-z0-9+.-]*://|data:)", relative, re.IGNORECASE):
-        raise MediaUnsupported(f"Remote media is off: copy {relative:.200} below the root and give its path.")
+        raise errors.MediaUnsupported(
+            f"Remote media is off: copy {relative:.200} below the root and give its path."
+        )
     try:
         real_root = Path(root or "/").resolve()
         path = (real_root / relative).resolve()
     except RuntimeError as error:  # Python 3.11 and 3.12, for a loop of links
-        raise MediaMissing(f"{relative:.500} is a link that leads back to itself.") from error
+        raise errors.MediaMissing(f"{relative:.500} is a link that leads back to itself.") from error
     except UnicodeEncodeError as error:
-        raise BadEntry(f"The media path {relative!r:.200} names no file: {error.reason}.") from error
+        raise errors.BadEntry(f"The media path {relative!r:.200} names no file: {error.reason}.") from error
     if not path.is_relative_to(real_root):
-        raise MediaOutsideRoot(f"The media path {relative!r:.200} leads to {path}, outside {real_root}.")
+        raise errors.MediaOutsideRoot(
+            f"The media path {relative!r:.200} leads to {path}, outside {real_root}."
+        )
     with file_errors(str(path)):
         path.stat()
     return str(path)
@@ -46,15 +41,15 @@ def file_errors(path: str) -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        raise MediaTooLarge(f"{path} needs more memory than there is.") from error
+        raise errors.MediaTooLarge(f"{path} needs more memory than there is.") from error
     except OSError as error:
         if error.errno is None:  # raised by Pillow: about the file's content, not the disk
-            raise MediaCorrupt(f"{path} is damaged or cut short: {error}.") from error
+            raise errors.MediaCorrupt(f"{path} is damaged or cut short: {error}.") from error
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
-            raise MediaMissing(f"{path} does not exist.") from error
+            raise errors.MediaMissing(f"{path} does not exist.") from error
         if error.errno == errno.ENOMEM:
-            raise MediaTooLarge(f"{path} needs more memory than there is.") from error
-        raise MediaUnreadable(f"{path} could not be read: {error.strerror}.") from error
+            raise errors.MediaTooLarge(f"{path} needs more memory than there is.") from error
+        raise errors.MediaUnreadable(f"{path} could not be read: {error.strerror}.") from error
 
 
 def check_file(path: str, max_bytes: int) -> os.stat_result:
@@ -63,11 +58,11 @@ def check_file(path: str, max_bytes: int) -> os.stat_result:
         found = Path(path).stat()
     if not stat.S_ISREG(found.st_mode):
         what = "a folder" if stat.S_ISDIR(found.st_mode) else "not a plain file"
-        raise MediaUnsupported(f"{path} is {what}.")
+        raise errors.MediaUnsupported(f"{path} is {what}.")
     if found.st_size == 0:
-        raise MediaCorrupt(f"{path} is empty: zero bytes.")
+        raise errors.MediaCorrupt(f"{path} is empty: zero bytes.")
     if found.st_size > max_bytes:
-        raise MediaTooLarge(f"{path} has {found.st_size:,} bytes; the limit is {max_bytes:,}.")
+        raise errors.MediaTooLarge(f"{path} has {found.st_size:,} bytes; the limit is {max_bytes:,}.")
     return found
 
 
@@ -98,7 +93,7 @@ _SIGNATURES = (
 )
 
 
-def unrecognised(path: str, wanted: str) -> SampleError:
+def unrecognised(path: str, wanted: str) -> errors.SampleError:
     """Return the error for a file that no decoder recognised; `wanted` is "picture" or "video"."""
     with file_errors(path), Path(path).open("rb") as file:
         head = file.read(4096)
@@ -111,5 +106,5 @@ def unrecognised(path: str, wanted: str) -> SampleError:
         control_bytes = set(range(32)) - set(b"\t\n\f\r\x1b")
         found = "unknown data" if control_bytes.intersection(head) else "text"
     if found.endswith(wanted):
-        return MediaCorrupt(f"{path} begins as {found}, but is damaged or cut short.")
-    return MediaUnsupported(f"{path} holds {found}, not a {wanted} that can be decoded here.")
+        return errors.MediaCorrupt(f"{path} begins as {found}, but is damaged or cut short.")
+    return errors.MediaUnsupported(f"{path} holds {found}, not a {wanted} that can be decoded here.")

@@ -13,7 +13,6 @@ from typing import Any, cast
 import av
 import numpy as np
 from av import Packet, VideoFrame, VideoStream
-from av.container import InputContainer
 from numpy.typing import NDArray
 
 from capflow_tasks.errors import MediaCorrupt, MediaUnreadable, MediaUnsupported
@@ -50,7 +49,7 @@ class VideoSource:
     """An open file and its video stream."""
 
     path: str
-    container: InputContainer
+    container: av.container.InputContainer
     stream: VideoStream
     #: When decoding times out, on the monotonic clock.
     deadline: float
@@ -96,7 +95,7 @@ def open_video(path: str, budget: MediaBudget, deadline: float) -> Iterator[Vide
             raise unrecognised(path, "video") from error
 
 
-def _video_stream(container: InputContainer, path: str, budget: MediaBudget) -> VideoStream:
+def _video_stream(container: av.container.InputContainer, path: str, budget: MediaBudget) -> VideoStream:
     cover = av.stream.Disposition.attached_pic
     stream = next((stream for stream in container.streams.video if not stream.disposition & cover), None)
     if stream is None:

@@ -137,12 +137,12 @@ def compute_windows(
     return [range(start, end) for start, end in pairwise([*starts, total_frames])]
 
 
+@dataclass(frozen=True, slots=True)
 class Windows:
     """Cuts long video files into windows."""
 
-    def __init__(self, budget: MediaBudget, reader: VideoReader) -> None:
-        self._budget = budget
-        self._reader = reader
+    budget: MediaBudget
+    reader: VideoReader
 
     def of(self, path: str, changes: Mapping[str, float]) -> tuple[Span, ...]:
         """Return the windows in order, or none for a short video. Raises RetryableSampleError.
@@ -150,10 +150,10 @@ class Windows:
         `changes` are the domain's to the media budget.
         """
         try:
-            facts = self._reader.measure(path, self._budget)
+            facts = self.reader.measure(path, self.budget)
         except FatalSampleError:
             return ()  # raised again when the file is loaded
-        budget = self._budget.overridden_by(changes)
+        budget = self.budget.overridden_by(changes)
         fps = min(budget.fps, facts.fps)
         sampled = int(facts.seconds * fps + 1e-6)
         size = max(budget.window_frames, -(-sampled // budget.max_windows))

@@ -4,32 +4,29 @@ import json
 import logging
 import os
 import sys
+import traceback
 from datetime import UTC, datetime
 from pathlib import Path
-from traceback import format_exception
-from types import TracebackType
 from typing import Any
 
 from celery import signals
 
 from capflow_tasks.errors import redacted
-from capflow_tasks.records import JsonObject
 from capflow_tasks.settings import Settings
 
 #: Answers of the model. Off by its level, since vLLM enables loggers that are merely disabled.
 texts_log = logging.getLogger("capflow_tasks.texts")
-_OFF = logging.CRITICAL + 1
-texts_log.setLevel(_OFF)
+texts_log.setLevel(logging.CRITICAL + 1)
 
 
 def log_texts(is_wanted: bool) -> None:
     """Log the model's answers, or do not."""
-    texts_log.setLevel(logging.INFO if is_wanted else _OFF)
+    texts_log.setLevel(logging.INFO if is_wanted else logging.CRITICAL + 1)
 
 
-def print_redacted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def print_redacted(*exception: Any) -> None:
     """Print a traceback as `sys.excepthook` does, passwords redacted."""
-    print(redacted("".join(format_exception(kind, error, trace))), end="", file=sys.stderr)
+    print(redacted("".join(traceback.format_exception(*exception))), end="", file=sys.stderr)
 
 
 class RedactingFormatter(logging.Formatter):
@@ -44,10 +41,13 @@ class RedactingFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """Formats a record as one JSON object, with the record's `facts` as keys."""
+    """Formats a record as one JSON object, with the record's `facts` as keys; passwords are redacted.
+
+    `vllm_logging.json` names it, so that vLLM's processes log as the worker does.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
-        line: JsonObject = {
+        line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
@@ -56,18 +56,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
-
-
-def json_formatter() -> logging.Formatter:
-    """Build the formatter that `vllm_logging.json` names, so that vLLM's processes log as the worker does."""
-    return RedactingFormatter(JsonFormatter())
-
-
-#: Loggers of Celery that write two lines per stage, which say less than ours.
-_NOISY = ("celery.worker.strategy", "celery.app.trace")
-
-_VLLM_AS_JSON = Path(__file__).with_name("vllm_logging.json")
+        return redacted(json.dumps(line, ensure_ascii=False, default=str))
 
 
 def install(settings: Settings) -> None:
@@ -77,9 +66,11 @@ def install(settings: Settings) -> None:
     def adapt(logger: logging.Logger, loglevel: int, **_: Any) -> None:
         for handler in logger.handlers:
             plain = RedactingFormatter(handler.formatter or logging.Formatter())
-            handler.setFormatter(json_formatter() if is_json else plain)
-        for name in _NOISY if loglevel > logging.DEBUG else ():
-            logging.getLogger(name).setLevel(logging.WARNING)
+            handler.setFormatter(JsonFormatter() if is_json else plain)
+        if loglevel > logging.DEBUG:
+            # They write two lines per stage, which say less than ours.
+            for name in ("celery.worker.strategy", "celery.app.trace"):
+                logging.getLogger(name).setLevel(logging.WARNING)
 
     signals.after_setup_logger.connect(adapt, weak=False)
     signals.after_setup_task_logger.connect(adapt, weak=False)
@@ -88,4 +79,5 @@ def install(settings: Settings) -> None:
     log_texts(settings.log_text)
     sys.excepthook = print_redacted
     if is_json:
-        os.environ.setdefault("VLLM_LOGGING_CONFIG_PATH", str(_VLLM_AS_JSON))
+        config = Path(__file__).with_name("vllm_logging.json")
+        os.environ.setdefault("VLLM_LOGGING_CONFIG_PATH", str(config))

@@ -5,9 +5,6 @@ to this process, so Prometheus' multiprocess mode is not needed. With several mo
 the metrics of the model loaded last.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-
 import psutil
 from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 
@@ -67,25 +64,10 @@ MEMORY = Gauge(
 MEMORY_LIMIT = Gauge("capflow_memory_limit_bytes", "CAPFLOW_MAX_RSS_MIB in bytes; 0 for no limit.")
 
 
-def count_end(stage: Stage, how: str) -> None:
-    """Count a stage that ended in one of the STAGE_ENDS."""
-    STAGES.labels(stage, how).inc()
-
-
-@contextmanager
-def requests_in_flight(stage: Stage, number: int) -> Iterator[None]:
-    gauge = REQUESTS_IN_FLIGHT.labels(stage)
-    gauge.inc(number)
-    try:
-        yield
-    finally:
-        gauge.dec(number)
-
-
-def start_at_zero(stages: Iterable[Stage]) -> None:
-    """Create the series of these stages at 0, since Prometheus sees no increase in one that starts at 1."""
+def start_at_zero() -> None:
+    """Create the series of all stages at 0, since Prometheus sees no increase in one that starts at 1."""
     counters = (SAMPLES, PROMPT_TOKENS, CACHED_TOKENS, COMPLETION_TOKENS)
-    for stage in stages:
+    for stage in Stage:
         for counter in (*counters, STAGE_SECONDS, BATCHES_IN_FLIGHT, REQUESTS_IN_FLIGHT):
             counter.labels(stage)
         for how in STAGE_ENDS:
@@ -93,13 +75,10 @@ def start_at_zero(stages: Iterable[Stage]) -> None:
 
 
 def watch_memory(limit_mib: int | None) -> None:
-    MEMORY.labels("worker").set_function(lambda: psutil.Process().memory_info().rss)
-    MEMORY.labels("children").set_function(_children_bytes)
+    worker = psutil.Process()
+    MEMORY.labels("worker").set_function(lambda: _resident_bytes(worker))
+    MEMORY.labels("children").set_function(lambda: sum(map(_resident_bytes, worker.children(recursive=True))))
     MEMORY_LIMIT.set((limit_mib or 0) * 2**20)
-
-
-def _children_bytes() -> int:
-    return sum(map(_resident_bytes, psutil.Process().children(recursive=True)))
 
 
 def _resident_bytes(process: psutil.Process) -> int:

@@ -1,18 +1,16 @@
 """Serves pages such as metrics and probes over HTTP, in threads of its own."""
 
+import http.server
 import logging
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
 from threading import Thread
 from typing import Any
 from urllib.parse import urlsplit
 
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, generate_latest
 
 from capflow_tasks.errors import SettingsError
 
@@ -25,7 +23,7 @@ class Page:
 
     body: bytes
     content_type: str
-    status: HTTPStatus = HTTPStatus.OK
+    status: http.HTTPStatus = http.HTTPStatus.OK
 
 
 MakePage = Callable[[], Page]
@@ -43,45 +41,42 @@ def metrics_page(registry: CollectorRegistry) -> MakePage:
     return lambda: Page(generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4)
 
 
-class WebPages:
-    """A server that runs from its construction until it is stopped."""
+class WebPages(ThreadingTCPServer):
+    """A server that runs from its construction until it is stopped.
+
+    Not an HTTPServer, which asks DNS for this host's name, for seconds at times.
+    """
+
+    allow_reuse_address = True
+    daemon_threads = True
 
     def __init__(self, host: str, port: int, pages: Mapping[str, MakePage]) -> None:
         """Serve `pages` by path; port 0 takes any free port. Raises SettingsError when the port is taken."""
+        self.pages = pages
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            self._server = _Server(host, port, pages)
+            super().__init__((host, port), _Handler)
         except OSError as error:
             raise SettingsError(
                 f"port {port} of {host} cannot be served: {error.strerror or error}; "
                 "give each process on a host a port of its own, or 0 for any free one"
             ) from error
-        self.port: int = self._server.server_address[1]
-        Thread(target=self._server.serve_forever, name="pages", daemon=True).start()
+        self.port: int = self.server_address[1]
+        Thread(target=self.serve_forever, name="pages", daemon=True).start()
         facts = {"event": "serving", "port": self.port}
         log.info("%s on port %s of %s", ", ".join(pages), self.port, host, extra={"facts": facts})
 
     def stop(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
-class _Server(ThreadingTCPServer):
-    # Not an HTTPServer, which asks DNS for this host's name, for seconds at times.
-    allow_reuse_address = True
-    daemon_threads = True
-
-    def __init__(self, host: str, port: int, pages: Mapping[str, MakePage]) -> None:
-        self.pages = pages
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        super().__init__((host, port), _Handler)
+        self.shutdown()
+        self.server_close()
 
     def handle_error(self, *_: Any) -> None:
         # A client that disconnects early is not an error.
         log.debug("a page was not served", exc_info=True)
 
 
-class _Handler(BaseHTTPRequestHandler):
-    server: _Server
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: WebPages
     server_version, sys_version = "capflow", ""
     #: For a client that connects and sends nothing, seconds.
     timeout = 10
@@ -89,7 +84,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         make = self.server.pages.get(urlsplit(self.path).path)
         text = f"not found; the pages are {' '.join(self.server.pages)}\n"
-        page = make() if make else Page(text.encode(), "text/plain", HTTPStatus.NOT_FOUND)
+        page = make() if make else Page(text.encode(), "text/plain", http.HTTPStatus.NOT_FOUND)
         self.send_response(page.status)
         self.send_header("Content-Type", page.content_type)
         self.send_header("Content-Length", str(len(page.body)))

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from capflow_tasks.errors import redacted
-from capflow_tasks.observe.logs import RedactingFormatter, json_formatter
+from capflow_tasks.observe.logs import JsonFormatter, RedactingFormatter
 
 
 def a_record(message: str, error: Exception | None = None, **extra: object) -> logging.LogRecord:
@@ -44,11 +44,11 @@ def test_a_traceback_hides_passwords_too() -> None:
     plain = RedactingFormatter(logging.Formatter("%(message)s")).format(record)
 
     assert "ConnectionError: postgresql://capflow:***@db/capflow is away" in plain
-    assert "s3cret" not in plain + json_formatter().format(record)
+    assert "s3cret" not in plain + JsonFormatter().format(record)
 
 
 def test_a_json_line_holds_the_record_and_its_facts() -> None:
-    line = json.loads(json_formatter().format(a_record("größer\nals", facts={"batch": 7, "seconds": 0.5})))
+    line = json.loads(JsonFormatter().format(a_record("größer\nals", facts={"batch": 7, "seconds": 0.5})))
 
     assert line.pop("time").endswith("+00:00")
     assert line == {

@@ -114,7 +114,7 @@ def test_what_the_engine_has_is_named_and_not_read_again(
 def test_pictures_beside_a_video_are_counted(loader: MediaLoader, film: MediaRef, picture: MediaRef) -> None:
     room = Room(model=2048, text=500, answer=512)
     loaded = load(loader, request(film, picture), room)
-    assert sum(each.tokens for each in loaded) <= room.left
+    assert sum(each.tokens for each in loaded) <= room.model - room.text - room.answer
 
 
 def test_a_prompt_that_leaves_no_room_says_so_in_numbers(loader: MediaLoader, film: MediaRef) -> None:

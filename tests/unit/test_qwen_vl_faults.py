@@ -14,8 +14,13 @@ import numpy as np
 import pytest
 
 from capflow_tasks.curator import qwen_vl
-from capflow_tasks.curator.qwen_vl import CLIP_COLOURS, EVEN_COLOURS, QwenVL
-from capflow_tasks.engine.weights import download_model_from_hf, has_all_weights
+from capflow_tasks.curator.qwen_vl import (
+    CLIP_COLOURS,
+    EVEN_COLOURS,
+    QwenVL,
+    download_model_from_hf,
+    has_all_weights,
+)
 
 HEAD = "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>"
 TAIL = "<|im_end|>\n<|im_start|>assistant\n"
