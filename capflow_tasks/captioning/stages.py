@@ -1,93 +1,29 @@
-"""Runs a stage of a batch: claim it, keep its lease, ask the engine, write the outcomes. Knows no Celery."""
+"""Runs a stage of a batch: claim it, ask the engine, write the outcomes. Knows nothing of Celery."""
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from threading import Condition, Event, Lock, Thread
 from time import monotonic
 
 import tenacity
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import OperationalError
 
+from capflow_tasks.captioning.admission import BatchLimit, SharedOrAlone
 from capflow_tasks.captioning.conversation import Conversation
+from capflow_tasks.captioning.heartbeat import Heartbeat
 from capflow_tasks.domains.catalogue import Catalogue
 from capflow_tasks.engine.interface import Engine
 from capflow_tasks.errors import EngineDead, Quarantined, ServiceError
 from capflow_tasks.media.video import Windows
 from capflow_tasks.observe import logs, metrics
-from capflow_tasks.records import Result, Stage
+from capflow_tasks.records import Stage
 from capflow_tasks.settings import Settings
-from capflow_tasks.store.claims import BatchStore, NotClaimed, WorkerStore
+from capflow_tasks.store.claims import BatchStore, NotClaimed
 from capflow_tasks.store.states import Claim, Outcome, PendingSample, RetryPolicy, stage_after
 
 log = logging.getLogger(__name__)
-
-
-class Heartbeat:
-    """A thread that extends the leases of the batches inside `beating_for`, three times per lease."""
-
-    def __init__(self, store: WorkerStore, owner: str, lease_seconds: float) -> None:
-        self.owner = owner
-        self._store = store
-        self._lease_seconds = lease_seconds
-        #: Counted, since two copies of a message may run one batch.
-        self._batch_ids: Counter[int] = Counter()
-        self._lock = Lock()
-        self._beaten_at = float("-inf")
-        self._stopping = Event()
-        self._thread = Thread(target=self._beat_until_stopped, name="heartbeat", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stopping.set()
-        self._thread.join()
-        self.resign()
-
-    def resign(self) -> None:
-        """Give back every batch that this owner holds."""
-        try:
-            self._store.resign(self.owner)
-        except SQLAlchemyError as error:
-            log.warning("leases are not given back and will run out: %s", error)
-
-    @property
-    def age_seconds(self) -> float:
-        """Time since a beat reached the database."""
-        return monotonic() - self._beaten_at
-
-    @property
-    def is_fresh(self) -> bool:
-        """Whether this worker's leases still hold."""
-        return self.age_seconds < self._lease_seconds
-
-    @contextmanager
-    def beating_for(self, batch_id: int) -> Iterator[None]:
-        with self._lock:
-            self._batch_ids[batch_id] += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._batch_ids[batch_id] -= 1
-                self._batch_ids += Counter()
-
-    def _beat_until_stopped(self) -> None:
-        while True:
-            with self._lock:
-                batch_ids = sorted(self._batch_ids)
-            try:
-                self._store.beat(self.owner, batch_ids, self._lease_seconds)
-                self._beaten_at = monotonic()
-            except SQLAlchemyError as error:
-                # The next beat may succeed; a worker whose lease ran out meanwhile writes nothing.
-                log.warning("leases are not extended: %s", error)
-            if self._stopping.wait(self._lease_seconds / 3):
-                return
 
 
 class NotFinished(StrEnum):
@@ -299,66 +235,3 @@ def log_stage(summary: StageSummary, outcomes: Sequence[Outcome]) -> None:
         for outcome in outcomes:
             for result in outcome.results:
                 logs.texts_log.info("sample %s %s says: %s", outcome.sample_id, result.agent, result.text)
-
-
-class SharedOrAlone:
-    """A lock that many threads share or one holds alone, so that a dead engine has one suspect.
-
-    A thread that waits to be alone goes before threads that come later.
-    """
-
-    def __init__(self) -> None:
-        self._changed = Condition()
-        self._shared = 0
-        self._is_alone = False
-        self._waiting_alone = 0
-
-    @contextmanager
-    def hold(self, *, alone: bool) -> Iterator[None]:
-        with self._changed:
-            self._waiting_alone += alone
-            self._changed.wait_for(
-                lambda: not self._is_alone and not (self._shared if alone else self._waiting_alone)
-            )
-            self._waiting_alone -= alone
-            self._is_alone = alone
-            self._shared += not alone
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._is_alone = False
-                self._shared -= not alone
-                self._changed.notify_all()
-
-
-class BatchLimit:
-    """Limits open batches to those whose prefixes fit the engine's cache. Thread-safe."""
-
-    def __init__(self, cache_tokens: int | None) -> None:
-        #: Tokens that the engine's cache holds; None for an engine without a limit.
-        self._cache_tokens = cache_tokens
-        self._lock = Lock()
-        #: Mean cost of the batches so far, in which the newest has a weight of 0.2; None before the first.
-        self._batch_tokens: float | None = None
-
-    def limit(self, most: int) -> int:
-        """Return how many batches may be open: at least 1, and `most` until a batch's cost is known."""
-        if self._cache_tokens is None or not self._batch_tokens:
-            return most
-        # A tenth of the cache is for answers in progress.
-        return max(1, min(most, int(self._cache_tokens * 0.9 / self._batch_tokens)))
-
-    def observe(self, samples: Iterable[Sequence[Result]]) -> None:
-        """Learn from one batch's results of one stage, by sample."""
-        tokens = 0
-        for results in filter(None, samples):
-            # A sample's shared prefix is in the cache once, with the rest of each call.
-            prompts = [result.prompt_tokens for result in results]
-            tokens += sum(prompts) - (len(prompts) - 1) * min(prompts)
-            tokens += sum(result.completion_tokens for result in results)
-        if not tokens:
-            return
-        with self._lock:
-            known = self._batch_tokens or tokens
-            self._batch_tokens = known + (tokens - known) * 0.2

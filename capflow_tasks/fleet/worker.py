@@ -26,7 +26,8 @@ from celery.worker import state as worker_state
 from prometheus_client import REGISTRY
 
 from capflow_tasks import errors
-from capflow_tasks.captioning.stages import Heartbeat, StageRunner, StageSummary
+from capflow_tasks.captioning.heartbeat import Heartbeat
+from capflow_tasks.captioning.stages import StageRunner, StageSummary
 from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.engine.interface import Engine, EngineState, build_engine
 from capflow_tasks.fleet.application import is_stopping, shared_queue, task_name

@@ -12,7 +12,8 @@ import pytest
 from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import OperationalError
 
-from capflow_tasks.captioning.stages import Heartbeat, NotFinished, StageRunner, StageSummary
+from capflow_tasks.captioning.heartbeat import Heartbeat
+from capflow_tasks.captioning.stages import NotFinished, StageRunner, StageSummary
 from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.engine.interface import Answer
 from capflow_tasks.errors import EngineDead, MediaCorrupt

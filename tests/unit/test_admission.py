@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from capflow_tasks.captioning.stages import BatchLimit
+from capflow_tasks.captioning.admission import BatchLimit
 from capflow_tasks.records import Result, Stage
 
 

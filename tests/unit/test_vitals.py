@@ -9,7 +9,7 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
-from capflow_tasks.captioning.stages import Heartbeat
+from capflow_tasks.captioning.heartbeat import Heartbeat
 from capflow_tasks.engine.interface import EngineState
 from capflow_tasks.errors import SettingsError
 from capflow_tasks.fleet import worker as module
