@@ -7,7 +7,6 @@ should have a message in the broker and two checks in a row find none.
 import logging
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from time import monotonic
 from typing import Any
 from uuid import uuid4
@@ -22,6 +21,7 @@ from sqlalchemy import Engine
 from capflow_tasks.errors import ServiceError
 from capflow_tasks.fleet.application import RANK_HEADER, task_name
 from capflow_tasks.records import Stage
+from capflow_tasks.settings import Settings
 from capflow_tasks.store.claims import WorkerStore
 from capflow_tasks.store.runs import RunStore
 from capflow_tasks.store.states import ReadyBatch, stages_from
@@ -32,16 +32,6 @@ log = logging.getLogger(__name__)
 CHECK_SECONDS = 2.0
 #: Batches published in one transaction, at most.
 _PUBLISH_CHUNK = 256
-
-
-@dataclass(frozen=True, slots=True)
-class HeldBatches:
-    """Ids of the batches that have a message in the broker."""
-
-    #: In a queue.
-    waiting: set[int]
-    #: Taken by a worker that has not acknowledged it; the worker may have died.
-    delivered: set[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +63,8 @@ class Broker:
 
     def publish(self, batch: ReadyBatch) -> None:
         """Send the stages that are left of the batch's chain."""
-        chain(*map(partial(self._task, batch), stages_from(batch.next_stage, batch.stages))).apply_async()
+        stages = stages_from(batch.next_stage, batch.stages)
+        chain(*(self._task(batch, stage) for stage in stages)).apply_async()
 
     def _task(self, batch: ReadyBatch, stage: Stage) -> Signature[Any]:
         # The task's id names the batch, for people in Flower and for `held_batches`.
@@ -88,18 +79,21 @@ class Broker:
             headers={} if batch.pinned_to is None else {RANK_HEADER: batch.pinned_to},
         )
 
-    def held_batches(self) -> HeldBatches | None:
-        """Find the batches that have a message in the broker; None while it is away."""
+    def held_batches(self) -> tuple[set[int], set[int]] | None:
+        """Find the batches whose message waits in a queue, and those whose message a worker has taken.
+
+        A taken message is not acknowledged yet; its worker may have died. None while the broker is away.
+        """
         with self._app.connection_for_read() as connection:
             try:
                 channel: Any = connection.default_channel
                 waiting = [
                     message for key in _lists(channel) for message in channel.client.lrange(key, 0, -1)
                 ]
-                delivered = [loads(entry)[0] for entry in channel.client.hvals(channel.unacked_key)]
+                taken = [loads(entry)[0] for entry in channel.client.hvals(channel.unacked_key)]
             except (RedisError, OperationalError):
                 return None
-        return HeldBatches(_batch_ids(map(loads, waiting)), _batch_ids(delivered))
+        return _batch_ids(map(loads, waiting)), _batch_ids(taken)
 
     def lengths(self) -> QueueLengths | None:
         """Count the messages that wait and those that workers hold; None while the broker is away."""
@@ -123,56 +117,48 @@ class Broker:
                 worker_direct(node)(connection.default_channel).purge()
 
 
-def publish_ready(runs: RunStore, broker: Broker, queue_seconds: float, run_id: int | None = None) -> None:
-    """Publish every batch that is ready, of one run or of all."""
-    while True:
-        with runs.publishing(_PUBLISH_CHUNK, queue_seconds, run_id) as ready:
-            for batch in ready:
-                broker.publish(batch)
-        if len(ready) < _PUBLISH_CHUNK:
-            return
+class Dispatcher:
+    """Sends the batches of one run, or of all; any number of dispatchers may work at once."""
 
-
-class Reconciler:
-    """Finds lost batches of one run, or of all; any number of reconcilers may work at once."""
-
-    def __init__(
-        self, engine: Engine, broker: Broker, lease_seconds: float, run_id: int | None = None
-    ) -> None:
+    def __init__(self, engine: Engine, broker: Broker, settings: Settings, run_id: int | None = None) -> None:
         self._runs = RunStore(engine)
         self._workers = WorkerStore(engine)
         self._broker = broker
-        self._lease_seconds = lease_seconds
+        self._settings = settings
         self._run_id = run_id
         #: Since when no message of a queued batch has waited in the broker.
         self._silent_since: dict[int, float] = {}
         self._checked_at = -CHECK_SECONDS
 
-    def reconcile(self) -> int:
-        """Make lost batches ready and return their number; no-op right after the last check."""
-        if monotonic() - self._checked_at < CHECK_SECONDS:
-            return 0
-        self._checked_at = monotonic()
-        self._broker.drop_queues_of(self._workers.remove_silent(2 * self._lease_seconds))
-        lost = self._runs.requeue_stale(self._run_id) + self._requeue_missing()
-        if lost:
-            batches = "1 batch was lost and is" if lost == 1 else f"{lost} batches were lost and are"
-            log.warning("%s sent again", batches)
-        return lost
+    def send(self) -> None:
+        """Publish every batch that is ready, after making lost ones ready again when a check is due."""
+        if monotonic() - self._checked_at >= CHECK_SECONDS:
+            self._checked_at = monotonic()
+            self._broker.drop_queues_of(self._workers.remove_silent(2 * self._settings.lease_seconds))
+            if lost := self._runs.requeue_stale(self._run_id) + self._requeue_missing():
+                batches = "1 batch was lost and is" if lost == 1 else f"{lost} batches were lost and are"
+                log.warning("%s sent again", batches)
+        is_more = True
+        while is_more:
+            with self._runs.publishing(_PUBLISH_CHUNK, self._settings.queue_seconds, self._run_id) as ready:
+                for batch in ready:
+                    self._broker.publish(batch)
+            is_more = len(ready) == _PUBLISH_CHUNK
 
     def _requeue_missing(self) -> int:
         queued = self._runs.queued(self._run_id)
-        held = self._broker.held_batches() if queued else HeldBatches(set(), set())
+        held = self._broker.held_batches() if queued else (set(), set())
         if held is None:
             # The broker is away: nobody knows what it holds.
             return 0
+        waiting, taken = held
         now = monotonic()
-        self._silent_since = {each: self._silent_since.get(each, now) for each in queued - held.waiting}
+        self._silent_since = {each: self._silent_since.get(each, now) for each in queued - waiting}
         gone = {
             each
             for each, since in self._silent_since.items()
             # A delivered message starts its batch at once, unless its worker dies before that.
-            if now - since >= (self._lease_seconds if each in held.delivered else CHECK_SECONDS)
+            if now - since >= (self._settings.lease_seconds if each in taken else CHECK_SECONDS)
         }
         for each in gone:
             del self._silent_since[each]

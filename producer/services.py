@@ -15,35 +15,10 @@ from typing import TypeVar
 from kombu.exceptions import OperationalError as BrokerAway
 from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError, ProgrammingError
-from tenacity import (
-    RetryCallState,
-    RetryError,
-    Retrying,
-    retry_if_exception_type,
-    sleep_using_event,
-    stop_when_event_set,
-    wait_fixed,
-)
 
-from capflow_tasks.errors import (
-    EXIT_SERVICE,
-    EXIT_USAGE,
-    WORKER_ERROR_MARK,
-    ServiceError,
-    SettingsError,
-    UserError,
-)
+from capflow_tasks.errors import WORKER_ERROR_MARK, ServiceError, SettingsError, UserError
+from capflow_tasks.fleet import embedded
 from capflow_tasks.fleet.application import make_app, queue_of_rank
-from capflow_tasks.fleet.embedded import (
-    Services,
-    announce,
-    database_url,
-    embedded_postgres,
-    embedded_redis,
-    open_log,
-    running_services,
-    sole_use,
-)
 from capflow_tasks.lifeline import die_with_parent
 from capflow_tasks.settings import Settings
 from capflow_tasks.store.database import connect, unreachable, upgrade
@@ -71,7 +46,7 @@ class Fleet:
     """The services of a run, reached; its workers are the fleet's own or an embedded one."""
 
     settings: Settings
-    services: Services
+    services: embedded.Services
     engine: Engine
     broker: Broker
 
@@ -88,11 +63,11 @@ def reach_fleet(settings: Settings) -> Iterator[Fleet]:
 
 
 @contextmanager
-def services(settings: Settings) -> Iterator[Services]:
+def services(settings: Settings) -> Iterator[embedded.Services]:
     """Yield the servers that settings name; start embedded ones in place of those that they don't."""
     database_url, broker_url = settings.database_url, settings.broker_url
     if database_url and broker_url:
-        yield Services(database_url, broker_url)
+        yield embedded.Services(database_url, broker_url)
         return
     if broker_url:
         raise SettingsError(
@@ -100,10 +75,10 @@ def services(settings: Settings) -> Iterator[Services]:
             "an embedded database; set both, or neither"
         )
     with ExitStack() as stack:
-        stack.enter_context(sole_use(settings.home))
-        database_url = database_url or stack.enter_context(embedded_postgres(settings.home))
-        found = Services(database_url, stack.enter_context(embedded_redis(settings.home)))
-        stack.enter_context(announce(settings.home, found))
+        stack.enter_context(embedded.sole_use(settings.home))
+        database_url = database_url or stack.enter_context(embedded.embedded_postgres(settings.home))
+        found = embedded.Services(database_url, stack.enter_context(embedded.embedded_redis(settings.home)))
+        stack.enter_context(embedded.announce(settings.home, found))
         yield found
 
 
@@ -112,39 +87,26 @@ def through_outages(call: Callable[[], T], stopping: Event) -> T:
 
     Raises ServiceError when stopped during an outage.
     """
-    retrying = Retrying(
-        retry=retry_if_exception_type((OperationalError, BrokerAway)),
-        wait=wait_fixed(_OUTAGE_WAIT_SECONDS),
-        sleep=sleep_using_event(stopping),
-        stop=stop_when_event_set(stopping),
-        before_sleep=_log_outage,
-    )
-    try:
-        return retrying(call)
-    except RetryError as error:
-        raise ServiceError("stopped while the database or the broker was away") from error
-
-
-def _log_outage(state: RetryCallState) -> None:
-    error = state.outcome and state.outcome.exception()
-    log.warning("waiting for the database and the broker: %s", str(error).partition("\n")[0])
+    while True:
+        try:
+            return call()
+        except (OperationalError, BrokerAway) as error:
+            if stopping.is_set():
+                raise ServiceError("stopped while the database or the broker was away") from error
+            reason = str(error).partition("\n")[0]
+            log.warning("waiting for the database and the broker: %s", reason)
+            stopping.wait(_OUTAGE_WAIT_SECONDS)
 
 
 class EmbeddedWorker:
     """A worker process of this producer, started again when it exits by itself."""
 
     def __init__(self, fleet: Fleet, ranks: Collection[int]) -> None:
-        settings = fleet.settings
-        pinned = [queue_of_rank(queue, rank) for queue in settings.queues for rank in sorted(ranks)]
-        queues = ",".join([*settings.queues, *pinned])
-        self._command = [sys.executable, "-m", "celery", "-A", "capflow_tasks", "worker", "-Q", queues]
-        self._command += ["-n", f"embedded-{os.getpid()}@%h", "-l", settings.log_level]
-        self._environment = {
-            "CAPFLOW_DATABASE_URL": fleet.services.database_url,
-            "CAPFLOW_BROKER_URL": fleet.services.broker_url,
-        }
-        self._home = settings.home
-        self._log_path = settings.home / "logs" / "worker.log"
+        queues = fleet.settings.queues
+        pinned = [queue_of_rank(queue, rank) for queue in queues for rank in sorted(ranks)]
+        self._queues = ",".join([*queues, *pinned])
+        self._fleet = fleet
+        self._log_path = fleet.settings.home / "logs" / "worker.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
         self._failed_starts = 0
@@ -157,7 +119,7 @@ class EmbeddedWorker:
         code = self._process.poll()
         if code is None:
             return
-        if code in (EXIT_USAGE, EXIT_SERVICE) and (reason := self._reason()):
+        if code in (UserError.exit_code, ServiceError.exit_code) and (reason := self._reason()):
             raise ServiceError(reason)
         has_failed = monotonic() - self._started_at < _START_SECONDS
         self._failed_starts = self._failed_starts + 1 if has_failed else 0
@@ -168,10 +130,11 @@ class EmbeddedWorker:
         log.warning("the worker exited with code %s and is started again; see %s", code, self._log_path)
         self._start()
 
-    def stop(self, deadline_seconds: float) -> None:
+    def stop(self) -> None:
         """Let the worker finish the stages that it runs; kill it at the deadline."""
         if self._process is None:
             return
+        deadline_seconds = self._fleet.settings.drain_seconds + _STOP_GRACE_SECONDS
         self._process.terminate()
         try:
             self._process.wait(deadline_seconds)
@@ -182,11 +145,15 @@ class EmbeddedWorker:
             self._process.wait()
 
     def _start(self) -> None:
-        with open_log(self._home, "worker") as output:
+        settings, urls = self._fleet.settings, self._fleet.services
+        command = [sys.executable, "-m", "celery", "-A", "capflow_tasks", "worker", "-Q", self._queues]
+        command += ["-n", f"embedded-{os.getpid()}@%h", "-l", settings.log_level]
+        set_urls = {"CAPFLOW_DATABASE_URL": urls.database_url, "CAPFLOW_BROKER_URL": urls.broker_url}
+        with embedded.open_log(settings.home, "worker") as output:
             self._log_start = output.tell()
             self._process = subprocess.Popen(
-                self._command,
-                env={**os.environ, **self._environment},
+                command,
+                env={**os.environ, **set_urls},
                 stdout=output,
                 stderr=output,
                 stdin=subprocess.DEVNULL,
@@ -217,24 +184,24 @@ def embedded_worker(fleet: Fleet, ranks: Collection[int] = ()) -> Iterator[Embed
     try:
         yield worker
     finally:
-        worker.stop(fleet.settings.drain_seconds + _STOP_GRACE_SECONDS)
+        worker.stop()
 
 
 def is_asleep(settings: Settings) -> bool:
     """Whether the database is an embedded one that no process runs, so that nothing in it can change."""
     if settings.database_url is not None or not (settings.home / "postgres").is_dir():
         return False
-    return running_services(settings.home) is None
+    return embedded.running_services(settings.home) is None
 
 
 @contextmanager
 def database(settings: Settings) -> Iterator[str]:
     """Yield the URL of the database set or running; start the embedded one that an earlier run has left."""
     if is_asleep(settings):
-        with sole_use(settings.home), embedded_postgres(settings.home) as url:
+        with embedded.sole_use(settings.home), embedded.embedded_postgres(settings.home) as url:
             yield url
     else:
-        yield database_url(settings)
+        yield embedded.database_url(settings)
 
 
 @contextmanager
