@@ -7,6 +7,7 @@ runs the shards of a plan and exports the caption files.
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from capflow_tasks.store.statistics import Statistics
 from capflow_tasks.store.views import Views
 from producer import services
 from producer.broker import CHECK_SECONDS, Dispatcher
-from producer.progress import progress
+from producer.console import progress
 from producer.reading.annotations import read_entries
 from producer.reading.plan import Plan, read_plan
 from producer.summary import SHOWN_FAILURES, Summary
@@ -128,7 +129,7 @@ class OpenRun:
         ranks = {row.shard.assign_rank for row in self.shards} if self.order.pin_ranks else set()
         ask = partial(Statistics(fleet.engine).activity, self.id, fleet.settings.lease_seconds)
         with (
-            services.embedded_worker(fleet, ranks) as worker,
+            closing(services.EmbeddedWorker(fleet, ranks)) as worker,
             progress(self._sample_count, ask) as display,
         ):
             work = partial(self._work, read_samples, worker, display.show, stopping)
@@ -137,7 +138,7 @@ class OpenRun:
     def _work(
         self,
         read_samples: ReadSamples,
-        worker: services.EmbeddedWorker | None,
+        worker: services.EmbeddedWorker,
         show: Callable[[Tally, int], None],
         stopping: Event,
     ) -> bool:
@@ -153,7 +154,7 @@ class OpenRun:
             finished = self.views.finished_among(in_flight)
             in_flight -= finished.keys()
             tally = sum(finished.values(), tally)
-            if worker is not None and tally.total < self._sample_count:
+            if tally.total < self._sample_count:
                 worker.check()
             show(tally, self.views.running_now(self.id))
             if is_inserted and not in_flight:

@@ -99,9 +99,13 @@ def through_outages(call: Callable[[], T], stopping: Event) -> T:
 
 
 class EmbeddedWorker:
-    """A worker process of this producer, started again when it exits by itself."""
+    """A worker process for an embedded broker, started again when it exits by itself.
 
-    def __init__(self, fleet: Fleet, ranks: Collection[int]) -> None:
+    It takes the batches that are for all, and those that are pinned to these ranks. Where settings name a
+    broker, the fleet has workers of its own, and this one never starts.
+    """
+
+    def __init__(self, fleet: Fleet, ranks: Collection[int] = ()) -> None:
         queues = fleet.settings.queues
         pinned = [queue_of_rank(queue, rank) for queue in queues for rank in sorted(ranks)]
         self._queues = ",".join([*queues, *pinned])
@@ -113,6 +117,8 @@ class EmbeddedWorker:
 
     def check(self) -> None:
         """Start the worker unless it runs. Raises ServiceError when starting it again would not help."""
+        if self._fleet.settings.broker_url is not None:
+            return
         if self._process is None:
             self._start()
             return
@@ -130,7 +136,7 @@ class EmbeddedWorker:
         log.warning("the worker exited with code %s and is started again; see %s", code, self._log_path)
         self._start()
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """Let the worker finish the stages that it runs; kill it at the deadline."""
         if self._process is None:
             return
@@ -169,22 +175,6 @@ class EmbeddedWorker:
             lines.seek(self._log_start)
             reasons = [line for line in lines if line.startswith(WORKER_ERROR_MARK)]
         return reasons[-1].removeprefix(WORKER_ERROR_MARK).strip() if reasons else None
-
-
-@contextmanager
-def embedded_worker(fleet: Fleet, ranks: Collection[int] = ()) -> Iterator[EmbeddedWorker | None]:
-    """Yield a worker for an embedded broker, which its first check starts; None where settings name a broker.
-
-    It takes the batches that are for all, and those that are pinned to these ranks.
-    """
-    if fleet.settings.broker_url is not None:
-        yield None
-        return
-    worker = EmbeddedWorker(fleet, ranks)
-    try:
-        yield worker
-    finally:
-        worker.stop()
 
 
 def is_asleep(settings: Settings) -> bool:
