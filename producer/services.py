@@ -4,27 +4,32 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from time import monotonic
-from typing import TypeVar
+from typing import Any, TypeVar
+from uuid import uuid4
 
+from celery import Celery, Signature, chain
+from celery.utils.nodenames import worker_direct
 from kombu.exceptions import OperationalError as BrokerAway
+from kombu.utils.json import loads
+from redis.exceptions import RedisError
 from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from capflow_tasks.errors import WORKER_ERROR_MARK, ServiceError, SettingsError, UserError
-from capflow_tasks.fleet import embedded
-from capflow_tasks.fleet.application import make_app, queue_of_rank
+from capflow_tasks.fleet import application, embedded
 from capflow_tasks.lifeline import die_with_parent
+from capflow_tasks.records import Stage
 from capflow_tasks.settings import Settings
 from capflow_tasks.store.database import connect, unreachable, upgrade
 from capflow_tasks.store.figures import RunFigures
+from capflow_tasks.store.states import ReadyBatch, stages_from
 from capflow_tasks.store.statistics import Statistics
-from producer.broker import Broker
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +44,104 @@ _STOP_GRACE_SECONDS = 20
 _OUTAGE_WAIT_SECONDS = 2.0
 #: Runs that a message names.
 _SHOWN_RUNS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLengths:
+    """Numbers of messages."""
+
+    #: In the queues that hold some, by name and priority.
+    by_queue: dict[tuple[str, int], int]
+    #: Taken by workers and not acknowledged.
+    unacked: int
+
+
+class Broker:
+    """Redis as a producer uses it. Its messages carry the ids of batches, nothing else."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+
+    def check(self) -> None:
+        """Raise ServiceError when the broker cannot be reached."""
+        with self._app.connection_for_write() as connection:
+            try:
+                connection.ensure_connection(max_retries=2, interval_start=0, interval_step=1)
+            except BrokerAway as error:
+                raise ServiceError(
+                    f"the broker {connection.as_uri()} cannot be reached: {error}; "
+                    "start it, or correct CAPFLOW_BROKER_URL"
+                ) from error
+
+    def publish(self, batch: ReadyBatch) -> None:
+        """Send the stages that are left of the batch's chain."""
+        stages = stages_from(batch.next_stage, batch.stages)
+        chain(*(self._task(batch, stage) for stage in stages)).apply_async()
+
+    def _task(self, batch: ReadyBatch, stage: Stage) -> Signature[Any]:
+        # The task's id names the batch, for people in Flower and for `held_batches`.
+        return self._app.signature(
+            application.task_name(stage),
+            kwargs={"batch_id": batch.id},
+            immutable=True,
+            task_id=f"{batch.id}.{stage}.{uuid4().hex[:12]}",
+            # What Flower and the worker's log show in place of the arguments.
+            argsrepr=batch.samples,
+            kwargsrepr=f"batch {batch.id}",
+            headers={} if batch.pinned_to is None else {application.RANK_HEADER: batch.pinned_to},
+        )
+
+    def held_batches(self) -> tuple[set[int], set[int]] | None:
+        """Find the batches whose message waits in a queue, and those whose message a worker has taken.
+
+        A taken message is not acknowledged yet; its worker may have died. None while the broker is away.
+        """
+        with self._app.connection_for_read() as connection:
+            try:
+                channel: Any = connection.default_channel
+                waiting = [
+                    message for key in _lists(channel) for message in channel.client.lrange(key, 0, -1)
+                ]
+                taken = [loads(entry)[0] for entry in channel.client.hvals(channel.unacked_key)]
+            except (RedisError, BrokerAway):
+                return None
+        return _batch_ids(map(loads, waiting)), _batch_ids(taken)
+
+    def lengths(self) -> QueueLengths | None:
+        """Count the messages that wait and those that workers hold; None while the broker is away."""
+        with self._app.connection_for_read() as connection:
+            try:
+                connection.ensure_connection(max_retries=1)
+                channel: Any = connection.default_channel
+                lists = {key.decode(): channel.client.llen(key) for key in _lists(channel)}
+                unacked = channel.client.hlen(channel.unacked_key)
+            except (RedisError, BrokerAway):
+                return None
+        # Priority 0 has no suffix; replies to Celery's remote control are not batches.
+        queues = {_queue_of(name): count for name, count in lists.items() if "pidbox" not in name}
+        return QueueLengths(queues, unacked)
+
+    def drop_queues_of(self, nodes: Collection[str]) -> None:
+        """Remove the personal queues of dead workers; their batches are sent again to others."""
+        for node in nodes:
+            log.warning("worker %s is gone; removing its queue", node)
+            with self._app.connection_for_write() as connection:
+                worker_direct(node)(connection.default_channel).purge()
+
+
+def _batch_ids(messages: Iterable[Any]) -> set[int]:
+    ids = (message["headers"].get("id", "").partition(".")[0] for message in messages)
+    return {int(batch_id) for batch_id in ids if batch_id.isdecimal()}
+
+
+def _queue_of(name: str) -> tuple[str, int]:
+    """Split the name of a Redis list into queue and priority: `gpu:9`, or `gpu` for priority 0."""
+    queue, separator, priority = name.rpartition(":")
+    return (queue, int(priority)) if separator and priority.isdecimal() else (name, 0)
+
+
+def _lists(channel: Any) -> Iterator[bytes]:
+    return channel.client.scan_iter(count=1000, _type="LIST")  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +160,7 @@ def reach_fleet(settings: Settings) -> Iterator[Fleet]:
     with services(settings) as found:
         engine = connect(found.database_url)
         upgrade(engine)
-        broker = Broker(make_app(settings, found.broker_url))
+        broker = Broker(application.make_app(settings, found.broker_url))
         broker.check()
         yield Fleet(settings, found, engine, broker)
 
@@ -107,7 +210,7 @@ class EmbeddedWorker:
 
     def __init__(self, fleet: Fleet, ranks: Collection[int] = ()) -> None:
         queues = fleet.settings.queues
-        pinned = [queue_of_rank(queue, rank) for queue in queues for rank in sorted(ranks)]
+        pinned = [application.queue_of_rank(queue, rank) for queue in queues for rank in sorted(ranks)]
         self._queues = ",".join([*queues, *pinned])
         self._fleet = fleet
         self._log_path = fleet.settings.home / "logs" / "worker.log"

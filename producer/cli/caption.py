@@ -142,7 +142,7 @@ def retry(
 
     captioning = CaptionRun(Order(**_as_started(run_or_plan, options)), read_settings())
     with stop_on_signals() as stopping:
-        summary = captioning.run(stopping, retry_failed=True, kinds=kinds, domains=domains)
+        summary = captioning.run(stopping, retry=True, kinds=kinds, domains=domains)
     finish(summary, as_json)
 
 
