@@ -85,96 +85,82 @@ def table(title: str | None, texts: Iterable[str], numbers: Iterable[str], *last
     return made
 
 
-class Meter:
-    """What is shown of a run, from the moment when its first batch runs."""
+class RunProgress:
+    """How far a run is, from the moment when its first batch runs; shown as plain lines."""
 
     def __init__(self, total: int, ask: Callable[[], Activity]) -> None:
         self.total = total
-        self._ask = ask
         #: None until the first batch runs.
         self.activity: Activity | None = None
+        self._ask = ask
         self._next_at = 0.0
         self._is_finished = False
+        self._shown_at = monotonic()
 
-    def update(self, tally: Tally, running: int) -> bool:
-        """Whether the last sample has just finished; asks for the fleet's activity when that is due."""
-        is_last = tally.total >= self.total and not self._is_finished
-        self._is_finished = tally.total >= self.total
+    def show(self, tally: Tally, running: int) -> None:
+        is_last, speed, work = self.update(tally, running)
+        if not is_last and monotonic() - self._shown_at < _LINE_SECONDS:
+            return
+        self._shown_at = monotonic()
+        line = f"{tally.total}/{self.total} samples, {tally.failed} failed, {speed}"
+        print("; ".join(filter(None, (line, work))), file=sys.stderr, flush=True)
+
+    def update(self, tally: Tally, running: int) -> tuple[bool, str, str]:
+        """Whether the last sample has just finished; speed and ETA; stages, tokens and workers.
+
+        Asks for the fleet's activity when that is due.
+        """
+        remaining = self.total - tally.total
+        is_last = remaining <= 0 and not self._is_finished
+        self._is_finished = remaining <= 0
         began = monotonic()
         if (is_last or began >= self._next_at) and (running or self.activity):
             self.activity = self._ask()
-            took = monotonic() - began
-            self._next_at = began + max(_ASK_SECONDS, _RESTS * took)
-        return is_last
-
-    def texts(self, tally: Tally) -> tuple[str, str]:
-        """Speed and ETA; stages, tokens and workers."""
-        activity, remaining = self.activity, self.total - tally.total
-        if activity is None:
-            return (_WAITING if remaining > 0 else _NOTHING_LEFT), ""
+            self._next_at = began + max(_ASK_SECONDS, _RESTS * (monotonic() - began))
+        if (activity := self.activity) is None:
+            return is_last, _WAITING if remaining > 0 else _NOTHING_LEFT, ""
         throughput = activity.throughput
-        running = [f"{figures.running} in {figures.stage}" for figures in activity.stages if figures.running]
+        stages = [f"{figures.running} in {figures.stage}" for figures in activity.stages if figures.running]
         return (
+            is_last,
             f"{throughput.samples_per_second:.1f} samples/s, ETA {duration(activity.eta_seconds(remaining))}",
-            f"{', '.join(running) or 'none running'}; {short_count(throughput.tokens_per_second)} tokens/s, "
+            f"{', '.join(stages) or 'none running'}; {short_count(throughput.tokens_per_second)} tokens/s, "
             f"{percent(throughput.tokens.prefix_hit_rate)} of prompts cached; "
             f"{workers_text(activity.workers_alive)}",
         )
 
 
-class _Lines:
-    """Plain lines for logs."""
-
-    def __init__(self, meter: Meter) -> None:
-        self._meter = meter
-        self._shown_at = monotonic()
-
-    def show(self, tally: Tally, running: int) -> None:
-        is_last = self._meter.update(tally, running)
-        if not is_last and monotonic() - self._shown_at < _LINE_SECONDS:
-            return
-        self._shown_at = monotonic()
-        speed, work = self._meter.texts(tally)
-        line = f"{tally.total}/{self._meter.total} samples, {tally.failed} failed, {speed}"
-        print("; ".join(filter(None, (line, work))), file=sys.stderr, flush=True)
-
-
 class _Bar(bars.Progress):
     """A bar for people, with a line below; its clock starts when the first batch runs."""
 
-    def __init__(self, meter: Meter, console: Console) -> None:
-        self._meter = meter
+    def __init__(self, run: RunProgress, console: Console) -> None:
+        self._run = run
         self._below = Text()
-        columns = (
-            bars.BarColumn(),
-            bars.MofNCompleteColumn(),
-            bars.TimeElapsedColumn(),
-            bars.TextColumn("{task.description}"),
-        )
+        description = bars.TextColumn("{task.description}")
+        columns = (bars.BarColumn(), bars.MofNCompleteColumn(), bars.TimeElapsedColumn(), description)
         super().__init__(*columns, console=console)
-        self._task = self.add_task(_WAITING, total=meter.total, start=False)
+        self._task = self.add_task(_WAITING, total=run.total, start=False)
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield self.make_tasks_table(self.tasks)
         yield self._below
 
     def show(self, tally: Tally, running: int) -> None:
-        self._meter.update(tally, running)
-        # A task that has started stays as it is.
-        if self._meter.activity:
+        _, speed, work = self._run.update(tally, running)
+        if self._run.activity:
+            # A task that has started stays as it is.
             self.start_task(self._task)
-        speed, work = self._meter.texts(tally)
+            speed = f"{tally.failed} failed, {speed}"
         self._below = Text(work, "dim")
-        failed = f"{tally.failed} failed, " if self._meter.activity else ""
-        self.update(self._task, completed=tally.total, description=failed + speed)
+        self.update(self._task, completed=tally.total, description=speed)
 
 
 @contextmanager
-def progress(total: int, ask: Callable[[], Activity]) -> Iterator[_Lines | _Bar]:
+def progress(total: int, ask: Callable[[], Activity]) -> Iterator[RunProgress | _Bar]:
     """Yield a display whose `show(tally, running)` may be called at any rate."""
-    console, meter = Console(stderr=True), Meter(total, ask)
+    console, run = Console(stderr=True), RunProgress(total, ask)
     if not console.is_terminal:
-        yield _Lines(meter)
+        yield run
         return
-    with _Bar(meter, console) as bar:
+    with _Bar(run, console) as bar:
         yield bar

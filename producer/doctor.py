@@ -14,8 +14,7 @@ from typing import Any
 from celery import Celery
 from celery.utils.nodenames import worker_direct
 from kombu.exceptions import OperationalError
-from packaging.specifiers import SpecifierSet
-from packaging.version import Version
+from packaging import specifiers, version
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from sqlalchemy.exc import DBAPIError
 
@@ -34,7 +33,7 @@ from producer.services import Broker
 
 #: Versions that are known to work, by distribution.
 _KNOWN_TO_WORK = {"celery": ">=5.6", "redis": ">=5.2", "sqlalchemy": ">=2.1", "torch": ">=2.7"}
-_KNOWN_VLLM = SpecifierSet(">=0.25,<0.34")
+_KNOWN_VLLM = specifiers.SpecifierSet(">=0.25,<0.34")
 
 #: Annotation files that are sampled, and entries of each.
 _FILES, _ENTRIES = 50, 20
@@ -120,7 +119,7 @@ def _versions() -> Finding:
     wanted = [
         f"'{name}{_KNOWN_TO_WORK[name]}'"
         for name, number in found.items()
-        if number and number not in SpecifierSet(_KNOWN_TO_WORK[name])
+        if number and number not in specifiers.SpecifierSet(_KNOWN_TO_WORK[name])
     ]
     return fail("versions", said, f"pip install --upgrade {' '.join(wanted)}", unless=not wanted)
 
@@ -134,9 +133,9 @@ def _vllm() -> Finding:
     return warn("vllm", "not installed; only workers need it", "in the checkout: pip install '.[gpu]'")
 
 
-def _installed(distribution: str) -> Version | None:
+def _installed(distribution: str) -> version.Version | None:
     try:
-        return Version(metadata.version(distribution))
+        return version.Version(metadata.version(distribution))
     except metadata.PackageNotFoundError:
         return None
 
@@ -286,9 +285,8 @@ def _check_database(settings: Settings) -> Generator[Finding, None, Sequence[fig
         yield warn("connections", said, remedy, unless=health.connections <= 0.8 * health.max_connections)
         if not is_recent or health.revision != health.head:
             return []
-        return [
-            each for each in statistics.Statistics(engine).workers(settings.lease_seconds) if each.is_alive
-        ]
+        workers = statistics.Statistics(engine).workers(settings.lease_seconds)
+        return [each for each in workers if each.is_alive]
     except DBAPIError as error:
         reason = str(error.orig).strip().splitlines()[0]
         remedy = "start PostgreSQL, or correct CAPFLOW_DATABASE_URL"

@@ -26,10 +26,8 @@ from capflow_tasks.fleet import application, embedded
 from capflow_tasks.lifeline import die_with_parent
 from capflow_tasks.records import Stage
 from capflow_tasks.settings import Settings
+from capflow_tasks.store import figures, states, statistics
 from capflow_tasks.store.database import connect, unreachable, upgrade
-from capflow_tasks.store.figures import RunFigures
-from capflow_tasks.store.states import ReadyBatch, stages_from
-from capflow_tasks.store.statistics import Statistics
 
 log = logging.getLogger(__name__)
 
@@ -73,12 +71,12 @@ class Broker:
                     "start it, or correct CAPFLOW_BROKER_URL"
                 ) from error
 
-    def publish(self, batch: ReadyBatch) -> None:
+    def publish(self, batch: states.ReadyBatch) -> None:
         """Send the stages that are left of the batch's chain."""
-        stages = stages_from(batch.next_stage, batch.stages)
+        stages = states.stages_from(batch.next_stage, batch.stages)
         chain(*(self._task(batch, stage) for stage in stages)).apply_async()
 
-    def _task(self, batch: ReadyBatch, stage: Stage) -> Signature[Any]:
+    def _task(self, batch: states.ReadyBatch, stage: Stage) -> Signature[Any]:
         # The task's id names the batch, for people in Flower and for `held_batches`.
         return self._app.signature(
             application.task_name(stage),
@@ -311,21 +309,21 @@ def reading(url: str) -> Iterator[Engine]:
         engine.dispose()
 
 
-def find_run(engine: Engine, name_or_plan: str) -> RunFigures:
+def find_run(engine: Engine, name_or_plan: str) -> figures.RunFigures:
     """Find the run of this name, else the only one of this plan. Raises UserError unless there is one."""
-    statistics = Statistics(engine)
-    found = statistics.runs(name_or_plan, str(Path(name_or_plan).resolve()))
+    stored = statistics.Statistics(engine)
+    found = stored.runs(name_or_plan, str(Path(name_or_plan).resolve()))
     found = [run for run in found if run.name == name_or_plan] or found
     if len(found) == 1:
         return found[0]
     if found:
         raise UserError(f"{name_or_plan} has several runs; name one of them: {_names(found)}")
-    known = statistics.runs()
+    known = stored.runs()
     remedy = f"name one of: {_names(known)}" if known else "start one with capflow caption"
     raise UserError(f"{name_or_plan}: the database has no run of this name or plan; {remedy}")
 
 
-def _names(runs: list[RunFigures]) -> str:
+def _names(runs: list[figures.RunFigures]) -> str:
     """List the newest runs."""
     shown = [run.name for run in runs[:_SHOWN_RUNS]]
     return ", ".join([*shown, f"and {len(runs) - _SHOWN_RUNS} more"] if len(runs) > _SHOWN_RUNS else shown)
