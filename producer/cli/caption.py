@@ -103,8 +103,7 @@ def caption(plan: Path | None, as_json: bool, dry_run: bool, reconcile: bool, **
       capflow caption --reconcile
     """
     from capflow_tasks.settings import read_settings
-    from producer.caption_run import CaptionRun
-    from producer.run import Order, reconcile_until_stopped
+    from producer.run import CaptionRun, Order, reconcile_until_stopped
 
     if reconcile == (plan is not None):
         raise click.UsageError("name a PLAN, or use --reconcile alone")
@@ -139,12 +138,11 @@ def retry(
       capflow retry plan-2c792dcc --kind media_missing --kind media_corrupt --domain Natural
     """
     from capflow_tasks.settings import read_settings
-    from producer.caption_run import CaptionRun, Retry
-    from producer.run import Order
+    from producer.run import CaptionRun, Order
 
     captioning = CaptionRun(Order(**_as_started(run_or_plan, options)), read_settings())
     with stop_on_signals() as stopping:
-        summary = captioning.run(stopping, Retry(kinds, domains))
+        summary = captioning.run(stopping, retry=True, kinds=kinds, domains=domains)
     finish(summary, as_json)
 
 

@@ -87,9 +87,9 @@ def metrics(port: int, host: str, cache_seconds: float, once: bool) -> None:
     from capflow_tasks.settings import read_settings
     from capflow_tasks.store.database import connect
     from capflow_tasks.store.statistics import Statistics
-    from producer.broker import Broker
     from producer.cli.caption import stop_on_signals
     from producer.fleet_metrics import FleetCollector
+    from producer.services import Broker
 
     settings = read_settings()
     engine = connect(database_url(settings), pool_size=1)

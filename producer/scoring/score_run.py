@@ -12,12 +12,11 @@ from capflow_tasks.errors import PlanError, UserError
 from capflow_tasks.records import FinishedSample, Modality, PlanShard, Stage
 from capflow_tasks.settings import Settings
 from capflow_tasks.store.states import NewSample, SampleState
-from producer.caption_run import checked_plan
 from producer.parallel import ProgressLines, call_all
 from producer.reading.caption_files import dataset_of, scored_beside, unscored_files
 from producer.reading.plan import file_name_part
 from producer.reading.scores import Rubrics
-from producer.run import OpenRun, Order, name_of_run
+from producer.run import OpenRun, Order, checked_plan, name_of_run
 from producer.scoring.caption_lines import CaptionFile, publish, sample_of, survey, unscored_lines
 from producer.scoring.summary import ScoreCounts, ScoreSummary
 from producer.services import reach_fleet, through_outages

@@ -16,8 +16,8 @@ from capflow_tasks.store.claims import WorkerStore
 from capflow_tasks.store.database import connect
 from capflow_tasks.store.states import Outcome
 from capflow_tasks.store.statistics import Statistics
-from producer.broker import Broker
 from producer.fleet_metrics import FleetCollector
+from producer.services import Broker
 from tests.stores import Fleet, a_failure, some_entries
 
 pytestmark = pytest.mark.integration

@@ -10,8 +10,8 @@ import pytest
 from capflow_tasks.records import Stage
 from capflow_tasks.store.figures import Activity, StageFigures, Throughput, Tokens, WorkerFigures
 from capflow_tasks.store.states import BatchState, Tally
-from producer import progress as module
-from producer.progress import progress
+from producer import console
+from producer.console import progress
 
 RUNNING = {Stage.ROUTE: 8, Stage.REASON: 16}
 WORKER = WorkerFigures("celery@a/1", "celery@a", datetime.now(UTC), 0.5, is_alive=True, running_batches=1)
@@ -35,7 +35,7 @@ class Fleet:
 def test_a_line_shows_throughput_eta_stages_tokens_and_workers(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_LINE_SECONDS", 0)
+    monkeypatch.setattr(console, "_LINE_SECONDS", 0)
     with progress(1000, Fleet()) as shown:
         shown.show(Tally(), 0)
         shown.show(Tally(done=95, failed=5), 3)
