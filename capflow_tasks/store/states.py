@@ -50,17 +50,12 @@ STAGE_ORDER = {stage: position for position, stage in enumerate(Stage)}
 
 def stage_after(stage: Stage, stages: Sequence[Stage]) -> Stage | None:
     """Return the next of a run's `stages` after `stage`, None at the end."""
-    later = (each for each in stages if STAGE_ORDER[each] > STAGE_ORDER[stage])
-    return min(later, key=STAGE_ORDER.__getitem__, default=None)
+    return next((each for each in stages_from(stage, stages) if each is not stage), None)
 
 
 def stages_from(stage: Stage, stages: Sequence[Stage]) -> list[Stage]:
     """Return the run's stages from `stage` on, in order."""
-    return [
-        each
-        for each in sorted(stages, key=STAGE_ORDER.__getitem__)
-        if STAGE_ORDER[each] >= STAGE_ORDER[stage]
-    ]
+    return [each for each in list(Stage)[STAGE_ORDER[stage] :] if each in stages]
 
 
 @dataclass(frozen=True, slots=True)
