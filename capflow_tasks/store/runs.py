@@ -133,11 +133,6 @@ class RunStore(tables.Store):
         """Delete all other shards of the run; a worker that runs a batch of one writes nothing."""
         self.change(sa.delete(Shard).where(Shard.run_id == run_id, Shard.id.not_in(shard_ids)))
 
-    def cursor(self, shard_id: int) -> int:
-        """Return the index before which the shard's samples have been inserted."""
-        ((expanded_to,),) = self.rows(sa.select(Shard.expanded_to).where(Shard.id == shard_id))
-        return int(expanded_to)
-
     @contextmanager
     def publishing(
         self, limit: int, queue_seconds: float, run_id: int | None = None

@@ -91,16 +91,12 @@ class Views(Store):
         self, shard_id: int, state: SampleState, page_size: int = PAGE
     ) -> Iterator[FinishedSample]:
         """The shard's samples in this state, in index order, read a page at a time."""
-        statement = (
-            select(Sample.__table__)
-            .where(Sample.shard_id == shard_id, Sample.state == state)
-            .order_by(Sample.idx)
-            .limit(page_size)
-        )
+        in_state = select(Sample.__table__).where(Sample.shard_id == shard_id, Sample.state == state)
         last = -1
         while True:
             with self.engine.connect() as connection:
-                page = connection.execute(statement.where(Sample.idx > last)).all()
+                following = in_state.where(Sample.idx > last).order_by(Sample.idx).limit(page_size)
+                page = connection.execute(following).all()
                 results = results_of(connection, [row.id for row in page])
             if not page:
                 return
