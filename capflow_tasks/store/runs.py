@@ -150,22 +150,13 @@ class RunStore(tables.Store):
             sa.update(Batch)
             .where(Batch.id.in_(due.with_for_update(of=Batch, skip_locked=True)))
             .where(Batch.shard_id == Shard.id, Shard.run_id == Run.id)
-            .values(unleased(queue_seconds) | {"state": BatchState.QUEUED})
+            .values(state=BatchState.QUEUED, lease_owner=None, lease_until=tables.in_seconds(queue_seconds))
             .returning(Batch.id, Batch.next_stage, Run.stages, Shard.dataset, Batch.start_idx, Batch.end_idx)
             .returning(sa.case((Run.pin_ranks, Shard.assign_rank)).label("pinned_to"))
         )
         with self.engine.begin() as connection:
             rows = sorted(connection.execute(takes).all(), key=lambda row: row.id)
-            yield [
-                ReadyBatch(
-                    row.id,
-                    row.next_stage,
-                    tuple(map(Stage, row.stages)),
-                    row.pinned_to,
-                    samples=f"{row.dataset}[{row.start_idx}-{row.end_idx - 1}]",
-                )
-                for row in rows
-            ]
+            yield [_ready_batch(row) for row in rows]
 
     def requeue_stale(self, run_id: int | None = None) -> int:
         """Make ready what was queued or leased for too long, except in stopped runs; return the count."""
@@ -251,6 +242,11 @@ def _is_going(run_id: int | None) -> sa.ColumnElement[bool]:
     """The batch belongs to this run, or to any, and the run is not stopped."""
     of_run = sa.and_(Batch.shard_id == Shard.id, Shard.run_id == Run.id, Run.stopped_at.is_(None))
     return of_run if run_id is None else sa.and_(of_run, Run.id == run_id)
+
+
+def _ready_batch(row: sa.Row[*tuple[Any, ...]]) -> ReadyBatch:
+    samples = f"{row.dataset}[{row.start_idx}-{row.end_idx - 1}]"
+    return ReadyBatch(row.id, row.next_stage, tuple(map(Stage, row.stages)), row.pinned_to, samples)
 
 
 def _shard_values(run_id: int, shard: PlanShard) -> dict[str, Any]:

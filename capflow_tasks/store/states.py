@@ -20,8 +20,6 @@ All times are by PostgreSQL's clock, so a host's clock may jump.
 A sample: pending ──> done | failed | held; a failed or held sample becomes pending again by retry.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -115,6 +113,14 @@ class ReadyBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class Route:
+    """A sample's domain, and the router's probability for it."""
+
+    domain: str
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """The right to run one stage of one batch while the lease lasts."""
 
@@ -156,14 +162,6 @@ class PendingSample:
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
-    """A sample's domain, and the router's probability for it."""
-
-    domain: str
-    confidence: float
-
-
-@dataclass(frozen=True, slots=True)
 class Outcome:
     """What one stage writes about one sample."""
 
@@ -185,7 +183,7 @@ class Tally:
     def total(self) -> int:
         return self.done + self.failed + self.held
 
-    def __add__(self, other: Tally) -> Tally:
+    def __add__(self, other: "Tally") -> "Tally":
         return Tally(self.done + other.done, self.failed + other.failed, self.held + other.held)
 
 
