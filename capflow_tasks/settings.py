@@ -17,10 +17,6 @@ from capflow_tasks.errors import SettingsError, redacted
 from capflow_tasks.records import Stage
 
 
-def _none_when_blank(value: Any) -> Any:
-    return None if isinstance(value, str) and not value.strip() else value
-
-
 def _psycopg_dialect(url: str | None) -> str | None:
     """Check the URL and name the installed driver in it."""
     if url is None:
@@ -50,14 +46,16 @@ def _has_sound_port(url: str) -> bool:
     return True
 
 
-def _upper(value: Any) -> Any:
-    return value.upper() if isinstance(value, str) else value
-
-
-LogLevel = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)]
-OptionalText = Annotated[str | None, BeforeValidator(_none_when_blank)]
-BrokerUrl = Annotated[str | None, BeforeValidator(_none_when_blank), AfterValidator(_redis_url)]
-DatabaseUrl = Annotated[str | None, BeforeValidator(_none_when_blank), AfterValidator(_psycopg_dialect)]
+LogLevel = Annotated[
+    Literal["DEBUG", "INFO", "WARNING", "ERROR"],
+    BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value),
+]
+#: None when blank.
+OptionalText = Annotated[
+    str | None, BeforeValidator(lambda value: None if isinstance(value, str) and not value.strip() else value)
+]
+BrokerUrl = Annotated[OptionalText, AfterValidator(_redis_url)]
+DatabaseUrl = Annotated[OptionalText, AfterValidator(_psycopg_dialect)]
 
 
 class Settings(BaseSettings):

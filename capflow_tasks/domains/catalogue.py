@@ -5,7 +5,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
@@ -15,6 +15,7 @@ from string import Template, ascii_uppercase
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StringConstraints
+from pydantic.dataclasses import dataclass
 
 from capflow_tasks.domains.yaml_file import Keys, read_yaml
 from capflow_tasks.errors import WorkflowError
@@ -40,18 +41,18 @@ class Agent:
     prompt: str
     #: Earlier agents whose answers it reads; a judge also reads the agent that writes the caption.
     sees: tuple[str, ...]
-    #: Whether it gets the picture or video.
-    media: bool
     sampling: Sampling
-    answer: Literal["text", "letter", "scores"]
+    #: Whether it gets the picture or video.
+    media: bool = True
+    answer: Literal["text", "letter", "scores"] = "text"
     #: What a judge grades, in order; empty for other agents.
-    dimensions: Mapping[str, Dimension]
+    dimensions: Mapping[str, Dimension] = field(default_factory=dict)
     #: Changes with everything that shapes the prompt, including the agents it sees.
-    digest: str
+    digest: str = ""
     #: Whether it is asked once per window of a long video.
     windows: bool = False
     #: What it changes in the settings' media budget.
-    budget: Mapping[str, float] = field(default_factory=dict)
+    budget: Mapping[str, int | float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,10 +244,8 @@ def _read_folder(folder: Traversable) -> tuple[dict[str, JsonObject], list[str]]
 def _merged_defaults(ours: JsonObject, theirs: JsonObject) -> JsonObject:
     """Merge a user's `_defaults.yaml` into the packaged one, key by key and agent by agent."""
     defaults = _merged(ours, theirs)
-    names = dict.fromkeys([*ours["agents"], *theirs["agents"]])
-    defaults["agents"] = {
-        name: _merged(*(keys["agents"].get(name, {}) for keys in (ours, theirs))) for name in names
-    }
+    own, other = ours["agents"], theirs["agents"]
+    defaults["agents"] = {name: _merged(own.get(name, {}), other.get(name, {})) for name in own | other}
     sampling = {"sampling": defaults["sampling"]}
     defaults["router"] = _merged(sampling, ours["router"], theirs.get("router", {}))
     return defaults
@@ -255,10 +254,8 @@ def _merged_defaults(ours: JsonObject, theirs: JsonObject) -> JsonObject:
 def _with_merged_agents(keys: JsonObject, defaults: JsonObject) -> JsonObject:
     """Add `merged`, the agents with their sampling and budget from the defaults, the domain and the agent."""
     below = {"sampling": defaults["sampling"], "budget": keys.get("budget", {})}
-    agents = keys["agents"].items()
-    return keys | {
-        "merged": {name: _merged(below, defaults["agents"].get(name, {}), own) for name, own in agents}
-    }
+    shared, agents = defaults["agents"], keys["agents"].items()
+    return keys | {"merged": {name: _merged(below, shared.get(name, {}), own) for name, own in agents}}
 
 
 def _merged(*layers: JsonObject) -> JsonObject:
@@ -365,33 +362,13 @@ def _domain(keys: JsonObject, system: str) -> Domain:
     agents: tuple[Agent, ...] = ()
     for name, merged in keys["merged"].items():
         agents += (_agent(name, merged, agents, [system, keys["name"]]),)
-    return Domain(
-        name=keys["name"],
-        aliases=tuple(keys["aliases"]),
-        modality=Modality(keys["modality"]),
-        description=keys["description"],
-        subdomains=tuple(keys["subdomains"]),
-        version=keys["version"],
-        agents=agents,
-        digest=_digest(keys["name"], [agent.digest for agent in agents]),
-    )
+    digest = _digest(keys["name"], [agent.digest for agent in agents])
+    return Domain(**keys | {"agents": agents, "digest": digest})
 
 
 def _agent(name: str, keys: JsonObject, earlier: tuple[Agent, ...], context: list[Any]) -> Agent:
     """Build an agent; `context` is what else shapes its prompt and enters the digest."""
-    agent = Agent(
-        name=name,
-        stage=Stage(keys["stage"]),
-        prompt=keys["prompt"],
-        sees=_seen(keys, earlier),
-        media=keys.get("media", True),
-        sampling=Sampling(**keys["sampling"]),
-        answer=keys.get("answer", "text"),
-        dimensions={word: Dimension(**rubric) for word, rubric in keys.get("dimensions", {}).items()},
-        digest="",
-        windows=keys.get("windows", False),
-        budget=keys["budget"],
-    )
+    agent = Agent(name=name, **keys | {"sees": _seen(keys, earlier)})
     seen = [other.digest for other in earlier if other.name in agent.sees]
     # without these keys the digest is the same as before the keys existed
     said = {key: value for key, value in asdict(agent).items() if key not in ("windows", "budget")}

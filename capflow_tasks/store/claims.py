@@ -13,32 +13,9 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from capflow_tasks.records import Stage
-from capflow_tasks.store.states import (
-    STAGE_ORDER,
-    BatchState,
-    Claim,
-    Outcome,
-    PendingSample,
-    RetryPolicy,
-    SampleState,
-    stage_after,
-)
-from capflow_tasks.store.tables import (
-    AgentResult,
-    Batch,
-    Run,
-    Sample,
-    Shard,
-    Table,
-    Worker,
-    in_seconds,
-    opened,
-    results_of,
-    stages_of,
-    storable,
-    tally_of,
-    unleased,
-)
+from capflow_tasks.store import states, tables
+from capflow_tasks.store.states import STAGE_ORDER, BatchState, Claim, Outcome, PendingSample, SampleState
+from capflow_tasks.store.tables import AgentResult, Batch, Run, Sample, Shard, Worker, in_seconds, unleased
 
 
 class NotClaimed(StrEnum):
@@ -51,11 +28,8 @@ class NotClaimed(StrEnum):
     NOT_FREE = "not free"
 
 
-class BatchStore:
+class BatchStore(tables.Store):
     """What a worker reads and writes about batches. Thread-safe."""
-
-    def __init__(self, engine: sa.Engine) -> None:
-        self.engine = engine
 
     def claim(self, batch_id: int, stage: Stage, owner: str, lease_seconds: float) -> Claim | NotClaimed:
         """Claim the batch's next stage if it is this one, no live worker has it and its run goes on."""
@@ -88,9 +62,8 @@ class BatchStore:
         with self.engine.begin() as connection:
             row = connection.execute(takes).one_or_none()
             if row is None:
-                _take_back_if_stopped(connection, batch_id)
-                return _why_not_claimed(connection, batch_id, stage)
-        values = row._asdict() | {"stages": stages_of(row.stages)}
+                return _not_claimed(connection, batch_id, stage)
+        values = row._asdict() | {"stages": tuple(map(Stage, row.stages))}
         return Claim(batch_id=batch_id, stage=stage, owner=owner, **values)
 
     def pending_samples(self, batch_id: int) -> list[PendingSample]:
@@ -102,19 +75,17 @@ class BatchStore:
         )
         with self.engine.connect() as connection:
             rows = connection.execute(statement).all()
-            results = results_of(connection, [row.id for row in rows])
+            results = tables.results_of(connection, [row.id for row in rows])
         return [PendingSample(row.id, row.idx, row.entry, row.domain, results[row.id]) for row in rows]
 
     def begin_try(self, claim: Claim) -> None:
         """Count another try of the batch, now that it runs and no longer waits for the engine."""
-        with self.engine.begin() as connection:
-            connection.execute(sa.update(Batch).where(*_is_mine(claim)).values(tries=claim.tries))
+        self.change(sa.update(Batch).where(*_is_mine(claim)).values(tries=claim.tries))
 
     def release(self, claim: Claim, wait_seconds: float = 0, *, is_blameless: bool = False) -> None:
         """Give the batch back, to be sent again after a wait; a blameless one keeps its tries."""
         values = unleased(wait_seconds) | {"tries": claim.tries - 1 if is_blameless else claim.tries}
-        with self.engine.begin() as connection:
-            connection.execute(sa.update(Batch).where(*_is_mine(claim)).values(**values))
+        self.change(sa.update(Batch).where(*_is_mine(claim)).values(**values))
 
     def split(self, claim: Claim) -> None:
         """Give the batch back as two with one more try each, to find the sample that kills the engine."""
@@ -146,7 +117,7 @@ class BatchStore:
         claim: Claim,
         outcomes: Sequence[Outcome],
         handoff_seconds: float,
-        retry: RetryPolicy,
+        retry: states.RetryPolicy,
         *,
         stays: bool = True,
     ) -> bool:
@@ -167,14 +138,14 @@ class BatchStore:
             insert_results(connection, outcomes)
             _set_routes(connection, claim, outcomes)
             _set_failures(connection, claim, outcomes)
-            following = stage_after(claim.stage, claim.stages)
+            following = states.stage_after(claim.stage, claim.stages)
             pending = sa.select(Sample.id).where(
                 Sample.batch_id == claim.batch_id, Sample.state == SampleState.PENDING
             )
             if following is None or connection.execute(pending.limit(1)).first() is None:
                 _finish_batch(connection, claim, retry)
             elif batch.stopped_at is not None:
-                _set_batch(connection, claim.batch_id, next_stage=following, **opened())
+                _set_batch(connection, claim.batch_id, next_stage=following, **tables.opened())
             else:
                 _set_batch(
                     connection,
@@ -198,24 +169,21 @@ def _is_mine(claim: Claim) -> tuple[sa.ColumnElement[bool], ...]:
     )
 
 
-def _take_back_if_stopped(connection: sa.Connection, batch_id: int) -> None:
-    """Make a queued batch of a stopped run ready: its message has arrived and led to nothing."""
+def _not_claimed(connection: sa.Connection, batch_id: int, stage: Stage) -> NotClaimed:
+    """Return why; make a queued batch of a stopped run ready: its message has arrived and led to nothing."""
     connection.execute(
         sa.update(Batch)
         .where(Batch.id == batch_id, Batch.state == BatchState.QUEUED)
         .where(Batch.shard_id == Shard.id, Shard.run_id == Run.id, Run.stopped_at.is_not(None))
         .values(**unleased())
     )
-
-
-def _why_not_claimed(connection: sa.Connection, batch_id: int, stage: Stage) -> NotClaimed:
     batch = connection.execute(sa.select(Batch.next_stage).where(Batch.id == batch_id)).one_or_none()
     if batch is None or (batch.next_stage and STAGE_ORDER[batch.next_stage] <= STAGE_ORDER[stage]):
         return NotClaimed.NOT_FREE
     return NotClaimed.PASSED
 
 
-def _finish_batch(connection: sa.Connection, claim: Claim, retry: RetryPolicy) -> None:
+def _finish_batch(connection: sa.Connection, claim: Claim, retry: states.RetryPolicy) -> None:
     """Open the batch again for samples to retry; without any, set it to done with its counts."""
     of_batch = Sample.batch_id == claim.batch_id
     done = sa.update(Sample).where(of_batch, Sample.state == SampleState.PENDING)
@@ -230,16 +198,15 @@ def _finish_batch(connection: sa.Connection, claim: Claim, retry: RetryPolicy) -
     if rows := connection.execute(again).all():
         wait = retry.wait_seconds(max(row.attempts for row in rows))
         stage = min((row.error_stage for row in rows), key=STAGE_ORDER.__getitem__)
-        _set_batch(connection, claim.batch_id, next_stage=stage, **opened(wait))
+        _set_batch(connection, claim.batch_id, next_stage=stage, **tables.opened(wait))
         return
-    counts = sa.select(Sample.state, sa.func.count()).where(of_batch).group_by(Sample.state)
-    tally = tally_of(connection, counts)
+    tally = tables.tally_of(connection, of_batch)
     _set_batch(
         connection,
         claim.batch_id,
         state=BatchState.DONE,
         # The run may be opened again with further stages.
-        next_stage=stage_after(claim.stages[-1], tuple(Stage)) if tally.done else None,
+        next_stage=states.stage_after(claim.stages[-1], tuple(Stage)) if tally.done else None,
         lease_owner=None,
         done_count=tally.done,
         failed_count=tally.failed,
@@ -255,7 +222,7 @@ def _set_batch(connection: sa.Connection, batch_id: int, **values: Any) -> None:
 def insert_results(connection: sa.Connection, outcomes: Sequence[Outcome]) -> None:
     """Insert the results among the outcomes; one that exists already stays as it is."""
     rows = [
-        {"sample_id": outcome.sample_id, **asdict(result), "text": storable(result.text)}
+        {"sample_id": outcome.sample_id, **asdict(result), "text": tables.storable(result.text)}
         for outcome in outcomes
         for result in outcome.results
     ]
@@ -275,7 +242,7 @@ def _set_routes(connection: sa.Connection, claim: Claim, outcomes: Sequence[Outc
         if outcome.route
     ]
     if rows:
-        table = Table.metadata.tables[Sample.__tablename__]
+        table = tables.Table.metadata.tables[Sample.__tablename__]
         connection.execute(sa.update(table).where(table.c.id == sa.bindparam("sample")), rows)
 
 
@@ -289,7 +256,7 @@ def _set_failures(connection: sa.Connection, claim: Claim, outcomes: Sequence[Ou
                     state=SampleState.FAILED,
                     error_stage=failure.stage,
                     error_kind=failure.kind,
-                    error_text=storable(failure.message),
+                    error_text=tables.storable(failure.message),
                     is_retryable=failure.is_retryable,
                     attempts=Sample.attempts + 1,
                     failed_by=claim.owner,
@@ -298,14 +265,8 @@ def _set_failures(connection: sa.Connection, claim: Claim, outcomes: Sequence[Ou
             )
 
 
-_LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
-
-
-class WorkerStore:
+class WorkerStore(tables.Store):
     """What a worker's heartbeat writes: the list of workers, and their leases. Thread-safe."""
-
-    def __init__(self, engine: sa.Engine) -> None:
-        self.engine = engine
 
     def beat(self, owner: str, batch_ids: Sequence[int], lease_seconds: float) -> None:
         """Extend the owner's leases of the batches it runs and of those in its own queue.
@@ -334,10 +295,11 @@ class WorkerStore:
             .where(Batch.lease_owner == owner, Batch.state.in_([BatchState.QUEUED, BatchState.RUNNING]))
             .values(**unleased())
         )
+        # The next reconciler removes the worker, and its own queue too.
+        long_ago = datetime(2000, 1, 1, tzinfo=UTC)
         with self.engine.begin() as connection:
             connection.execute(gives_back)
-            # The next reconciler removes the worker, and its own queue too.
-            connection.execute(sa.update(Worker).where(Worker.owner == owner).values(seen_at=_LONG_AGO))
+            connection.execute(sa.update(Worker).where(Worker.owner == owner).values(seen_at=long_ago))
 
     def remove_silent(self, silent_seconds: float) -> set[str]:
         """Remove workers without a heartbeat for so long; return the nodes that have no worker left."""

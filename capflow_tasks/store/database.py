@@ -1,13 +1,11 @@
 """Connects to PostgreSQL and migrates its schema."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Engine, create_engine, text
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError
 from tenacity import retry, retry_if_exception, stop_after_delay, wait_fixed
 
@@ -19,13 +17,6 @@ if TYPE_CHECKING:
 #: The newest revision of the schema.
 SCHEMA_REVISION = "2026_11_25_stopped_runs"
 
-#: How long to wait for a server that is starting, and between two tries, seconds.
-_START_SECONDS = 30
-_TRY_SECONDS = 0.5
-
-#: Parameter of the URL: after how many executions psycopg prepares a statement.
-_THRESHOLD = "prepare_threshold"
-
 
 def connect(url: str, pool_size: int = 5) -> Engine:
     """Create a connection pool that survives a restart of the server.
@@ -34,23 +25,19 @@ def connect(url: str, pool_size: int = 5) -> Engine:
     next statement may come to another connection than the one that prepared it.
     """
     location = make_url(url)
+    arguments: dict[str, Any] = {"connect_timeout": 10, "application_name": "capflow"}
+    if isinstance(threshold := location.query.get("prepare_threshold"), str):
+        arguments["prepare_threshold"] = None if threshold == "none" else int(threshold)
     return create_engine(
-        location.difference_update_query([_THRESHOLD]),
+        location.difference_update_query(["prepare_threshold"]),
         pool_size=pool_size,
         max_overflow=pool_size,
         pool_pre_ping=True,
         pool_recycle=1800,
         # Otherwise the message of a failed statement writes captions to the log.
         hide_parameters=True,
-        connect_args={"connect_timeout": 10, "application_name": "capflow", **_prepare_threshold(location)},
+        connect_args=arguments,
     )
-
-
-def _prepare_threshold(url: URL) -> dict[str, int | None]:
-    value = url.query.get(_THRESHOLD)
-    if not isinstance(value, str):
-        return {}
-    return {_THRESHOLD: None if value == "none" else int(value)}
 
 
 def shown(url: str) -> str:
@@ -76,12 +63,7 @@ def _is_starting(error: BaseException) -> bool:
     return isinstance(error, OperationalError) and "the database system is " in str(error.orig)
 
 
-@retry(
-    retry=retry_if_exception(_is_starting),
-    stop=stop_after_delay(_START_SECONDS),
-    wait=wait_fixed(_TRY_SECONDS),
-    reraise=True,
-)
+@retry(retry=retry_if_exception(_is_starting), stop=stop_after_delay(30), wait=wait_fixed(0.5), reraise=True)
 def _upgrade(engine: Engine) -> None:
     with engine.begin() as connection:
         if revision_of(connection) == SCHEMA_REVISION:
@@ -117,7 +99,7 @@ def unreachable(engine: Engine, error: OperationalError) -> ServiceError:
     )
 
 
-def alembic_config(connection: Connection) -> Config:
+def alembic_config(connection: Connection) -> "Config":
     from alembic.config import Config
 
     # A wheel has the migrations inside the package, a checkout has them beside it.
@@ -153,16 +135,10 @@ def health_of(engine: Engine) -> DatabaseHealth:
     with engine.connect() as connection:
         scripts = ScriptDirectory.from_config(alembic_config(connection))
         revision = revision_of(connection)
-        known = {script.revision for script in scripts.walk_revisions()}
-        return DatabaseHealth(
-            server_version=_number(connection, "SELECT current_setting('server_version_num')") // 10_000,
-            revision=revision,
-            head=scripts.get_current_head(),
-            is_known=revision is None or revision in known,
-            connections=_number(connection, "SELECT count(*) FROM pg_stat_activity WHERE datid IS NOT NULL"),
-            max_connections=_number(connection, "SELECT current_setting('max_connections')"),
+        known = {None, *(script.revision for script in scripts.walk_revisions())}
+        numbers = connection.exec_driver_sql(
+            "SELECT current_setting('server_version_num')::int / 10000, count(*),"
+            " current_setting('max_connections')::int FROM pg_stat_activity WHERE datid IS NOT NULL"
         )
-
-
-def _number(connection: Connection, question: str) -> int:
-    return int(connection.execute(text(question)).scalar_one())
+        version, used, most = numbers.one()
+        return DatabaseHealth(version, revision, scripts.get_current_head(), revision in known, used, most)

@@ -1,7 +1,5 @@
 """What is known of a run: plain values, and what follows from them by arithmetic."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -134,7 +132,7 @@ class Tokens:
     def prefix_hit_rate(self) -> float:
         return self.cached / self.prompt if self.prompt else 0.0
 
-    def __add__(self, other: Tokens) -> Tokens:
+    def __add__(self, other: "Tokens") -> "Tokens":
         return Tokens(
             self.prompt + other.prompt, self.cached + other.cached, self.completion + other.completion
         )

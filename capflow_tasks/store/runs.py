@@ -16,33 +16,10 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from capflow_tasks.errors import BadEntry
 from capflow_tasks.records import Failure, PlanShard, Stage
+from capflow_tasks.store import states, tables
 from capflow_tasks.store.claims import insert_results
-from capflow_tasks.store.states import (
-    STAGE_ORDER,
-    BatchState,
-    NewBatch,
-    NewSample,
-    Outcome,
-    ReadyBatch,
-    SampleState,
-    ShardRow,
-    StoppedRun,
-    stage_after,
-)
-from capflow_tasks.store.tables import (
-    Batch,
-    Run,
-    Sample,
-    Shard,
-    in_seconds,
-    opened,
-    stages_of,
-    storable,
-    unleased,
-)
-
-_SAMPLES = (Shard.dataset, Batch.start_idx, Batch.end_idx)
-_PINNED_TO = sa.case((Run.pin_ranks, Shard.assign_rank)).label("pinned_to")
+from capflow_tasks.store.states import BatchState, NewBatch, NewSample, ReadyBatch, SampleState, ShardRow
+from capflow_tasks.store.tables import Batch, Run, Sample, Shard, opened, unleased
 
 # Arrays are faster to send than rows. A batch whose samples have all failed is done at once.
 _INSERT_BATCHES = sa.text(f"""
@@ -68,11 +45,8 @@ _NULL = "\\N"
 _NO_FAILURE = "\t".join([_NULL, _NULL, _NULL, "0", _NULL])
 
 
-class RunStore:
+class RunStore(tables.Store):
     """What a producer reads and writes about runs. Thread-safe."""
-
-    def __init__(self, engine: sa.Engine) -> None:
-        self.engine = engine
 
     def open_run(
         self,
@@ -88,7 +62,7 @@ class RunStore:
         values = {
             "plan": plan,
             "output": output,
-            "stages": [stage.value for stage in stages],
+            "stages": list(stages),
             "min_confidence": min_confidence,
             "pin_ranks": pin_ranks,
             "stopped_at": None,
@@ -98,7 +72,7 @@ class RunStore:
         with self.engine.begin() as connection:
             return connection.execute(statement.returning(Run.id)).scalar_one()
 
-    def stop(self, run_id: int) -> StoppedRun:
+    def stop(self, run_id: int) -> states.StoppedRun:
         """Send no more batches of the run, and take back those that are queued."""
         is_queued = Batch.state == BatchState.QUEUED
         is_abandoned = sa.and_(Batch.state == BatchState.RUNNING, Batch.lease_until < sa.func.now())
@@ -114,18 +88,15 @@ class RunStore:
         with self.engine.begin() as connection:
             connection.execute(sa.update(Run).where(Run.id == run_id).values(stopped_at=sa.func.now()))
             taken_back = len(connection.execute(takes_back).all())
-            return StoppedRun(taken_back, connection.execute(running).scalar_one())
+            return states.StoppedRun(taken_back, connection.execute(running).scalar_one())
 
     def is_stopped(self, run_id: int) -> bool:
         """Whether the run has been stopped or deleted."""
-        goes_on = sa.select(Run.id).where(Run.id == run_id, Run.stopped_at.is_(None))
-        with self.engine.connect() as connection:
-            return connection.execute(goes_on).first() is None
+        return not self.rows(sa.select(Run.id).where(Run.id == run_id, Run.stopped_at.is_(None)))
 
     def delete(self, run_id: int) -> None:
         """Delete the run with its shards, batches, samples and results."""
-        with self.engine.begin() as connection:
-            connection.execute(sa.delete(Run).where(Run.id == run_id))
+        self.change(sa.delete(Run).where(Run.id == run_id))
 
     def add_shards(self, run_id: int, shards: Sequence[PlanShard]) -> list[ShardRow]:
         """Insert the shards that the run lacks; return the rows of all, in the order given."""
@@ -160,14 +131,7 @@ class RunStore:
 
     def forget_other_shards(self, run_id: int, shard_ids: Collection[int]) -> None:
         """Delete all other shards of the run; a worker that runs a batch of one writes nothing."""
-        others = sa.delete(Shard).where(Shard.run_id == run_id, Shard.id.not_in(shard_ids))
-        with self.engine.begin() as connection:
-            connection.execute(others)
-
-    def cursor(self, shard_id: int) -> int:
-        """Return the index before which the shard's samples have been inserted."""
-        with self.engine.connect() as connection:
-            return connection.execute(sa.select(Shard.expanded_to).where(Shard.id == shard_id)).scalar_one()
+        self.change(sa.delete(Shard).where(Shard.run_id == run_id, Shard.id.not_in(shard_ids)))
 
     @contextmanager
     def publishing(
@@ -186,8 +150,9 @@ class RunStore:
             sa.update(Batch)
             .where(Batch.id.in_(due.with_for_update(of=Batch, skip_locked=True)))
             .where(Batch.shard_id == Shard.id, Shard.run_id == Run.id)
-            .values(state=BatchState.QUEUED, lease_owner=None, lease_until=in_seconds(queue_seconds))
-            .returning(Batch.id, Batch.next_stage, Run.stages, _PINNED_TO, *_SAMPLES)
+            .values(state=BatchState.QUEUED, lease_owner=None, lease_until=tables.in_seconds(queue_seconds))
+            .returning(Batch.id, Batch.next_stage, Run.stages, Shard.dataset, Batch.start_idx, Batch.end_idx)
+            .returning(sa.case((Run.pin_ranks, Shard.assign_rank)).label("pinned_to"))
         )
         with self.engine.begin() as connection:
             rows = sorted(connection.execute(takes).all(), key=lambda row: row.id)
@@ -197,23 +162,20 @@ class RunStore:
         """Make ready what was queued or leased for too long, except in stopped runs; return the count."""
         # Not `IN (queued, running)`, which would not use the index on batches that are not done.
         is_held = sa.and_(Batch.state != BatchState.DONE, Batch.state != BatchState.READY)
-        return self._requeue(is_held, Batch.lease_until < sa.func.now(), _is_going(run_id))
+        is_stale = sa.and_(is_held, Batch.lease_until < sa.func.now(), _is_going(run_id))
+        return self.change(sa.update(Batch).where(is_stale).values(**unleased()))
 
     def requeue_lost(self, batch_ids: Collection[int]) -> int:
         """Make ready the queued ones of these batches, whose messages are gone; return their count."""
-        return self._requeue(Batch.state == BatchState.QUEUED, Batch.id.in_(batch_ids))
+        is_lost = sa.and_(Batch.state == BatchState.QUEUED, Batch.id.in_(batch_ids))
+        return self.change(sa.update(Batch).where(is_lost).values(**unleased()))
 
     def queued(self, run_id: int | None = None) -> set[int]:
         """Return the queued batches, each of which should have a message in the broker."""
         statement = sa.select(Batch.id).where(Batch.state == BatchState.QUEUED)
         if run_id is not None:
             statement = statement.where(_is_of_run(run_id))
-        with self.engine.connect() as connection:
-            return set(connection.execute(statement).scalars())
-
-    def _requeue(self, *conditions: sa.ColumnElement[bool]) -> int:
-        with self.engine.begin() as connection:
-            return connection.execute(sa.update(Batch).where(*conditions).values(**unleased())).rowcount
+        return {row.id for row in self.rows(statement)}
 
     def continue_run(self, run_id: int, stages: Sequence[Stage], min_confidence: float) -> int:
         """Open batches that a run with more stages or a lower bar goes on with; return their count.
@@ -240,10 +202,9 @@ class RunStore:
             connection.execute(again.values(state=SampleState.PENDING))
             freed = set(connection.execute(held).scalars()) - broader
             # Without a later stage they are done after `route`, which asks nothing: they have a domain.
-            after_route = stage_after(Stage.ROUTE, stages) or Stage.ROUTE
-            connection.execute(
-                sa.update(Batch).where(Batch.id.in_(freed)).values(next_stage=after_route, **opened())
-            )
+            after_route = states.stage_after(Stage.ROUTE, stages) or Stage.ROUTE
+            reopens = sa.update(Batch).where(Batch.id.in_(freed))
+            connection.execute(reopens.values(next_stage=after_route, **opened()))
         return len(broader | freed)
 
     def retry_failed(self, run_id: int, kinds: Sequence[str] = (), domains: Sequence[str] = ()) -> int:
@@ -265,7 +226,7 @@ class RunStore:
                 .returning(Sample.batch_id, Sample.error_stage)
             ).all()
             # A batch starts again at the earliest of its failed stages, which comes last.
-            latest_first = sorted(reopened, key=lambda row: STAGE_ORDER[row.error_stage], reverse=True)
+            latest_first = sorted(reopened, key=lambda row: states.STAGE_ORDER[row.error_stage], reverse=True)
             for batch_id, stage in {row.batch_id: row.error_stage for row in latest_first}.items():
                 reopens = sa.update(Batch).where(Batch.id == batch_id)
                 connection.execute(reopens.values(next_stage=stage, **opened()))
@@ -285,7 +246,7 @@ def _is_going(run_id: int | None) -> sa.ColumnElement[bool]:
 
 def _ready_batch(row: sa.Row[*tuple[Any, ...]]) -> ReadyBatch:
     samples = f"{row.dataset}[{row.start_idx}-{row.end_idx - 1}]"
-    return ReadyBatch(row.id, row.next_stage, stages_of(row.stages), row.pinned_to, samples)
+    return ReadyBatch(row.id, row.next_stage, tuple(map(Stage, row.stages)), row.pinned_to, samples)
 
 
 def _shard_values(run_id: int, shard: PlanShard) -> dict[str, Any]:
@@ -340,7 +301,7 @@ def _line(place: str, sample: NewSample) -> str:
 
 
 def _failure(failure: Failure) -> str:
-    message = storable(failure.message).translate(_ESCAPES)
+    message = tables.storable(failure.message).translate(_ESCAPES)
     # PostgreSQL reads `now` as the time of the transaction.
     return "\t".join([failure.stage, failure.kind, message, "1", "now"])
 
@@ -352,4 +313,4 @@ def _insert_given(connection: sa.Connection, shard_id: int, batches: Sequence[Ne
         return
     inserted = sa.select(Sample.id, Sample.idx).where(Sample.shard_id == shard_id, Sample.idx.in_(given))
     rows = connection.execute(inserted).all()
-    insert_results(connection, [Outcome(row.id, given[row.idx]) for row in rows])
+    insert_results(connection, [states.Outcome(row.id, given[row.idx]) for row in rows])

@@ -20,8 +20,6 @@ All times are by PostgreSQL's clock, so a host's clock may jump.
 A sample: pending ──> done | failed | held; a failed or held sample becomes pending again by retry.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -50,17 +48,12 @@ STAGE_ORDER = {stage: position for position, stage in enumerate(Stage)}
 
 def stage_after(stage: Stage, stages: Sequence[Stage]) -> Stage | None:
     """Return the next of a run's `stages` after `stage`, None at the end."""
-    later = (each for each in stages if STAGE_ORDER[each] > STAGE_ORDER[stage])
-    return min(later, key=STAGE_ORDER.__getitem__, default=None)
+    return next((each for each in stages_from(stage, stages) if each is not stage), None)
 
 
 def stages_from(stage: Stage, stages: Sequence[Stage]) -> list[Stage]:
     """Return the run's stages from `stage` on, in order."""
-    return [
-        each
-        for each in sorted(stages, key=STAGE_ORDER.__getitem__)
-        if STAGE_ORDER[each] >= STAGE_ORDER[stage]
-    ]
+    return [each for each in list(Stage)[STAGE_ORDER[stage] :] if each in stages]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +113,14 @@ class ReadyBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class Route:
+    """A sample's domain, and the router's probability for it."""
+
+    domain: str
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """The right to run one stage of one batch while the lease lasts."""
 
@@ -161,14 +162,6 @@ class PendingSample:
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
-    """A sample's domain, and the router's probability for it."""
-
-    domain: str
-    confidence: float
-
-
-@dataclass(frozen=True, slots=True)
 class Outcome:
     """What one stage writes about one sample."""
 
@@ -190,7 +183,7 @@ class Tally:
     def total(self) -> int:
         return self.done + self.failed + self.held
 
-    def __add__(self, other: Tally) -> Tally:
+    def __add__(self, other: "Tally") -> "Tally":
         return Tally(self.done + other.done, self.failed + other.failed, self.held + other.held)
 
 

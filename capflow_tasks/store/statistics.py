@@ -17,28 +17,9 @@ from typing import Any
 from sqlalchemy import Engine, TextClause, func, select, text
 
 from capflow_tasks.records import Stage
-from capflow_tasks.store.figures import (
-    Activity,
-    DomainFigures,
-    FailureKind,
-    GradeCount,
-    PromptEconomy,
-    RunFigures,
-    ShardFigures,
-    StageFigures,
-    Throughput,
-    Tokens,
-    Totals,
-    Usage,
-    WorkerFigures,
-)
+from capflow_tasks.store import figures
 from capflow_tasks.store.states import STAGE_ORDER, BatchState, SampleState, Tally
-from capflow_tasks.store.tables import Shard
-
-#: Rows of what is captioned that are read at a time.
-_COVERAGE_PAGE = 10_000
-#: Bars of the histogram of confidences.
-_CONFIDENCE_STEPS = 10
+from capflow_tasks.store.tables import Shard, Store
 
 
 @cache
@@ -47,74 +28,72 @@ def query(name: str) -> TextClause:
     return text((files("capflow_tasks.store") / "queries" / f"{name}.sql").read_text("utf-8"))
 
 
-class Statistics:
+class Statistics(Store):
     """Questions about runs. Thread-safe."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
 
     def runs(
         self, name: str | None = None, plan: str | None = None, run_id: int | None = None
-    ) -> list[RunFigures]:
+    ) -> list[figures.RunFigures]:
         """All runs, or those of this name, plan or id, the newest first."""
         rows = self._ask("runs", name=name, plan=plan, run_id=run_id)
-        return [RunFigures(tally=_tally(row), **row | {"stages": _stages(row["stages"])}) for row in rows]
+        return [
+            figures.RunFigures(tally=_tally(row), **row | {"stages": _stages(row["stages"])}) for row in rows
+        ]
 
-    def shards(self, run_id: int) -> list[ShardFigures]:
+    def shards(self, run_id: int) -> list[figures.ShardFigures]:
         """The run by line of its plan."""
         rows = self._ask("shards", run_id=run_id)
-        return [ShardFigures(tally=_tally(row), **row) for row in rows]
+        return [figures.ShardFigures(tally=_tally(row), **row) for row in rows]
 
-    def domains(self, run_id: int, *, with_stages: bool = False) -> list[DomainFigures]:
+    def domains(self, run_id: int, *, with_stages: bool = False) -> list[figures.DomainFigures]:
         """The run by domain, in alphabetical order, samples without a domain last. Reads all samples.
 
         Reads all results, too, to count `with_stages`.
         """
-        by_state: defaultdict[str | None, dict[SampleState, int]] = defaultdict(
-            lambda: dict.fromkeys(SampleState, 0)
-        )
-        for row in self._ask("domains", run_id=run_id):
-            by_state[row["domain"]][SampleState(row["state"])] = row["samples"]
         by_stage: defaultdict[str | None, dict[Stage, int]] = defaultdict(lambda: dict.fromkeys(Stage, 0))
         for row in self._ask("domain_stages", run_id=run_id) if with_stages else ():
             by_stage[row["domain"]][Stage(row["stage"])] = row["samples"]
-        names = sorted(by_state, key=lambda domain: (domain is None, domain))
-        return [DomainFigures(name, by_state[name], by_stage[name]) for name in names]
+        rows = {row["domain"]: row for row in self._ask("domains", run_id=run_id)}
+        return [
+            figures.DomainFigures(domain, {state: row[state] for state in SampleState}, by_stage[domain])
+            for domain, row in rows.items()
+        ]
 
-    def stages(self, run_id: int) -> list[StageFigures]:
+    def stages(self, run_id: int) -> list[figures.StageFigures]:
         """Unfinished samples by their next stage."""
         rows = self._ask("stages", run_id=run_id)
         counts = {(row["next_stage"], row["state"]): row["samples"] for row in rows}
         states = [state for state in BatchState if state is not BatchState.DONE]
         return [
-            StageFigures(stage, {state: counts.get((stage, state), 0) for state in states}) for stage in Stage
+            figures.StageFigures(stage, {state: counts.get((stage, state), 0) for state in states})
+            for stage in Stage
         ]
 
-    def usage(self, run_id: int) -> list[Usage]:
+    def usage(self, run_id: int) -> list[figures.Usage]:
         """Answers, tokens and time by stage, model and worker, in this order. Reads all results.
 
         No table holds answers that were discarded because their worker died or lost its lease.
         """
         found = [
-            Usage(tokens=_tokens(row), **row | {"stage": Stage(row["stage"])})
+            figures.Usage(tokens=_tokens(row), **row | {"stage": Stage(row["stage"])})
             for row in self._ask("usage", run_id=run_id)
         ]
         return sorted(found, key=lambda usage: (STAGE_ORDER[usage.stage], usage.model, usage.worker))
 
-    def prompt_economy(self, run_id: int, batches: int = 1000) -> PromptEconomy:
+    def prompt_economy(self, run_id: int, batches: int = 1000) -> figures.PromptEconomy:
         """Prompt tokens computed per sample, and the least possible, in the batches that finished last.
 
         Fewer than the least are computed where samples share media, or their prefix was cached before.
         """
         (row,) = self._ask("prompt_economy", run_id=run_id, batches=batches)
-        return PromptEconomy(**row)
+        return figures.PromptEconomy(**row)
 
-    def failures(self, run_id: int) -> list[FailureKind]:
+    def failures(self, run_id: int) -> list[figures.FailureKind]:
         """Failed samples by kind, the most frequent first. Reads the failed samples only."""
         rows = self._ask("failures", run_id=run_id)
-        return [FailureKind(**row | {"stages": _stages(row["stages"])}) for row in rows]
+        return [figures.FailureKind(**row | {"stages": _stages(row["stages"])}) for row in rows]
 
-    def grades(self, run_id: int) -> list[GradeCount]:
+    def grades(self, run_id: int) -> list[figures.GradeCount]:
         """Every combination of grades, and how many captions have it. Reads all scores.
 
         There are few combinations, so histograms and accepted captions are quick sums over them.
@@ -123,14 +102,13 @@ class Statistics:
         for row in self._ask("grades", run_id=run_id):
             dimensions = json.loads(row["grades"])
             overall = dimensions.pop("overall")
-            found.append(GradeCount(row["domain"], dimensions, overall, row["count"]))
+            found.append(figures.GradeCount(row["domain"], dimensions, overall, row["count"]))
         return found
 
     def confidences(self, run_id: int) -> list[int]:
         """Routed samples by the router's confidence, in ten equal steps from 0 to 1. Reads all samples."""
-        rows = self._ask("confidences", run_id=run_id, steps=_CONFIDENCE_STEPS)
-        counts = {row["step"]: row["samples"] for row in rows}
-        return [counts.get(step, 0) for step in range(_CONFIDENCE_STEPS)]
+        counts = {row["step"]: row["samples"] for row in self._ask("confidences", run_id=run_id, steps=10)}
+        return [counts.get(step, 0) for step in range(10)]
 
     def finished_by_time(self, run_id: int, seconds: float = 60) -> dict[datetime, int]:
         """Finished samples by the beginning of the stretch of time, of so many seconds, that they fall into.
@@ -140,18 +118,18 @@ class Statistics:
         rows = self._ask("finished_by_time", run_id=run_id, seconds=float(seconds))
         return {row["begins_at"]: row["samples"] for row in rows}
 
-    def throughput(self, run_id: int, seconds: float = 120) -> Throughput:
+    def throughput(self, run_id: int, seconds: float = 120) -> figures.Throughput:
         """What was finished within the last seconds."""
         (row,) = self._ask("throughput", run_id=run_id, seconds=float(seconds))
-        return Throughput(tokens=_tokens(row), **row)
+        return figures.Throughput(tokens=_tokens(row), **row)
 
-    def activity(self, run_id: int, lease_seconds: float) -> Activity:
+    def activity(self, run_id: int, lease_seconds: float) -> figures.Activity:
         """What the fleet does for the run at this moment."""
-        return Activity(self.stages(run_id), self.throughput(run_id), self.workers(lease_seconds))
+        return figures.Activity(self.stages(run_id), self.throughput(run_id), self.workers(lease_seconds))
 
-    def totals(self, run_id: int) -> Totals:
+    def totals(self, run_id: int) -> figures.Totals:
         """All sums over the run. Reads all batches, samples and results."""
-        return Totals(
+        return figures.Totals(
             shards=self.shards(run_id),
             domains=self.domains(run_id),
             usages=self.usage(run_id),
@@ -159,9 +137,9 @@ class Statistics:
             grades=self.grades(run_id),
         )
 
-    def workers(self, lease_seconds: float) -> list[WorkerFigures]:
+    def workers(self, lease_seconds: float) -> list[figures.WorkerFigures]:
         """All workers in the table, by name; one that is silent for a lease is dead."""
-        return [WorkerFigures(**row) for row in self._ask("workers", lease_seconds=lease_seconds)]
+        return [figures.WorkerFigures(**row) for row in self._ask("workers", lease_seconds=lease_seconds)]
 
     def _ask(self, file: str, /, **values: Any) -> list[dict[str, Any]]:
         with self.engine.connect() as connection:
@@ -173,8 +151,8 @@ def _tally(row: dict[str, Any]) -> Tally:
     return Tally(row.pop("done"), row.pop("failed"), row.pop("held"))
 
 
-def _tokens(row: dict[str, Any]) -> Tokens:
-    return Tokens(row.pop("prompt"), row.pop("cached"), row.pop("completion"))
+def _tokens(row: dict[str, Any]) -> figures.Tokens:
+    return figures.Tokens(row.pop("prompt"), row.pop("cached"), row.pop("completion"))
 
 
 def _stages(words: Iterable[str]) -> tuple[Stage, ...]:
@@ -213,7 +191,7 @@ def coverage_of(engine: Engine, name_of: Callable[[str], str | None]) -> dict[st
                 names[annotation] = name
                 known = found.setdefault(name, Coverage())
                 known.next_shard_index = max(known.next_shard_index, number)
-        statement = query("captioned").execution_options(yield_per=_COVERAGE_PAGE)
+        statement = query("captioned").execution_options(yield_per=10_000)
         for annotation, start_idx, end_idx in connection.execute(statement, {"annotations": list(names)}):
             found[names[annotation]].add(start_idx, end_idx)
     return found

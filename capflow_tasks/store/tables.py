@@ -1,7 +1,7 @@
 """The six tables, what may stand in them, and the parts of statements that several modules use."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from datetime import datetime, timedelta
 from typing import Any, ClassVar
@@ -216,10 +216,6 @@ def storable(text: str) -> str:
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
 
 
-def stages_of(words: Iterable[str]) -> tuple[Stage, ...]:
-    return tuple(Stage(word) for word in words)
-
-
 def unleased(wait_seconds: float = 0) -> dict[str, Any]:
     """Values of a batch that may be sent again after a wait."""
     return {"state": BatchState.READY, "lease_owner": None, "lease_until": in_seconds(wait_seconds)}
@@ -242,9 +238,24 @@ def results_of(connection: sa.Connection, sample_ids: Sequence[int]) -> defaultd
     return found
 
 
-def tally_of(connection: sa.Connection, counts: sa.Select[*tuple[Any, ...]]) -> Tally:
-    """Sum rows of (sample state, count) into a Tally."""
-    by_state: dict[SampleState, int] = dict(map(tuple, connection.execute(counts)))
-    return Tally(
-        *(by_state.get(state, 0) for state in (SampleState.DONE, SampleState.FAILED, SampleState.HELD))
-    )
+def tally_of(connection: sa.Connection, are_counted: sa.ColumnElement[bool]) -> Tally:
+    """Count the finished ones of these samples by state."""
+    states = (SampleState.DONE, SampleState.FAILED, SampleState.HELD)
+    counts = (sa.func.count().filter(Sample.state == state) for state in states)
+    return Tally(*map(int, connection.execute(sa.select(*counts).where(are_counted)).one()))
+
+
+class Store:
+    """Statements on the tables. Thread-safe."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self.engine = engine
+
+    def rows(self, statement: sa.Select[*tuple[Any, ...]]) -> Sequence[sa.Row[*tuple[Any, ...]]]:
+        with self.engine.connect() as connection:
+            return connection.execute(statement).all()
+
+    def change(self, statement: sa.UpdateBase) -> int:
+        """Execute the statement in a transaction of its own; return the number of rows it changed."""
+        with self.engine.begin() as connection:
+            return connection.execute(statement).rowcount

@@ -1,14 +1,14 @@
 """What the producer's loop and the exporters ask of the database. Reads only."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, Select, func, select
+from sqlalchemy import Row, func, select
 
 from capflow_tasks.records import Failure, FinishedSample, PlanShard, Stage
 from capflow_tasks.store.states import BatchState, SampleState, ShardRow, Tally
-from capflow_tasks.store.tables import Batch, Sample, Shard, results_of, tally_of
+from capflow_tasks.store.tables import Batch, Sample, Shard, Store, results_of, tally_of
 
 #: Samples read at a time when a shard is exported.
 PAGE = 500
@@ -26,11 +26,8 @@ class FailedSample:
     worker: str | None
 
 
-class Views:
+class Views(Store):
     """Questions about runs. Thread-safe."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
 
     def shards(self, run_id: int) -> list[ShardRow]:
         """The run's shards in the order in which they were added."""
@@ -39,42 +36,41 @@ class Views:
         statement = select(Shard.id, Shard.expanded_to, *columns).where(Shard.run_id == run_id)
         return [
             ShardRow(shard_id, expanded_to, PlanShard(**dict(zip(names, values, strict=True))))
-            for shard_id, expanded_to, *values in self._rows(statement.order_by(Shard.id))
+            for shard_id, expanded_to, *values in self.rows(statement.order_by(Shard.id))
         ]
 
     def ended(self, shard_ids: Collection[int]) -> Tally:
         """How the samples of these shards ended; reads all of them."""
-        counts = select(Sample.state, func.count()).where(Sample.shard_id.in_(shard_ids))
         with self.engine.connect() as connection:
-            return tally_of(connection, counts.group_by(Sample.state))
+            return tally_of(connection, Sample.shard_id.in_(shard_ids))
 
     def open_batches(self, run_id: int) -> list[int]:
         """Batches that have been inserted and are not finished."""
         statement = _of_run(select(Batch.id), run_id).where(Batch.state != BatchState.DONE)
-        return [batch_id for (batch_id,) in self._rows(statement)]
+        return [batch_id for (batch_id,) in self.rows(statement)]
 
     def finished_among(self, batch_ids: Iterable[int]) -> dict[int, Tally]:
         """How the finished ones of these batches ended."""
         statement = select(Batch.id, *_COUNTS).where(
             Batch.id.in_(list(batch_ids)), Batch.state == BatchState.DONE
         )
-        return {batch_id: Tally(*counts) for batch_id, *counts in self._rows(statement)}
+        return {batch_id: Tally(*counts) for batch_id, *counts in self.rows(statement)}
 
     def running_now(self, run_id: int) -> int:
         """Batches that a worker holds at this moment."""
         statement = _of_run(select(func.count(Batch.id)), run_id).where(Batch.state == BatchState.RUNNING)
-        ((count,),) = self._rows(statement)
+        ((count,),) = self.rows(statement)
         return int(count)
 
     def open_stages(self, run_id: int) -> set[Stage]:
         """The next stages of all unfinished batches."""
         statement = _of_run(select(Batch.next_stage).distinct(), run_id).where(Batch.state != BatchState.DONE)
-        return {stage for (stage,) in self._rows(statement)}
+        return {stage for (stage,) in self.rows(statement)}
 
     def tally(self, run_id: int) -> Tally:
         """How the samples of the run's finished batches ended."""
         sums = _of_run(select(*(func.coalesce(func.sum(count), 0) for count in _COUNTS)), run_id)
-        (row,) = self._rows(sums.where(Batch.state == BatchState.DONE))
+        (row,) = self.rows(sums.where(Batch.state == BatchState.DONE))
         return Tally(*map(int, row))
 
     def failures(self, run_id: int, limit: int | None = None) -> list[FailedSample]:
@@ -88,51 +84,32 @@ class Views:
         )
         return [
             FailedSample(row.dataset, row.idx, _failure(row), row.attempts, row.failed_by)
-            for row in self._rows(statement)
+            for row in self.rows(statement)
         ]
 
     def finished_samples(
         self, shard_id: int, state: SampleState, page_size: int = PAGE
     ) -> Iterator[FinishedSample]:
         """The shard's samples in this state, in index order, read a page at a time."""
+        in_state = select(Sample.__table__).where(Sample.shard_id == shard_id, Sample.state == state)
         last = -1
-        while page := self._page(shard_id, state, last, page_size):
-            yield from page
-            last = page[-1].index
-
-    def _page(self, shard_id: int, state: SampleState, last: int, page_size: int) -> list[FinishedSample]:
-        statement = (
-            select(Sample.__table__)
-            .where(Sample.shard_id == shard_id, Sample.idx > last, Sample.state == state)
-            .order_by(Sample.idx)
-            .limit(page_size)
-        )
-        with self.engine.connect() as connection:
-            return _finished(connection, connection.execute(statement).all())
-
-    def _rows(self, statement: Select[*tuple[Any, ...]]) -> Sequence[Row[*tuple[Any, ...]]]:
-        with self.engine.connect() as connection:
-            return connection.execute(statement).all()
+        while True:
+            with self.engine.connect() as connection:
+                following = in_state.where(Sample.idx > last).order_by(Sample.idx).limit(page_size)
+                page = connection.execute(following).all()
+                results = results_of(connection, [row.id for row in page])
+            if not page:
+                return
+            for row in page:
+                failure = _failure(row) if state is SampleState.FAILED else None
+                yield FinishedSample(
+                    row.idx, row.entry, row.domain, row.confidence, results[row.id], failure, row.attempts
+                )
+            last = page[-1].idx
 
 
 def _of_run(statement: Any, run_id: int) -> Any:
     return statement.join(Shard, Shard.id == Batch.shard_id).where(Shard.run_id == run_id)
-
-
-def _finished(connection: Connection, rows: Sequence[Row[*tuple[Any, ...]]]) -> list[FinishedSample]:
-    results = results_of(connection, [row.id for row in rows])
-    return [
-        FinishedSample(
-            index=row.idx,
-            entry=row.entry,
-            domain=row.domain,
-            confidence=row.confidence,
-            results=results[row.id],
-            failure=_failure(row) if row.state == SampleState.FAILED else None,
-            attempts=row.attempts,
-        )
-        for row in rows
-    ]
 
 
 def _failure(row: Row[*tuple[Any, ...]]) -> Failure:
