@@ -51,7 +51,7 @@ def status(
     from capflow_tasks.domains.catalogue import load_catalogue
     from capflow_tasks.settings import read_settings
     from capflow_tasks.store.statistics import Statistics
-    from producer.reading.scores import Rubrics
+    from producer.reading.caption_files import Rubrics
     from producer.services import database, find_run, is_asleep, reading
     from producer.status.cost import read_prices
     from producer.status.snapshot import Observer

@@ -12,8 +12,8 @@ from capflow_tasks.store.figures import RunFigures
 from capflow_tasks.store.states import SampleState, ShardRow, Tally
 from capflow_tasks.store.views import Views
 from producer.parallel import ProgressLines
+from producer.reading.caption_files import Rubrics
 from producer.reading.plan import file_name_part, output_name
-from producer.reading.scores import Rubrics
 from producer.writing.captions import ExportedFile, ReadSamples, export
 from producer.writing.webdataset import export_webdataset
 

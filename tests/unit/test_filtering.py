@@ -14,8 +14,7 @@ from capflow_tasks.errors import UserError
 from capflow_tasks.records import JsonObject
 from producer.filtering import REASONS_KEY, CaptionFilter
 from producer.reading import caption_files as reader
-from producer.reading.caption_files import caption_files, read_captions
-from producer.reading.scores import NO_DOMAIN, Minimums, Rubrics, Scores, scores_of
+from producer.reading.caption_files import NO_DOMAIN, Minimums, Rubrics, Scores, read_captions, scores_of
 
 RUBRICS = Rubrics(load_catalogue())
 IMAGE = (
@@ -203,7 +202,7 @@ def test_scores_may_hold_the_overall_grade_and_further_dimensions() -> None:
 
     scores = scores_of({"task": "video", "scores": {**grades, "overall": 1, "rhythm": 3}}, RUBRICS)
 
-    assert scores == Scores("Video & Temporal", {**grades, "rhythm": 3}, 1)
+    assert scores == Scores("Video & Temporal", {**grades, "rhythm": 3, "overall": 1})
 
 
 def test_captions_of_an_unknown_domain_are_judged_by_any_rubric(split: Callable[..., CaptionFilter]) -> None:
@@ -227,7 +226,7 @@ def test_only_caption_files_are_taken(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     (tmp_path / "Rank0_node0_folder.jsonl").mkdir()
 
-    assert [path.name for path in caption_files(tmp_path)] == [
+    assert [path.name for path in reader.find(tmp_path)] == [
         "Rank0_node10_a.b.jsonl",
         "Rank1_node0_b.jsonl",
     ]
@@ -235,9 +234,9 @@ def test_only_caption_files_are_taken(tmp_path: Path) -> None:
 
 def test_a_folder_without_caption_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no Rank\*_node\*_\*.jsonl; name the folder"):
-        caption_files(tmp_path)
+        reader.find(tmp_path)
     with pytest.raises(UserError, match="cannot be read: No such file"):
-        caption_files(tmp_path / "gone")
+        reader.find(tmp_path / "gone")
 
 
 def test_a_folder_that_would_be_overwritten_is_refused(tmp_path: Path) -> None:
@@ -294,12 +293,9 @@ def test_any_bytes_are_read_as_records_or_lines_with_a_reason(tmp_path: Path, co
 def test_whatever_is_kept_has_whole_grades_from_1_to_3(record: JsonObject) -> None:
     scores = scores_of(record, RUBRICS)
 
-    if isinstance(scores, Scores):
-        grades = [scores.overall, *scores.dimensions.values()]
-        assert all(type(grade) is int and 1 <= grade <= 3 for grade in grades)
-        assert set(IMAGE) <= scores.dimensions.keys() or set(VIDEO) <= scores.dimensions.keys()
-    else:
-        assert scores
+    if scores.problem is None:
+        assert all(type(grade) is int and 1 <= grade <= 3 for grade in scores.grades.values())
+        assert {*IMAGE, "overall"} <= scores.grades.keys() or {*VIDEO, "overall"} <= scores.grades.keys()
 
 
 @quietly
