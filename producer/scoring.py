@@ -76,7 +76,8 @@ class ScoreRun:
         by_dataset = {file_name_part(shard.dataset): shard for shard in reversed(planned)}
         found = []
         for path in caption_files.find(self._folder, unscored=True):
-            shard = by_dataset.get(caption_files.dataset_of(path))
+            # Rank0_node0_<dataset>.jsonl
+            shard = by_dataset.get(path.stem.split("_", 2)[-1])
             media = Path(shard.root) if shard else root
             found.append(shard_of(path, media, shard.task if shard else None))
         survey_file = partial(survey, self._catalogue, self._output)
@@ -160,10 +161,6 @@ def shard_of(path: Path, root: Path | None, task: str | None) -> PlanShard:
     )
 
 
-def scored_path(file: PlanShard, output: Path) -> Path:
-    return caption_files.scored_beside(output / file.dataset)
-
-
 def survey(catalogue: Catalogue, output: Path, file: PlanShard) -> PlanShard:
     """Count and digest what is to be scored in a file. Raises UserError where it cannot be read on."""
     digest, to_score = blake2b(digest_size=16), 0
@@ -177,27 +174,22 @@ def survey(catalogue: Catalogue, output: Path, file: PlanShard) -> PlanShard:
 class ScoredLine:
     """One line of a caption file, and what is known of its scores."""
 
+    #: As the scored file has it.
     line: CaptionLine
     #: None when the line has no valid scores yet.
     scores: Scores | None
-    #: The line as the scored file has it.
-    text: bytes
     #: Not set for a line that has brought its scores itself.
     identity: str = ""
 
 
 def unscored_lines(file: PlanShard, output: Path, rubrics: Rubrics) -> Iterator[ScoredLine]:
     """Read the lines that have no scores yet. Raises UserError where the file cannot be read on."""
-    lines = _scored_lines(file, rubrics, _published(scored_path(file, output), rubrics))
-    return (line for line in lines if line.scores is None)
+    known = _published(caption_files.scored_beside(output / file.dataset), rubrics)
+    return (line for line in _scored_lines(file, rubrics, known) if line.scores is None)
 
 
 def publish(
-    file: PlanShard,
-    output: Path,
-    finished: Iterable[FinishedSample],
-    rubrics: Rubrics,
-    summary: ScoreSummary,
+    file: PlanShard, output: Path, finished: Iterable[FinishedSample], rubrics: Rubrics, summary: ScoreSummary
 ) -> ScoreSummary:
     """Write the scored and the failed records in the order of the file; both files appear whole.
 
@@ -206,7 +198,7 @@ def publish(
     cannot be read on, and leaves what was published as it was.
     """
     summary, left, has_failed = deepcopy(summary), 0, False
-    path = scored_path(file, output)
+    path = caption_files.scored_beside(output / file.dataset)
     failed_path = path.with_suffix(".failed.jsonl")
     known = _published(path, rubrics)
     added, failed_samples = _sort(finished, rubrics)
@@ -215,7 +207,7 @@ def publish(
         for line in _scored_lines(file, rubrics, added | known):
             if line.scores is not None:
                 summary.add(line.scores, is_fresh=line.identity in fresh)
-                scored.write(line.text)
+                scored.write(line.line.raw)
             elif (sample := failed_samples.get(line.identity)) and sample.failure:
                 has_failed = True
                 summary.fail(f"{file.annotation}:{line.line.number}", sample.failure)
@@ -239,18 +231,19 @@ def _scored_lines(file: PlanShard, rubrics: Rubrics, known: Mapping[str, str]) -
         record = line.record or {}
         scores = caption_files.scores_of(record, rubrics)
         if scores.problem is None:
-            yield ScoredLine(line, scores, line.raw)
+            yield ScoredLine(line, scores)
             continue
         identity = _identity(line, record.get("task") or file.task, rubrics)
         if identity not in known:
-            yield ScoredLine(line, None, line.raw, identity)
+            yield ScoredLine(line, None, identity)
             continue
         added = json.loads(known[identity])
         # The domain in which the scores were given is told where the record named none.
         keys = ("scores", "overall") if record.get("task") else _ADDED_KEYS
         record = record | {key: added[key] for key in keys}
         scores = caption_files.scores_of(record, rubrics)
-        yield ScoredLine(line, None if scores.problem else scores, json_line(record), identity)
+        line = replace(line, raw=json_line(record))
+        yield ScoredLine(line, None if scores.problem else scores, identity)
 
 
 def _identity(line: CaptionLine, task: Any, rubrics: Rubrics) -> str:

@@ -25,8 +25,7 @@ NO_DOMAIN = "(none)"
 
 #: Bytes that are quoted of a line that is not a record.
 _QUOTED_BYTES = 1000
-_NAME = re.compile(r"Rank\d+_node\d+_(?P<dataset>.+)\.jsonl", re.DOTALL)
-_WITHOUT_CAPTIONS = (".failed.jsonl", ".held.jsonl")
+_NAME = re.compile(r"Rank\d+_node\d+_.+\.jsonl", re.DOTALL)
 #: Ends the names of the files that `capflow score` writes.
 _SCORED = ".scored.jsonl"
 
@@ -61,7 +60,7 @@ def find(folder: Path, *, unscored: bool = False) -> list[Path]:
         raise UserError(
             f"{folder}: cannot be read: {error.strerror}; name the folder of the caption files"
         ) from error
-    skipped = (*_WITHOUT_CAPTIONS, _SCORED) if unscored else _WITHOUT_CAPTIONS
+    skipped = (".failed.jsonl", ".held.jsonl", *([_SCORED] if unscored else []))
     found = [path for path in paths if _NAME.fullmatch(path.name) and not path.name.endswith(skipped)]
     if not found:
         remedy = "name the folder that capflow caption wrote its files to"
@@ -82,12 +81,6 @@ def scored_beside(path: Path) -> Path:
 def plain_name(path: Path) -> str:
     """Return the file's name without the mark of a scored file."""
     return f"{path.name.removesuffix(_SCORED).removesuffix('.jsonl')}.jsonl"
-
-
-def dataset_of(path: Path) -> str:
-    """Return the dataset's name as it stands in the name of a caption file."""
-    match = _NAME.fullmatch(plain_name(path))
-    return match["dataset"] if match else path.stem
 
 
 def read_captions(path: Path) -> Iterator[CaptionLine]:

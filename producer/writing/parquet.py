@@ -1,4 +1,4 @@
-"""Export to Parquet: one file per shard, one row per captioned sample in index order.
+"""Write a shard's captions as a Parquet file: one row per captioned sample in index order.
 
 docs/reference/files.md describes the columns; lists of pairs stand for maps, which not every reader knows.
 Row groups have a fixed size and files carry no time stamp, so that the same state gives the same bytes. Only
@@ -6,7 +6,7 @@ this module imports pyarrow.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,6 @@ from capflow_tasks.captioning.answers import is_grade
 from capflow_tasks.entries import media_of
 from capflow_tasks.errors import BadEntry
 from capflow_tasks.records import FinishedSample, JsonObject, PlanShard
-from capflow_tasks.store.states import SampleState, ShardRow
-from producer.reading.plan import output_name
-from producer.writing.captions import ExportedFile, ReadSamples, caption_record
 from producer.writing.whole import whole_file
 
 #: Samples held in memory at a time, and the smallest piece that a reader can load.
@@ -58,39 +55,37 @@ def schema_of(dimensions: Iterable[str]) -> arrow.Schema:
     )
 
 
-def export_parquet(
-    read: ReadSamples, rows: Sequence[ShardRow], folder: Path, dimensions: Iterable[str]
-) -> list[ExportedFile]:
-    """Write `Rank*_node*_*.parquet` for each shard, even for one without captions."""
-    schema = schema_of(dimensions)
-    files = []
-    for row in rows:
-        path = folder / Path(output_name(row.shard)).with_suffix(".parquet")
-        samples = read(row.id, SampleState.DONE)
-        count = 0
-        with whole_file(path) as file, parquet.ParquetWriter(file, schema, compression="zstd") as writer:
-            while group := [_values(row.shard, sample) for sample in islice(samples, ROW_GROUP)]:
-                writer.write_batch(arrow.RecordBatch.from_pylist(group, schema), ROW_GROUP)
-                count += len(group)
-        files.append(ExportedFile(path, count))
-    return files
+def write_parquet(
+    path: Path, schema: arrow.Schema, shard: PlanShard, records: Iterator[tuple[FinishedSample, JsonObject]]
+) -> int:
+    """Write a row for each sample and its caption record, and return their number."""
+    count = 0
+    with whole_file(path) as file, parquet.ParquetWriter(file, schema, compression="zstd") as writer:
+        while group := [_values(shard, sample, record) for sample, record in islice(records, ROW_GROUP)]:
+            writer.write_batch(arrow.RecordBatch.from_pylist(group, schema), ROW_GROUP)
+            count += len(group)
+    return count
 
 
-def _values(shard: PlanShard, sample: FinishedSample) -> JsonObject:
-    record = caption_record(sample)
+def _values(shard: PlanShard, sample: FinishedSample, record: JsonObject) -> JsonObject:
     # The annotation file may have brought values of any type under these names.
-    scores = {name: _grade(grade) for name, grade in _dict(record.get("scores")).items()}
-    reports = _dict(record.get("reports"))
-    turns = record.get("conversations")
+    scores, reports = (
+        value if isinstance(value := record.get(key), dict) else {} for key in ("scores", "reports")
+    )
+    scores = {name: grade if is_grade(grade) else None for name, grade in scores.items()}
+    turns, overall = record.get("conversations"), record.get("overall")
+    try:
+        media = media_of(sample.entry, shard.modality)
+    except BadEntry:
+        media = ()
     return {
         "dataset": shard.dataset,
         "index": sample.index,
         "id": _text(sample.entry.get("id")),
         "root": shard.root,
-        "media": _media(shard, sample.entry),
+        "media": [{"kind": kind.value, "path": path} for kind, path in media],
         "domain": sample.domain,
         "confidence": sample.confidence,
-        "caption": _text(record.get("caption")),
         "conversations": [
             {key: _text(turn.get(key)) for key in ("from", "value")}
             for turn in (turns if isinstance(turns, list) else [])
@@ -99,28 +94,12 @@ def _values(shard: PlanShard, sample: FinishedSample) -> JsonObject:
         "reports": [{"agent": name, "text": _text(text)} for name, text in reports.items()],
         "scores": [{"dimension": name, "grade": grade} for name, grade in scores.items()],
         **{f"score_{name}": grade for name, grade in scores.items()},
-        "overall": _grade(record.get("overall")),
-        "model": _text(record.get("model")),
-        "workflow": _text(record.get("workflow")),
+        "overall": overall if is_grade(overall) else None,
+        **{key: _text(record.get(key)) for key in ("caption", "model", "workflow")},
         "entry": _text(sample.entry),
     }
-
-
-def _media(shard: PlanShard, entry: JsonObject) -> list[dict[str, str]]:
-    try:
-        return [{"kind": kind.value, "path": path} for kind, path in media_of(entry, shard.modality)]
-    except BadEntry:
-        return []
-
-
-def _dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def _text(value: Any) -> str | None:
     """Return a text or None as it is, and anything else as JSON."""
     return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _grade(value: Any) -> int | None:
-    return value if is_grade(value) else None

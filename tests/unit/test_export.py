@@ -12,10 +12,7 @@ from capflow_tasks.errors import MediaMissing
 from capflow_tasks.records import FinishedSample, JsonObject, Result, Stage
 from capflow_tasks.store.states import SampleState, ShardRow
 from producer.writing import parquet as parquet_export
-from producer.writing.captions import ReadSamples, export
-from producer.writing.formats import latest
-from producer.writing.parquet import export_parquet
-from producer.writing.webdataset import export_webdataset, key_of
+from producer.writing.captions import ReadSamples, export, export_parquet, export_webdataset, key_of, latest
 from tests.datasets import read_lines
 from tests.stores import a_failure, a_result, a_shard
 

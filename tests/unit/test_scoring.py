@@ -86,7 +86,7 @@ def sampled(
     record: JsonObject | None, task: str | None = None, catalogue: Catalogue = CATALOGUE
 ) -> NewSample:
     line = CaptionLine(7, b"", record, None if record is not None else "is not JSON")
-    return sample_of(catalogue, scoring.shard_of(Path(NAME), None, task), 6, ScoredLine(line, None, b""))
+    return sample_of(catalogue, scoring.shard_of(Path(NAME), None, task), 6, ScoredLine(line, None))
 
 
 def finished(file: PlanShard, failures: Mapping[int, str] | None = None) -> Iterator[FinishedSample]:
