@@ -36,11 +36,9 @@ from producer.reading.plan import file_name_part
 from producer.run import OpenRun, Order, name_of_run
 from producer.services import reach_fleet, through_outages
 from producer.summary import ScoreSummary
-from producer.writing.captions import failed_record
+from producer.writing.captions import caption_record, failed_record
 from producer.writing.whole import json_line, whole_file
 
-#: Where a domain is known, the chain begins with the judge.
-_STAGES = (Stage.ROUTE, Stage.SCORE)
 #: What scoring adds to a record.
 _ADDED_KEYS = ("task", "confidence", "scores", "overall")
 #: Key of a line's identity in the entry of its sample.
@@ -93,7 +91,8 @@ class ScoreRun:
         started = monotonic()
         # Never the name of a plan's run: the shards of files that have changed are removed.
         name = f"score-{run or name_of_run(self._folder)}"
-        order = Order(self._folder, self._output, name, batch_size, window, _STAGES)
+        # Where a domain is known, the chain begins with the judge.
+        order = Order(self._folder, self._output, name, batch_size, window, (Stage.ROUTE, Stage.SCORE))
         shards = [shard for shard in self.files if shard.sample_count]
         if lost := [shard.annotation for shard in shards if not shard.root]:
             raise UserError(
@@ -263,11 +262,9 @@ def _published(path: Path, rubrics: Rubrics) -> dict[str, str]:
     for line in caption_files.read_captions(path) if path.exists() else ():
         if line.record is None or caption_files.scores_of(line.record, rubrics).problem:
             continue
-        # There are few domains and grades, so that most records share this text.
-        text = intern(json.dumps({key: line.record.get(key) for key in _ADDED_KEYS}))
         # Its task may have been given, or found by the router.
         for task in (None, line.record.get("task")):
-            known[_identity(line, task, rubrics)] = text
+            known[_identity(line, task, rubrics)] = _added(line.record)
     return known
 
 
@@ -350,21 +347,20 @@ def _sort(
     failed: dict[str, FinishedSample] = {}
     for sample in finished:
         identity = str(sample.entry.get(_IDENTITY))
-        data = [result.data for result in sample.results if result.stage is Stage.SCORE and result.data]
-        grades = data[-1] if data else {}
-        said = {
-            "task": sample.domain,
-            "confidence": sample.confidence,
-            "scores": {name: grade for name, grade in grades.items() if name != "overall"},
-            "overall": grades.get("overall"),
-        }
-        no_judge = None if data else f"the domain {sample.domain} has no judge"
-        problem = no_judge or caption_files.scores_of(said, rubrics).problem
+        record = caption_record(replace(sample, entry={}))
+        problem = f"the domain {sample.domain} has no judge"
+        if "scores" in record:
+            problem = caption_files.scores_of(record, rubrics).problem or ""
         if failure := sample.failure or (_unscorable(problem) if problem else None):
             failed[identity] = replace(sample, entry={}, results=(), failure=failure)
         else:
-            added[identity] = intern(json.dumps(said))
+            added[identity] = _added(record)
     return added, failed
+
+
+def _added(record: JsonObject) -> str:
+    """What scoring has added to the record, as JSON; most records share this text, as grades are few."""
+    return intern(json.dumps({key: record.get(key) for key in _ADDED_KEYS}))
 
 
 def _failed_record(line: CaptionLine, sample: FinishedSample) -> JsonObject:

@@ -23,8 +23,6 @@ SHOWN_FAILURES = 20
 
 #: Characters of the histogram's longest bar.
 _BAR_WIDTH = 40
-#: Of mean grades.
-_DECIMALS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +47,6 @@ class Summary:
     @property
     def tally(self) -> Tally:
         return sum((row.tally for row in self.domains), Tally())
-
-    @property
-    def exit_code(self) -> int:
-        return _exit_code(self)
 
     def as_json(self) -> JsonObject:
         return {
@@ -139,10 +133,6 @@ class ScoreSummary:
     def tally(self) -> Tally:
         return Tally(self.known + self.scored, self.failed)
 
-    @property
-    def exit_code(self) -> int:
-        return _exit_code(self)
-
     def add(self, scores: Scores, *, is_fresh: bool) -> None:
         self.scored += is_fresh
         self.known += not is_fresh
@@ -167,7 +157,10 @@ class ScoreSummary:
         return {dimension: grade / lines for dimension, grade in sums.items()}
 
     def as_json(self) -> JsonObject:
-        """The same facts as one object, for programs."""
+        domains = {}
+        for domain, records in sorted(self.by_domain.items()):
+            means = {name: round(mean, 2) for name, mean in self.means([domain]).items()}
+            domains[domain] = {"records": records, "overall": means.pop("overall"), "scores": means}
         return {
             "run": self.run,
             "complete": self.is_complete,
@@ -177,13 +170,9 @@ class ScoreSummary:
             "scored": self.scored,
             "failed": self.failed,
             "seconds": round(self.seconds, 3),
-            "domains": {domain: self._domain_json(domain) for domain in sorted(self.by_domain)},
+            "domains": domains,
             "files": [str(path) for path in self.files],
         }
-
-    def _domain_json(self, domain: str) -> JsonObject:
-        means = {name: round(mean, _DECIMALS) for name, mean in self.means([domain]).items()}
-        return {"records": self.by_domain[domain], "overall": means.pop("overall"), "scores": means}
 
     def show(self, console: Console) -> None:
         if not self.is_complete:
@@ -210,18 +199,16 @@ class ScoreSummary:
         # Without underscores a long name is wrapped where it stands.
         for column in ("records", *(name.replace("_", " ") for name in dimensions)):
             made.add_column(column, justify="right", overflow="fold")
-        rows = [(domain, [domain]) for domain in domains]
-        if len(rows) > 1:
-            rows.append(("all", list(domains)))
-        for name, group in rows:
+        for group in [*([domain] for domain in domains), *([domains] if len(domains) > 1 else [])]:
             if len(group) > 1:
                 made.add_section()
-            means = (f"{mean:.{_DECIMALS}f}" for mean in self.means(group).values())
-            made.add_row(escape(name), str(sum(self.by_domain[domain] for domain in group)), *means)
+            records = sum(self.by_domain[domain] for domain in group)
+            means = (f"{mean:.2f}" for mean in self.means(group).values())
+            made.add_row("all" if len(group) > 1 else escape(group[0]), str(records), *means)
         return made
 
 
-def _exit_code(summary: Summary | ScoreSummary) -> int:
+def exit_code(summary: Summary | ScoreSummary) -> int:
     if not summary.is_complete:
         return EXIT_INTERRUPTED
     if summary.problems:

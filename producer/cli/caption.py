@@ -163,6 +163,8 @@ def finish(summary: Summary | ScoreSummary, as_json: bool) -> NoReturn:
     """Print how the run ended, and exit with its code."""
     from rich.console import Console
 
+    from producer.summary import exit_code
+
     if as_json:
         cli.print_json(summary.as_json())
     else:
@@ -171,7 +173,7 @@ def finish(summary: Summary | ScoreSummary, as_json: bool) -> NoReturn:
         click.echo(f"error: {problem}", err=True)
     if not summary.is_complete:
         click.echo(f"run {summary.run} was stopped; the same command goes on from here", err=True)
-    sys.exit(summary.exit_code)
+    sys.exit(exit_code(summary))
 
 
 @contextmanager

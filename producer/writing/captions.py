@@ -4,7 +4,13 @@ A line is the annotation entry with all its keys in their order; a key that Capf
 key of the same name. The keys of a stage that has not run are not written, so that what an earlier run wrote
 stays: `caption`, `workflow` and the last `gpt` turn come from summarize, `reports` from perceive and reason,
 `scores` and `overall` from score. `task` and `confidence` need a domain; `confidence` is null where the
-domain was given. A tar holds captions together with their media:
+domain was given.
+
+docs/reference/files.md describes the columns of Parquet; lists of pairs stand for maps, which not every
+reader knows. Row groups have a fixed size and files carry no time stamp, so that the same state gives the
+same bytes.
+
+A tar holds captions together with their media:
 
     Rank0_node0_vqa-000000012.json      the line of the caption file
     Rank0_node0_vqa-000000012.txt       the caption
@@ -28,11 +34,12 @@ from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from capflow_tasks.captioning.answers import is_grade
 from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.entries import media_of
 from capflow_tasks.errors import BadEntry, MediaCorrupt, SampleError, UserError
 from capflow_tasks.media.paths import check_file, file_errors, resolve_media
-from capflow_tasks.records import FinishedSample, JsonObject, Modality, PlanShard, Result, Stage
+from capflow_tasks.records import FinishedSample, JsonObject, Modality, PlanShard, Stage
 from capflow_tasks.store.figures import RunFigures
 from capflow_tasks.store.states import SampleState, ShardRow, Tally
 from capflow_tasks.store.views import Views
@@ -44,12 +51,12 @@ from producer.writing.whole import json_line, whole_file, write_lines
 #: Yields a shard's samples that finished in this state, in index order.
 ReadSamples = Callable[[int, SampleState], Iterator[FinishedSample]]
 
+#: Samples in a row group of Parquet: the most held in memory at a time, and the least that a reader loads.
+ROW_GROUP = 1000
 #: A usable suffix of a media file, in lower case.
 _SUFFIX = re.compile(r"(?!json$|txt$)[a-z0-9]+")
 #: A sample's files by their suffix: their bytes, or the path of a media file.
 _Members = dict[str, bytes | str]
-#: Lists a sample that cannot be packed, by its key.
-_LeaveOut = Callable[[str, SampleError], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +122,12 @@ def caption_record(sample: FinishedSample) -> JsonObject:
     summaries = by_stage[Stage.SUMMARIZE]
     if summaries:
         record["caption"] = summaries[-1].text
-    if reports := _reports(by_stage[Stage.PERCEIVE] + by_stage[Stage.REASON]):
+    reports: dict[str, str] = {}
+    for result in by_stage[Stage.PERCEIVE] + by_stage[Stage.REASON]:
+        # An agent of each of the two stages may have this name.
+        name = result.agent if result.agent not in reports else f"{result.stage}_{result.agent}"
+        reports[name] = result.text
+    if reports:
         record["reports"] = reports
     for judgement in by_stage[Stage.SCORE][-1:]:
         if judgement.data is not None:
@@ -145,15 +157,6 @@ def failed_record(sample: FinishedSample) -> JsonObject:
     return {**sample.entry, "error": error}
 
 
-def _reports(results: list[Result]) -> dict[str, str]:
-    """Return each agent's text by its name, or by its stage and name when the name is taken."""
-    reports: dict[str, str] = {}
-    for result in results:
-        name = result.agent if result.agent not in reports else f"{result.stage}_{result.agent}"
-        reports[name] = result.text
-    return reports
-
-
 def _conversations(entry: JsonObject, caption: str) -> list[Any]:
     """Return the entry's conversation with the caption as its last `gpt` turn, ready for training."""
     given = entry.get("conversations")
@@ -176,19 +179,16 @@ def _question(entry: JsonObject) -> str:
     return f"{placeholders}Describe {f'this {noun}' if len(kinds) == 1 else f'these {noun}s'} in detail."
 
 
-#: The parts of a shard's JSONL: samples in which state, and what builds their lines.
-_PARTS = {
-    "": (SampleState.DONE, caption_record),
-    "failed": (SampleState.FAILED, failed_record),
-    "held": (SampleState.HELD, caption_record),
-}
-
-
 def export(read: ReadSamples, rows: Sequence[ShardRow], folder: Path) -> list[ExportedFile]:
     """Write each shard's `Rank*_node*_*.jsonl`, even when empty, and its `.failed` and `.held.jsonl`."""
+    parts = {
+        "": (SampleState.DONE, caption_record),
+        "failed": (SampleState.FAILED, failed_record),
+        "held": (SampleState.HELD, caption_record),
+    }
     files = []
     for row in rows:
-        for part, (state, build) in _PARTS.items():
+        for part, (state, build) in parts.items():
             path = folder / output_name(row.shard, part)
             samples = write_lines(path, map(build, read(row.id, state)), keep_empty=not part)
             if samples or not part:
@@ -199,18 +199,92 @@ def export(read: ReadSamples, rows: Sequence[ShardRow], folder: Path) -> list[Ex
 def export_parquet(
     read: ReadSamples, rows: Sequence[ShardRow], folder: Path, dimensions: Iterable[str]
 ) -> list[ExportedFile]:
-    """Write `Rank*_node*_*.parquet` for each shard, even for one without captions."""
+    """Write `Rank*_node*_*.parquet` for each shard, even for one without captions, with a row per sample."""
     try:
-        from producer.writing.parquet import schema_of, write_parquet
+        from pyarrow import RecordBatch, parquet
     except ImportError as error:
         raise UserError("--format parquet needs pyarrow: pip install '.[export]'") from error
     schema, files = schema_of(dimensions), []
     for row in rows:
         path = folder / Path(output_name(row.shard)).with_suffix(".parquet")
-        records = ((sample, caption_record(sample)) for sample in read(row.id, SampleState.DONE))
-        samples = write_parquet(path, schema, row.shard, records)
-        files.append(ExportedFile(path, samples))
+        samples, written = read(row.id, SampleState.DONE), 0
+        with whole_file(path) as file, parquet.ParquetWriter(file, schema, compression="zstd") as writer:
+            while group := [_row(row.shard, sample) for sample in islice(samples, ROW_GROUP)]:
+                writer.write_batch(RecordBatch.from_pylist(group, schema), ROW_GROUP)
+                written += len(group)
+        files.append(ExportedFile(path, written))
     return files
+
+
+def schema_of(dimensions: Iterable[str]) -> Any:
+    """Return the columns of a Parquet file; each of the `dimensions` gets one of its own."""
+    import pyarrow as arrow
+
+    text, grade = arrow.string(), arrow.int8()
+
+    def list_of(**fields: Any) -> Any:
+        return arrow.list_(arrow.struct(list(fields.items())))
+
+    return arrow.schema(
+        {
+            "dataset": text,
+            "index": arrow.int64(),
+            "id": text,
+            "root": text,
+            "media": list_of(kind=text, path=text),
+            "domain": text,
+            "confidence": arrow.float64(),
+            "caption": text,
+            "conversations": list_of(**{"from": text, "value": text}),
+            "reports": list_of(agent=text, text=text),
+            "scores": list_of(dimension=text, grade=grade),
+            **{f"score_{dimension}": grade for dimension in sorted(dimensions)},
+            "overall": grade,
+            "model": text,
+            "workflow": text,
+            "entry": text,
+        }
+    )
+
+
+def _row(shard: PlanShard, sample: FinishedSample) -> JsonObject:
+    """Return the sample's values by column."""
+    record = caption_record(sample)
+    # The annotation file may have brought values of any type under these names.
+    scores, reports = (
+        value if isinstance(value := record.get(key), dict) else {} for key in ("scores", "reports")
+    )
+    scores = {name: grade if is_grade(grade) else None for name, grade in scores.items()}
+    turns, overall = record.get("conversations"), record.get("overall")
+    try:
+        media = media_of(sample.entry, shard.modality)
+    except BadEntry:
+        media = ()
+    return {
+        "dataset": shard.dataset,
+        "index": sample.index,
+        "id": _text(sample.entry.get("id")),
+        "root": shard.root,
+        "media": [{"kind": kind.value, "path": path} for kind, path in media],
+        "domain": sample.domain,
+        "confidence": sample.confidence,
+        "conversations": [
+            {key: _text(turn.get(key)) for key in ("from", "value")}
+            for turn in (turns if isinstance(turns, list) else [])
+            if isinstance(turn, dict)
+        ],
+        "reports": [{"agent": name, "text": _text(text)} for name, text in reports.items()],
+        "scores": [{"dimension": name, "grade": grade} for name, grade in scores.items()],
+        **{f"score_{name}": grade for name, grade in scores.items()},
+        "overall": overall if is_grade(overall) else None,
+        **{key: _text(record.get(key)) for key in ("caption", "model", "workflow")},
+        "entry": _text(sample.entry),
+    }
+
+
+def _text(value: Any) -> str | None:
+    """Return a text or None as it is, and anything else as JSON."""
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def export_webdataset(
@@ -245,7 +319,7 @@ def export_webdataset(
 
 
 def _samples(
-    read: ReadSamples, rows: Sequence[ShardRow], leave_out: _LeaveOut
+    read: ReadSamples, rows: Sequence[ShardRow], leave_out: Callable[[str, SampleError], None]
 ) -> Iterator[tuple[str, _Members]]:
     """Yield the key and the files of each sample whose media are there."""
     for row in rows:
@@ -279,7 +353,9 @@ def _members(shard: PlanShard, sample: FinishedSample) -> _Members:
     return members
 
 
-def _pack(file: BinaryIO, samples: Iterator[tuple[str, _Members]], leave_out: _LeaveOut) -> int:
+def _pack(
+    file: BinaryIO, samples: Iterator[tuple[str, _Members]], leave_out: Callable[[str, SampleError], None]
+) -> int:
     """Write a tar and return the number of its samples; one whose media fail leaves nothing in it."""
     packed = 0
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:

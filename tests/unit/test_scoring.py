@@ -22,7 +22,7 @@ from producer import scoring
 from producer.reading import caption_files
 from producer.reading.caption_files import CaptionLine, Rubrics, read_captions
 from producer.scoring import ScoredLine, caption_of, sample_of
-from producer.summary import ScoreSummary
+from producer.summary import ScoreSummary, exit_code
 from producer.writing.captions import caption_record
 from tests.datasets import draw_picture, read_lines
 from tests.stores import a_result
@@ -356,7 +356,7 @@ def test_a_scored_file_takes_the_place_of_the_one_it_was_made_from(
 def test_the_exit_code_tells_how_it_ended(
     is_complete: bool, problems: list[str], failed: int, code: int
 ) -> None:
-    assert ScoreSummary("run", is_complete, problems, failed=failed).exit_code == code
+    assert exit_code(ScoreSummary("run", is_complete, problems, failed=failed)) == code
 
 
 ANY_JSON = st.recursive(
