@@ -7,11 +7,7 @@ from pathlib import Path
 
 from capflow_tasks.errors import UserError
 from producer.reading import caption_files
-from producer.reading.caption_files import CaptionLine, Minimums, Rubrics
 from producer.writing.whole import whole_file
-
-#: The key of a rejected record that holds the reasons.
-REASONS_KEY = "rejected_because"
 
 #: Invalid records that are listed one by one; all of them are in the rejected files.
 _LISTED_INVALID = 10
@@ -20,7 +16,9 @@ _LISTED_INVALID = 10
 class CaptionFilter:
     """Writes the records of caption files to `output/kept` and `output/rejected`, and counts them."""
 
-    def __init__(self, minimums: Minimums, rubrics: Rubrics, output: Path) -> None:
+    def __init__(
+        self, minimums: caption_files.Minimums, rubrics: caption_files.Rubrics, output: Path
+    ) -> None:
         self._minimums = minimums
         self._rubrics = rubrics
         self._output = output
@@ -45,7 +43,7 @@ class CaptionFilter:
         if folder.resolve() in (kept_folder.resolve(), rejected_folder.resolve()):
             raise UserError(f"{folder}: its files would be overwritten; name another folder with --output")
         for path in caption_files.find(folder):
-            name = caption_files.plain_name(path)
+            name = path.name.removesuffix(".jsonl").removesuffix(".scored") + ".jsonl"
             with whole_file(kept_folder / name) as kept, whole_file(rejected_folder / name) as rejected:
                 for line in caption_files.read_captions(path):
                     if reasons := self._judge(path, line):
@@ -54,7 +52,7 @@ class CaptionFilter:
                         kept.write(line.raw)
             yield path
 
-    def _judge(self, path: Path, line: CaptionLine) -> list[str]:
+    def _judge(self, path: Path, line: caption_files.CaptionLine) -> list[str]:
         """Count the record and return why it is not kept; an empty list when it is."""
         scores = caption_files.scores_of(line.record or {}, self._rubrics)
         if problem := line.problem or scores.problem:
@@ -68,10 +66,10 @@ class CaptionFilter:
         return list(missed.values())
 
 
-def _with_reasons(line: CaptionLine, reasons: list[str]) -> bytes:
+def _with_reasons(line: caption_files.CaptionLine, reasons: list[str]) -> bytes:
     """Return the record with its reasons; a line that is not a record is quoted with its number."""
     record = {"line_number": line.number, "line": line.quoted} if line.record is None else line.record
-    record = {**record, REASONS_KEY: reasons}
+    record = {**record, "rejected_because": reasons}
     try:
         return json.dumps(record, ensure_ascii=False).encode() + b"\n"
     except UnicodeEncodeError:  # half of a surrogate pair

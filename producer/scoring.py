@@ -8,9 +8,8 @@ scoring has added to.
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 from itertools import islice
@@ -48,7 +47,11 @@ _GIVEN = "given"
 
 
 class ScoreRun:
-    """The scoring of one folder. Raises UserError before anything starts."""
+    """The scoring of one folder. Raises UserError before anything starts.
+
+    `plan` is a split plan that names folder and task of each dataset's media, `root` the folder of others.
+    The scored files go to `output`, by default to the folder itself.
+    """
 
     def __init__(
         self,
@@ -60,11 +63,6 @@ class ScoreRun:
         output: Path | None,
         processes: int,
     ) -> None:
-        """Find what has no scores yet.
-
-        `plan` is a split plan that names folder and task of each dataset's media, `root` the folder of the
-        others. The scored files go to `output`, by default to the folder itself.
-        """
         self._folder = folder.resolve()
         self._output = output.resolve() if output else self._folder
         self._settings = settings
@@ -76,8 +74,7 @@ class ScoreRun:
         for path in caption_files.find(self._folder, unscored=True):
             # Rank0_node0_<dataset>.jsonl
             shard = by_dataset.get(path.stem.split("_", 2)[-1])
-            media = Path(shard.root) if shard else root
-            found.append(shard_of(path, media, shard.task if shard else None))
+            found.append(shard_of(path, Path(shard.root) if shard else root, shard.task if shard else None))
         survey_file = partial(survey, self._catalogue, self._output)
         #: The caption files; those without anything to score have no samples.
         self.files = call_all(survey_file, found, processes, ProgressLines("caption files read"))
@@ -117,8 +114,8 @@ class ScoreRun:
         """Read the lines of a file that have no scores, numbered from 0. Raises PlanError."""
         lines = enumerate(unscored_lines(shard, self._output, self._rubrics))
         try:
-            for index, line in islice(lines, start_idx, shard.end_idx):
-                yield sample_of(self._catalogue, shard, index, line)
+            for index, (line, identity) in islice(lines, start_idx, shard.end_idx):
+                yield sample_of(self._catalogue, shard, index, line, identity)
         except UserError as error:
             raise PlanError(str(error)) from error
 
@@ -163,28 +160,16 @@ def shard_of(path: Path, root: Path | None, task: str | None) -> PlanShard:
 def survey(catalogue: Catalogue, output: Path, file: PlanShard) -> PlanShard:
     """Count and digest what is to be scored in a file. Raises UserError where it cannot be read on."""
     digest, to_score = blake2b(digest_size=16), 0
-    for line in unscored_lines(file, output, Rubrics(catalogue)):
+    for _, identity in unscored_lines(file, output, Rubrics(catalogue)):
         to_score += 1
-        digest.update(line.identity.encode())
+        digest.update(identity.encode())
     return replace(file, end_idx=to_score, version=digest.hexdigest())
 
 
-@dataclass(frozen=True, slots=True)
-class ScoredLine:
-    """One line of a caption file, and what is known of its scores."""
-
-    #: As the scored file has it.
-    line: CaptionLine
-    #: None when the line has no valid scores yet.
-    scores: Scores | None
-    #: Not set for a line that has brought its scores itself.
-    identity: str = ""
-
-
-def unscored_lines(file: PlanShard, output: Path, rubrics: Rubrics) -> Iterator[ScoredLine]:
-    """Read the lines that have no scores yet. Raises UserError where the file cannot be read on."""
+def unscored_lines(file: PlanShard, output: Path, rubrics: Rubrics) -> Iterator[tuple[CaptionLine, str]]:
+    """Read the lines without scores, with their identities. Raises UserError where the file breaks off."""
     known = _published(caption_files.scored_beside(output / file.dataset), rubrics)
-    return (line for line in _scored_lines(file, rubrics, known) if line.scores is None)
+    return ((line, identity) for line, identity, scores in _all_lines(file, rubrics, known) if not scores)
 
 
 def publish(
@@ -196,63 +181,66 @@ def publish(
     again. A line that has changed since it was sent is left to another run. Raises UserError where the file
     cannot be read on, and leaves what was published as it was.
     """
-    summary, left, has_failed = deepcopy(summary), 0, False
+    left, failed_before, summary = 0, summary.failed, deepcopy(summary)
     path = caption_files.scored_beside(output / file.dataset)
     failed_path = path.with_suffix(".failed.jsonl")
     known = _published(path, rubrics)
     added, failed_samples = _sort(finished, rubrics)
     fresh = added.keys() - known.keys()
     with whole_file(path) as scored, whole_file(failed_path) as failed:
-        for line in _scored_lines(file, rubrics, added | known):
-            if line.scores is not None:
-                summary.add(line.scores, is_fresh=line.identity in fresh)
-                scored.write(line.line.raw)
-            elif (sample := failed_samples.get(line.identity)) and sample.failure:
-                has_failed = True
-                summary.fail(f"{file.annotation}:{line.line.number}", sample.failure)
-                failed.write(json_line(_failed_record(line.line, sample)))
+        for line, identity, scores in _all_lines(file, rubrics, added | known):
+            if scores is not None:
+                summary.add(scores, is_fresh=identity in fresh)
+                scored.write(line.raw)
+            elif (sample := failed_samples.get(identity)) and sample.failure:
+                summary.fail(f"{file.annotation}:{line.number}", sample.failure)
+                failed.write(json_line(_failed_record(line, sample)))
             else:
                 left += 1
-    if not has_failed:
+    if summary.failed == failed_before:
         failed_path.unlink(missing_ok=True)
     if left:
         lines = "1 line has" if left == 1 else f"{left} lines have"
-        summary.problems.append(
-            f"{file.annotation}: {lines} changed since they were sent; run the command again"
-        )
+        problem = f"{lines} changed since they were sent; run the command again"
+        summary.problems.append(f"{file.annotation}: {problem}")
     summary.files.append(path)
     return summary
 
 
-def _scored_lines(file: PlanShard, rubrics: Rubrics, known: Mapping[str, str]) -> Iterator[ScoredLine]:
-    """Every line of the file, with its own valid scores, else with the known ones."""
+def _all_lines(
+    file: PlanShard, rubrics: Rubrics, known: Mapping[str, str]
+) -> Iterator[tuple[CaptionLine, str, Scores | None]]:
+    """Every line as the scored file has it, its identity, and its own valid scores, else the known ones.
+
+    A line that has brought its scores itself needs no identity, and has none.
+    """
     for line in caption_files.read_captions(Path(file.annotation)):
         record = line.record or {}
         scores = caption_files.scores_of(record, rubrics)
         if scores.problem is None:
-            yield ScoredLine(line, scores)
+            yield line, "", scores
             continue
         identity = _identity(line, record.get("task") or file.task, rubrics)
         if identity not in known:
-            yield ScoredLine(line, None, identity)
+            yield line, identity, None
             continue
         added = json.loads(known[identity])
         # The domain in which the scores were given is told where the record named none.
         keys = ("scores", "overall") if record.get("task") else _ADDED_KEYS
         record = record | {key: added[key] for key in keys}
         scores = caption_files.scores_of(record, rubrics)
-        line = replace(line, raw=json_line(record))
-        yield ScoredLine(line, None if scores.problem else scores, identity)
+        yield replace(line, raw=json_line(record)), identity, None if scores.problem else scores
 
 
 def _identity(line: CaptionLine, task: Any, rubrics: Rubrics) -> str:
     """Digest what the record says without scores, and the task that it is scored in."""
-    said = line.raw
-    if line.record is not None:
-        record = {key: value for key, value in line.record.items() if key not in _ADDED_KEYS}
-        # It may hold half of a surrogate pair, for example: nobody can score it.
-        with suppress(ValueError, RecursionError):
-            said = json_line(record | {"task": rubrics.domain_of(task) or task or None})
+    record = {key: value for key, value in (line.record or {}).items() if key not in _ADDED_KEYS}
+    try:
+        named = record | {"task": rubrics.domain_of(task) or task or None}
+        said = line.raw if line.record is None else json_line(named)
+    except (ValueError, RecursionError):
+        # It holds half of a surrogate pair, for example: nobody can score it.
+        said = line.raw
     return blake2b(said, digest_size=16).hexdigest()
 
 
@@ -268,12 +256,14 @@ def _published(path: Path, rubrics: Rubrics) -> dict[str, str]:
     return known
 
 
-def sample_of(catalogue: Catalogue, file: PlanShard, index: int, line: ScoredLine) -> NewSample:
+def sample_of(
+    catalogue: Catalogue, file: PlanShard, index: int, line: CaptionLine, identity: str
+) -> NewSample:
     """Make the line the sample at `index`; one that cannot be scored has failed already."""
-    entry, record = {_IDENTITY: line.identity}, line.line.record
+    entry, record = {_IDENTITY: identity}, line.record
     try:
         if record is None:
-            raise BadEntry(line.line.problem)
+            raise BadEntry(line.problem)
         if (reason := unstorable(record)) is not None:
             raise BadEntry(f"cannot be stored: {reason}")
         domain = domain_of(catalogue, file, record)
@@ -369,5 +359,4 @@ def _failed_record(line: CaptionLine, sample: FinishedSample) -> JsonObject:
     if entry is None or unstorable(entry) is not None:
         entry = {"line": line.quoted}
     record = failed_record(replace(sample, entry=entry))
-    record["error"] = {"line_number": line.number, **record["error"]}
-    return record
+    return record | {"error": {"line_number": line.number, **record["error"]}}

@@ -20,7 +20,6 @@ from producer.writing.captions import ExportedFile
 
 #: Failures shown on the terminal; all of them are in the *failed.jsonl files.
 SHOWN_FAILURES = 20
-
 #: Characters of the histogram's longest bar.
 _BAR_WIDTH = 40
 
@@ -182,11 +181,8 @@ class ScoreSummary:
             by_rubric.setdefault(tuple(self.means([domain])), []).append(domain)
         for dimensions, domains in by_rubric.items():
             console.print(self._means(dimensions, domains))
-        lines = [
-            f"{self.tally.total} records: {self.scored} scored now, "
-            f"{self.known} had scores, {self.failed} failed",
-            *self.failures,
-        ]
+        counts = f"{self.scored} scored now, {self.known} had scores, {self.failed} failed"
+        lines = [f"{self.tally.total} records: {counts}", *self.failures]
         if hidden := self.failed - len(self.failures):
             lines.append(f"and {hidden} more: see the .scored.failed.jsonl files")
         for line in [*lines, *map(str, self.files)]:

@@ -3,7 +3,6 @@
 import json
 import logging
 import re
-from codecs import BOM_UTF8
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -23,8 +22,6 @@ LINE_BYTES = 1 << 26
 #: The domain of records that name none, or none that is known.
 NO_DOMAIN = "(none)"
 
-#: Bytes that are quoted of a line that is not a record.
-_QUOTED_BYTES = 1000
 _NAME = re.compile(r"Rank\d+_node\d+_.+\.jsonl", re.DOTALL)
 #: Ends the names of the files that `capflow score` writes.
 _SCORED = ".scored.jsonl"
@@ -44,8 +41,8 @@ class CaptionLine:
 
     @property
     def quoted(self) -> str:
-        """The start of a line that is not a record."""
-        return self.raw[:_QUOTED_BYTES].decode("utf-8", "replace").rstrip("\r\n")
+        """The first 1000 bytes of a line that is not a record."""
+        return self.raw[:1000].decode("utf-8", "replace").rstrip("\r\n")
 
 
 def find(folder: Path, *, unscored: bool = False) -> list[Path]:
@@ -78,11 +75,6 @@ def scored_beside(path: Path) -> Path:
     return path.with_name(path.name.removesuffix(".jsonl") + _SCORED)
 
 
-def plain_name(path: Path) -> str:
-    """Return the file's name without the mark of a scored file."""
-    return f"{path.name.removesuffix(_SCORED).removesuffix('.jsonl')}.jsonl"
-
-
 def read_captions(path: Path) -> Iterator[CaptionLine]:
     """Yield every line that is not blank. Raises UserError when the file cannot be read."""
     number = 0
@@ -90,7 +82,7 @@ def read_captions(path: Path) -> Iterator[CaptionLine]:
         with path.open("rb") as file:
             while raw := file.readline(LINE_BYTES):
                 number += 1
-                raw = raw.removeprefix(BOM_UTF8) if number == 1 else raw
+                raw = raw.removeprefix("\N{BYTE ORDER MARK}".encode()) if number == 1 else raw
                 if _skip_rest(file, raw):
                     yield CaptionLine(number, raw, None, f"is longer than {LINE_BYTES} bytes")
                 elif raw.strip():
@@ -137,9 +129,7 @@ class Rubrics:
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
         self._by_domain = {
-            domain.name: frozenset(
-                name for judge in domain.agents_of(Stage.SCORE)[-1:] for name in judge.dimensions
-            )
+            domain.name: {name for judge in domain.agents_of(Stage.SCORE)[-1:] for name in judge.dimensions}
             for domain in catalogue.domains
         }
         #: All dimensions that any judge grades.

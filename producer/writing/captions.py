@@ -7,28 +7,23 @@ stays: `caption`, `workflow` and the last `gpt` turn come from summarize, `repor
 domain was given.
 
 docs/reference/files.md describes the columns of Parquet; lists of pairs stand for maps, which not every
-reader knows. Row groups have a fixed size and files carry no time stamp, so that the same state gives the
-same bytes.
-
-A tar holds captions together with their media:
+reader knows. A tar holds captions together with their media:
 
     Rank0_node0_vqa-000000012.json      the line of the caption file
     Rank0_node0_vqa-000000012.txt       the caption
     Rank0_node0_vqa-000000012.jpg       the media file, unchanged; several are .0.jpg, .1.png and so on
 
 A key is the name of the shard's caption file and the sample's index. The library ends a key at the first dot,
-so a dot in a dataset's name becomes "~", which such names never contain. A tar records no time and no owner,
-so that the same state and media give the same bytes.
+so a dot in a dataset's name becomes "~", which such names never contain. Row groups of Parquet have a fixed
+size, and no file records a time or an owner, so that the same state and media give the same bytes.
 """
 
 import json
 import os
 import re
-import sys
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from glob import escape
 from io import BufferedReader, BytesIO, FileIO
 from itertools import chain, count, islice
 from pathlib import Path
@@ -308,8 +303,8 @@ def export_webdataset(
             with whole_file(path) as tar:
                 packed = _pack(tar, chain([first], islice(samples, shard_size - 1)), leave_out)
             files.append(ExportedFile(path, packed))
-    # An earlier export may have written more tars.
-    for path in folder.glob(f"{escape(name)}-{'[0-9]' * 6}.tar"):
+    # An earlier export may have written more tars. The name is part of a file name, without wildcards.
+    for path in folder.glob(f"{name}-{'[0-9]' * 6}.tar"):
         if path not in {file.path for file in files}:
             path.unlink()
     if left_out:
@@ -346,7 +341,7 @@ def _members(shard: PlanShard, sample: FinishedSample) -> _Members:
     media = media_of(sample.entry, shard.modality)
     for number, (kind, relative) in enumerate(media):
         path = resolve_media(shard.root, relative)
-        check_file(path, sys.maxsize)
+        check_file(path, max_bytes=1 << 62)
         place = f"{number}." if len(media) > 1 else ""
         suffix = Path(relative).suffix.removeprefix(".").lower()
         members[place + (suffix if _SUFFIX.fullmatch(suffix) else kind.value)] = path

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.errors import UserError
 from capflow_tasks.records import JsonObject
-from producer.filtering import REASONS_KEY, CaptionFilter
+from producer.filtering import CaptionFilter
 from producer.reading import caption_files as reader
 from producer.reading.caption_files import NO_DOMAIN, Minimums, Rubrics, Scores, read_captions, scores_of
 
@@ -80,10 +80,10 @@ def test_only_straight_top_grades_pass_the_highest_minimums(
     ]
     assert lines_of(tmp_path, "kept") == [good]
     assert lines_of(tmp_path, "rejected") == [
-        low | {REASONS_KEY: ["overall is 2, below 3"]},
+        low | {"rejected_because": ["overall is 2, below 3"]},
         lacking
         | {
-            REASONS_KEY: [
+            "rejected_because": [
                 "reasoning_rigor is 1, below 3",
                 "professionalism is 2, below 3",
                 "overall is 2, below 3",
@@ -158,7 +158,7 @@ def test_a_record_without_valid_scores_is_never_kept(
 
     assert report.all == {"invalid": 1}
     (line,) = lines_of(tmp_path, "rejected")
-    assert line[REASONS_KEY][0].startswith(reason)
+    assert line["rejected_because"][0].startswith(reason)
     assert {key: line[key] for key in record} == record
 
 
@@ -183,7 +183,7 @@ def test_a_line_that_is_no_record_is_invalid_and_shown_with_its_number(
     (shown,) = lines_of(tmp_path, "rejected")
     assert shown["line_number"] == 2
     assert shown["line"].startswith(line[:10].decode("utf-8", "replace"))
-    assert shown[REASONS_KEY][0].startswith(reason)
+    assert shown["rejected_because"][0].startswith(reason)
 
 
 def test_a_line_without_end_does_not_fill_the_memory(
@@ -194,7 +194,7 @@ def test_a_line_without_end_does_not_fill_the_memory(
     report = split(b"x" * 3500, a_record())
 
     assert report.all == {"kept": 1, "invalid": 1}
-    assert lines_of(tmp_path, "rejected")[0][REASONS_KEY] == ["is longer than 1000 bytes"]
+    assert lines_of(tmp_path, "rejected")[0]["rejected_because"] == ["is longer than 1000 bytes"]
 
 
 def test_scores_may_hold_the_overall_grade_and_further_dimensions() -> None:

@@ -21,7 +21,7 @@ from capflow_tasks.store.states import Claim, NewSample, PendingSample
 from producer import scoring
 from producer.reading import caption_files
 from producer.reading.caption_files import CaptionLine, Rubrics, read_captions
-from producer.scoring import ScoredLine, caption_of, sample_of
+from producer.scoring import caption_of, sample_of
 from producer.summary import ScoreSummary, exit_code
 from producer.writing.captions import caption_record
 from tests.datasets import draw_picture, read_lines
@@ -70,7 +70,7 @@ def failed_of(file: PlanShard) -> Path:
     return scored_of(file).with_suffix(".failed.jsonl")
 
 
-def unscored_lines(file: PlanShard) -> Iterator[ScoredLine]:
+def unscored_lines(file: PlanShard) -> Iterator[tuple[CaptionLine, str]]:
     return scoring.unscored_lines(file, Path(file.root), RUBRICS)
 
 
@@ -86,15 +86,15 @@ def sampled(
     record: JsonObject | None, task: str | None = None, catalogue: Catalogue = CATALOGUE
 ) -> NewSample:
     line = CaptionLine(7, b"", record, None if record is not None else "is not JSON")
-    return sample_of(catalogue, scoring.shard_of(Path(NAME), None, task), 6, ScoredLine(line, None))
+    return sample_of(catalogue, scoring.shard_of(Path(NAME), None, task), 6, line, "")
 
 
 def finished(file: PlanShard, failures: Mapping[int, str] | None = None) -> Iterator[FinishedSample]:
     """As the database gives them back: what has no scores, judged, or failed as named by its line."""
     grades = {**dict.fromkeys(IMAGE, 2), "overall": 2}
-    for index, line in enumerate(list(unscored_lines(file))):
-        reason = (failures or {}).get(line.line.number)
-        entry = sample_of(CATALOGUE, file, index, line).entry
+    for index, (line, identity) in enumerate(list(unscored_lines(file))):
+        reason = (failures or {}).get(line.number)
+        entry = sample_of(CATALOGUE, file, index, line, identity).entry
         failure = Failure(Stage.SCORE, "media_missing", reason, False) if reason else None
         result = Result(Stage.SCORE, "judge", "", grades, "m", "w", 1, 1, 1, "stop", 0.1, "worker")
         yield FinishedSample(index, entry, "Natural", 0.8, (result,), failure, 1)
@@ -251,7 +251,7 @@ def test_what_was_published_is_known_wherever_the_record_stands_by_then(tmp_path
         a_record(0, task="UI"),
     )
 
-    assert [line.line.number for line in unscored_lines(file)] == [2, 4, 5]
+    assert [line.number for line, _ in unscored_lines(file)] == [2, 4, 5]
     score(file)
     after = read_lines(scored_of(file))
     assert [after[0], after[2]] == [before[2], before[0]]
@@ -263,7 +263,7 @@ def test_records_that_differ_in_their_task_alone_are_scored_each(tmp_path: Path)
 
     assert [record["task"] for record in read_lines(scored_of(file))] == ["Natural"]
     assert [record["task"] for record in read_lines(failed_of(file))] == ["UI"]
-    assert [line.line.number for line in unscored_lines(file)] == [2]
+    assert [line.number for line, _ in unscored_lines(file)] == [2]
 
 
 def test_publishing_again_changes_nothing(tmp_path: Path) -> None:
@@ -399,9 +399,9 @@ def test_every_line_of_any_file_is_published_once(tmp_path: Path, contents: list
     Path(file.annotation).write_bytes(b"\n".join(contents))
     lines = list(read_captions(Path(file.annotation)))
     unusable = {
-        line.line.number: "unusable"
-        for line in unscored_lines(file)
-        if sample_of(CATALOGUE, file, 0, line).failure is not None
+        line.number: "unusable"
+        for line, identity in unscored_lines(file)
+        if sample_of(CATALOGUE, file, 0, line, identity).failure is not None
     }
 
     grades = score(file, unusable)
