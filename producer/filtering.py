@@ -1,23 +1,14 @@
 """Split caption files into the records that are good enough and those that are not."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 from capflow_tasks.errors import UserError
-from capflow_tasks.records import JsonObject
-from producer.reading.caption_files import CaptionLine, caption_files, plain_name, read_captions
-from producer.reading.scores import NO_DOMAIN, Minimums, Rubrics, Scores, scores_of
+from producer.reading import caption_files
 from producer.writing.whole import whole_file
 
-#: The key of a rejected record that holds the reasons.
-REASONS_KEY = "rejected_because"
-
-#: Bytes that are quoted of a line that is not a record.
-_SHOWN_BYTES = 1000
 #: Invalid records that are listed one by one; all of them are in the rejected files.
 _LISTED_INVALID = 10
 
@@ -25,7 +16,9 @@ _LISTED_INVALID = 10
 class CaptionFilter:
     """Writes the records of caption files to `output/kept` and `output/rejected`, and counts them."""
 
-    def __init__(self, minimums: Minimums, rubrics: Rubrics, output: Path) -> None:
+    def __init__(
+        self, minimums: caption_files.Minimums, rubrics: caption_files.Rubrics, output: Path
+    ) -> None:
         self._minimums = minimums
         self._rubrics = rubrics
         self._output = output
@@ -49,38 +42,34 @@ class CaptionFilter:
         kept_folder, rejected_folder = self._output / "kept", self._output / "rejected"
         if folder.resolve() in (kept_folder.resolve(), rejected_folder.resolve()):
             raise UserError(f"{folder}: its files would be overwritten; name another folder with --output")
-        for path in caption_files(folder):
-            name = plain_name(path)
+        for path in caption_files.find(folder):
+            name = path.name.removesuffix(".jsonl").removesuffix(".scored") + ".jsonl"
             with whole_file(kept_folder / name) as kept, whole_file(rejected_folder / name) as rejected:
-                for line in read_captions(path):
+                for line in caption_files.read_captions(path):
                     if reasons := self._judge(path, line):
                         rejected.write(_with_reasons(line, reasons))
                     else:
                         kept.write(line.raw)
             yield path
 
-    def _judge(self, path: Path, line: CaptionLine) -> list[str]:
+    def _judge(self, path: Path, line: caption_files.CaptionLine) -> list[str]:
         """Count the record and return why it is not kept; an empty list when it is."""
-        scores = line.problem if line.record is None else scores_of(line.record, self._rubrics)
-        if not isinstance(scores, Scores):
+        scores = caption_files.scores_of(line.record or {}, self._rubrics)
+        if problem := line.problem or scores.problem:
             if len(self.invalid_examples) < _LISTED_INVALID:
-                self.invalid_examples.append(f"{path}:{line.number}: {scores}")
-            domain = self._rubrics.domain_of((line.record or {}).get("task")) or NO_DOMAIN
-            self.by_domain[domain]["invalid"] += 1
-            return [str(scores)]
+                self.invalid_examples.append(f"{path}:{line.number}: {problem}")
+            self.by_domain[scores.domain]["invalid"] += 1
+            return [problem]
         missed = self._minimums.missed(scores)
         self.by_domain[scores.domain]["rejected" if missed else "kept"] += 1
         self.rejected_by.update(missed.keys())
         return list(missed.values())
 
 
-def _with_reasons(line: CaptionLine, reasons: list[str]) -> bytes:
+def _with_reasons(line: caption_files.CaptionLine, reasons: list[str]) -> bytes:
     """Return the record with its reasons; a line that is not a record is quoted with its number."""
-    record: JsonObject | None = line.record
-    if record is None:
-        text = line.raw[:_SHOWN_BYTES].decode("utf-8", "replace").rstrip("\r\n")
-        record = {"line_number": line.number, "line": text}
-    record = {**record, REASONS_KEY: reasons}
+    record = {"line_number": line.number, "line": line.quoted} if line.record is None else line.record
+    record = {**record, "rejected_because": reasons}
     try:
         return json.dumps(record, ensure_ascii=False).encode() + b"\n"
     except UnicodeEncodeError:  # half of a surrogate pair

@@ -339,13 +339,13 @@ def read_samples(catalogue: Catalogue, shard: PlanShard, start_idx: int) -> Iter
         try:
             if entry.value is None:
                 raise BadEntry(entry.problem)
-            yield states.NewSample(entry.index, entry.value, _domain(catalogue, shard, entry.value))
+            yield states.NewSample(entry.index, entry.value, domain_of(catalogue, shard, entry.value))
         except BadEntry as error:
             failure = Failure(Stage.ROUTE, BadEntry.kind, str(error), is_retryable=False)
             yield states.NewSample(entry.index, entry.value or {}, None, failure)
 
 
-def _domain(catalogue: Catalogue, shard: PlanShard, entry: JsonObject) -> str | None:
+def domain_of(catalogue: Catalogue, shard: PlanShard, entry: JsonObject) -> str | None:
     """The entry's own task, else the shard's, else the one for videos; None means that the router decides."""
     kinds = {kind for kind, _ in media_of(entry, shard.modality)}
     given = task_of(entry, lambda task: catalogue.resolve(task).name) or shard.task

@@ -1,23 +1,25 @@
-"""The closing summary of a run: samples by domain and stage, failures with reasons, files."""
+"""The closing summaries of captioning and scoring: counts, grades, failures with reasons, files."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from capflow_tasks.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_SAMPLES_FAILED, EXIT_SAMPLES_HELD, EXIT_USAGE
-from capflow_tasks.records import JsonObject, Stage
+from capflow_tasks.records import Failure, JsonObject, Stage
 from capflow_tasks.store.figures import DomainFigures
 from capflow_tasks.store.states import Tally
 from capflow_tasks.store.views import FailedSample
 from producer.console import table
+from producer.reading.caption_files import Scores
 from producer.writing.captions import ExportedFile
 
-#: Failures shown on the terminal; all of them are in the *.failed.jsonl files.
+#: Failures shown on the terminal; all of them are in the *failed.jsonl files.
 SHOWN_FAILURES = 20
-
 #: Characters of the histogram's longest bar.
 _BAR_WIDTH = 40
 
@@ -40,16 +42,6 @@ class Summary:
     #: Empty before the run is complete.
     files: Sequence[ExportedFile]
     seconds: float
-
-    @property
-    def exit_code(self) -> int:
-        if not self.is_complete:
-            return EXIT_INTERRUPTED
-        if self.problems:
-            return EXIT_USAGE
-        if self.tally.failed:
-            return EXIT_SAMPLES_FAILED
-        return EXIT_SAMPLES_HELD if self.tally.held else EXIT_OK
 
     @property
     def tally(self) -> Tally:
@@ -111,3 +103,112 @@ class Summary:
             failure = row.failure
             made.add_row(f"{row.dataset}[{row.idx}]", failure.stage, failure.kind, escape(failure.message))
         return made
+
+
+@dataclass(slots=True)
+class ScoreSummary:
+    """How the scoring of a folder ended; `problems` are files published in part or not at all."""
+
+    run: str
+    #: False when it was stopped before every record had finished.
+    is_complete: bool = True
+    problems: list[str] = field(default_factory=list)
+    #: Lines with scores before this run.
+    known: int = 0
+    #: Lines scored by this run.
+    scored: int = 0
+    failed: int = 0
+    #: Lines with scores, by domain.
+    by_domain: Counter[str] = field(default_factory=Counter)
+    #: Sum of the grades by domain and dimension; "overall" is the last of each domain.
+    grades: Counter[tuple[str, str]] = field(default_factory=Counter)
+    #: Place and reason of the first lines that failed.
+    failures: list[str] = field(default_factory=list)
+    #: The scored files; empty before the run is complete.
+    files: list[Path] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def tally(self) -> Tally:
+        return Tally(self.known + self.scored, self.failed)
+
+    def add(self, scores: Scores, *, is_fresh: bool) -> None:
+        self.scored += is_fresh
+        self.known += not is_fresh
+        self.by_domain[scores.domain] += 1
+        for dimension, grade in scores.grades.items():
+            self.grades[scores.domain, dimension] += grade
+
+    def fail(self, place: str, failure: Failure) -> None:
+        self.failed += 1
+        if len(self.failures) < SHOWN_FAILURES:
+            self.failures.append(f"{place}: {failure.kind}: {failure.message}")
+
+    def means(self, domains: Sequence[str]) -> dict[str, float]:
+        """The mean grade of these domains' lines by dimension."""
+        sums: Counter[str] = Counter()
+        for (domain, dimension), grade in self.grades.items():
+            if domain in domains:
+                sums[dimension] += grade
+        # Another dimension may have come later.
+        sums["overall"] = sums.pop("overall")
+        lines = sum(self.by_domain[domain] for domain in domains)
+        return {dimension: grade / lines for dimension, grade in sums.items()}
+
+    def as_json(self) -> JsonObject:
+        domains = {}
+        for domain, records in sorted(self.by_domain.items()):
+            means = {name: round(mean, 2) for name, mean in self.means([domain]).items()}
+            domains[domain] = {"records": records, "overall": means.pop("overall"), "scores": means}
+        return {
+            "run": self.run,
+            "complete": self.is_complete,
+            "problems": self.problems,
+            "records": self.tally.total,
+            "known": self.known,
+            "scored": self.scored,
+            "failed": self.failed,
+            "seconds": round(self.seconds, 3),
+            "domains": domains,
+            "files": [str(path) for path in self.files],
+        }
+
+    def show(self, console: Console) -> None:
+        if not self.is_complete:
+            return
+        by_rubric: dict[tuple[str, ...], list[str]] = {}
+        for domain in sorted(self.by_domain):
+            by_rubric.setdefault(tuple(self.means([domain])), []).append(domain)
+        for dimensions, domains in by_rubric.items():
+            console.print(self._means(dimensions, domains))
+        counts = f"{self.scored} scored now, {self.known} had scores, {self.failed} failed"
+        lines = [f"{self.tally.total} records: {counts}", *self.failures]
+        if hidden := self.failed - len(self.failures):
+            lines.append(f"and {hidden} more: see the .scored.failed.jsonl files")
+        for line in [*lines, *map(str, self.files)]:
+            console.print(escape(line), soft_wrap=True, highlight=False)
+
+    def _means(self, dimensions: Iterable[str], domains: Sequence[str]) -> Table:
+        """The mean grades of domains that are graded in the same dimensions."""
+        made = table("Mean grades, 1 to 3", (), ())
+        made.add_column("domain", no_wrap=True)
+        # Without underscores a long name is wrapped where it stands.
+        for column in ("records", *(name.replace("_", " ") for name in dimensions)):
+            made.add_column(column, justify="right", overflow="fold")
+        for group in [*([domain] for domain in domains), *([domains] if len(domains) > 1 else [])]:
+            if len(group) > 1:
+                made.add_section()
+            records = sum(self.by_domain[domain] for domain in group)
+            means = (f"{mean:.2f}" for mean in self.means(group).values())
+            made.add_row("all" if len(group) > 1 else escape(group[0]), str(records), *means)
+        return made
+
+
+def exit_code(summary: Summary | ScoreSummary) -> int:
+    if not summary.is_complete:
+        return EXIT_INTERRUPTED
+    if summary.problems:
+        return EXIT_USAGE
+    if summary.tally.failed:
+        return EXIT_SAMPLES_FAILED
+    return EXIT_SAMPLES_HELD if summary.tally.held else EXIT_OK

@@ -17,8 +17,7 @@ from capflow_tasks.records import Stage
 from producer.cli import options as cli
 
 if TYPE_CHECKING:
-    from producer.scoring.summary import ScoreSummary
-    from producer.summary import Summary
+    from producer.summary import ScoreSummary, Summary
 
 batch_size_option = cli.option(
     "--batch-size SAMPLES",
@@ -162,6 +161,8 @@ def finish(summary: Summary | ScoreSummary, as_json: bool) -> NoReturn:
     """Print how the run ended, and exit with its code."""
     from rich.console import Console
 
+    from producer.summary import exit_code
+
     if as_json:
         cli.print_json(summary.as_json())
     else:
@@ -170,7 +171,7 @@ def finish(summary: Summary | ScoreSummary, as_json: bool) -> NoReturn:
         click.echo(f"error: {problem}", err=True)
     if not summary.is_complete:
         click.echo(f"run {summary.run} was stopped; the same command goes on from here", err=True)
-    sys.exit(summary.exit_code)
+    sys.exit(exit_code(summary))
 
 
 @contextmanager
@@ -233,11 +234,12 @@ def score(
       capflow score Output/Caption --root /data/vqa --dry-run
     """
     from capflow_tasks.settings import read_settings
-    from producer.scoring.score_run import ScoreRun
+    from producer.scoring import ScoreRun
 
     scoring = ScoreRun(settings=read_settings(), **options)
     if dry_run:
-        click.echo(f"{len(scoring.files)} files, {scoring.to_score} records without scores")
+        to_score = sum(file.sample_count for file in scoring.files)
+        click.echo(f"{len(scoring.files)} files, {to_score} records without scores")
         return
     with stop_on_signals() as stopping:
         summary = scoring.run(stopping, run, batch_size, window)

@@ -51,7 +51,7 @@ def filter(  # noqa: A001
     from capflow_tasks.domains.catalogue import load_catalogue
     from capflow_tasks.settings import read_settings
     from producer.filtering import CaptionFilter
-    from producer.reading.scores import Rubrics
+    from producer.reading.caption_files import Rubrics
 
     catalogue = load_catalogue(read_settings().domains)
     rubrics = Rubrics(catalogue)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from capflow_tasks.domains.catalogue import Catalogue
     from capflow_tasks.store.figures import RunFigures
-    from producer.reading.scores import Minimums, Rubrics
+    from producer.reading.caption_files import Minimums, Rubrics
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
@@ -258,7 +258,7 @@ minimum_options = combined(
 
 def minimums_of(catalogue: Catalogue, rubrics: Rubrics, asked: dict[str, Any]) -> Minimums:
     """Return the minimums by canonical names. Raises UsageError for a dimension that no judge grades."""
-    from producer.reading.scores import Minimums
+    from producer.reading.caption_files import Minimums
 
     dimensions: dict[str, int] = asked["dimensions"]
     if unknown := sorted(dimensions.keys() - rubrics.dimensions):

@@ -18,7 +18,7 @@ from producer.cli import options as cli
 if TYPE_CHECKING:
     from capflow_tasks.store.figures import RunFigures
     from producer.status.watch import Status
-    from producer.writing.formats import Exported
+    from producer.writing.captions import Exported
 
 
 @click.command(cls=cli.Command, exit_codes=(2, 3), exit_meanings={0: "shown"})
@@ -51,7 +51,7 @@ def status(
     from capflow_tasks.domains.catalogue import load_catalogue
     from capflow_tasks.settings import read_settings
     from capflow_tasks.store.statistics import Statistics
-    from producer.reading.scores import Rubrics
+    from producer.reading.caption_files import Rubrics
     from producer.services import database, find_run, is_asleep, reading
     from producer.status.cost import read_prices
     from producer.status.snapshot import Observer
@@ -237,7 +237,7 @@ def export(run_or_plan: str, form: str, output: Path, shard_size: int, as_json: 
     """
     from capflow_tasks.settings import read_settings
     from capflow_tasks.store.views import Views
-    from producer.writing.formats import export_run
+    from producer.writing.captions import export_run
 
     with cli.open_run(run_or_plan) as (run, engine):
         exported = export_run(Views(engine), run, form, output, shard_size, read_settings().domains)

@@ -1,26 +1,28 @@
-"""Find caption files and read their lines one at a time, whatever program wrote them."""
+"""Find caption files, read their lines one at a time, whatever program wrote them, and judge their scores."""
 
 import json
 import logging
 import re
-from codecs import BOM_UTF8
-from collections.abc import Iterator
-from dataclasses import dataclass
-from hashlib import blake2b
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
-from capflow_tasks.entries import type_name
-from capflow_tasks.errors import UserError
-from capflow_tasks.records import JsonObject
+from capflow_tasks.captioning.answers import is_grade
+from capflow_tasks.domains.catalogue import Catalogue
+from capflow_tasks.entries import shown, type_name
+from capflow_tasks.errors import UserError, WorkflowError
+from capflow_tasks.records import JsonObject, Stage
 
 log = logging.getLogger(__name__)
 
 #: Longer lines are not read, so that a file without line ends cannot fill the memory.
 LINE_BYTES = 1 << 26
+#: The domain of records that name none, or none that is known.
+NO_DOMAIN = "(none)"
 
-_NAME = re.compile(r"Rank\d+_node\d+_(?P<dataset>.+)\.jsonl", re.DOTALL)
-_WITHOUT_CAPTIONS = (".failed.jsonl", ".held.jsonl")
+_NAME = re.compile(r"Rank\d+_node\d+_.+\.jsonl", re.DOTALL)
 #: Ends the names of the files that `capflow score` writes.
 _SCORED = ".scored.jsonl"
 
@@ -38,43 +40,39 @@ class CaptionLine:
     problem: str | None = None
 
     @property
-    def digest(self) -> str:
-        return blake2b(self.raw, digest_size=16).hexdigest()
+    def quoted(self) -> str:
+        """The first 1000 bytes of a line that is not a record."""
+        return self.raw[:1000].decode("utf-8", "replace").rstrip("\r\n")
 
 
-def caption_files(folder: Path) -> list[Path]:
+def find(folder: Path, *, unscored: bool = False) -> list[Path]:
     """List the folder's `Rank*_node*_*.jsonl` by name, without those of failed and held samples.
 
-    A file that `capflow score` wrote replaces the file that it scored. Raises UserError when there are none.
+    A file that `capflow score` wrote replaces the file that it scored, or with `unscored` is left out.
+    Raises UserError when there are none.
     """
-    found = dict.fromkeys(_find(folder))
-    for source in found:
-        scored = scored_beside(source)
-        if scored in found and source.stat().st_mtime > scored.stat().st_mtime:
-            log.warning("%s has changed since it was scored; run capflow score again", source)
-    return [path for path in found if scored_beside(path) not in found]
+    try:
+        paths = sorted(path for path in folder.iterdir() if path.is_file())
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be read: {error.strerror}; name the folder of the caption files"
+        ) from error
+    skipped = (".failed.jsonl", ".held.jsonl", *([_SCORED] if unscored else []))
+    found = [path for path in paths if _NAME.fullmatch(path.name) and not path.name.endswith(skipped)]
+    if not found:
+        remedy = "name the folder that capflow caption wrote its files to"
+        raise UserError(f"{folder}: holds no Rank*_node*_*.jsonl; {remedy}")
+    names = set(found)
+    for path in found:
+        scored = scored_beside(path)
+        if scored in names and path.stat().st_mtime > scored.stat().st_mtime:
+            log.warning("%s has changed since it was scored; run capflow score again", path)
+    return [path for path in found if scored_beside(path) not in names]
 
 
-def unscored_files(folder: Path) -> list[Path]:
-    """List the folder's caption files without those that `capflow score` wrote. Raises UserError if none."""
-    return _find(folder, (*_WITHOUT_CAPTIONS, _SCORED))
-
-
-def scored_beside(path: Path, part: str = "") -> Path:
-    """Return the path of a caption file's scored version, or of a further `part` such as "failed"."""
-    suffix = f".scored.{part}.jsonl" if part else _SCORED
-    return path.with_name(path.name.removesuffix(".jsonl") + suffix)
-
-
-def plain_name(path: Path) -> str:
-    """Return the file's name without the mark of a scored file."""
-    return f"{path.name.removesuffix(_SCORED).removesuffix('.jsonl')}.jsonl"
-
-
-def dataset_of(path: Path) -> str:
-    """Return the dataset's name as it stands in the name of a caption file."""
-    match = _NAME.fullmatch(plain_name(path))
-    return match["dataset"] if match else path.stem
+def scored_beside(path: Path) -> Path:
+    """Return the path of a caption file's scored version."""
+    return path.with_name(path.name.removesuffix(".jsonl") + _SCORED)
 
 
 def read_captions(path: Path) -> Iterator[CaptionLine]:
@@ -84,7 +82,7 @@ def read_captions(path: Path) -> Iterator[CaptionLine]:
         with path.open("rb") as file:
             while raw := file.readline(LINE_BYTES):
                 number += 1
-                raw = raw.removeprefix(BOM_UTF8) if number == 1 else raw
+                raw = raw.removeprefix("\N{BYTE ORDER MARK}".encode()) if number == 1 else raw
                 if _skip_rest(file, raw):
                     yield CaptionLine(number, raw, None, f"is longer than {LINE_BYTES} bytes")
                 elif raw.strip():
@@ -94,20 +92,6 @@ def read_captions(path: Path) -> Iterator[CaptionLine]:
         raise UserError(
             f"{path}: cannot be read{place}: {error.strerror}; fix the disk or the file's permissions"
         ) from error
-
-
-def _find(folder: Path, skipped: tuple[str, ...] = _WITHOUT_CAPTIONS) -> list[Path]:
-    try:
-        paths = sorted(path for path in folder.iterdir() if path.is_file())
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be read: {error.strerror}; name the folder of the caption files"
-        ) from error
-    found = [path for path in paths if _NAME.fullmatch(path.name) and not path.name.endswith(skipped)]
-    if not found:
-        remedy = "name the folder that capflow caption wrote its files to"
-        raise UserError(f"{folder}: holds no Rank*_node*_*.jsonl; {remedy}")
-    return found
 
 
 def _skip_rest(file: BinaryIO, line: bytes) -> bool:
@@ -137,3 +121,84 @@ def _parse(number: int, raw: bytes) -> CaptionLine:
 
 def _refuse_constant(word: str) -> NoReturn:
     raise ValueError(f"{word} is no number")
+
+
+class Rubrics:
+    """The dimensions that the judge of each domain grades."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
+        self._by_domain = {
+            domain.name: {name for judge in domain.agents_of(Stage.SCORE)[-1:] for name in judge.dimensions}
+            for domain in catalogue.domains
+        }
+        #: All dimensions that any judge grades.
+        self.dimensions = frozenset().union(*self._by_domain.values())
+        # Bounded: a file may name a million tasks.
+        self._resolved = lru_cache(maxsize=1024)(self._resolve)
+
+    def domain_of(self, task: Any) -> str | None:
+        """Return the domain that a record's `task` names; None when no domain has that name."""
+        return self._resolved(task) if isinstance(task, str) else None
+
+    def missing(self, domain: str | None, given: Collection[str]) -> list[str]:
+        """Return the domain's dimensions that are not given; without a domain, the fewest of any domain."""
+        rubrics = [self._by_domain[domain]] if domain else self._by_domain.values()
+        return min((sorted(rubric.difference(given)) for rubric in rubrics), key=len)
+
+    def _resolve(self, task: str) -> str | None:
+        try:
+            return self._catalogue.resolve(task).name
+        except WorkflowError:
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """The grades of one caption, or the reason why there are no valid ones."""
+
+    domain: str
+    #: 1 to 3 by dimension, then under "overall".
+    grades: Mapping[str, int]
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Minimums:
+    """The lowest grades with which a caption is kept, 1 to 3."""
+
+    overall: int
+    #: For every dimension that `dimensions` does not name.
+    each_dimension: int
+    #: By dimension, instead of `each_dimension`.
+    dimensions: Mapping[str, int] = field(default_factory=dict)
+    #: For the overall grade, by domain, instead of `overall`.
+    domains: Mapping[str, int] = field(default_factory=dict)
+
+    def missed(self, scores: Scores) -> dict[str, str]:
+        """Return why each grade that is too low is rejected, by dimension."""
+        minimums = {**self.dimensions, "overall": self.domains.get(scores.domain, self.overall)}
+        return {
+            name: f"{name} is {grade}, below {minimum}"
+            for name, grade in scores.grades.items()
+            if grade < (minimum := minimums.get(name, self.each_dimension))
+        }
+
+
+def scores_of(record: JsonObject, rubrics: Rubrics) -> Scores:
+    """Return the record's scores; their problem says why they are missing or invalid."""
+    domain, given = rubrics.domain_of(record.get("task")), record.get("scores")
+    problem = None
+    if not isinstance(given, dict) or not given:
+        problem = 'has no "scores"' if given is None else f'"scores" is {type_name(given)} without grades'
+        return Scores(domain or NO_DOMAIN, {}, problem)
+    overall: Any = record.get("overall", given.get("overall"))
+    dimensions = {name: grade for name, grade in given.items() if name != "overall"}
+    if bad := [pair for pair in [*given.items(), ("overall", overall)] if not is_grade(pair[1])]:
+        name, grade = bad[0]
+        problem = f"{shown(name)} is {shown(grade)}, not 1, 2 or 3"
+    elif given.get("overall", overall) != overall:
+        problem = f'"overall" is {overall}, but {given["overall"]} in "scores"'
+    elif missing := rubrics.missing(domain, dimensions):
+        problem = f'"scores" lack {", ".join(missing)}'
+    return Scores(domain or NO_DOMAIN, dimensions | {"overall": overall}, problem)

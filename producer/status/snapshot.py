@@ -6,7 +6,7 @@ from time import monotonic
 
 from capflow_tasks.store.figures import Activity, FailureKind, GradeCount, RunFigures, Totals
 from capflow_tasks.store.statistics import Statistics
-from producer.reading.scores import NO_DOMAIN, Minimums, Scores
+from producer.reading.caption_files import NO_DOMAIN, Minimums, Scores
 from producer.status.cost import Cost, Prices, cost_of
 
 #: The share of time that may be spent on the slow questions.
@@ -77,5 +77,5 @@ def accepted_of(grades: Sequence[GradeCount], minimums: Minimums) -> int:
     return sum(
         each.count
         for each in grades
-        if not minimums.missed(Scores(each.domain or NO_DOMAIN, each.dimensions, each.overall))
+        if not minimums.missed(Scores(each.domain or NO_DOMAIN, {**each.dimensions, "overall": each.overall}))
     )

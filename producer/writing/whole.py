@@ -6,7 +6,6 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -79,14 +78,14 @@ def write_lines(path: Path, records: Iterable[JsonObject], *, keep_empty: bool =
     Without records the file is removed, or left empty with `keep_empty`. Raises ServiceError when the disk
     refuses it.
     """
-    remaining = iter(records)
-    first = list(islice(remaining, 1))
-    if not first and not keep_empty:
+    remaining, count = iter(records), 0
+    record = next(remaining, None)
+    if record is None and not keep_empty:
         path.unlink(missing_ok=True)
         return 0
-    count = 0
     with whole_file(path) as file:
-        for record in chain(first, remaining):
+        while record is not None:
             file.write(json_line(record))
             count += 1
+            record = next(remaining, None)
     return count

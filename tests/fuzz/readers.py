@@ -26,8 +26,8 @@ with atheris.instrument_imports(include=["producer", "capflow_tasks"]):
     from producer.filtering import CaptionFilter
     from producer.planning.metafile import read_metafile
     from producer.reading.annotations import read_entries
+    from producer.reading.caption_files import Minimums, Rubrics
     from producer.reading.plan import read_plan
-    from producer.reading.scores import Minimums, Rubrics
     from producer.status.cost import read_prices
 
 CATALOGUE = load_catalogue()

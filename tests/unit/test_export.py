@@ -11,11 +11,8 @@ from pyarrow import parquet
 from capflow_tasks.errors import MediaMissing
 from capflow_tasks.records import FinishedSample, JsonObject, Result, Stage
 from capflow_tasks.store.states import SampleState, ShardRow
-from producer.writing import parquet as parquet_export
-from producer.writing.captions import ReadSamples, export
-from producer.writing.formats import latest
-from producer.writing.parquet import export_parquet
-from producer.writing.webdataset import export_webdataset, key_of
+from producer.writing import captions
+from producer.writing.captions import ReadSamples, export, export_parquet, export_webdataset, key_of, latest
 from tests.datasets import read_lines
 from tests.stores import a_failure, a_result, a_shard
 
@@ -163,7 +160,7 @@ def test_a_parquet_file_takes_whatever_an_entry_brought_along(tmp_path: Path, me
 def test_parquet_comes_out_the_same_in_row_groups_of_one_size(
     tmp_path: Path, media: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parquet_export, "ROW_GROUP", 3)
+    monkeypatch.setattr(captions, "ROW_GROUP", 3)
     read = reader(*[{"image": "a.JPG"}] * 7)
 
     (first,) = export_parquet(read, [row(media)], tmp_path / "1", DIMENSIONS)
@@ -180,9 +177,7 @@ def test_parquet_comes_out_the_same_in_row_groups_of_one_size(
 def test_every_column_is_documented() -> None:
     text = DOCUMENT.read_text("utf-8")
 
-    assert [
-        name for name in parquet_export.schema_of(["factual_accuracy"]).names if f"`{name}`" not in text
-    ] == []
+    assert [name for name in captions.schema_of(["factual_accuracy"]).names if f"`{name}`" not in text] == []
 
 
 def test_a_tar_holds_captions_and_media_under_keys_without_dots(media: Path) -> None:

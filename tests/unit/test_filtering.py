@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.errors import UserError
 from capflow_tasks.records import JsonObject
-from producer.filtering import REASONS_KEY, CaptionFilter
+from producer.filtering import CaptionFilter
 from producer.reading import caption_files as reader
-from producer.reading.caption_files import caption_files, read_captions
-from producer.reading.scores import NO_DOMAIN, Minimums, Rubrics, Scores, scores_of
+from producer.reading.caption_files import NO_DOMAIN, Minimums, Rubrics, Scores, read_captions, scores_of
 
 RUBRICS = Rubrics(load_catalogue())
 IMAGE = (
@@ -81,10 +80,10 @@ def test_only_straight_top_grades_pass_the_highest_minimums(
     ]
     assert lines_of(tmp_path, "kept") == [good]
     assert lines_of(tmp_path, "rejected") == [
-        low | {REASONS_KEY: ["overall is 2, below 3"]},
+        low | {"rejected_because": ["overall is 2, below 3"]},
         lacking
         | {
-            REASONS_KEY: [
+            "rejected_because": [
                 "reasoning_rigor is 1, below 3",
                 "professionalism is 2, below 3",
                 "overall is 2, below 3",
@@ -159,7 +158,7 @@ def test_a_record_without_valid_scores_is_never_kept(
 
     assert report.all == {"invalid": 1}
     (line,) = lines_of(tmp_path, "rejected")
-    assert line[REASONS_KEY][0].startswith(reason)
+    assert line["rejected_because"][0].startswith(reason)
     assert {key: line[key] for key in record} == record
 
 
@@ -184,7 +183,7 @@ def test_a_line_that_is_no_record_is_invalid_and_shown_with_its_number(
     (shown,) = lines_of(tmp_path, "rejected")
     assert shown["line_number"] == 2
     assert shown["line"].startswith(line[:10].decode("utf-8", "replace"))
-    assert shown[REASONS_KEY][0].startswith(reason)
+    assert shown["rejected_because"][0].startswith(reason)
 
 
 def test_a_line_without_end_does_not_fill_the_memory(
@@ -195,7 +194,7 @@ def test_a_line_without_end_does_not_fill_the_memory(
     report = split(b"x" * 3500, a_record())
 
     assert report.all == {"kept": 1, "invalid": 1}
-    assert lines_of(tmp_path, "rejected")[0][REASONS_KEY] == ["is longer than 1000 bytes"]
+    assert lines_of(tmp_path, "rejected")[0]["rejected_because"] == ["is longer than 1000 bytes"]
 
 
 def test_scores_may_hold_the_overall_grade_and_further_dimensions() -> None:
@@ -203,7 +202,7 @@ def test_scores_may_hold_the_overall_grade_and_further_dimensions() -> None:
 
     scores = scores_of({"task": "video", "scores": {**grades, "overall": 1, "rhythm": 3}}, RUBRICS)
 
-    assert scores == Scores("Video & Temporal", {**grades, "rhythm": 3}, 1)
+    assert scores == Scores("Video & Temporal", {**grades, "rhythm": 3, "overall": 1})
 
 
 def test_captions_of_an_unknown_domain_are_judged_by_any_rubric(split: Callable[..., CaptionFilter]) -> None:
@@ -227,7 +226,7 @@ def test_only_caption_files_are_taken(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     (tmp_path / "Rank0_node0_folder.jsonl").mkdir()
 
-    assert [path.name for path in caption_files(tmp_path)] == [
+    assert [path.name for path in reader.find(tmp_path)] == [
         "Rank0_node10_a.b.jsonl",
         "Rank1_node0_b.jsonl",
     ]
@@ -235,9 +234,9 @@ def test_only_caption_files_are_taken(tmp_path: Path) -> None:
 
 def test_a_folder_without_caption_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no Rank\*_node\*_\*.jsonl; name the folder"):
-        caption_files(tmp_path)
+        reader.find(tmp_path)
     with pytest.raises(UserError, match="cannot be read: No such file"):
-        caption_files(tmp_path / "gone")
+        reader.find(tmp_path / "gone")
 
 
 def test_a_folder_that_would_be_overwritten_is_refused(tmp_path: Path) -> None:
@@ -294,12 +293,9 @@ def test_any_bytes_are_read_as_records_or_lines_with_a_reason(tmp_path: Path, co
 def test_whatever_is_kept_has_whole_grades_from_1_to_3(record: JsonObject) -> None:
     scores = scores_of(record, RUBRICS)
 
-    if isinstance(scores, Scores):
-        grades = [scores.overall, *scores.dimensions.values()]
-        assert all(type(grade) is int and 1 <= grade <= 3 for grade in grades)
-        assert set(IMAGE) <= scores.dimensions.keys() or set(VIDEO) <= scores.dimensions.keys()
-    else:
-        assert scores
+    if scores.problem is None:
+        assert all(type(grade) is int and 1 <= grade <= 3 for grade in scores.grades.values())
+        assert {*IMAGE, "overall"} <= scores.grades.keys() or {*VIDEO, "overall"} <= scores.grades.keys()
 
 
 @quietly

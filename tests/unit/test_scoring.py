@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +16,13 @@ from capflow_tasks.captioning.conversation import Conversation
 from capflow_tasks.domains.catalogue import Catalogue, load_catalogue
 from capflow_tasks.domains.prompts import instruction_for
 from capflow_tasks.errors import BadEntry
-from capflow_tasks.records import Failure, FinishedSample, JsonObject, Modality, Result, Stage
+from capflow_tasks.records import Failure, FinishedSample, JsonObject, Modality, PlanShard, Result, Stage
 from capflow_tasks.store.states import Claim, NewSample, PendingSample
-from producer.reading.caption_files import (
-    CaptionLine,
-    caption_files,
-    read_captions,
-    scored_beside,
-    unscored_files,
-)
-from producer.reading.scores import Rubrics
-from producer.scoring.caption_lines import (
-    CaptionFile,
-    ScoredLine,
-    caption_of,
-    publish,
-    sample_of,
-    survey,
-    unscored_lines,
-)
-from producer.scoring.summary import ScoreCounts, ScoreSummary
+from producer import scoring
+from producer.reading import caption_files
+from producer.reading.caption_files import CaptionLine, Rubrics, read_captions
+from producer.scoring import caption_of, sample_of
+from producer.summary import ScoreSummary, exit_code
 from producer.writing.captions import caption_record
 from tests.datasets import draw_picture, read_lines
 from tests.stores import a_result
@@ -68,33 +55,53 @@ def graded(record: JsonObject, grade: int = 3) -> JsonObject:
     return record | {"scores": dict.fromkeys(IMAGE, grade), "overall": grade}
 
 
-def a_file(folder: Path, *lines: JsonObject | str, task: str | None = None) -> CaptionFile:
+def a_file(folder: Path, *lines: JsonObject | str, task: str | None = None) -> PlanShard:
     path = folder / NAME
     texts = [line if isinstance(line, str) else json.dumps(line, ensure_ascii=False) for line in lines]
     path.write_text("".join(f"{text}\n" for text in texts), "utf-8")
-    return CaptionFile(path, scored_beside(path), scored_beside(path, "failed"), folder, task)
+    return scoring.shard_of(path, folder, task)
+
+
+def scored_of(file: PlanShard) -> Path:
+    return caption_files.scored_beside(Path(file.annotation))
+
+
+def failed_of(file: PlanShard) -> Path:
+    return scored_of(file).with_suffix(".failed.jsonl")
+
+
+def unscored_lines(file: PlanShard) -> Iterator[tuple[CaptionLine, str]]:
+    return scoring.unscored_lines(file, Path(file.root), RUBRICS)
+
+
+def survey(file: PlanShard) -> PlanShard:
+    return scoring.survey(CATALOGUE, Path(file.root), file)
+
+
+def publish(file: PlanShard, answers: Iterable[FinishedSample]) -> ScoreSummary:
+    return scoring.publish(file, Path(file.root), answers, RUBRICS, ScoreSummary("run"))
 
 
 def sampled(
     record: JsonObject | None, task: str | None = None, catalogue: Catalogue = CATALOGUE
 ) -> NewSample:
     line = CaptionLine(7, b"", record, None if record is not None else "is not JSON")
-    return sample_of(catalogue, task, 6, ScoredLine(line, None, b""))
+    return sample_of(catalogue, scoring.shard_of(Path(NAME), None, task), 6, line, "")
 
 
-def finished(file: CaptionFile, failures: Mapping[int, str] | None = None) -> Iterator[FinishedSample]:
+def finished(file: PlanShard, failures: Mapping[int, str] | None = None) -> Iterator[FinishedSample]:
     """As the database gives them back: what has no scores, judged, or failed as named by its line."""
     grades = {**dict.fromkeys(IMAGE, 2), "overall": 2}
-    for index, line in enumerate(list(unscored_lines(file, RUBRICS))):
-        reason = (failures or {}).get(line.line.number)
-        entry = sample_of(CATALOGUE, file.task, index, line).entry
+    for index, (line, identity) in enumerate(list(unscored_lines(file))):
+        reason = (failures or {}).get(line.number)
+        entry = sample_of(CATALOGUE, file, index, line, identity).entry
         failure = Failure(Stage.SCORE, "media_missing", reason, False) if reason else None
         result = Result(Stage.SCORE, "judge", "", grades, "m", "w", 1, 1, 1, "stop", 0.1, "worker")
         yield FinishedSample(index, entry, "Natural", 0.8, (result,), failure, 1)
 
 
-def score(file: CaptionFile, failures: Mapping[int, str] | None = None) -> ScoreCounts:
-    return publish(file, finished(file, failures), RUBRICS)
+def score(file: PlanShard, failures: Mapping[int, str] | None = None) -> ScoreSummary:
+    return publish(file, finished(file, failures))
 
 
 @pytest.mark.parametrize(
@@ -204,17 +211,17 @@ def test_valid_scores_stay_as_they_are_and_all_others_are_to_be_given(tmp_path: 
         graded(a_record(4)) | {"overall": None},
     )
 
-    found = survey(CATALOGUE, file)
+    found = survey(file)
     grades = score(file, {3: "is not JSON"})
 
-    assert found.to_score == 4
+    assert found.sample_count == 4
     assert (grades.known, grades.scored, grades.failed) == (1, 3, 1)
-    lines = file.scored.read_text("utf-8").splitlines()
+    lines = scored_of(file).read_text("utf-8").splitlines()
     assert lines[1] == oddly_written
     assert [json.loads(line)["id"] for line in lines] == [0, 1, 3, 4]
     assert [json.loads(line)["overall"] for line in lines] == [2, 3, 2, 2]
     assert lines[2] == json.dumps(graded(a_record(3), grade=2), ensure_ascii=False)
-    (failed,) = read_lines(file.failed)
+    (failed,) = read_lines(failed_of(file))
     assert failed["line"] == "{broken"
     assert (failed["error"]["line_number"], failed["error"]["message"]) == (3, "is not JSON")
     assert grades.means(["Natural"])["factual_accuracy"] == pytest.approx(9 / 4)
@@ -225,7 +232,7 @@ def test_a_domain_that_was_found_is_written_and_one_that_was_given_is_left(tmp_p
 
     score(file)
 
-    first, second = read_lines(file.scored)
+    first, second = read_lines(scored_of(file))
     assert list(first) == ["image", "caption", "task", "confidence", "scores", "overall"]
     assert (first["task"], first["confidence"]) == ("Natural", 0.8)
     assert second["task"] == "NATURAL"
@@ -244,9 +251,9 @@ def test_what_was_published_is_known_wherever_the_record_stands_by_then(tmp_path
         a_record(0, task="UI"),
     )
 
-    assert [line.line.number for line in unscored_lines(file, RUBRICS)] == [2, 4, 5]
+    assert [line.number for line, _ in unscored_lines(file)] == [2, 4, 5]
     score(file)
-    after = read_lines(file.scored)
+    after = read_lines(scored_of(file))
     assert [after[0], after[2]] == [before[2], before[0]]
 
 
@@ -254,37 +261,40 @@ def test_records_that_differ_in_their_task_alone_are_scored_each(tmp_path: Path)
     file = a_file(tmp_path, a_record(0), a_record(0, task="UI"))
     score(file, {2: "gone"})
 
-    assert [record["task"] for record in read_lines(file.scored)] == ["Natural"]
-    assert [record["task"] for record in read_lines(file.failed)] == ["UI"]
-    assert [line.line.number for line in unscored_lines(file, RUBRICS)] == [2]
+    assert [record["task"] for record in read_lines(scored_of(file))] == ["Natural"]
+    assert [record["task"] for record in read_lines(failed_of(file))] == ["UI"]
+    assert [line.number for line, _ in unscored_lines(file)] == [2]
 
 
 def test_publishing_again_changes_nothing(tmp_path: Path) -> None:
     file = a_file(tmp_path, a_record(0), a_record(1), a_record(2), "{")
     score(file, {2: "gone", 4: "broken"})
-    first = file.scored.read_bytes(), file.failed.read_bytes()
+    first = scored_of(file).read_bytes(), failed_of(file).read_bytes()
 
     grades = score(file, {2: "gone", 4: "broken"})
 
-    assert (file.scored.read_bytes(), file.failed.read_bytes()) == first
+    assert (scored_of(file).read_bytes(), failed_of(file).read_bytes()) == first
     assert (grades.known, grades.scored, grades.failed) == (2, 0, 2)
-    assert grades.failures == [f"{file.path}:2: media_missing: gone", f"{file.path}:4: media_missing: broken"]
+    assert grades.failures == [
+        f"{file.annotation}:2: media_missing: gone",
+        f"{file.annotation}:4: media_missing: broken",
+    ]
 
 
 def test_no_failed_file_is_left_when_nothing_fails_any_more(tmp_path: Path) -> None:
     file = a_file(tmp_path, a_record(0))
     score(file, {1: "gone"})
-    assert file.failed.exists()
+    assert failed_of(file).exists()
 
     score(file)
 
-    assert not file.failed.exists()
-    assert len(read_lines(file.scored)) == 1
+    assert not failed_of(file).exists()
+    assert len(read_lines(scored_of(file))) == 1
 
 
 def test_only_what_is_yet_to_be_scored_makes_another_version(tmp_path: Path) -> None:
     def version(*lines: JsonObject | str) -> str:
-        return survey(CATALOGUE, a_file(tmp_path, *lines)).version
+        return survey(a_file(tmp_path, *lines)).version
 
     first = version(a_record(0), graded(a_record(1)))
 
@@ -308,12 +318,12 @@ def test_what_changes_meanwhile_is_left_to_the_next_run_and_nothing_else_is(
     answers = list(finished(a_file(tmp_path, a_record(0), a_record(1), a_record(2))))
     file = a_file(tmp_path, *lines)
 
-    grades = publish(file, answers, RUBRICS)
+    grades = publish(file, answers)
 
-    remedy = f"{file.path}: {left} changed since they were sent; run the command again"
+    remedy = f"{file.annotation}: {left} changed since they were sent; run the command again"
     assert grades.problems == ([remedy] if left else [])
-    assert [record["id"] for record in read_lines(file.scored)] == published
-    assert survey(CATALOGUE, file).to_score == len(lines) - len(published)
+    assert [record["id"] for record in read_lines(scored_of(file))] == published
+    assert survey(file).sample_count == len(lines) - len(published)
 
 
 def test_a_scored_file_takes_the_place_of_the_one_it_was_made_from(
@@ -323,15 +333,18 @@ def test_a_scored_file_takes_the_place_of_the_one_it_was_made_from(
         (tmp_path / f"{name}.jsonl").touch()
     (tmp_path / "Rank2_node0_moved.scored.jsonl").touch()
 
-    found = [path.name for path in caption_files(tmp_path)]
+    found = [path.name for path in caption_files.find(tmp_path)]
 
     assert found == ["Rank0_node0_a.scored.jsonl", "Rank1_node0_b.jsonl", "Rank2_node0_moved.scored.jsonl"]
-    assert [path.name for path in unscored_files(tmp_path)] == ["Rank0_node0_a.jsonl", "Rank1_node0_b.jsonl"]
+    assert [path.name for path in caption_files.find(tmp_path, unscored=True)] == [
+        "Rank0_node0_a.jsonl",
+        "Rank1_node0_b.jsonl",
+    ]
     assert not caplog.messages
 
     os.utime(tmp_path / "Rank0_node0_a.jsonl", (2e9, 2e9))
 
-    assert [path.name for path in caption_files(tmp_path)] == found
+    assert [path.name for path in caption_files.find(tmp_path)] == found
     (warning,) = caplog.messages
     assert "Rank0_node0_a.jsonl has changed since it was scored; run capflow score again" in warning
 
@@ -343,10 +356,7 @@ def test_a_scored_file_takes_the_place_of_the_one_it_was_made_from(
 def test_the_exit_code_tells_how_it_ended(
     is_complete: bool, problems: list[str], failed: int, code: int
 ) -> None:
-    assert (
-        ScoreSummary("run", is_complete, ScoreCounts(failed=failed, problems=problems), [], 1.0).exit_code
-        == code
-    )
+    assert exit_code(ScoreSummary("run", is_complete, problems, failed=failed)) == code
 
 
 ANY_JSON = st.recursive(
@@ -384,20 +394,20 @@ def test_any_record_becomes_a_sample_with_a_caption_or_with_a_reason(
 )
 def test_every_line_of_any_file_is_published_once(tmp_path: Path, contents: list[bytes]) -> None:
     file = a_file(tmp_path)
-    for leftover in (file.scored, file.failed):
+    for leftover in (scored_of(file), failed_of(file)):
         leftover.unlink(missing_ok=True)
-    file.path.write_bytes(b"\n".join(contents))
-    lines = list(read_captions(file.path))
+    Path(file.annotation).write_bytes(b"\n".join(contents))
+    lines = list(read_captions(Path(file.annotation)))
     unusable = {
-        line.line.number: "unusable"
-        for line in unscored_lines(file, RUBRICS)
-        if sample_of(CATALOGUE, None, 0, line).failure is not None
+        line.number: "unusable"
+        for line, identity in unscored_lines(file)
+        if sample_of(CATALOGUE, file, 0, line, identity).failure is not None
     }
 
     grades = score(file, unusable)
 
     assert grades.known + grades.scored + grades.failed == len(lines)
-    written = [path.read_bytes().count(b"\n") for path in (file.scored, file.failed) if path.exists()]
+    written = [path.read_bytes().count(b"\n") for path in (scored_of(file), failed_of(file)) if path.exists()]
     assert sum(written) == len(lines)
     again = score(file, unusable)
     assert (again.known, again.scored, again.failed) == (grades.known + grades.scored, 0, grades.failed)

@@ -34,7 +34,7 @@ from capflow_tasks.store.figures import (
 )
 from capflow_tasks.store.states import BatchState, SampleState, Tally
 from producer.console import duration, short_count, usd
-from producer.reading.scores import Minimums
+from producer.reading.caption_files import Minimums
 from producer.run import name_of_run
 from producer.status.cost import Price, Prices, cost_of, read_prices
 from producer.status.document import retry_line

@@ -1,1 +1,0 @@
-"""Scores the captions of files that exist already."""
