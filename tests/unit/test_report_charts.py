@@ -1,13 +1,27 @@
 """Charts as inline SVG."""
 
 import re
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
-from producer.report.charts import Column, Part, bar, columns, nice_top
+from producer.report.report import Chart, Column, nice_top, templates
 
 HOSTILE = "\"><script>alert('1')</script>&"
+
+
+def bar(parts: list[tuple[str, int, str]], total: int) -> str:
+    return drawn("bar(total, parts)", total=total, parts=parts)
+
+
+def columns(*chart: Column, label: str = "label") -> str:
+    return drawn("columns(chart)", chart=Chart(label, chart))
+
+
+def drawn(call: str, **values: Any) -> str:
+    page = f'{{% from "charts.html" import bar, columns %}}{{{{ {call} }}}}'
+    return templates().from_string(page).render(values)
 
 
 def elements(svg: str, name: str) -> list[ElementTree.Element]:
@@ -16,18 +30,18 @@ def elements(svg: str, name: str) -> list[ElementTree.Element]:
 
 
 def test_parts_of_a_bar_stand_side_by_side_and_fill_their_share() -> None:
-    svg = bar([Part("one", 3, "three"), Part("two", 0, "none"), Part("cached", 1, "one")], total=8)
+    svg = bar([("one", 3, "three"), ("two", 0, "none"), ("cached", 1, "one")], total=8)
 
     boxes = [(float(box.attrib["x"]), float(box.attrib["width"])) for box in elements(svg, "rect")]
     assert boxes == [(0, 37.5), (37.5, 12.5)]
 
 
 def test_a_bar_of_nothing_is_empty() -> None:
-    assert elements(bar([Part("one", 0, "none")], total=0), "rect") == []
+    assert elements(bar([("one", 0, "none")], total=0), "rect") == []
 
 
 def test_columns_reach_as_high_as_their_values_and_none_leaves_the_canvas() -> None:
-    svg = columns([Column("a", 5, "five"), Column("b", 10, "ten"), Column("c", 0, "none")], "label")
+    svg = columns(Column("a", "five", 5), Column("b", "ten", 10), Column("c", "none", 0))
 
     heights = [float(box.attrib["height"]) for box in elements(svg, "rect")]
     assert heights[0] * 2 == pytest.approx(heights[1], abs=0.02)
@@ -36,17 +50,17 @@ def test_columns_reach_as_high_as_their_values_and_none_leaves_the_canvas() -> N
 
 
 def test_many_columns_share_a_few_labels() -> None:
-    svg = columns([Column(f"at {number}", 1, "") for number in range(48)], "label")
+    svg = columns(*(Column(f"at {number}", "", 1) for number in range(48)))
 
     assert len(elements(svg, "rect")) == 48
     assert 4 <= len(re.findall("at ", svg)) <= 6
 
 
 def test_what_stands_in_a_chart_is_text_whatever_it_says() -> None:
-    svg = columns([Column(HOSTILE, 1, HOSTILE)], HOSTILE) + bar([Part("one", 1, HOSTILE)], 1)
+    svg = columns(Column(HOSTILE, HOSTILE, 1), label=HOSTILE)
 
-    assert "<script" not in svg
-    assert elements(columns([Column(HOSTILE, 1, HOSTILE)], HOSTILE), "title")[0].text == HOSTILE
+    assert "<script" not in svg + bar([("one", 1, HOSTILE)], 1)
+    assert elements(svg, "title")[0].text == f"{HOSTILE}: 1 samples"
 
 
 @pytest.mark.parametrize(("most", "top"), [(0, 1), (1, 1), (3, 5), (17, 20), (0.3, 0.5), (1001, 2000)])
