@@ -150,7 +150,7 @@ def _stage(stage: figures.StageFigures, usages: Sequence[figures.Usage]) -> Json
     own = [usage for usage in usages if usage.stage is stage.stage]
     return {
         "stage": stage.stage,
-        **stage.by_state,
+        **{str(state): count for state, count in stage.by_state.items()},
         "answers": sum(usage.answers for usage in own),
         "seconds": _rounded(sum(usage.seconds for usage in own)),
         **_tokens(figures.total_tokens(own)),
