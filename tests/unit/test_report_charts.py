@@ -1,12 +1,20 @@
-"""Charts as inline SVG."""
+"""Figures and charts of a report's page."""
 
 import re
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
-from producer.report.report import Chart, Column, nice_top, templates
+from capflow_tasks.records import Stage
+from capflow_tasks.store.figures import DomainFigures, FailureKind, Tokens, Usage
+from capflow_tasks.store.states import SampleState, Tally
+from producer.report.report import Chart, Column, nice_top, templates, write_page
+from producer.status.cost import cost_of, read_prices
+from tests.reports import an_overview
 
 HOSTILE = "\"><script>alert('1')</script>&"
 
@@ -66,3 +74,33 @@ def test_what_stands_in_a_chart_is_text_whatever_it_says() -> None:
 @pytest.mark.parametrize(("most", "top"), [(0, 1), (1, 1), (3, 5), (17, 20), (0.3, 0.5), (1001, 2000)])
 def test_an_axis_ends_at_a_round_number(most: float, top: float) -> None:
     assert nice_top(most) == pytest.approx(top)
+
+
+def test_the_page_shows_all_figures_of_a_run(tmp_path: Path) -> None:
+    began = datetime(2026, 1, 2, tzinfo=UTC)
+    tokens = Tokens(prompt=2_000_000, cached=1_500_000, completion=100_000)
+    usages = [Usage(Stage.SCORE, "gpt-4.1", "a/1", 10, tokens, 5, began, began + timedelta(hours=1))]
+    overview = replace(
+        an_overview(1000),
+        usages=usages,
+        domains=[DomainFigures(None, dict.fromkeys(SampleState, 2500), {})],
+        grades={"factual_accuracy": {1: 0, 2: 1, 3: 0}, "overall": {1: 1, 2: 0, 3: 3}},
+        failures=[FailureKind("media_missing", 2, (Stage.ROUTE,), False, "<gone>")],
+        cost=cost_of(usages, read_prices()),
+    )
+    overview = replace(overview, run=replace(overview.run, tally=Tally(done=900, failed=99, held=1)))
+
+    write_page(tmp_path, overview, 10)
+
+    words = " ".join(re.sub("<[^>]*>", " ", (tmp_path / "index.html").read_text("utf-8")).split())
+    for expected in (
+        "captioned 900 of 1,000 samples failed 99 9.9% held back 1 routed with too little confidence",
+        "overall grade 2.50 of 3; 75.0% excellent",
+        "prompt tokens 2M 75% from the prefix cache answer tokens 100k 28 per second",
+        "samples per hour 1k 1 h, 1 worker cost $2.55 $0.283 per 100 captions",
+        "no domain 2,500 failed 2,500 pending 2,500 done 2,500 failed 2,500 held 10,000",
+        "factual accuracy 1 good 2.00",
+        "score 75% cached 1,500,000 prompt tokens cached 500,000 prompt tokens computed",
+        "media missing &lt;gone&gt; 2 samples 2",
+    ):
+        assert expected in words
