@@ -12,8 +12,8 @@ from capflow_tasks.records import Failure, FinishedSample, Result, Stage
 from capflow_tasks.store.figures import RunFigures
 from capflow_tasks.store.states import SampleState, Tally
 from producer.report.gallery import Gallery, ShownSample, Size
-from producer.report.overview import Overview
-from producer.report.report import write_page
+from producer.report.report import Overview, write_page
+from producer.status.cost import cost_of, read_prices
 from tests.stores import a_shard
 
 SIZE = Size(samples=100_000, thumbnails=100_000, picture_size=320, processes=1)
@@ -72,7 +72,7 @@ def an_overview(samples: int, name: str = "run") -> Overview:
         open_batches=0,
         running_batches=0,
     )
-    return Overview(run, ["some-model"], [], [], [], [], [], None, None, "1 min")
+    return Overview(run, [], [], {}, [], cost_of([], read_prices()), None, None, 60)
 
 
 def write_report(folder: Path, samples: Sequence[ShownSample], size: Size = SIZE, name: str = "run") -> Path:

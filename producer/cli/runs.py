@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +15,6 @@ from producer.cli import options as cli
 
 if TYPE_CHECKING:
     from capflow_tasks.store.figures import RunFigures
-    from producer.status.watch import Status
     from producer.writing.captions import Exported
 
 
@@ -54,8 +51,8 @@ def status(
     from producer.reading.caption_files import Rubrics
     from producer.services import database, find_run, is_asleep, reading
     from producer.status.cost import read_prices
-    from producer.status.snapshot import Observer
-    from producer.status.watch import show, status_of_run, status_of_runs, watch
+    from producer.status.display import show, statuses_of_run, statuses_of_runs, watch
+    from producer.status.snapshot import snapshots
 
     settings = read_settings()
     catalogue = load_catalogue(settings.domains)
@@ -65,16 +62,15 @@ def status(
     is_watching = is_watching and not is_asleep(settings)
     with database(settings) as url, reading(url) as engine:
         statistics = Statistics(engine)
-        look: Callable[[], Status] = partial(status_of_runs, statistics, settings.lease_seconds)
+        statuses = statuses_of_runs(statistics, settings.lease_seconds)
         if run is not None:
             run_id = find_run(engine, run).id
-            look = partial(
-                status_of_run, Observer(statistics, run_id, table, minimums, settings.lease_seconds)
-            )
+            taken = snapshots(statistics, run_id, table, minimums, settings.lease_seconds)
+            statuses = statuses_of_run(taken)
         if is_watching:
-            watch(look, interval, as_json)
+            watch(statuses, interval, as_json)
         else:
-            show(look(), as_json)
+            show(next(statuses), as_json)
 
 
 @click.command(cls=cli.Command, exit_codes=(0, 2, 3))

@@ -30,6 +30,9 @@ CHUNK = 200
 #: Pictures shown of one sample, at most.
 MOST_PICTURES = 4
 
+#: What the index holds of each sample.
+_COLUMNS = ("domains", "states", "grades", "confidences", "has_small")
+
 
 @dataclass(frozen=True, slots=True)
 class ShownSample:
@@ -95,14 +98,11 @@ def samples_of(views: Views, shards: Sequence[ShardRow], most: int) -> Iterator[
     """At most so many samples, a fair share of each shard, in index order whatever their state."""
     for position, row in enumerate(shards):
         share = -(-most // (len(shards) - position))
-        for shown in islice(_in_order(views, row, share), share):
+        streams = (_of_state(views, row, state, min(share, PAGE)) for state in SampleState)
+        in_order = heapq.merge(*streams, key=lambda shown: shown.sample.index)
+        for shown in islice(in_order, share):
             most -= 1
             yield shown
-
-
-def _in_order(views: Views, row: ShardRow, share: int) -> Iterator[ShownSample]:
-    streams = (_of_state(views, row, state, min(share, PAGE)) for state in SampleState)
-    return heapq.merge(*streams, key=lambda shown: shown.sample.index)
 
 
 def _of_state(views: Views, row: ShardRow, state: SampleState, page: int) -> Iterator[ShownSample]:
@@ -119,12 +119,12 @@ class Gallery:
     #: Names of domains, in the order in which the index numbers them.
     domains: list[str | None] = field(default_factory=list)
     #: Per sample: domain and state by number, overall grade, confidence, whether there is a small picture.
-    columns: list[list[Any]] = field(default_factory=lambda: [[], [], [], [], []])
+    columns: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in _COLUMNS})
 
     @property
     def pictures(self) -> int:
         """Samples with a picture."""
-        return sum(self.columns[-1])
+        return sum(self.columns["has_small"])
 
     def write(self, samples: Iterable[ShownSample], progress: Progress) -> int:
         """Write all samples and return their number."""
@@ -133,31 +133,20 @@ class Gallery:
         for number, chunk in enumerate(iter(lambda: list(islice(remaining, CHUNK)), [])):
             self._write_chunk(number, chunk)
             progress(number * CHUNK + len(chunk))
-        domains, states, grades, confidences, has_small = self.columns
-        index = {
-            "chunk": CHUNK,
-            "domain_names": self.domains,
-            "state_names": list(SampleState),
-            "domains": domains,
-            "states": states,
-            "grades": grades,
-            "confidences": confidences,
-            "has_small": has_small,
-        }
-        self._write_script("index", index)
-        return len(states)
+        names = {"chunk": CHUNK, "domain_names": self.domains, "state_names": list(SampleState)}
+        self._write_script("index", names | self.columns)
+        return len(self.columns["states"])
 
     def _write_chunk(self, number: int, chunk: Sequence[ShownSample]) -> None:
         tasks = [self._tasks(number, place, shown) for place, shown in enumerate(chunk)]
         drawn = iter(draw_all(list(chain.from_iterable(tasks)), self.size.processes))
         pictures = [[(task, next(drawn)) for task in of_sample] for of_sample in tasks]
+        details = []
         for shown, of_sample in zip(chunk, pictures, strict=True):
             self._add(shown, of_sample)
+            files = [(task.large.relative_to(self.folder).as_posix(), what) for task, what in of_sample]
+            details.append(detail(shown, files))
         self._write_script(f"text-{number}", [searchable(shown) for shown in chunk])
-        details = [
-            detail(shown, [(self._file(task.large), what) for task, what in of_sample])
-            for shown, of_sample in zip(chunk, pictures, strict=True)
-        ]
         self._write_script(f"samples-{number}", details)
 
     def _tasks(self, chunk: int, place: int, shown: ShownSample) -> list[PictureTask]:
@@ -187,14 +176,11 @@ class Gallery:
             None if confidence is None else round(confidence, 4),
             int(bool(pictures) and pictures[0][1].reason is None),
         )
-        for column, value in zip(self.columns, values, strict=True):
+        for column, value in zip(self.columns.values(), values, strict=True):
             column.append(value)
 
     def _write_script(self, name: str, value: Any) -> None:
         (self.folder / "data" / f"{name}.js").write_text(as_script(name, value), "ascii")
-
-    def _file(self, path: Path) -> str:
-        return path.relative_to(self.folder).as_posix()
 
 
 def overall(shown: ShownSample) -> int | None:

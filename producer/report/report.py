@@ -1,20 +1,25 @@
 """Makes the report of a run: the page, its overview and gallery, as a folder that appears whole."""
 
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from itertools import groupby
+from math import floor, log10
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from sqlalchemy import Engine
 
 from capflow_tasks.errors import UserError
+from capflow_tasks.records import Stage
+from capflow_tasks.store import figures
 from capflow_tasks.store.statistics import Statistics
 from capflow_tasks.store.views import Views
+from producer import console
 from producer.report.gallery import Gallery, Progress, Size, samples_of
-from producer.report.overview import Overview, overview_of
 from producer.services import find_run
-from producer.status.cost import Prices
+from producer.status.cost import Cost, Prices, cost_of
 from producer.writing.whole import whole_folder
 
 _HERE = Path(__file__).parent
@@ -36,9 +41,132 @@ POLICY = "; ".join(
     )
 )
 
+#: A folder with all of these is a report, which may be replaced.
+_SIGNS = ("index.html", "static", "data")
 
-def write_page(folder: Path, overview: Overview, shown: int) -> None:
-    """Write index.html and its styles and scripts; `shown` samples are in the gallery."""
+#: Lengths of time that a column of a chart may stand for, seconds.
+_STRETCHES = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200, 86400)
+#: Columns of a chart over time, at most.
+_MOST_COLUMNS = 48
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """Samples of a stretch of time, or of a range of confidences."""
+
+    label: str
+    span: str
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    #: Read by screen readers.
+    label: str
+    columns: Sequence[Column]
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """What the head of the page shows of a run."""
+
+    run: figures.RunFigures
+    usages: Sequence[figures.Usage]
+    domains: Sequence[figures.DomainFigures]
+    #: Captions by grade, by dimension.
+    grades: Mapping[str, Mapping[int, int]]
+    failures: Sequence[figures.FailureKind]
+    cost: Cost
+    #: None where no sample was routed.
+    confidences: Chart | None
+    #: None before the first batch is finished.
+    throughput: Chart | None
+    #: Seconds that one of its columns stands for.
+    stretch: float
+
+    @property
+    def tokens(self) -> figures.Tokens:
+        return figures.total_tokens(self.usages)
+
+    @property
+    def tokens_by_stage(self) -> dict[Stage, figures.Tokens]:
+        stages = groupby(self.usages, lambda usage: usage.stage)
+        return {stage: figures.total_tokens(usages) for stage, usages in stages}
+
+    @property
+    def most_tokens(self) -> int:
+        """Prompt and answer tokens of the stage that has most."""
+        return max(tokens.prompt + tokens.completion for tokens in self.tokens_by_stage.values())
+
+    @property
+    def seconds(self) -> float:
+        return figures.span_seconds(self.usages)
+
+    @property
+    def workers(self) -> int:
+        return len({usage.worker for usage in self.usages})
+
+
+def overview_of(run: figures.RunFigures, statistics: Statistics, prices: Prices) -> Overview:
+    """Ask for everything that is shown. Reads all samples and results of the run once."""
+    usages = statistics.usage(run.id)
+    stretch = _stretch_of(usages)
+    return Overview(
+        run=run,
+        usages=usages,
+        domains=statistics.domains(run.id),
+        grades=figures.grade_histograms(statistics.grades(run.id)),
+        failures=statistics.failures(run.id),
+        cost=cost_of(usages, prices),
+        confidences=_confidence_chart(statistics.confidences(run.id)),
+        throughput=_throughput_chart(statistics.finished_by_time(run.id, stretch), stretch),
+        stretch=stretch,
+    )
+
+
+def _confidence_chart(counts: Sequence[int]) -> Chart | None:
+    if not any(counts):
+        return None
+    steps = len(counts)
+    sure = sum(counts[steps * 8 // 10 :]) / sum(counts)
+    columns = [
+        Column(f"{number / steps:.1f}", f"{number / steps:.1f} to {(number + 1) / steps:.1f}", count)
+        for number, count in enumerate(counts)
+    ]
+    return Chart(f"Samples by the router's confidence; {sure:.0%} have 0.8 or more", columns)
+
+
+def _stretch_of(usages: Sequence[figures.Usage]) -> float:
+    """The seconds that one column of a chart stands for, so that there are not too many columns."""
+    if not usages:
+        return 60.0
+    seconds = figures.span_seconds(usages)
+    return next((each for each in _STRETCHES if seconds / each <= _MOST_COLUMNS), _STRETCHES[-1])
+
+
+def _throughput_chart(counts: Mapping[datetime, int], stretch: float) -> Chart | None:
+    if not counts:
+        return None
+    first, last = min(counts), max(counts)
+    clock = "%d.%m." if stretch >= 43200 else "%H:%M" if stretch >= 60 else "%H:%M:%S"
+    times = [
+        first + number * timedelta(seconds=stretch)
+        for number in range(int((last - first).total_seconds() / stretch) + 1)
+    ]
+    columns = [Column(f"{time:{clock}}", f"{time:%Y-%m-%d %H:%M:%S}", counts.get(time, 0)) for time in times]
+    return Chart(f"Samples finished, from {first:%Y-%m-%d %H:%M} to {last:%H:%M}", columns)
+
+
+def nice_top(most: float) -> float:
+    """The smallest of 1, 2 and 5 times a power of ten that is at least `most`."""
+    if most <= 0:
+        return 1.0
+    power = 10.0 ** floor(log10(most))
+    return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= most)
+
+
+def templates() -> Environment:
+    """The page and its charts, which escape whatever they are given."""
     environment = Environment(
         loader=FileSystemLoader(_HERE / "templates"),
         autoescape=True,
@@ -46,15 +174,26 @@ def write_page(folder: Path, overview: Overview, shown: int) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template("page.html").render(
-        overview=overview, shown=shown, scripts=SCRIPTS, policy=POLICY, made_at=datetime.now(UTC)
+    environment.filters |= {
+        "duration": console.duration,
+        "nice_top": nice_top,
+        "percent": console.percent,
+        "short_count": console.short_count,
+        "thousands": console.count,
+        "workers_text": console.workers_text,
+    }
+    return environment
+
+
+def write_page(folder: Path, overview: Overview, shown: int) -> None:
+    """Write index.html and its styles and scripts; `shown` samples are in the gallery."""
+    page = (
+        templates()
+        .get_template("page.html")
+        .render(overview=overview, shown=shown, scripts=SCRIPTS, policy=POLICY, made_at=datetime.now(UTC))
     )
     (folder / "index.html").write_text(page.lstrip(), "utf-8")
     shutil.copytree(_HERE / "static", folder / "static")
-
-
-#: A folder with all of these is a report, which may be replaced.
-_SIGNS = ("index.html", "static", "data")
 
 
 def check_replaceable(folder: Path) -> None:

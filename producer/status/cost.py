@@ -1,12 +1,10 @@
 """What a run has cost so far: the price of its tokens, or of the GPU hours of its workers."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
@@ -34,7 +32,7 @@ class Price(Keys):
     gpus_per_worker: _Gpus | None = None
 
     @model_validator(mode="after")
-    def _check_kind(self) -> Price:
+    def _check_kind(self) -> Self:
         has_tokens = any(price is not None for price in (self.prompt, self.cached, self.completion))
         has_gpus = self.gpu is not None or self.gpus_per_worker is not None
         if has_tokens and has_gpus:

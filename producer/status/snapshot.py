@@ -1,10 +1,14 @@
-"""What is known of one run at one moment, and how often a watcher asks for it."""
+"""What is known of one run at one moment, and the same as a JSON object."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from time import monotonic
+from typing import Any
 
-from capflow_tasks.store.figures import Activity, FailureKind, GradeCount, RunFigures, Totals
+from capflow_tasks.errors import BadEntry
+from capflow_tasks.records import JsonObject, Stage
+from capflow_tasks.store import figures
 from capflow_tasks.store.statistics import Statistics
 from producer.reading.caption_files import NO_DOMAIN, Minimums, Scores
 from producer.status.cost import Cost, Prices, cost_of
@@ -17,10 +21,10 @@ _SHARE_OF_TIME = 0.05
 class Snapshot:
     """One run at one moment."""
 
-    run: RunFigures
-    activity: Activity
-    failures: Sequence[FailureKind]
-    totals: Totals
+    run: figures.RunFigures
+    activity: figures.Activity
+    failures: Sequence[figures.FailureKind]
+    totals: figures.Totals
     #: Captions with at least the grades that are asked for.
     accepted: int
     cost: Cost
@@ -36,46 +40,142 @@ class Snapshot:
         return None if each is None else 100 * each
 
 
-class Observer:
-    """Takes snapshots of one run. The longer the slow questions take, the less often it asks them."""
+def snapshots(
+    statistics: Statistics, run_id: int, prices: Prices, minimums: Minimums, lease_seconds: float
+) -> Iterator[Snapshot]:
+    """Yield what is known of the run, each time it is asked for.
 
-    def __init__(
-        self, statistics: Statistics, run_id: int, prices: Prices, minimums: Minimums, lease_seconds: float
-    ) -> None:
-        self._statistics = statistics
-        self._run_id = run_id
-        self._prices = prices
-        self._minimums = minimums
-        self._lease_seconds = lease_seconds
-        self._totals: Totals | None = None
-        self._next_totals_at = 0.0
-
-    def snapshot(self) -> Snapshot:
-        ask, run_id = self._statistics, self._run_id
-        (run,) = ask.runs(run_id=run_id)
-        totals = self._latest_totals()
-        return Snapshot(
+    The longer the slow questions take, the less often they are asked.
+    """
+    totals, next_totals_at = None, 0.0
+    while True:
+        (run,) = statistics.runs(run_id=run_id)
+        began = monotonic()
+        if totals is None or began >= next_totals_at:
+            totals = statistics.totals(run_id)
+            next_totals_at = monotonic() + (monotonic() - began) / _SHARE_OF_TIME
+        yield Snapshot(
             run=run,
-            activity=ask.activity(run_id, self._lease_seconds),
-            failures=ask.failures(run_id),
+            activity=statistics.activity(run_id, lease_seconds),
+            failures=statistics.failures(run_id),
             totals=totals,
-            accepted=accepted_of(totals.grades, self._minimums),
-            cost=cost_of(totals.usages, self._prices),
+            accepted=accepted_of(totals.grades, minimums),
+            cost=cost_of(totals.usages, prices),
         )
 
-    def _latest_totals(self) -> Totals:
-        began = monotonic()
-        if self._totals is None or began >= self._next_totals_at:
-            self._totals = self._statistics.totals(self._run_id)
-            took = monotonic() - began
-            self._next_totals_at = monotonic() + took / _SHARE_OF_TIME
-        return self._totals
 
-
-def accepted_of(grades: Sequence[GradeCount], minimums: Minimums) -> int:
+def accepted_of(grades: Sequence[figures.GradeCount], minimums: Minimums) -> int:
     """How many captions are good enough."""
     return sum(
         each.count
         for each in grades
         if not minimums.missed(Scores(each.domain or NO_DOMAIN, {**each.dimensions, "overall": each.overall}))
     )
+
+
+def retry_line(run: figures.RunFigures, failure: figures.FailureKind) -> str | None:
+    """Return the command that tries these failures again; None where a retry is useless."""
+    is_scoring = Stage.SCORE in run.stages and Stage.SUMMARIZE not in run.stages
+    if failure.kind == BadEntry.kind or is_scoring:
+        # A bad entry must be corrected first; `capflow score` itself tries failures again.
+        return None
+    return shlex.join(["capflow", "retry", run.name, "--kind", failure.kind])
+
+
+def runs_document(runs: Sequence[figures.RunFigures], workers: Sequence[figures.WorkerFigures]) -> JsonObject:
+    """All runs in short."""
+    return {"runs": [_run(run) for run in runs], "workers": _workers(workers)}
+
+
+def run_document(snapshot: Snapshot) -> JsonObject:
+    run, totals, cost = snapshot.run, snapshot.totals, snapshot.cost
+    activity, throughput = snapshot.activity, snapshot.activity.throughput
+    return {
+        **_run(run),
+        "eta_seconds": _rounded(snapshot.eta_seconds),
+        "pace": {
+            "seconds": _rounded(throughput.seconds),
+            "samples_per_second": _rounded(throughput.samples_per_second),
+            "tokens_per_second": _rounded(throughput.tokens_per_second),
+            "prefix_hit_rate": _rounded(throughput.tokens.prefix_hit_rate),
+        },
+        "workers": _workers(activity.workers),
+        "by_shard": [_flat(shard) for shard in totals.shards],
+        "by_domain": [{"domain": each.domain, **each.by_state} for each in totals.domains],
+        "by_stage": [_stage(stage, totals.usages) for stage in activity.stages],
+        "tokens": _tokens(figures.total_tokens(totals.usages))
+        | {
+            "computed_prompt_per_sample": _rounded(totals.economy.computed_per_sample),
+            "minimum_prompt_per_sample": _rounded(totals.economy.minimum_per_sample),
+        },
+        "grades": {
+            "judged": totals.judged,
+            "accepted": snapshot.accepted,
+            "histograms": figures.grade_histograms(totals.grades),
+        },
+        "cost": {
+            "usd": cost.usd,
+            "usd_per_100_samples": snapshot.usd_per_100_samples,
+            "usd_per_accepted_caption": cost.per(snapshot.accepted),
+            "models": [
+                {"model": each.model, "usd": each.usd, "worker_seconds": _rounded(each.worker_seconds)}
+                for each in cost.models
+            ],
+            "unpriced_models": cost.unpriced,
+            "prices": cost.prices.file,
+        },
+        "failures": [{**asdict(each), "retry": retry_line(run, each)} for each in snapshot.failures],
+    }
+
+
+def _run(run: figures.RunFigures) -> JsonObject:
+    shown = _flat(run)
+    # `state` says it.
+    del shown["id"], shown["is_stopped"]
+    return shown | {
+        "state": run.state,
+        "remaining": run.remaining,
+        "created_at": run.created_at.isoformat(timespec="seconds"),
+    }
+
+
+def _flat(values: Any) -> JsonObject:
+    """The fields, with those of the tally among them."""
+    fields: JsonObject = asdict(values)
+    tally: JsonObject = fields.pop("tally")
+    return fields | tally
+
+
+def _stage(stage: figures.StageFigures, usages: Sequence[figures.Usage]) -> JsonObject:
+    own = [usage for usage in usages if usage.stage is stage.stage]
+    return {
+        "stage": stage.stage,
+        **{str(state): count for state, count in stage.by_state.items()},
+        "answers": sum(usage.answers for usage in own),
+        "seconds": _rounded(sum(usage.seconds for usage in own)),
+        **_tokens(figures.total_tokens(own)),
+    }
+
+
+def _tokens(tokens: figures.Tokens) -> JsonObject:
+    return {
+        "prompt_tokens": tokens.prompt,
+        "cached_tokens": tokens.cached,
+        "completion_tokens": tokens.completion,
+        "prefix_hit_rate": _rounded(tokens.prefix_hit_rate),
+    }
+
+
+def _workers(workers: Sequence[figures.WorkerFigures]) -> list[JsonObject]:
+    return [
+        asdict(worker)
+        | {
+            "started_at": worker.started_at.isoformat(timespec="seconds"),
+            "silent_seconds": _rounded(worker.silent_seconds),
+        }
+        for worker in workers
+    ]
+
+
+def _rounded(number: float | None) -> float | None:
+    return None if number is None else round(number, 4)

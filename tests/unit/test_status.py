@@ -5,7 +5,6 @@ from __future__ import annotations
 import string
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +36,8 @@ from producer.console import duration, short_count, usd
 from producer.reading.caption_files import Minimums
 from producer.run import name_of_run
 from producer.status.cost import Price, Prices, cost_of, read_prices
-from producer.status.document import retry_line
-from producer.status.snapshot import Snapshot, accepted_of
-from producer.status.tables import run_line, run_tables
-from producer.status.watch import Status, watch
+from producer.status.display import Status, run_line, run_tables, watch
+from producer.status.snapshot import Snapshot, accepted_of, retry_line
 
 PLAN = "/data/plan.jsonl"
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -282,7 +279,7 @@ def test_watching_without_a_terminal_prints_a_line_each_time_until_the_run_is_do
 ) -> None:
     answers = iter(Status({"number": each}, "", f"line {each}", is_final=each == 3) for each in range(1, 5))
 
-    watch(partial(next, answers), 0.001, as_json)
+    watch(answers, 0.001, as_json)
 
     lines = ['{"number": 1}', '{"number": 2}', '{"number": 3}'] if as_json else ["line 1", "line 2", "line 3"]
     assert capsys.readouterr().out.splitlines() == lines

@@ -1,0 +1,242 @@
+"""A run's status as it is printed, once or again and again: tables for a terminal, a line for a log, JSON."""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from time import monotonic, sleep
+
+import click
+from rich.console import Console, Group, RenderableType, group
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from capflow_tasks.records import JsonObject
+from capflow_tasks.store import figures
+from capflow_tasks.store.states import SampleState
+from capflow_tasks.store.statistics import Statistics
+from producer.console import count, duration, percent, short_count, table, usd, workers_text
+from producer.status.snapshot import Snapshot, retry_line, run_document, runs_document
+
+#: A snapshot of a large run takes long; the database then rests for so many times as long.
+_RESTS = 4
+
+#: Characters per line where stdout is no terminal.
+_PLAIN_WIDTH = 120
+
+#: Lines of the plan that are shown, the unfinished first; `--json` has all.
+_SHOWN_SHARDS = 10
+
+_COLOURS = {
+    figures.RunState.DONE: "green",
+    figures.RunState.RUNNING: "cyan",
+    figures.RunState.WAITING: "yellow",
+    figures.RunState.STOPPED: "yellow",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The same facts in the three forms in which they are shown."""
+
+    document: JsonObject
+    tables: RenderableType
+    line: str
+    #: Nothing will change any more.
+    is_final: bool
+
+
+def statuses_of_run(snapshots: Iterable[Snapshot]) -> Iterator[Status]:
+    for shot in snapshots:
+        yield Status(run_document(shot), run_tables(shot), run_line(shot), not shot.run.is_open)
+
+
+def statuses_of_runs(statistics: Statistics, lease_seconds: float) -> Iterator[Status]:
+    while True:
+        facts = statistics.runs(), statistics.workers(lease_seconds)
+        yield Status(runs_document(*facts), runs_table(*facts), runs_line(*facts), is_final=False)
+
+
+def show(status: Status, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(status.document, ensure_ascii=False))
+    else:
+        _console().print(status.tables, soft_wrap=True)
+
+
+def watch(statuses: Iterator[Status], interval_seconds: float, as_json: bool) -> None:
+    """Show the status again and again, until it is final or Ctrl-C, which is no error."""
+    with suppress(KeyboardInterrupt):
+        if as_json or not sys.stdout.isatty():
+            for status in _paced(statuses, interval_seconds):
+                click.echo(json.dumps(status.document, ensure_ascii=False) if as_json else status.line)
+            return
+        with Live(console=_console(), auto_refresh=False) as live:
+            for status in _paced(statuses, interval_seconds):
+                live.update(status.tables, refresh=True)
+
+
+def _paced(statuses: Iterator[Status], interval_seconds: float) -> Iterator[Status]:
+    while True:
+        began = monotonic()
+        status = next(statuses)
+        took = monotonic() - began
+        yield status
+        if status.is_final:
+            return
+        sleep(max(interval_seconds, _RESTS * took))
+
+
+def _console() -> Console:
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
+
+
+def runs_table(
+    runs: Sequence[figures.RunFigures], workers: Sequence[figures.WorkerFigures]
+) -> RenderableType:
+    """All runs in short."""
+    made = table(None, ("run", "state"), ("samples", "done", "failed", "held", "remain"), "begun")
+    for run in runs:
+        numbers = (run.samples, run.tally.done, run.tally.failed, run.tally.held, run.remaining)
+        begun = run.created_at.astimezone().strftime("%Y-%m-%d %H:%M")
+        state = Text(run.state, _COLOURS[run.state])
+        made.add_row(escape(run.name), state, *map(count, numbers), begun)
+    return Group(made, _alive(workers))
+
+
+def runs_line(runs: Sequence[figures.RunFigures], workers: Sequence[figures.WorkerFigures]) -> str:
+    """The open runs in one line, for logs."""
+    words = [f"{run.name} {run.state} {run.tally.total}/{run.samples}" for run in runs if run.is_open]
+    return f"{'; '.join(words) or 'no run is open'}; {_alive(workers)}"
+
+
+def run_line(snapshot: Snapshot) -> str:
+    """One run in one line, for logs."""
+    run, throughput = snapshot.run, snapshot.activity.throughput
+    return (
+        f"{run.name} {run.state}: {run.tally.total}/{run.samples} samples, {run.tally.failed} failed, "
+        f"{throughput.samples_per_second:.1f} samples/s, ETA {duration(snapshot.eta_seconds)}, "
+        f"{short_count(throughput.tokens_per_second)} tokens/s, "
+        f"{percent(throughput.tokens.prefix_hit_rate)} cached, {_alive(snapshot.activity.workers)}"
+    )
+
+
+def _alive(workers: Sequence[figures.WorkerFigures]) -> str:
+    return f"{workers_text(sum(worker.is_alive for worker in workers))} alive"
+
+
+@group()
+def run_tables(snapshot: Snapshot) -> Iterator[RenderableType]:
+    """Everything about one run."""
+    yield _headline(snapshot)
+    yield _stages(snapshot)
+    if snapshot.totals.domains:
+        yield _domains(snapshot.totals)
+    if snapshot.run.shards > 1:
+        yield _shards(snapshot.totals)
+    yield Text("\n".join([*_cost_lines(snapshot), ""]))
+    if snapshot.failures:
+        yield from _failures(snapshot)
+
+
+def _headline(snapshot: Snapshot) -> Text:
+    run, tally, throughput = snapshot.run, snapshot.run.tally, snapshot.activity.throughput
+    held = f", {count(tally.held)} held" if tally.held else ""
+    pace = (
+        f"{throughput.samples_per_second:.2f} samples/s, {short_count(throughput.tokens_per_second)} "
+        f"tokens/s over the last {duration(throughput.seconds)}; ETA {duration(snapshot.eta_seconds)}\n"
+    )
+    batches = "batch" if run.running_batches == 1 else "batches"
+    return Text.assemble(
+        *("Run ", (run.name, "bold"), " is ", (run.state, _COLOURS[run.state]), f"; {run.plan}\n"),
+        f"{count(tally.total)} of {count(run.samples)} samples are finished: ",
+        f"{count(tally.done)} done, {count(tally.failed)} failed{held}\n",
+        pace if run.open_batches else "",
+        f"{_alive(snapshot.activity.workers)}, {run.running_batches} {batches} running\n",
+    )
+
+
+def _stages(snapshot: Snapshot) -> Table:
+    counts = ("waiting", "running", "answers", "prompt tokens", "cached", "completion", "prefix hits")
+    made = table("Samples in flight and answers, by stage", ["stage"], counts)
+    for stage in snapshot.activity.stages:
+        made.add_row(stage.stage, *_stage_cells([stage], snapshot.totals))
+    made.add_section()
+    made.add_row("all", *_stage_cells(snapshot.activity.stages, snapshot.totals))
+    return made
+
+
+def _stage_cells(stages: Sequence[figures.StageFigures], totals: figures.Totals) -> list[str]:
+    names = {stage.stage for stage in stages}
+    usages = [usage for usage in totals.usages if usage.stage in names]
+    tokens = figures.total_tokens(usages)
+    counts = (
+        sum(stage.waiting for stage in stages),
+        sum(stage.running for stage in stages),
+        sum(usage.answers for usage in usages),
+        tokens.prompt,
+        tokens.cached,
+        tokens.completion,
+    )
+    return [*map(count, counts), percent(tokens.prefix_hit_rate if tokens.prompt else None)]
+
+
+def _domains(totals: figures.Totals) -> Table:
+    made = table("Samples by domain", ["domain"], list(SampleState))
+    for row in totals.domains:
+        made.add_row(escape(row.domain or "(none)"), *(count(row.by_state[state]) for state in SampleState))
+    return made
+
+
+def _shards(totals: figures.Totals) -> Table:
+    shards = sorted(totals.shards, key=lambda shard: shard.tally.total >= shard.samples)
+    hidden = len(shards) - _SHOWN_SHARDS
+    counts = ("shard", "rank", "samples", "in flight", "done", "failed", "held")
+    made = table("Samples by shard", ["dataset"], counts)
+    made.caption = f"and {hidden} more: --json has all" if hidden > 0 else None
+    for shard in shards[:_SHOWN_SHARDS]:
+        tally = shard.tally
+        numbers = (shard.samples, shard.in_flight, tally.done, tally.failed, tally.held)
+        place = f"{shard.shard_index}/{shard.num_shards}"
+        made.add_row(escape(shard.dataset), place, str(shard.assign_rank), *map(count, numbers))
+    return made
+
+
+def _cost_lines(snapshot: Snapshot) -> Iterator[str]:
+    cost, economy, judged = snapshot.cost, snapshot.totals.economy, snapshot.totals.judged
+    if economy.samples:
+        least = economy.minimum_per_sample
+        yield (
+            f"Prompt tokens computed per sample: {economy.computed_per_sample:,.0f}; at the least, each "
+            f"prefix once: {'unknown, as nothing was cached' if least is None else f'{least:,.0f}'}"
+        )
+    if judged:
+        share = percent(snapshot.accepted / judged)
+        yield f"Accepted captions: {count(snapshot.accepted)} of {count(judged)} judged, {share}"
+    yield f"Worker time: {duration(cost.worker_seconds)}"
+    yield (
+        f"Cost: {usd(cost.usd)}; per 100 samples {usd(snapshot.usd_per_100_samples)}; "
+        f"per accepted caption {usd(cost.per(snapshot.accepted))}"
+    )
+    if cost.unpriced:
+        file = cost.prices.file
+        remedy = f"add it to {file}"
+        if cost.prices.is_packaged:
+            remedy = f"copy {file}, add it there, and name the copy with --prices"
+        yield f"No price is known for {', '.join(cost.unpriced)}: {remedy}"
+
+
+def _failures(snapshot: Snapshot) -> Iterator[RenderableType]:
+    made = table("Failed samples", ["kind"], ["samples"], "stages", "for example")
+    for failure in snapshot.failures:
+        stages = ", ".join(failure.stages)
+        made.add_row(failure.kind, count(failure.count), stages, escape(failure.example))
+    yield made
+    lines = [retry_line(snapshot.run, failure) for failure in snapshot.failures]
+    if any(lines):
+        yield Text("To try them again:")
+    # Not folded, so that users can copy them.
+    yield from (Text(line, overflow="ignore", no_wrap=True) for line in lines if line)
