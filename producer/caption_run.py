@@ -69,6 +69,7 @@ class CaptionRun:
             problems=run.problems,
             files=export(run.views.finished_samples, run.shards, self._order.output) if is_complete else [],
             seconds=seconds,
+            pause=run.pause,
         )
 
 

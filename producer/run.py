@@ -20,6 +20,7 @@ from capflow_tasks.store.states import NewBatch, NewSample, ShardRow, Tally
 from capflow_tasks.store.statistics import Statistics
 from capflow_tasks.store.views import Views
 from producer.broker import CHECK_SECONDS, Reconciler, publish_ready
+from producer.budget import Budget, Spending
 from producer.progress import progress
 from producer.services import EmbeddedWorker, Fleet, embedded_worker, reach_fleet, through_outages
 
@@ -56,6 +57,8 @@ class Order:
     min_confidence: float = 0.0
     #: Whether only the workers of a shard's rank may take it.
     pin_ranks: bool = False
+    #: What it may spend; None for no limit.
+    budget: Budget | None = None
 
     @property
     def run_name(self) -> str:
@@ -91,6 +94,8 @@ class OpenRun:
         self.shards = self.runs.add_shards(self.id, shards)
         #: One message for each file that broke off; the other shards went on.
         self.problems: list[str] = []
+        #: The limit that paused the run; None when none did.
+        self.pause: str | None = None
         if forget_other_shards:
             self.runs.forget_other_shards(self.id, [row.id for row in self.shards])
         if other_stages := self.views.open_stages(self.id) - set(order.stages):
@@ -128,10 +133,16 @@ class OpenRun:
         fleet = self._fleet
         reconciler = Reconciler(fleet.engine, fleet.broker, fleet.settings.lease_seconds, self.id)
         in_flight = InFlightBatches(self, read_samples)
+        budget = self.order.budget
+        spending = budget and Spending(budget, Statistics(fleet.engine), self.id)
         self.problems = in_flight.problems
         tally = self.views.tally(self.id)
         while not (stopping.is_set() or self.runs.is_stopped(self.id)):
             in_flight.fill()
+            if spending and (reached := spending.limit_reached()) and not in_flight.is_finished():
+                self.pause = reached
+                self.runs.stop(self.id)
+                return False
             reconciler.reconcile()
             publish_ready(self.runs, fleet.broker, fleet.settings.queue_seconds, self.id)
             tally += in_flight.collect()

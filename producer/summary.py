@@ -7,7 +7,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from capflow_tasks.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_SAMPLES_FAILED, EXIT_SAMPLES_HELD, EXIT_USAGE
+from capflow_tasks.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_PAUSED,
+    EXIT_SAMPLES_FAILED,
+    EXIT_SAMPLES_HELD,
+    EXIT_USAGE,
+)
 from capflow_tasks.records import JsonObject, Stage
 from capflow_tasks.store.figures import DomainFigures
 from capflow_tasks.store.states import Tally
@@ -40,11 +47,13 @@ class Summary:
     #: Empty before the run is complete.
     files: Sequence[ExportedFile]
     seconds: float
+    #: The limit that paused the run; None when none did.
+    pause: str | None = None
 
     @property
     def exit_code(self) -> int:
         if not self.is_complete:
-            return EXIT_INTERRUPTED
+            return EXIT_PAUSED if self.pause else EXIT_INTERRUPTED
         if self.problems:
             return EXIT_USAGE
         if self.tally.failed:
@@ -59,6 +68,7 @@ class Summary:
         return {
             "run": self.run,
             "complete": self.is_complete,
+            "pause": self.pause,
             "problems": list(self.problems),
             **asdict(self.tally),
             "seconds": round(self.seconds, 3),

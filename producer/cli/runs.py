@@ -51,9 +51,9 @@ def status(
     from capflow_tasks.domains.catalogue import load_catalogue
     from capflow_tasks.settings import read_settings
     from capflow_tasks.store.statistics import Statistics
+    from producer.cost import read_prices
     from producer.reading.scores import Rubrics
     from producer.services import database, find_run, is_asleep, reading
-    from producer.status.cost import read_prices
     from producer.status.snapshot import Observer
     from producer.status.watch import show, status_of_run, status_of_runs, watch
 
@@ -190,11 +190,11 @@ def report(run: str, output: Path, prices: Path | None, as_json: bool, **options
       capflow report plan.jsonl --json | jq .shown
     """
     from capflow_tasks.settings import read_settings
+    from producer.cost import read_prices
     from producer.parallel import ProgressLines
     from producer.report.gallery import Size
     from producer.report.report import make_report
     from producer.services import database, reading
-    from producer.status.cost import read_prices
 
     settings, table = read_settings(), read_prices(prices)
     with database(settings) as url, reading(url) as engine:

@@ -20,8 +20,8 @@ from capflow_tasks.store.figures import (
 from capflow_tasks.store.states import SampleState
 from capflow_tasks.store.statistics import Statistics
 from producer.console import duration, percent, short_count, workers_text
+from producer.cost import Prices, cost_of
 from producer.report.charts import Column, Part, bar, columns
-from producer.status.cost import Prices, cost_of
 
 GRADE_NAMES = {1: "bad", 2: "good", 3: "excellent"}
 

@@ -11,10 +11,10 @@ from sqlalchemy import Engine
 from capflow_tasks.errors import UserError
 from capflow_tasks.store.statistics import Statistics
 from capflow_tasks.store.views import Views
+from producer.cost import Prices
 from producer.report.gallery import Gallery, Progress, Size, samples_of
 from producer.report.overview import Overview, overview_of
 from producer.services import find_run
-from producer.status.cost import Prices
 from producer.writing.whole import whole_folder
 
 _HERE = Path(__file__).parent

@@ -12,6 +12,7 @@ from capflow_tasks.errors import PlanError, UserError
 from capflow_tasks.records import FinishedSample, Modality, PlanShard, Stage
 from capflow_tasks.settings import Settings
 from capflow_tasks.store.states import NewSample, SampleState
+from producer.budget import Budget
 from producer.caption_run import checked_plan
 from producer.parallel import ProgressLines, call_all
 from producer.reading.caption_files import dataset_of, scored_beside, unscored_files
@@ -58,7 +59,9 @@ class ScoreRun:
         """Records, in all files, that have no scores yet."""
         return sum(file.to_score for file in self.files)
 
-    def run(self, stopping: Event, run: str | None, batch_size: int, window: int) -> ScoreSummary:
+    def run(
+        self, stopping: Event, run: str | None, batch_size: int, window: int, budget: Budget | None = None
+    ) -> ScoreSummary:
         """Score what has no scores yet, then publish; publish nothing when stopped before that.
 
         `run` is the last part of the run's name; by default it follows from the folder. Raises ServiceError
@@ -67,7 +70,7 @@ class ScoreRun:
         started = monotonic()
         # Never the name of a plan's run: the shards of files that have changed are removed.
         name = f"score-{run or name_of_run(self._folder)}"
-        order = Order(self._folder, self._output, name, batch_size, window, _STAGES)
+        order = Order(self._folder, self._output, name, batch_size, window, _STAGES, budget=budget)
         shards = [_shard(file) for file in self.files if file.to_score]
         if not shards:
             counts, files = self._publish(None, stopping)
@@ -80,7 +83,7 @@ class ScoreRun:
             seconds = monotonic() - started
             if not is_complete:
                 counts = ScoreCounts(problems=scoring.problems)
-                return ScoreSummary(name, False, counts, [], seconds)
+                return ScoreSummary(name, False, counts, [], seconds, scoring.pause)
             counts, files = self._publish(scoring, stopping)
             return ScoreSummary(name, True, counts, files, seconds)
 

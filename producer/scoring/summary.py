@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from capflow_tasks.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_SAMPLES_FAILED, EXIT_USAGE
+from capflow_tasks.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_PAUSED, EXIT_SAMPLES_FAILED, EXIT_USAGE
 from capflow_tasks.records import Failure, JsonObject
 from producer.reading.scores import Scores
 
@@ -84,6 +84,8 @@ class ScoreSummary:
     #: The scored files; empty before the run is complete.
     files: Sequence[Path]
     seconds: float
+    #: The limit that paused the scoring; None when none did.
+    pause: str | None = None
 
     @property
     def problems(self) -> Sequence[str]:
@@ -92,7 +94,7 @@ class ScoreSummary:
     @property
     def exit_code(self) -> int:
         if not self.is_complete:
-            return EXIT_INTERRUPTED
+            return EXIT_PAUSED if self.pause else EXIT_INTERRUPTED
         if self.problems:
             return EXIT_USAGE
         return EXIT_SAMPLES_FAILED if self.counts.failed else EXIT_OK
@@ -103,6 +105,7 @@ class ScoreSummary:
         return {
             "run": self.run,
             "complete": self.is_complete,
+            "pause": self.pause,
             "problems": list(self.problems),
             "records": counts.known + counts.scored + counts.failed,
             "known": counts.known,

@@ -6,8 +6,8 @@ from time import monotonic
 
 from capflow_tasks.store.figures import Activity, FailureKind, GradeCount, RunFigures, Totals
 from capflow_tasks.store.statistics import Statistics
+from producer.cost import Cost, Prices, cost_of
 from producer.reading.scores import NO_DOMAIN, Minimums, Scores
-from producer.status.cost import Cost, Prices, cost_of
 
 #: The share of time that may be spent on the slow questions.
 _SHARE_OF_TIME = 0.05

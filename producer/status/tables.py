@@ -17,7 +17,7 @@ from capflow_tasks.store.figures import (
 )
 from capflow_tasks.store.states import SampleState
 from producer.console import count, duration, percent, short_count, table, usd, workers_text
-from producer.status.cost import Cost
+from producer.cost import Cost
 from producer.status.document import retry_line
 from producer.status.snapshot import Snapshot
 

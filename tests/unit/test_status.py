@@ -34,9 +34,9 @@ from capflow_tasks.store.figures import (
 )
 from capflow_tasks.store.states import BatchState, SampleState, Tally
 from producer.console import duration, short_count, usd
+from producer.cost import Price, Prices, cost_of, read_prices
 from producer.reading.scores import Minimums
 from producer.run import name_of_run
-from producer.status.cost import Price, Prices, cost_of, read_prices
 from producer.status.document import retry_line
 from producer.status.snapshot import Snapshot, accepted_of
 from producer.status.tables import run_line, run_tables
