@@ -121,6 +121,6 @@ def test_stages_go_to_gpu_unless_set_otherwise() -> None:
 
 
 def test_a_key_is_never_shown() -> None:
-    settings = Settings(openai_api_key="sk-secret")  # type: ignore[arg-type]
+    settings = Settings(openai_api_key="sk-secret")
 
     assert "sk-secret" not in f"{settings!r} {settings} {settings.model_dump_json()}"
