@@ -6,6 +6,7 @@
     │   ├── SettingsError
     │   └── WorkflowError         a domain file
     ├── ServiceError              the database, the broker or the model cannot be reached
+    │   └── NoProbabilities
     ├── EngineDead                the batch is sent again; the engine is rebuilt
     └── SampleError               one sample fails; its neighbours go on
         ├── FatalSampleError      a second try cannot help
@@ -35,6 +36,8 @@ EXIT_SAMPLES_FAILED = 1
 EXIT_USAGE = 2
 EXIT_SERVICE = 3
 EXIT_SAMPLES_HELD = 4
+#: The run has spent what it may.
+EXIT_PAUSED = 5
 #: A worker exits so to be started again by its supervisor.
 EXIT_RESTART = 75
 EXIT_INTERRUPTED = 130
@@ -72,6 +75,10 @@ class WorkflowError(UserError):
 
 class ServiceError(CapflowError):
     """A service that Capflow needs cannot be reached."""
+
+
+class NoProbabilities(ServiceError):
+    """The server returns no log-probabilities, which routing needs: name each shard's task in the plan."""
 
 
 class EngineDead(CapflowError):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings import SettingsError as UnparsableSetting
 
@@ -54,6 +54,10 @@ LogLevel = Annotated[
 OptionalText = Annotated[
     str | None, BeforeValidator(lambda value: None if isinstance(value, str) and not value.strip() else value)
 ]
+OptionalSecret = Annotated[
+    SecretStr | None,
+    BeforeValidator(lambda value: None if isinstance(value, str) and not value.strip() else value),
+]
 BrokerUrl = Annotated[OptionalText, AfterValidator(_redis_url)]
 DatabaseUrl = Annotated[OptionalText, AfterValidator(_psycopg_dialect)]
 
@@ -71,7 +75,17 @@ class Settings(BaseSettings):
     model: str = Field("Qwen/Qwen2.5-VL-7B-Instruct", description="model folder or hub name")
     queue_models: dict[str, str] = Field({}, description="model of a queue, by queue name")
     stage_queues: dict[Stage, str] = Field({}, description="queue of a stage, by stage; else gpu")
-    engine: str = Field("vllm", description="vllm, or module:factory of another engine")
+    engine: str = Field("vllm", description="vllm, openai (a server), or module:factory of another engine")
+    queue_engines: dict[str, str] = Field({}, description="engine of a queue, by queue name")
+    openai_base_url: OptionalText = Field(
+        None, description="server of the engine openai: http://host:8000/v1"
+    )
+    openai_api_key: OptionalSecret = Field(None, description="key for that server")
+    openai_requests: int = Field(
+        64, ge=1, le=1000, description="requests in flight to that server, per model"
+    )
+    openai_video: Literal["frames", "vllm"] = Field("frames", description="videos as pictures, or as vLLM's")
+    openai_body: dict[str, Any] = Field({}, description="further fields of each request; null removes one")
     max_model_len: int | None = Field(None, ge=256, description="longest prompt with its answer, tokens")
     max_num_seqs: int | None = Field(None, ge=1, description="requests in one engine step")
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs per model")
@@ -117,6 +131,9 @@ class Settings(BaseSettings):
 
     def model_of(self, queue: str) -> str:
         return self.queue_models.get(queue, self.model)
+
+    def engine_of(self, queue: str) -> str:
+        return self.queue_engines.get(queue, self.engine)
 
     @property
     def queues(self) -> tuple[str, ...]:

@@ -20,8 +20,9 @@ from sqlalchemy.exc import DBAPIError
 
 from capflow_tasks.curator.qwen_vl import has_all_weights
 from capflow_tasks.domains.catalogue import load_catalogue
+from capflow_tasks.engine.interface import build_engine
 from capflow_tasks.entries import media_of
-from capflow_tasks.errors import EXIT_OK, EXIT_SERVICE, PlanError, SampleError, ServiceError
+from capflow_tasks.errors import EXIT_OK, EXIT_SERVICE, PlanError, SampleError, ServiceError, SettingsError
 from capflow_tasks.fleet import application, embedded
 from capflow_tasks.media import paths
 from capflow_tasks.records import PlanShard
@@ -161,17 +162,30 @@ def _check_gpus(gpus_per_model: int) -> Iterator[Finding]:
 
 
 def check_models(settings: Settings) -> Iterator[Finding]:
-    """Check the model of every queue: a folder, or a name on the Hugging Face hub."""
-    if settings.engine != "vllm":
-        yield ok("model", f"engine {settings.engine} brings its own")
-        return
-    for model in sorted({settings.model_of(queue) for queue in settings.queues}):
-        if Path(model).is_dir():
+    """Check the model of every queue: on a server, a folder, or a name on the Hugging Face hub."""
+    models = {(settings.model_of(queue), settings.engine_of(queue)) for queue in settings.queues}
+    for model, engine in sorted(models):
+        if engine == "openai":
+            yield _server(settings, model)
+        elif engine != "vllm":
+            yield ok("model", f"engine {engine} brings its own")
+        elif Path(model).is_dir():
             yield _folder(Path(model), model, "copy or download the model again")
         elif model.startswith(("/", ".", "~")) or model.count("/") != 1:
             yield fail("model", f"{model} is not a folder here", "correct CAPFLOW_MODEL, or mount the folder")
         else:
             yield _hub_model(model)
+
+
+def _server(settings: Settings, model: str) -> Finding:
+    """Ask the server for its models, as a worker does when it starts."""
+    try:
+        engine = build_engine(settings, model, "openai")
+        engine.start()
+    except (SettingsError, ServiceError) as error:
+        return fail("model", str(error), "correct CAPFLOW_OPENAI_BASE_URL or CAPFLOW_OPENAI_API_KEY")
+    engine.stop()
+    return ok("model", f"{settings.openai_base_url} serves {model}")
 
 
 def _folder(folder: Path, model: str, remedy: str) -> Finding:

@@ -22,6 +22,7 @@ from capflow_tasks.records import Failure, JsonObject, Modality, PlanShard, Stag
 from capflow_tasks.settings import Settings
 from capflow_tasks.store import claims, runs, states, statistics, views
 from producer import services
+from producer.budget import Budget, Spending
 from producer.console import progress
 from producer.reading.annotations import read_entries
 from producer.reading.plan import Plan, read_plan
@@ -65,6 +66,8 @@ class Order:
     min_confidence: float = 0.0
     #: Whether only the workers of a shard's rank may take it.
     pin_ranks: bool = False
+    #: What it may spend; None for no limit.
+    budget: Budget | None = None
 
     @property
     def run_name(self) -> str:
@@ -106,6 +109,8 @@ class OpenRun:
         self._sample_count = sum(row.shard.sample_count for row in self.shards)
         #: One message for each file that broke off; the other shards went on.
         self.problems: list[str] = []
+        #: The limit that paused the run; None when none did.
+        self.pause: str | None = None
         if forget_other_shards:
             self.runs.forget_other_shards(self.id, [row.id for row in self.shards])
         if other_stages := self.views.open_stages(self.id) - set(order.stages):
@@ -145,9 +150,15 @@ class OpenRun:
         dispatcher = Dispatcher(fleet, self.id)
         in_flight = set(self.views.open_batches(self.id))
         inserting = self._insert(read_samples, in_flight)
+        budget = self.order.budget
+        spending = budget and Spending(budget, statistics.Statistics(fleet.engine), self.id)
         tally = self.views.tally(self.id)
         while not (stopping.is_set() or self.runs.is_stopped(self.id)):
             is_inserted = next(inserting, True)
+            if in_flight and spending and (reached := spending.limit_reached()):
+                self.pause = reached
+                self.runs.stop(self.id)
+                return False
             dispatcher.send()
             finished = self.views.finished_among(in_flight)
             in_flight -= finished.keys()
@@ -319,6 +330,7 @@ def _export(run: OpenRun, is_complete: bool, seconds: float) -> Summary:
         problems=run.problems,
         files=export(run.views.finished_samples, run.shards, run.order.output) if is_complete else [],
         seconds=seconds,
+        pause=run.pause,
     )
 
 

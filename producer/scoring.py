@@ -27,6 +27,7 @@ from capflow_tasks.errors import BadAnswer, BadEntry, PlanError, UserError
 from capflow_tasks.records import Failure, FinishedSample, JsonObject, Modality, PlanShard, Result, Stage
 from capflow_tasks.settings import Settings
 from capflow_tasks.store.states import NewSample, SampleState
+from producer.budget import Budget
 from producer.parallel import ProgressLines, call_all
 from producer.reading import caption_files
 from producer.reading.caption_files import CaptionLine, Rubrics, Scores
@@ -78,7 +79,9 @@ class ScoreRun:
         #: The caption files; those without anything to score have no samples.
         self.files = call_all(survey_file, found, processes, ProgressLines("caption files read"))
 
-    def run(self, stopping: Event, run: str | None, batch_size: int, window: int) -> ScoreSummary:
+    def run(
+        self, stopping: Event, run: str | None, batch_size: int, window: int, budget: Budget | None = None
+    ) -> ScoreSummary:
         """Score what has no scores yet, then publish; publish nothing when stopped before that.
 
         `run` is the last part of the run's name; by default it follows from the folder. Raises ServiceError
@@ -88,7 +91,8 @@ class ScoreRun:
         # Never the name of a plan's run: the shards of files that have changed are removed.
         name = f"score-{run or name_of_run(self._folder)}"
         # Where a domain is known, the chain begins with the judge.
-        order = Order(self._folder, self._output, name, batch_size, window, (Stage.ROUTE, Stage.SCORE))
+        stages = (Stage.ROUTE, Stage.SCORE)
+        order = Order(self._folder, self._output, name, batch_size, window, stages, budget=budget)
         shards = [shard for shard in self.files if shard.sample_count]
         if lost := [shard.annotation for shard in shards if not shard.root]:
             raise UserError(
@@ -107,6 +111,7 @@ class ScoreRun:
             summary.is_complete = scoring.finish(self._read_samples, stopping)
             summary.seconds = monotonic() - started
             summary.problems += scoring.problems
+            summary.pause = scoring.pause
             return self._publish(summary, scoring, stopping) if summary.is_complete else summary
 
     def _read_samples(self, shard: PlanShard, start_idx: int) -> Iterator[NewSample]:

@@ -9,7 +9,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from capflow_tasks.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_SAMPLES_FAILED, EXIT_SAMPLES_HELD, EXIT_USAGE
+from capflow_tasks.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_PAUSED,
+    EXIT_SAMPLES_FAILED,
+    EXIT_SAMPLES_HELD,
+    EXIT_USAGE,
+)
 from capflow_tasks.records import Failure, JsonObject, Stage
 from capflow_tasks.store.figures import DomainFigures
 from capflow_tasks.store.states import Tally
@@ -42,6 +49,8 @@ class Summary:
     #: Empty before the run is complete.
     files: Sequence[ExportedFile]
     seconds: float
+    #: The limit that paused the run; None when none did.
+    pause: str | None = None
 
     @property
     def tally(self) -> Tally:
@@ -51,6 +60,7 @@ class Summary:
         return {
             "run": self.run,
             "complete": self.is_complete,
+            "pause": self.pause,
             "problems": list(self.problems),
             **asdict(self.tally),
             "seconds": round(self.seconds, 3),
@@ -127,6 +137,8 @@ class ScoreSummary:
     #: The scored files; empty before the run is complete.
     files: list[Path] = field(default_factory=list)
     seconds: float = 0.0
+    #: The limit that paused the scoring; None when none did.
+    pause: str | None = None
 
     @property
     def tally(self) -> Tally:
@@ -163,6 +175,7 @@ class ScoreSummary:
         return {
             "run": self.run,
             "complete": self.is_complete,
+            "pause": self.pause,
             "problems": self.problems,
             "records": self.tally.total,
             "known": self.known,
@@ -206,7 +219,7 @@ class ScoreSummary:
 
 def exit_code(summary: Summary | ScoreSummary) -> int:
     if not summary.is_complete:
-        return EXIT_INTERRUPTED
+        return EXIT_PAUSED if summary.pause else EXIT_INTERRUPTED
     if summary.problems:
         return EXIT_USAGE
     if summary.tally.failed:

@@ -11,9 +11,9 @@ from capflow_tasks.errors import MediaMissing
 from capflow_tasks.records import Failure, FinishedSample, Result, Stage
 from capflow_tasks.store.figures import RunFigures
 from capflow_tasks.store.states import SampleState, Tally
+from producer.cost import cost_of, read_prices
 from producer.report.gallery import Gallery, ShownSample, Size
 from producer.report.report import Overview, write_page
-from producer.status.cost import cost_of, read_prices
 from tests.stores import a_shard
 
 SIZE = Size(samples=100_000, thumbnails=100_000, picture_size=320, processes=1)

@@ -42,16 +42,22 @@ class Engine(Protocol):
         """
 
 
-def build_engine(settings: Settings, model: str) -> Engine:
-    """Build the engine of this model, not started yet. Raises SettingsError."""
-    path = "capflow_tasks.engine.vllm_engine:build" if settings.engine == "vllm" else settings.engine
-    module, _, factory = path.partition(":")
+#: The engines that have a short name.
+_ENGINES = {
+    "vllm": "capflow_tasks.engine.vllm_engine:build",
+    "openai": "capflow_tasks.engine.openai_engine:build",
+}
+
+
+def build_engine(settings: Settings, model: str, kind: str) -> Engine:
+    """Build the engine of this kind, as CAPFLOW_ENGINE names it, not started yet. Raises SettingsError."""
+    module, _, factory = _ENGINES.get(kind, kind).partition(":")
     try:
         build = getattr(import_module(module), factory)
     except (ImportError, AttributeError, ValueError) as error:
         raise SettingsError(
-            f"CAPFLOW_ENGINE={settings.engine!r}: {error}; expected vllm, or module:factory; "
-            "vllm needs pip install '.[gpu]', or '.[cpu]' without a GPU"
+            f"CAPFLOW_ENGINE={kind!r}: {error}; expected vllm, openai, or module:factory; "
+            "vllm needs pip install '.[gpu]', or '.[cpu]' without a GPU; openai needs '.[openai]'"
         ) from error
     engine: Engine = build(settings, model)
     return engine

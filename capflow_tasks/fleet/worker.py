@@ -77,8 +77,9 @@ def _run_stage(batch_id: int, stage: Stage) -> str:
         raise errors.ServiceError("stages run in a worker only: celery -A capflow_tasks worker -Q gpu")
     try:
         result = _runner.run(batch_id, stage)
-    except errors.ServiceError:
+    except errors.ServiceError as error:
         # Without database or engine every further message would fail too: leave them to other workers.
+        print(errors.redacted(f"{errors.WORKER_ERROR_MARK}{error}"), file=sys.stderr, flush=True)
         _stop_worker(errors.EXIT_SERVICE)
         raise
     except BaseException as error:
@@ -222,17 +223,16 @@ class EngineStep(bootsteps.StartStopStep):
 
     def _start_engines(self, settings: Settings, queues: Collection[str]) -> dict[Stage, Engine]:
         """Return the engine of each stage that these queues carry; queues with the same model share one."""
-        by_model: dict[str, Engine] = {}
-        for model in sorted({settings.model_of(queue) for queue in queues}):
-            engine = by_model[model] = build_engine(settings, model)
+        models = {queue: (settings.model_of(queue), settings.engine_of(queue)) for queue in queues}
+        by_model: dict[tuple[str, str], Engine] = {}
+        for model, kind in sorted(set(models.values())):
+            engine = by_model[model, kind] = build_engine(settings, model, kind)
             vitals.watch_engine(model, lambda: EngineState.LOADING)
             engine.start()
             vitals.watch_engine(model, partial(getattr, engine, "state", EngineState.UP))
             self._started.append(engine)
         return {
-            stage: by_model[settings.model_of(queue)]
-            for stage in Stage
-            if (queue := settings.queue_of(stage)) in queues
+            stage: by_model[models[queue]] for stage in Stage if (queue := settings.queue_of(stage)) in queues
         }
 
 

@@ -51,6 +51,10 @@ def load_media(
         return Media(ref.kind, tokens, clip.for_vllm(), clip.frames.nbytes, key)
 
 
+#: Loads one medium: its reference, budget, reader of videos and key.
+LoadMedia = Callable[[MediaRef, MediaBudget, video.VideoReader, str], Media]
+
+
 class MediaCache:
     """Least-recently-used cache with a limit in bytes. Concurrent requests for a key share one load."""
 
@@ -119,7 +123,10 @@ class Room:
 class MediaLoader:
     """Loads the media of requests. Concurrent calls for the same media share one load."""
 
-    def __init__(self, settings: Settings, videos: video.VideoReader | None = None) -> None:
+    def __init__(
+        self, settings: Settings, videos: video.VideoReader | None = None, load: LoadMedia = load_media
+    ) -> None:
+        self._load_media = load
         self._threads = ThreadPoolExecutor(settings.media_threads, thread_name_prefix="media")
         self._cache = MediaCache(self._threads, settings.media_cache_mib * 2**20)
         self._budget = budget_of(settings)
@@ -154,7 +161,7 @@ class MediaLoader:
         key = pictures.media_key(ref.path, budget, ref.span)
         if sent is not None and (tokens := sent.tokens(key)) is not None:
             return Media(ref.kind, tokens, None, key=key)
-        future = self._cache.load(key, partial(load_media, ref, budget, self._videos, key))
+        future = self._cache.load(key, partial(self._load_media, ref, budget, self._videos, key))
         # shielded: a request that times out must not cancel the load for the others
         return await asyncio.shield(asyncio.wrap_future(future))
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import warnings
 from dataclasses import asdict
+from math import ceil, floor, prod, sqrt
 from pathlib import Path
 
 import numpy as np
@@ -18,21 +19,29 @@ from capflow_tasks.records import Span
 _NO_PIXELS = {"max_file_bytes", "max_source_pixels", "timeout_seconds", "window_frames", "max_windows"}
 
 
+#: The longest picture that Qwen's processors accept, in widths.
+_MAX_RATIO = 200
+
+
 def fit(width: int, height: int, min_pixels: int, max_pixels: int, factor: int) -> tuple[int, int]:
     """Return the (width, height) for the model: as in qwen-vl-utils, but never 0 or a refused ratio."""
-    # qwen-vl-utils imports torch: seconds and 200 MiB that a process without a picture does without.
-    from qwen_vl_utils.vision_process import MAX_RATIO, smart_resize
-
-    try:
-        fitted = smart_resize(height, width, factor, min_pixels, max_pixels)
-    except ValueError as error:
+    # Not by qwen-vl-utils itself, which imports torch: a worker of a remote model has none.
+    short, long = sorted((width, height))
+    if long > _MAX_RATIO * short:
         raise MediaUnsupported(
-            f"{width} x {height} pixels is too long and thin: one side is over {MAX_RATIO} times the other."
-        ) from error
-    short, long = (max(factor, side) for side in sorted(fitted))
+            f"{width} x {height} pixels is too long and thin: one side is over {_MAX_RATIO} times the other."
+        )
+    sides = [max(factor, round(side / factor) * factor) for side in (short, long)]
+    if prod(sides) > max_pixels:
+        shrink = sqrt(short * long / max_pixels)
+        sides = [floor(side / shrink / factor) * factor for side in (short, long)]
+    elif prod(sides) < min_pixels:
+        grow = sqrt(min_pixels / (short * long))
+        sides = [ceil(side * grow / factor) * factor for side in (short, long)]
+    short, long = (max(factor, side) for side in sides)
     # rounding can take a thin picture out of the allowed pixels or ratio; the processor would resize it again
     long = max(long, -(-min_pixels // (short * factor)) * factor)
-    long = min(long, MAX_RATIO * short, max(short, max_pixels // (short * factor) * factor))
+    long = min(long, _MAX_RATIO * short, max(short, max_pixels // (short * factor) * factor))
     return (long, short) if width > height else (short, long)
 
 

@@ -6,6 +6,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from math import ceil
 from typing import Any, Protocol
 
 import numpy as np
@@ -81,22 +82,14 @@ class FramePlan:
 
 def plan_frames(facts: VideoFacts, budget: MediaBudget, span: Span | None = None) -> FramePlan:
     """Choose evenly spaced frames of the video, or of a span of it: an even number, a single one twice."""
-    from qwen_vl_utils.vision_process import smart_nframes  # lazily, as it imports torch
-
     start, seconds, frame_count = 0.0, facts.seconds, facts.frame_count
     if span is not None:
         start = min(span.start, facts.seconds)
         seconds = max(min(span.end, facts.seconds) - start, 1 / facts.fps)
         frame_count = max(1, round(seconds * facts.fps))
-    wanted = {
-        # at more than the source's rate, qwen-vl-utils takes all frames and logs a warning
-        "fps": min(budget.fps, facts.fps),
-        "min_frames": min(budget.min_frames, budget.frame_limit),
-        "max_frames": budget.frame_limit,
-    }
-    count = FRAMES_PER_TOKEN
-    if frame_count > count:
-        count = int(smart_nframes(wanted, frame_count, facts.fps))
+    # as qwen-vl-utils counts them, which imports torch
+    wanted = max(frame_count * min(budget.fps / facts.fps, 1), ceil(budget.min_frames / 2) * 2)
+    count = max(int(min(wanted, budget.frame_limit, frame_count)) // 2 * 2, FRAMES_PER_TOKEN)
     share = budget.total_pixels * FRAMES_PER_TOKEN // count
     most = max(min(budget.frame_max_pixels, share), budget.frame_pixels_floor)
     size = fit(facts.width, facts.height, budget.frame_min_pixels, most, budget.factor)

@@ -78,11 +78,12 @@ def _run_options(*, has_defaults: bool) -> cli.Decorator:
             is_flag=True,
             **default(False),
         ),
+        cli.budget_options,
         cli.json_option(),
     )
 
 
-@click.command(cls=cli.Command, exit_codes=(0, 1, 2, 3, 4, 130), shows_settings=True)
+@click.command(cls=cli.Command, exit_codes=(0, 1, 2, 3, 4, 5, 130), shows_settings=True)
 @click.argument("plan", type=cli.ANY_PATH, required=False)
 @_run_options(has_defaults=True)
 @cli.flag("--dry-run", "Check the plan and count its samples; send nothing.")
@@ -99,6 +100,7 @@ def caption(plan: Path | None, as_json: bool, dry_run: bool, reconcile: bool, **
       CAPFLOW_MODEL=/models/Qwen2.5-VL-7B-Instruct capflow caption plan.jsonl -o captions
       capflow caption plan.jsonl --dry-run
       capflow caption plan.jsonl --stages route --min-confidence 0.6
+      capflow caption plan.jsonl --max-cost 250 --prices prices.yaml
       capflow caption --reconcile
     """
     from capflow_tasks.settings import read_settings
@@ -110,7 +112,8 @@ def caption(plan: Path | None, as_json: bool, dry_run: bool, reconcile: bool, **
         with stop_on_signals() as stopping:
             reconcile_until_stopped(read_settings(), stopping)
         return
-    captioning = CaptionRun(Order(plan, **options), read_settings())
+    order = Order(plan, budget=cli.budget_of(options), **options)
+    captioning = CaptionRun(order, read_settings())
     if dry_run:
         checked = captioning.plan
         click.echo(f"{plan}: {len(checked.shards)} shards, {checked.sample_count} samples, nothing to fix")
@@ -120,7 +123,7 @@ def caption(plan: Path | None, as_json: bool, dry_run: bool, reconcile: bool, **
     finish(summary, as_json)
 
 
-@click.command(cls=cli.Command, exit_codes=(0, 1, 2, 3, 4, 130))
+@click.command(cls=cli.Command, exit_codes=(0, 1, 2, 3, 4, 5, 130))
 @cli.run_argument
 @cli.repeatable("--kind kinds", "Only failures of this kind, as in the failed files", _check_kinds)
 @cli.repeatable("--domain domains", "Only samples of this domain")
@@ -139,7 +142,9 @@ def retry(
     from capflow_tasks.settings import read_settings
     from producer.run import CaptionRun, Order
 
-    captioning = CaptionRun(Order(**_as_started(run_or_plan, options)), read_settings())
+    budget = cli.budget_of(options)
+    order = Order(budget=budget, **_as_started(run_or_plan, options))
+    captioning = CaptionRun(order, read_settings())
     with stop_on_signals() as stopping:
         summary = captioning.run(stopping, retry=True, kinds=kinds, domains=domains)
     finish(summary, as_json)
@@ -169,7 +174,13 @@ def finish(summary: Summary | ScoreSummary, as_json: bool) -> NoReturn:
         summary.show(Console(width=None if sys.stdout.isatty() else 120))
     for problem in summary.problems:
         click.echo(f"error: {problem}", err=True)
-    if not summary.is_complete:
+    if summary.pause:
+        click.echo(
+            f"run {summary.run} is paused: {summary.pause}; what was running finishes and is kept, "
+            "and the same command with a higher limit goes on from here",
+            err=True,
+        )
+    elif not summary.is_complete:
         click.echo(f"run {summary.run} was stopped; the same command goes on from here", err=True)
     sys.exit(exit_code(summary))
 
@@ -193,7 +204,7 @@ def stop_on_signals() -> Iterator[Event]:
             signal.signal(number, handler)
 
 
-@click.command(cls=cli.Command, exit_codes=(0, 1, 2, 3, 130), shows_settings=True)
+@click.command(cls=cli.Command, exit_codes=(0, 1, 2, 3, 5, 130), shows_settings=True)
 @click.argument("folder", type=cli.FOLDER)
 @cli.option(
     "--root",
@@ -214,6 +225,7 @@ def stop_on_signals() -> Iterator[Event]:
     show_default="from FOLDER's path",
 )
 @cli.processes_option("Caption files scanned", "SCORE_PROCESSES")
+@cli.budget_options
 @cli.flag("--dry-run", "Count the records without scores; send nothing.")
 @cli.json_option()
 def score(
@@ -236,11 +248,12 @@ def score(
     from capflow_tasks.settings import read_settings
     from producer.scoring import ScoreRun
 
+    budget = cli.budget_of(options)
     scoring = ScoreRun(settings=read_settings(), **options)
     if dry_run:
         to_score = sum(file.sample_count for file in scoring.files)
         click.echo(f"{len(scoring.files)} files, {to_score} records without scores")
         return
     with stop_on_signals() as stopping:
-        summary = scoring.run(stopping, run, batch_size, window)
+        summary = scoring.run(stopping, run, batch_size, window, budget)
     finish(summary, as_json)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from capflow_tasks.domains.catalogue import Catalogue
     from capflow_tasks.store.figures import RunFigures
+    from producer.budget import Budget
     from producer.reading.caption_files import Minimums, Rubrics
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
@@ -39,6 +40,7 @@ EXIT_CODES = {
     2: "the input has to be fixed",
     3: "a service cannot be reached, or a file cannot be written",
     4: "some samples are held back",
+    5: "paused at --max-tokens or --max-cost",
     130: "interrupted",
 }
 
@@ -254,6 +256,31 @@ minimum_options = combined(
         metavar="DOMAIN:OVERALL",
     ),
 )
+
+
+#: The options that `budget_of` reads.
+budget_options = combined(
+    option(
+        "--max-tokens TOKENS",
+        "Pause when the run has used so many, of prompts and answers.",
+        kind=click.IntRange(1),
+    ),
+    option(
+        "--max-cost USD", "Pause when the run has cost so much.", None, click.FloatRange(0, min_open=True)
+    ),
+    prices_option,
+)
+
+
+def budget_of(asked: dict[str, Any]) -> Budget | None:
+    """Take the budget's options out of the others; None where there is no limit."""
+    from producer.budget import Budget
+    from producer.cost import read_prices
+
+    max_tokens, max_usd, prices = (asked.pop(name) for name in ("max_tokens", "max_cost", "prices"))
+    if max_tokens is None and max_usd is None:
+        return None
+    return Budget(max_tokens, max_usd, read_prices(prices))
 
 
 def minimums_of(catalogue: Catalogue, rubrics: Rubrics, asked: dict[str, Any]) -> Minimums:

@@ -48,9 +48,9 @@ def status(
     from capflow_tasks.domains.catalogue import load_catalogue
     from capflow_tasks.settings import read_settings
     from capflow_tasks.store.statistics import Statistics
+    from producer.cost import read_prices
     from producer.reading.caption_files import Rubrics
     from producer.services import database, find_run, is_asleep, reading
-    from producer.status.cost import read_prices
     from producer.status.display import show, statuses_of_run, statuses_of_runs, watch
     from producer.status.snapshot import snapshots
 
@@ -186,11 +186,11 @@ def report(run: str, output: Path, prices: Path | None, as_json: bool, **options
       capflow report plan.jsonl --json | jq .shown
     """
     from capflow_tasks.settings import read_settings
+    from producer.cost import read_prices
     from producer.parallel import ProgressLines
     from producer.report.gallery import Size
     from producer.report.report import make_report
     from producer.services import database, reading
-    from producer.status.cost import read_prices
 
     settings, table = read_settings(), read_prices(prices)
     with database(settings) as url, reading(url) as engine:

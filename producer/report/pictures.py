@@ -5,7 +5,6 @@ A video becomes a film strip in the gallery, and a sheet of the same frames in t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 
 from PIL import Image
@@ -55,9 +54,6 @@ class Drawn:
 
 def draw_all(tasks: Sequence[PictureTask], processes: int) -> list[Drawn]:
     """Draw the files of all tasks, several at a time."""
-    if any(task.kind is Modality.IMAGE for task in tasks):
-        # It takes seconds and sizes pictures; the processes inherit it.
-        import_module("qwen_vl_utils.vision_process")
     return call_all(draw, tasks, processes, lambda done, total: None)
 
 

@@ -17,9 +17,9 @@ from capflow_tasks.store import figures
 from capflow_tasks.store.statistics import Statistics
 from capflow_tasks.store.views import Views
 from producer import console
+from producer.cost import Cost, Prices, cost_of
 from producer.report.gallery import Gallery, Progress, Size, samples_of
 from producer.services import find_run
-from producer.status.cost import Cost, Prices, cost_of
 from producer.writing.whole import whole_folder
 
 _HERE = Path(__file__).parent

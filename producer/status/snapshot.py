@@ -10,8 +10,8 @@ from capflow_tasks.errors import BadEntry
 from capflow_tasks.records import JsonObject, Stage
 from capflow_tasks.store import figures
 from capflow_tasks.store.statistics import Statistics
+from producer.cost import Cost, Prices, cost_of
 from producer.reading.caption_files import NO_DOMAIN, Minimums, Scores
-from producer.status.cost import Cost, Prices, cost_of
 
 #: The share of time that may be spent on the slow questions.
 _SHARE_OF_TIME = 0.05

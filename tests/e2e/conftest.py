@@ -18,6 +18,7 @@ from selenium import webdriver
 
 from deploy.browser import NoBrowser, chromium
 from tests.checkpoints import tiny_checkpoint
+from tests.e2e.servers import VllmServer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPTS = Path(sys.executable).parent
@@ -112,6 +113,15 @@ def cli(folder: Path) -> Iterator[Cli]:
 def tiny_model() -> Path:
     """The demo's checkpoint of random weights."""
     return tiny_checkpoint()
+
+
+@pytest.fixture(scope="session")
+def vllm_server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
+    """A server of the demo's checkpoint, for all tests that need one."""
+    server = VllmServer(tiny_model, tmp_path_factory.mktemp("server") / "log")
+    server.start()
+    yield server
+    server.kill()
 
 
 @pytest.fixture

@@ -71,6 +71,7 @@ def test_a_plan_becomes_caption_files_and_is_not_worked_on_twice(cli: Cli, event
     assert json.loads(first.stdout) | {"seconds": 0} == {
         "run": json.loads(first.stdout)["run"],
         "complete": True,
+        "pause": None,
         "problems": [],
         "done": 4,
         "failed": 0,

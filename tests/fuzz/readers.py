@@ -23,12 +23,12 @@ import atheris
 with atheris.instrument_imports(include=["producer", "capflow_tasks"]):
     from capflow_tasks.domains.catalogue import load_catalogue
     from capflow_tasks.errors import CapflowError
+    from producer.cost import read_prices
     from producer.filtering import CaptionFilter
     from producer.planning.metafile import read_metafile
     from producer.reading.annotations import read_entries
     from producer.reading.caption_files import Minimums, Rubrics
     from producer.reading.plan import read_plan
-    from producer.status.cost import read_prices
 
 CATALOGUE = load_catalogue()
 #: More entries than any input can hold.

@@ -8,9 +8,9 @@ from sqlalchemy import Engine
 from capflow_tasks.errors import MediaMissing, UserError
 from capflow_tasks.records import Stage
 from capflow_tasks.store.states import NewBatch, NewSample, Outcome
+from producer.cost import read_prices
 from producer.report.gallery import Size, samples_of
 from producer.report.report import make_report
-from producer.status.cost import read_prices
 from tests.stores import Fleet, a_failure, a_result, a_shard, some_entries
 from tests.unit.test_report_data import read
 

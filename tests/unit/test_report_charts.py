@@ -12,8 +12,8 @@ import pytest
 from capflow_tasks.records import Stage
 from capflow_tasks.store.figures import DomainFigures, FailureKind, Tokens, Usage
 from capflow_tasks.store.states import SampleState, Tally
+from producer.cost import cost_of, read_prices
 from producer.report.report import Chart, Column, nice_top, templates, write_page
-from producer.status.cost import cost_of, read_prices
 from tests.reports import an_overview
 
 HOSTILE = "\"><script>alert('1')</script>&"

@@ -107,8 +107,20 @@ def test_variables_of_settings_options_and_deployments_are_accepted(monkeypatch:
 def test_stages_go_to_gpu_unless_set_otherwise() -> None:
     assert Settings().queues == ("gpu",)
 
-    settings = Settings(stage_queues={Stage.SCORE: "judge"}, queue_models={"judge": "big"}, model="small")
+    settings = Settings(
+        stage_queues={Stage.SCORE: "judge"},
+        queue_models={"judge": "big"},
+        queue_engines={"judge": "openai"},
+        model="small",
+    )
 
     assert settings.queues == ("gpu", "judge")
     assert (settings.queue_of(Stage.SCORE), settings.queue_of(Stage.ROUTE)) == ("judge", "gpu")
     assert (settings.model_of("judge"), settings.model_of("gpu")) == ("big", "small")
+    assert (settings.engine_of("judge"), settings.engine_of("gpu")) == ("openai", "vllm")
+
+
+def test_a_key_is_never_shown() -> None:
+    settings = Settings(openai_api_key="sk-secret")
+
+    assert "sk-secret" not in f"{settings!r} {settings} {settings.model_dump_json()}"

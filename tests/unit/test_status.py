@@ -33,9 +33,9 @@ from capflow_tasks.store.figures import (
 )
 from capflow_tasks.store.states import BatchState, SampleState, Tally
 from producer.console import duration, short_count, usd
+from producer.cost import Price, Prices, cost_of, read_prices
 from producer.reading.caption_files import Minimums
 from producer.run import name_of_run
-from producer.status.cost import Price, Prices, cost_of, read_prices
 from producer.status.display import Status, run_line, run_tables, watch
 from producer.status.snapshot import Snapshot, accepted_of, retry_line
 

@@ -82,7 +82,7 @@ class Prices:
 
 def read_prices(path: Path | None = None) -> Prices:
     """The packaged table, overridden by the one at `path`. Raises SettingsError with a line per fault."""
-    packaged = files("producer.status") / "prices.yaml"
+    packaged = files("producer") / "prices.yaml"
     shipped = read_yaml(packaged, _Table, SettingsError)
     own = read_yaml(path, _Table, SettingsError) if path else _Table()
     file = path or packaged
