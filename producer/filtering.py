@@ -2,10 +2,11 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 from capflow_tasks.errors import UserError
+from capflow_tasks.records import JsonObject
 from producer.reading import caption_files
 from producer.writing.whole import whole_file
 
@@ -17,14 +18,20 @@ class CaptionFilter:
     """Writes the records of caption files to `output/kept` and `output/rejected`, and counts them."""
 
     def __init__(
-        self, minimums: caption_files.Minimums, rubrics: caption_files.Rubrics, output: Path
+        self,
+        minimums: caption_files.Minimums,
+        rubrics: caption_files.Rubrics,
+        output: Path,
+        dropped_rules: Set[str] = frozenset(),
     ) -> None:
+        """`dropped_rules` are rules of the guard; a caption that needed one is rejected."""
         self._minimums = minimums
         self._rubrics = rubrics
         self._output = output
+        self._dropped_rules = dropped_rules
         #: Records that are "kept", "rejected", or "invalid": without valid scores, and never kept.
         self.by_domain: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        #: Rejected records by each dimension whose grade was too low.
+        #: Rejected records by each dimension whose grade was too low, and by `guard: <rule>`.
         self.rejected_by: Counter[str] = Counter()
         #: The first invalid records, each with its file, line and reason.
         self.invalid_examples: list[str] = []
@@ -61,9 +68,18 @@ class CaptionFilter:
             self.by_domain[scores.domain]["invalid"] += 1
             return [problem]
         missed = self._minimums.missed(scores)
+        for rule in _rules_found(line.record or {}) & self._dropped_rules:
+            missed[f"guard: {rule}"] = f"the guard found {rule}"
         self.by_domain[scores.domain]["rejected" if missed else "kept"] += 1
         self.rejected_by.update(missed.keys())
         return list(missed.values())
+
+
+def _rules_found(record: JsonObject) -> set[str]:
+    """Return the guard's rules that a record lists; one that Capflow has not written may hold anything."""
+    listed = record.get("guard")
+    findings = listed if isinstance(listed, list) else []
+    return {str(finding.get("rule")) for finding in findings if isinstance(finding, dict)}
 
 
 def _with_reasons(line: caption_files.CaptionLine, reasons: list[str]) -> bytes:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
+#: For CAPFLOW_GUARD_OFF: the rules of the guard that random weights break, as they write noise without end.
+NOISE_RULES = '["cut_off", "loop", "wrong_language", "mojibake"]'
+
 
 def tiny_checkpoint() -> Path:
     """The folder of the demo's model."""

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from capflow_tasks import records
-from capflow_tasks.captioning.answers import check_text, parse_scores
+from capflow_tasks.captioning import guard
+from capflow_tasks.captioning.answers import parse_scores
 from capflow_tasks.domains import prompts
 from capflow_tasks.domains.catalogue import Agent, Catalogue, Domain
 from capflow_tasks.entries import media_of
@@ -34,11 +35,15 @@ class Conversation:
     model: str
     #: None when videos are never cut into windows.
     windows: video.Windows | None = None
+    rules: guard.Guard = field(default_factory=guard.Guard)
     _media: tuple[records.MediaRef, ...] = ()
     _domain: Domain | None = None
     _results: list[records.Result] = field(default_factory=list)
     _route: Route | None = None
     _failure: records.Failure | None = None
+    #: By agent: its answers that the guard refused, and the sampling to ask again with.
+    _refused: dict[str, list[records.JsonObject]] = field(default_factory=dict)
+    _sampling: dict[str, records.Sampling] = field(default_factory=dict)
     #: The windows by agent, so that the file is measured once.
     _spans_by_agent: dict[str, tuple[records.Span, ...]] = field(default_factory=dict)
 
@@ -98,7 +103,9 @@ class Conversation:
         if self._domain is None:
             instruction = prompts.router_instruction(self.catalogue)
         else:
-            instruction = prompts.instruction_for(agent, self._domain, self._answers(), window)
+            # An optional agent whose answer the guard refused has said nothing.
+            said = {name: text for name, text in self._answers().items() if text}
+            instruction = prompts.instruction_for(agent, self._domain, said, window)
         media = [
             replace(ref, span=span) if ref.kind is records.Modality.VIDEO else ref
             for ref in (self._media if agent.media else ())
@@ -107,37 +114,78 @@ class Conversation:
             self.catalogue.system,
             tuple(media),
             instruction,
-            agent.sampling,
+            self._sampling.get(agent.name, agent.sampling),
             choices=() if self._domain else tuple(self.catalogue.letters),
             schema=prompts.scores_schema(agent) if agent.answer == "scores" else None,
             budget=agent.budget,
         )
 
     def take(self, agent: Agent, answer: records.Completion | SampleError) -> None:
-        """Keep the agent's answer, or its error as the sample's failure."""
+        """Keep the agent's answer, or its error as the sample's failure; ask again what the guard refuses."""
         try:
             if isinstance(answer, SampleError):
                 raise answer
-            data = self._read(agent, answer)
+            checked = self.rules.check(agent, answer)
+            if checked.faults:
+                self._refuse(agent, answer, checked.faults)
+            else:
+                self._keep(agent, answer, checked, self._read(agent, answer))
         except SampleError as error:
             self.fail(error)
-            return
+
+    def _refuse(self, agent: Agent, answer: records.Completion, faults: tuple[guard.Finding, ...]) -> None:
+        """Note a refused answer, to be asked for again; raise an AnswerFault after the last attempt."""
+        refused = self._refused.setdefault(agent.name, [])
+        refused.append(
+            {
+                "faults": {fault.rule: fault.evidence for fault in faults},
+                "finish_reason": answer.finish_reason,
+                "prompt_tokens": answer.prompt_tokens,
+                "cached_tokens": answer.cached_tokens,
+                "completion_tokens": answer.completion_tokens,
+            }
+        )
+        if len(refused) < self.rules.attempts:
+            sampling = self._sampling.get(agent.name, agent.sampling)
+            self._sampling[agent.name] = guard.changed_sampling(sampling, faults)
+        elif agent.optional:
+            # Its tokens are counted with the refused attempts.
+            nothing = replace(answer, prompt_tokens=0, cached_tokens=0, completion_tokens=0)
+            self._keep(agent, nothing, guard.Checked(""), None)
+        else:
+            times = f"{len(refused)} attempts" if len(refused) > 1 else "1 attempt"
+            raise guard.ERRORS[faults[0].rule](
+                f"{agent.name}: {faults[0].rule} in each of {times}, last: {faults[0].evidence}"
+            )
+
+    def _keep(
+        self,
+        agent: Agent,
+        answer: records.Completion,
+        checked: guard.Checked,
+        data: records.JsonObject | None,
+    ) -> None:
+        """Add the agent's result; its tokens are those of all attempts."""
         order = [each.name for each in self._domain.agents] if self._domain else []
+        refused = self._refused.get(agent.name, [])
+        tokens = {
+            name: getattr(answer, name) + sum(each[name] for each in refused)
+            for name in ("prompt_tokens", "cached_tokens", "completion_tokens")
+        }
         self._results.append(
             records.Result(
                 stage=agent.stage,
                 agent=agent.name,
-                text=answer.text.strip(),
+                text=checked.text,
                 data=data,
                 model=self.model,
                 workflow=agent.digest,
-                prompt_tokens=answer.prompt_tokens,
-                cached_tokens=answer.cached_tokens,
-                completion_tokens=answer.completion_tokens,
                 finish_reason=answer.finish_reason,
                 seconds=answer.seconds,
                 worker=self.claim.owner,
                 position=order.index(role) if (role := _role(agent)) in order else 0,
+                guard=guard.record(checked, refused),
+                **tokens,
             )
         )
 
@@ -167,7 +215,6 @@ class Conversation:
             return dict(shares)
         if agent.answer == "scores":
             return dict(parse_scores(answer.text, agent))
-        check_text(answer.text)
         return None
 
 

@@ -12,6 +12,7 @@ from sqlalchemy.exc import OperationalError
 
 from capflow_tasks.captioning.admission import BatchLimit, SharedOrAlone
 from capflow_tasks.captioning.conversation import Conversation
+from capflow_tasks.captioning.guard import Guard
 from capflow_tasks.captioning.heartbeat import Heartbeat
 from capflow_tasks.domains.catalogue import Catalogue
 from capflow_tasks.engine.interface import Engine
@@ -78,6 +79,7 @@ class StageRunner:
 
     def __post_init__(self) -> None:
         self._retry = RetryPolicy(self.settings.max_attempts, self.settings.retry_seconds)
+        self._guard = Guard(self.settings.answer_attempts, frozenset(self.settings.guard_off))
         self._turns = SharedOrAlone()
         #: One per engine; one without `cache_tokens` has no limit.
         self._limits = {
@@ -141,7 +143,8 @@ class StageRunner:
     def _outcomes(self, claim: Claim, samples: Sequence[PendingSample]) -> list[Outcome]:
         engine = self.engines[claim.stage]
         conversations = [
-            Conversation(claim, sample, self.catalogue, engine.model, self.windows) for sample in samples
+            Conversation(claim, sample, self.catalogue, engine.model, self.windows, self._guard)
+            for sample in samples
         ]
         if claim.tries > self.settings.max_tries:
             for conversation in conversations:

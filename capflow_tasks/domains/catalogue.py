@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass
 
 from capflow_tasks.domains.yaml_file import Keys, read_yaml
 from capflow_tasks.errors import WorkflowError
-from capflow_tasks.records import BUDGET_PAIRS, JsonObject, Modality, Sampling, Stage
+from capflow_tasks.records import BUDGET_PAIRS, LANGUAGES, JsonObject, Modality, Sampling, Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,12 @@ class Agent:
     windows: bool = False
     #: What it changes in the settings' media budget.
     budget: Mapping[str, int | float] = field(default_factory=dict)
+    #: ISO 639-1 code of the language that it answers in, or `any`.
+    language: str = "en"
+    #: Whether it repeats what stands in the media, in the language and layout found there.
+    verbatim: bool = False
+    #: Whether the sample goes on without its answer when the guard refuses that.
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,14 +127,16 @@ def _folded(name: str) -> str:
     return " ".join(name.split()).casefold()
 
 
-def load_catalogue(folder: Path | None = None) -> Catalogue:
+def load_catalogue(folder: Path | None = None, language: str = "en") -> Catalogue:
     """Load the packaged domains, then those of `folder`, in the order of their file names.
 
+    `language` is the ISO 639-1 code of the captions where no file names another.
     A file in `folder` replaces the packaged file of its name; its `_defaults.yaml` is merged key by key.
     Raises WorkflowError with a line per fault.
     """
     ours, (theirs, faults) = dict(_packaged()), _read_folder(folder) if folder else ({}, [])
     defaults = _merged_defaults(ours.pop(_DEFAULTS), theirs.pop(_DEFAULTS, {"agents": {}}))
+    defaults.setdefault("language", language)
     sources = [_with_merged_agents(keys, defaults) for keys in (ours | theirs).values()]
     faults += _name_faults(sources)
     faults += (fault for keys in sources for fault in _agents_faults(keys))
@@ -157,6 +165,7 @@ _Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 _Seen = Annotated[list[_Name], BeforeValidator(lambda value: ["all"] if value == "all" else value)]
 _Pixels = Annotated[int, Field(ge=28 * 28)]
 _Frames = Annotated[int, Field(ge=2)]
+_Language = Literal["any", *LANGUAGES]  # type: ignore[valid-type]
 
 
 class _SamplingKeys(Keys):
@@ -191,6 +200,9 @@ class _AgentKeys(Keys):
     prompt: _Text | None = None
     sees: _Seen | None = None
     media: bool | None = None
+    language: _Language | None = None
+    verbatim: bool | None = None
+    optional: bool | None = None
     windows: bool | None = None
     budget: _BudgetKeys | None = None
     sampling: _SamplingKeys | None = None
@@ -208,12 +220,14 @@ class _DomainKeys(Keys):
     description: _Text
     subdomains: list[_Text] = Field(default_factory=list)
     version: Annotated[int, Field(ge=1)] = 1
+    language: _Language | None = None
     budget: _BudgetKeys | None = None
     agents: Annotated[dict[_Name, _AgentOrNull], Field(min_length=1)]
 
 
 class _DefaultsKeys(Keys):
     system: _Text | None = None
+    language: _Language | None = None
     sampling: _SamplingKeys | None = None
     router: _AgentKeys | None = None
     agents: dict[_Name, _AgentOrNull] = Field(default_factory=dict)
@@ -254,6 +268,7 @@ def _merged_defaults(ours: JsonObject, theirs: JsonObject) -> JsonObject:
 def _with_merged_agents(keys: JsonObject, defaults: JsonObject) -> JsonObject:
     """Add `merged`, the agents with their sampling and budget from the defaults, the domain and the agent."""
     below = {"sampling": defaults["sampling"], "budget": keys.get("budget", {})}
+    below["language"] = keys.get("language", defaults["language"])
     shared, agents = defaults["agents"], keys["agents"].items()
     return keys | {"merged": {name: _merged(below, shared.get(name, {}), own) for name, own in agents}}
 
@@ -334,6 +349,8 @@ def _stage_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
         yield "dimensions: overall is always graded; remove it or choose another name"
     if keys.get("windows") and (stage is not Stage.PERCEIVE or not keys.get("media", True)):
         yield "windows: for an agent of stage perceive that gets the media; remove it, or change those"
+    if keys.get("optional") and stage not in (Stage.PERCEIVE, Stage.REASON):
+        yield "optional: for an agent of stage perceive or reason, since others need its answer; remove it"
     budget = keys["budget"]
     for least, most in (*BUDGET_PAIRS, ("frame_min_pixels", "total_pixels")):
         if least in budget and most in budget and budget[least] > budget[most]:
@@ -371,7 +388,9 @@ def _agent(name: str, keys: JsonObject, earlier: tuple[Agent, ...], context: lis
     agent = Agent(name=name, **keys | {"sees": _seen(keys, earlier)})
     seen = [other.digest for other in earlier if other.name in agent.sees]
     # without these keys the digest is the same as before the keys existed
-    said = {key: value for key, value in asdict(agent).items() if key not in ("windows", "budget")}
+    said = {
+        key: value for key, value in asdict(agent).items() if key not in ("windows", "budget", "optional")
+    }
     media = [{"windows": True}] * agent.windows + [keys["budget"]] * bool(keys["budget"])
     return replace(agent, digest=_digest(context, said, list(agent.dimensions), seen, *media))
 

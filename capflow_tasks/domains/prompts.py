@@ -11,7 +11,7 @@ from string import Template
 
 from capflow_tasks.domains.catalogue import Agent, Catalogue, Dimension, Domain
 from capflow_tasks.errors import BadEntry
-from capflow_tasks.records import JsonObject, Span, Stage, clock
+from capflow_tasks.records import LANGUAGES, JsonObject, Span, Stage, clock
 
 #: The start of control tokens such as <|im_end|>, which a tokenizer recognises anywhere in a prompt.
 _CONTROL_TOKEN = re.compile(r"<(?=\|)")
@@ -38,13 +38,17 @@ def instruction_for(
     if captioner and captioner not in texts:
         raise BadEntry(f"there is no caption to score; let {captioner} write one first")
     sections = [_section(report, text, name) for name, text in texts.items() if name != captioner]
-    return Template(agent.prompt).substitute(
+    filled = Template(agent.prompt).substitute(
         domain=domain.name,
         window=window,
         reports="\n\n".join(sections),
         caption=_section(caption, texts[captioner]) if captioner else "",
         dimensions="\n".join(_rubric(name, dimension) for name, dimension in agent.dimensions.items()),
     )
+    if agent.answer != "text" or agent.verbatim or agent.language == "any":
+        return filled
+    language = LANGUAGES[agent.language]
+    return f"{filled.rstrip()}\nWrite in {language}; text that you quote keeps its own language."
 
 
 def answer_names(name: str, reports: Iterable[str]) -> list[str]:

@@ -204,7 +204,7 @@ class EngineStep(bootsteps.StartStopStep):
         vitals.serve(settings)
         store = database.connect(database_url(settings), pool_size=settings.concurrency + 2)
         database.upgrade(store)
-        catalogue = load_catalogue(settings.domains)
+        catalogue = load_catalogue(settings.domains, settings.language)
         queues = frozenset(
             name for name in worker.app.amqp.queues.consume_from if shared_queue(name) in settings.queues
         )

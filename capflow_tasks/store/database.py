@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 #: The newest revision of the schema.
-SCHEMA_REVISION = "2026_11_25_stopped_runs"
+SCHEMA_REVISION = "2026_11_26_guard"
 
 
 def connect(url: str, pool_size: int = 5) -> Engine:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from capflow_tasks.errors import SampleError, UserError
+from capflow_tasks.errors import UserError, failure_kinds
 from capflow_tasks.records import Stage
 from producer.cli import options as cli
 
@@ -45,7 +45,7 @@ def _parse_stages(
 
 
 def _check_kinds(context: click.Context, option: click.Parameter, kinds: tuple[str, ...]) -> tuple[str, ...]:
-    known = [kind.kind for base in SampleError.__subclasses__() for kind in base.__subclasses__()]
+    known = failure_kinds()
     for kind in kinds:
         if kind not in known:
             raise click.BadParameter(f"no failure is of kind {kind!r}; {cli.nearest(kind, known)}")

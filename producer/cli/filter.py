@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from capflow_tasks.records import Rule
 from producer.cli import options as cli
 
 if TYPE_CHECKING:
@@ -30,10 +31,20 @@ _OUTCOMES = ("kept", "rejected", "invalid")
     variable="OUTPUT",
 )
 @cli.minimum_options
+@cli.repeatable(
+    "--drop-guard rules",
+    "Reject captions in whose making the guard found this, though it was repaired or asked again",
+    type=click.Choice([rule.value for rule in Rule]),
+)
 @cli.output_option("Folder of the folders kept and rejected.", "FILTERED", show_default="FOLDER")
 @cli.json_option("the counts as one JSON object")
 def filter(  # noqa: A001
-    folder: Path | None, data_folder: Path, output: Path | None, as_json: bool, **asked: Any
+    folder: Path | None,
+    data_folder: Path,
+    output: Path | None,
+    rules: tuple[str, ...],
+    as_json: bool,
+    **asked: Any,
 ) -> None:
     """Keep the captions in FOLDER that are good enough, and say why the others are not.
 
@@ -56,7 +67,8 @@ def filter(  # noqa: A001
     catalogue = load_catalogue(read_settings().domains)
     rubrics = Rubrics(catalogue)
     folder = folder or data_folder
-    result = CaptionFilter(cli.minimums_of(catalogue, rubrics, asked), rubrics, output or folder)
+    minimums = cli.minimums_of(catalogue, rubrics, asked)
+    result = CaptionFilter(minimums, rubrics, output or folder, frozenset(rules))
     shown_at = monotonic()
     for path in result.run(folder):
         if monotonic() - shown_at >= _LINE_SECONDS:
@@ -95,7 +107,6 @@ def _show(result: CaptionFilter) -> None:
         shown.add_row(escape(domain), *(str(of[name]) for name in _OUTCOMES), f"{_keep_rate(of):.1%}")
     console = Console(highlight=False)
     console.print(shown)
-    for dimension, count in result.rejected_by.most_common():
-        console.print(
-            f"{escape(dimension)} was too low in {count} of {result.all['rejected']} rejected records"
-        )
+    for cause, count in result.rejected_by.most_common():
+        found = "was found" if cause.startswith("guard") else "was too low"
+        console.print(f"{escape(cause)} {found} in {count} of {result.all['rejected']} rejected records")

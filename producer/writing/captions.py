@@ -34,7 +34,7 @@ from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.entries import media_of
 from capflow_tasks.errors import BadEntry, MediaCorrupt, SampleError, UserError
 from capflow_tasks.media.paths import check_file, file_errors, resolve_media
-from capflow_tasks.records import FinishedSample, JsonObject, Modality, PlanShard, Stage
+from capflow_tasks.records import FinishedSample, JsonObject, Modality, PlanShard, Result, Stage
 from capflow_tasks.store.figures import RunFigures
 from capflow_tasks.store.states import SampleState, ShardRow, Tally
 from capflow_tasks.store.views import Views
@@ -119,6 +119,8 @@ def caption_record(sample: FinishedSample) -> JsonObject:
         record["caption"] = summaries[-1].text
     reports: dict[str, str] = {}
     for result in by_stage[Stage.PERCEIVE] + by_stage[Stage.REASON]:
+        if not result.text:  # an optional agent whose answer the guard refused
+            continue
         # An agent of each of the two stages may have this name.
         name = result.agent if result.agent not in reports else f"{result.stage}_{result.agent}"
         reports[name] = result.text
@@ -133,8 +135,29 @@ def caption_record(sample: FinishedSample) -> JsonObject:
         record["model"] = (summaries or sample.results)[-1].model
     if summaries:
         record["workflow"] = summaries[-1].workflow
+        record["finish_reason"] = summaries[-1].finish_reason
+        record["guard"] = guard_findings(sample.results)
         record["conversations"] = _conversations(sample.entry, summaries[-1].text)
     return record
+
+
+def guard_findings(results: Sequence[Result]) -> list[JsonObject]:
+    """List what the guard found in the agents' answers, and what became of each: the columns of an export."""
+    found: list[JsonObject] = []
+    for result in results:
+        guard = result.guard or {}
+        outcome = "asked_again" if result.text else "left_out"
+        faults = [
+            (rule, outcome, evidence)
+            for attempt in guard.get("attempts", ())
+            for rule, evidence in attempt["faults"].items()
+        ]
+        repairs = [(rule, "repaired", evidence) for rule, evidence in guard.get("repairs", {}).items()]
+        found += (
+            {"agent": result.agent, "rule": rule, "outcome": outcome, "evidence": evidence}
+            for rule, outcome, evidence in faults + repairs
+        )
+    return found
 
 
 def failed_record(sample: FinishedSample) -> JsonObject:
@@ -237,6 +260,8 @@ def schema_of(dimensions: Iterable[str]) -> Any:
             "overall": grade,
             "model": text,
             "workflow": text,
+            "finish_reason": text,
+            "guard": list_of(agent=text, rule=text, outcome=text, evidence=text),
             "entry": text,
         }
     )
@@ -272,7 +297,8 @@ def _row(shard: PlanShard, sample: FinishedSample) -> JsonObject:
         "scores": [{"dimension": name, "grade": grade} for name, grade in scores.items()],
         **{f"score_{name}": grade for name, grade in scores.items()},
         "overall": overall if is_grade(overall) else None,
-        **{key: _text(record.get(key)) for key in ("caption", "model", "workflow")},
+        **{key: _text(record.get(key)) for key in ("caption", "model", "workflow", "finish_reason")},
+        "guard": guard_findings(sample.results),
         "entry": _text(sample.entry),
     }
 

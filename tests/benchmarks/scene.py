@@ -15,7 +15,7 @@ from tests.benchmarks.journal import JOURNALS, Exchange, Turn, busy_share, read_
 from tests.benchmarks.minimum import PromptCost
 from tests.benchmarks.workload import IN_FLIGHT, samples_of
 from tests.benchmarks.workload import Sample as Calls
-from tests.checkpoints import small_checkpoint
+from tests.checkpoints import NOISE_RULES, small_checkpoint
 from tests.datasets import draw_picture
 
 #: Domains of pictures, in turn.
@@ -86,6 +86,7 @@ class Scene:
             "CAPFLOW_ENGINE": "tests.benchmarks.journal:build",
             "CAPFLOW_MAX_MODEL_LEN": "8192",
             "CAPFLOW_MAX_ANSWER_TOKENS": "32",
+            "CAPFLOW_GUARD_OFF": NOISE_RULES,
             "CAPFLOW_CONCURRENCY": str(IN_FLIGHT // _BATCH),
             # Random weights write answers that are refused now and then; no sample waits for a second try.
             "CAPFLOW_MAX_ATTEMPTS": "1",

@@ -21,7 +21,7 @@ from tests.chaos.audit import Verdict, count_duplicates, count_lost, count_repea
 from tests.chaos.fleet import Fleet, running
 from tests.chaos.scene import RunOver, Scene
 from tests.chaos.services import Postgres, Redis, running_redis
-from tests.checkpoints import tiny_checkpoint
+from tests.checkpoints import NOISE_RULES, tiny_checkpoint
 from tests.datasets import entries_with_pictures, write_plan
 
 #: The fleet notices faults ten times as fast as with the defaults.
@@ -38,6 +38,7 @@ _VLLM = {
     "CAPFLOW_ENGINE": "tests.chaos.engine:build_vllm",
     "CAPFLOW_MAX_MODEL_LEN": "16384",
     "CAPFLOW_MAX_ANSWER_TOKENS": "48",
+    "CAPFLOW_GUARD_OFF": NOISE_RULES,
     "HF_HUB_OFFLINE": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "TORCHDYNAMO_DISABLE": "1",

@@ -118,3 +118,32 @@ def build_large_cache(settings: Settings, model: str) -> LargeCacheEngine:
 
 def build(settings: Settings, model: str) -> RecordingEngine:
     return RecordingEngine()
+
+
+#: What an engine of `build_flawed` says about a picture of this name, in its first answer or in each.
+FLAWS = {
+    "loops-once.png": "keep at " * 40,
+    "refuses.png": "I'm sorry, but I can't help with that.",
+    "opens.png": "Here is a detailed description:\nA lamp on a desk.",
+    "thinks-once.png": "<think>hmm",
+}
+
+
+class FlawedEngine(ScriptedEngine):
+    """Says what FLAWS has about a picture; for a name with `once`, only the first time."""
+
+    def __init__(self) -> None:
+        super().__init__(self._flawed)
+        self._asked: set[tuple[str, str]] = set()
+
+    def _flawed(self, request: Request) -> str:
+        name = Path(request.media[0].path).name
+        is_first = (name, request.instruction) not in self._asked
+        self._asked.add((name, request.instruction))
+        if request.choices or request.schema or name not in FLAWS or ("once" in name and not is_first):
+            return scripted_text(request)
+        return FLAWS[name]
+
+
+def build_flawed(settings: Settings, model: str) -> FlawedEngine:
+    return FlawedEngine()

@@ -10,6 +10,7 @@ from sqlalchemy import Engine, select
 from capflow_tasks.media.budget import MediaBudget
 from capflow_tasks.media.pictures import count_tokens, fit_image
 from capflow_tasks.store.tables import AgentResult, Sample
+from tests.checkpoints import NOISE_RULES
 from tests.conftest import Eventually
 from tests.datasets import draw_picture, film_video, read_lines, write_plan
 from tests.e2e.conftest import Cli
@@ -35,6 +36,7 @@ def test_pictures_and_a_video_are_captioned_and_a_damaged_picture_fails_alone(
         "CAPFLOW_MODEL": str(tiny_model),
         "CAPFLOW_MAX_MODEL_LEN": "16384",
         "CAPFLOW_MAX_ANSWER_TOKENS": "48",
+        "CAPFLOW_GUARD_OFF": NOISE_RULES,
         "HF_HUB_OFFLINE": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "TORCHDYNAMO_DISABLE": "1",

@@ -20,6 +20,7 @@ from capflow_tasks.media.loader import load_media
 from capflow_tasks.media.video import Windows, plan_frames
 from capflow_tasks.records import JsonObject, MediaRef, Modality
 from capflow_tasks.store.tables import AgentResult, Sample
+from tests.checkpoints import NOISE_RULES
 from tests.clips import (
     ENCRYPTED,
     NOISE,
@@ -218,6 +219,7 @@ def test_pictures_short_and_long_videos_in_one_plan_with_the_real_engine(
         "CAPFLOW_MODEL": str(tiny_model),
         "CAPFLOW_MAX_MODEL_LEN": "16384",
         "CAPFLOW_MAX_ANSWER_TOKENS": "48",
+        "CAPFLOW_GUARD_OFF": NOISE_RULES,
         "CAPFLOW_VIDEO_WINDOW_FRAMES": "8",
         "CAPFLOW_DOMAINS": str(two_stages),
         "HF_HUB_OFFLINE": "1",

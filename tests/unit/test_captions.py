@@ -70,6 +70,8 @@ def test_a_record_holds_the_entry_and_all_that_was_found_out() -> None:
         "overall": 3,
         "model": "m",
         "workflow": "digest of general_summary",
+        "finish_reason": "stop",
+        "guard": [],
         "conversations": [
             *ENTRY["conversations"][:2],
             {"from": "gpt", "value": "A cat sleeps.", "weight": 1},
@@ -246,3 +248,21 @@ def test_a_full_disk_is_named_and_leaves_nothing_behind(
         write_lines(tmp_path / "captions.jsonl", [{"a": 1}])
 
     assert names_in(tmp_path) == []
+
+
+def test_a_record_lists_what_the_guard_found_and_leaves_out_an_agent_that_said_nothing() -> None:
+    refused = {"attempts": [{"faults": {"refusal": "I'm sorry"}}, {"faults": {"loop": "the (x9)"}}]}
+    silent = replace(result(Stage.PERCEIVE, "natural", ""), guard=refused)
+    caption = replace(
+        result(Stage.SUMMARIZE, "s", "A cat."), guard={"repairs": {"meta_opening": "Here is: A cat."}}
+    )
+    sample = FinishedSample(0, ENTRY, "Natural", 1.0, (silent, caption), None, 0)
+
+    record = caption_record(sample)
+
+    assert "reports" not in record
+    assert [(each["agent"], each["rule"], each["outcome"]) for each in record["guard"]] == [
+        ("natural", "refusal", "left_out"),
+        ("natural", "loop", "left_out"),
+        ("s", "meta_opening", "repaired"),
+    ]

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from capflow_tasks.captioning.conversation import Conversation
-from capflow_tasks.domains.catalogue import load_catalogue
-from capflow_tasks.errors import BadAnswer, MediaCorrupt
+from capflow_tasks.domains.catalogue import Catalogue, load_catalogue
+from capflow_tasks.errors import MediaCorrupt
 from capflow_tasks.records import Completion, JsonObject, Modality, Result, Stage
 from capflow_tasks.store.states import Claim, PendingSample
 from capflow_tasks.testing import ScriptedEngine
@@ -31,6 +31,7 @@ def talk(
     domain: str | None = "Natural",
     entry: JsonObject | None = None,
     results: tuple[Result, ...] = (),
+    catalogue: Catalogue = CATALOGUE,
 ) -> Conversation:
     claim = Claim(
         batch_id=1,
@@ -48,7 +49,7 @@ def talk(
         min_confidence=0,
     )
     sample = PendingSample(1, 0, {"image": "a.png"} if entry is None else entry, domain, results)
-    return Conversation(claim, sample, CATALOGUE, "model")
+    return Conversation(claim, sample, catalogue, "model")
 
 
 def completion(text: str, **changes: Any) -> Completion:
@@ -127,14 +128,81 @@ def test_what_was_said_before_a_failure_is_kept_and_nothing_more_is_asked(root: 
     assert (outcome.failure.stage, outcome.failure.kind) == (Stage.PERCEIVE, "media_corrupt")
 
 
+LOOP = "keep at " * 40
+
+
 @pytest.mark.parametrize("text", ["", "  \n", "\0"])
-def test_an_answer_without_words_is_a_failure_that_may_pass(root: Path, text: str) -> None:
+def test_an_answer_without_words_is_asked_for_again_and_then_a_failure(root: Path, text: str) -> None:
     conversation = talk(root, Stage.PERCEIVE)
-    conversation.take(conversation.calls()[0].agent, completion(text))
+    for _ in range(3):
+        conversation.take(conversation.calls()[0].agent, completion(text))
 
     failure = conversation.outcome().failure
     assert failure is not None
-    assert (failure.kind, failure.is_retryable) == (BadAnswer.kind, True)
+    assert (failure.kind, failure.is_retryable) == ("answer_empty", False)
+
+
+def test_a_loop_is_asked_for_again_with_other_sampling_and_no_agent_ever_sees_it(root: Path) -> None:
+    conversation = talk(root, Stage.PERCEIVE)
+    first = conversation.calls()[0]
+    conversation.take(first.agent, completion(LOOP))
+    again = conversation.calls()[0]
+    conversation.take(again.agent, completion("A tree."))
+
+    assert again.agent == first.agent
+    assert again.request.sampling.temperature > first.request.sampling.temperature
+    assert again.request.instruction == first.request.instruction
+    (result,) = conversation.outcome().results
+    assert result.text == "A tree."
+    assert result.completion_tokens == 4, "those of both attempts"
+    assert result.guard is not None
+    (attempt,) = result.guard["attempts"]
+    assert attempt["faults"].keys() == {"loop"}
+    assert attempt["completion_tokens"] == 2
+    assert not any(LOOP in call.request.instruction for call in conversation.calls())
+
+
+def test_what_still_fails_after_the_last_attempt_fails_under_its_own_kind(root: Path) -> None:
+    conversation = talk(root, Stage.PERCEIVE)
+    for _ in range(3):
+        conversation.take(conversation.calls()[0].agent, completion(LOOP))
+
+    assert conversation.calls() == []
+    failure = conversation.outcome().failure
+    assert failure is not None
+    assert failure.kind == "answer_loop"
+    assert "keep at" in failure.message
+
+
+def test_an_optional_agent_may_fail_and_the_record_says_so(root: Path, tmp_path: Path) -> None:
+    domains = tmp_path / "domains"
+    domains.mkdir()
+    (domains / "_defaults.yaml").write_text("agents:\n  natural:\n    optional: true\n")
+    conversation = talk(root, Stage.PERCEIVE, catalogue=load_catalogue(domains))
+    while calls := conversation.calls():
+        for call in calls:
+            text = "I'm sorry, I can't help." if call.agent.name == "natural" else "A tree."
+            conversation.take(call.agent, completion(text))
+
+    outcome = conversation.outcome()
+    assert outcome.failure is None
+    (left_out,) = [result for result in outcome.results if result.agent == "natural"]
+    assert left_out.text == ""
+    assert left_out.guard is not None
+    assert [each["faults"].keys() for each in left_out.guard["attempts"]] == [{"refusal"}] * 3
+    summary = talk(root, Stage.SUMMARIZE, results=outcome.results, catalogue=load_catalogue(domains))
+    assert "sorry" not in summary.calls()[0].request.instruction
+    assert 'from="natural"' not in summary.calls()[0].request.instruction
+
+
+def test_a_repaired_answer_is_kept_with_what_was_repaired(root: Path) -> None:
+    conversation = talk(root, Stage.PERCEIVE)
+    conversation.take(conversation.calls()[0].agent, completion("Here is the description:\nA tree."))
+
+    (result,) = conversation.outcome().results
+    assert result.text == "A tree."
+    assert result.guard is not None
+    assert result.guard["repairs"].keys() == {"meta_opening"}
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,8 @@ def test_a_parquet_file_has_a_typed_row_per_sample(tmp_path: Path, media: Path) 
         "overall": 3,
         "model": "model",
         "workflow": "digest",
+        "finish_reason": "stop",
+        "guard": [],
         "entry": json.dumps(entry, ensure_ascii=False),
     }
 

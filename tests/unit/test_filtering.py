@@ -314,3 +314,22 @@ def test_every_line_is_kept_or_rejected(tmp_path: Path, contents: list[bytes]) -
     assert report.all.total() == expected
     written = [line for part in ("kept", "rejected") for line in lines_of(tmp_path, part)]
     assert len(written) == expected
+
+
+def test_captions_in_whose_making_the_guard_found_a_given_rule_can_be_dropped(tmp_path: Path) -> None:
+    found = {"agent": "natural", "rule": "loop", "outcome": "asked_again", "evidence": "the (x9)"}
+    records = [
+        a_record(),
+        a_record() | {"guard": []},
+        a_record() | {"guard": [found]},
+        a_record() | {"guard": 7},
+    ]
+    (tmp_path / NAME).write_text("\n".join(map(json.dumps, records)))
+
+    result = CaptionFilter(Minimums(3, 3), RUBRICS, tmp_path, frozenset({"loop", "refusal"}))
+    assert list(result.run(tmp_path)) == [tmp_path / NAME]
+
+    assert result.rejected_by == {"guard: loop": 1}
+    assert len(lines_of(tmp_path, "kept")) == 3
+    (rejected,) = lines_of(tmp_path, "rejected")
+    assert rejected["rejected_because"] == ["the guard found loop"]
