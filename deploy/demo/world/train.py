@@ -1,0 +1,249 @@
+"""Train the demo's model from nothing, or go on where an earlier call was stopped.
+
+    PYTHONPATH=deploy/demo python -m world.train FOLDER [--steps 9000] [--seed 1]
+
+FOLDER gets `state.pt`, to go on from; `log.jsonl`, a line of losses and held-out results now and then;
+`curve.png`; and at the end `model`, which vLLM loads.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import cos, pi
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, Dataset
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+
+from tiny_checkpoint import write_checkpoint
+from world.curve import draw_curve
+from world.lessons import TASKS, RowMaker, build_tokenizer, collate
+from world.model import Batch, build_model, predict
+
+ROWS_PER_BATCH = 16
+LEARNING_RATE, WARM_UP_STEPS, WEIGHT_DECAY = 2e-3, 100, 0.05
+SECONDS_PER_SAVE, STEPS_PER_LINE, STEPS_PER_TEST = 180, 25, 250
+HELD_OUT_BATCHES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a training is started with; a state can only be continued under the same plan."""
+
+    steps: int
+    seed: int
+
+
+class Batches(Dataset[Batch]):
+    """The batch of each step."""
+
+    def __init__(self, plan: Plan, tokenizer: Qwen2Tokenizer) -> None:
+        self._plan = plan
+        self._maker = RowMaker(tokenizer, plan.seed)
+
+    def __getitem__(self, step: int) -> Batch:
+        first, progress = step * ROWS_PER_BATCH, step / self._plan.steps
+        return collate([self._maker.make(first + number, progress) for number in range(ROWS_PER_BATCH)])
+
+
+class Optimizers:
+    """Muon for the matrices inside the layers, AdamW for the rest; warm-up, then a cosine to zero."""
+
+    def __init__(self, model: Qwen2_5_VLForConditionalGeneration, plan: Plan) -> None:
+        self._steps = plan.steps
+        matrices, others = [], []
+        for name, weight in model.named_parameters():
+            is_inner = weight.ndim == 2 and "embed_tokens" not in name and "lm_head" not in name
+            (matrices if is_inner else others).append(weight)
+        self._all: list[Any] = [
+            torch.optim.AdamW(others, LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0),
+            torch.optim.Muon(
+                matrices, LEARNING_RATE, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"
+            ),
+        ]
+
+    def step(self, step: int) -> None:
+        rate = min((step + 1) / WARM_UP_STEPS, 0.5 + 0.5 * cos(pi * step / self._steps)) * LEARNING_RATE
+        for optimizer in self._all:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def state(self) -> list[Any]:
+        return [optimizer.state_dict() for optimizer in self._all]
+
+    def load(self, state: list[Any]) -> None:
+        for optimizer, each in zip(self._all, state, strict=True):
+            optimizer.load_state_dict(each)
+
+
+class Tally:
+    """Means by task."""
+
+    def __init__(self) -> None:
+        self._sums = torch.zeros(len(TASKS))
+        self._counts = torch.zeros(len(TASKS))
+
+    def add(self, tasks: Tensor, values: Tensor) -> None:
+        self._sums.index_add_(0, tasks, values)
+        self._counts.index_add_(0, tasks, torch.ones_like(values))
+
+    def means(self) -> dict[str, float]:
+        pairs = zip(TASKS, (self._sums / self._counts).tolist(), self._counts.tolist(), strict=True)
+        return {task: round(mean, 4) for task, mean, count in pairs if count}
+
+
+def learn(model: Qwen2_5_VLForConditionalGeneration, batch: Batch, tally: Tally) -> float:
+    """Add the gradient of one batch; return its weighted loss."""
+    logits, following = predict(model, batch)
+    losses = cross_entropy(logits, following, reduction="none")
+    chosen = batch.weights > 0
+    weights = batch.weights[chosen]
+    loss = (losses * weights).sum() / weights.sum()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    tally.add(batch.tasks[chosen], losses.detach())
+    return float(loss)
+
+
+@torch.no_grad()
+def test(model: Qwen2_5_VLForConditionalGeneration, batches: list[Batch]) -> dict[str, float]:
+    """Return the share of answers by task in which each token, given those before it, is right."""
+    tally = Tally()
+    for batch in batches:
+        logits, following = predict(model, batch)
+        chosen = batch.weights > 0
+        rows, _ = torch.where(chosen)
+        question = rows * 1000 + batch.segments[chosen]
+        _, number = question.unique(return_inverse=True)
+        count = int(number.max()) + 1
+        is_right = torch.ones(count).index_reduce_(
+            0, number, (logits.argmax(-1) == following).float(), "amin"
+        )
+        tasks = torch.zeros(count, dtype=torch.long).index_copy_(0, number, batch.tasks[chosen])
+        tally.add(tasks, is_right)
+    return tally.means()
+
+
+@dataclass(slots=True)
+class Training:
+    """A training under way."""
+
+    folder: Path
+    plan: Plan
+    tokenizer: Qwen2Tokenizer
+    model: Qwen2_5_VLForConditionalGeneration
+    optimizers: Optimizers
+    step: int = 0
+    #: Spent so far, over all calls.
+    seconds: float = 0.0
+
+    def save(self) -> None:
+        """Write the state beside the old one, then put it in its place."""
+        aside = self.folder / "state.pt.new"
+        state = {
+            "plan": self.plan,
+            "step": self.step,
+            "seconds": self.seconds,
+            "model": self.model.state_dict(),
+            "optimizers": self.optimizers.state(),
+        }
+        torch.save(state, aside)
+        os.replace(aside, self.folder / "state.pt")
+
+    def load(self) -> None:
+        """Go on from a saved state, if there is one."""
+        path = self.folder / "state.pt"
+        if not path.exists():
+            return
+        state = torch.load(path, weights_only=False)
+        if state["plan"] != self.plan:
+            raise SystemExit(f"{path} is of another training: {state['plan']}; choose another folder")
+        self.model.load_state_dict(state["model"])
+        self.optimizers.load(state["optimizers"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        print(f"going on after step {self.step}", flush=True)
+
+    def run(self) -> None:
+        held_out = list(_held_out(self.tokenizer))
+        batches = DataLoader(
+            Batches(self.plan, self.tokenizer),
+            batch_size=None,
+            sampler=range(self.step, self.plan.steps),
+            num_workers=1,
+            prefetch_factor=8,
+        )
+        tally, loss, before, saved = Tally(), 0.0, time.monotonic(), time.monotonic()
+        for batch in batches:
+            loss += learn(self.model, batch, tally)
+            self.optimizers.step(self.step)
+            self.step += 1
+            if self.step % STEPS_PER_LINE:
+                continue
+            now = time.monotonic()
+            self.seconds += now - before
+            line = self._line(loss / STEPS_PER_LINE, now - before, tally)
+            tally, loss, before = Tally(), 0.0, now
+            if self.step % STEPS_PER_TEST == 0 or self.step == self.plan.steps:
+                line["held_out"] = test(self.model, held_out)
+                print("  held out:", _percentages(line["held_out"]), flush=True)
+            with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
+                log.write(json.dumps(line) + "\n")
+            if now - saved > SECONDS_PER_SAVE:
+                self.save()
+                draw_curve(self.folder)
+                saved = now
+        self.save()
+        draw_curve(self.folder)
+
+    def _line(self, loss: float, seconds: float, tally: Tally) -> dict[str, Any]:
+        rate = STEPS_PER_LINE * ROWS_PER_BATCH / seconds
+        left = (self.plan.steps - self.step) * seconds / STEPS_PER_LINE
+        tasks = " ".join(f"{task} {mean:.2f}" for task, mean in tally.means().items())
+        print(
+            f"{self.step}/{self.plan.steps} loss {loss:.3f}, {rate:.1f} pictures/s, {left / 60:.0f} min left; {tasks}",
+            flush=True,
+        )
+        return {"step": self.step, "loss": loss, "pictures_per_second": rate, "by_task": tally.means()}
+
+
+def _held_out(tokenizer: Qwen2Tokenizer) -> Iterator[Batch]:
+    maker = RowMaker(tokenizer, 0, is_held_out=True)
+    for first in range(0, HELD_OUT_BATCHES * ROWS_PER_BATCH, ROWS_PER_BATCH):
+        yield collate([maker.make(first + number, 1.0) for number in range(ROWS_PER_BATCH)])
+
+
+def _percentages(shares: dict[str, float]) -> str:
+    return ", ".join(f"{task} {100 * share:.0f} %" for task, share in shares.items())
+
+
+def train(folder: Path, plan: Plan) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = build_tokenizer()
+    torch.manual_seed(plan.seed)
+    model = build_model(tokenizer)
+    training = Training(folder, plan, tokenizer, model, Optimizers(model, plan))
+    training.load()
+    training.run()
+    write_checkpoint(folder / "model", model, tokenizer)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    train(arguments.folder, Plan(arguments.steps, arguments.seed))
+
+
+if __name__ == "__main__":
+    main()
