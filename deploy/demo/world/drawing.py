@@ -259,7 +259,9 @@ def _screen(pen: Pen, scene: Scene, draw: random.Random) -> None:
             if state == "ticked":
                 pen.line([(40, y), (52, y + 16), (74, y - 18)], ink, 8)
         else:
-            pen.rounded_rectangle((24, y - 20, 88, y + 20), 20, (40, 170, 80) if state == "on" else (150, 150, 156))
+            pen.rounded_rectangle(
+                (24, y - 20, 88, y + 20), 20, (40, 170, 80) if state == "on" else (150, 150, 156)
+            )
             x = 68 if state == "on" else 44
             pen.ellipse((x - 16, y - 16, x + 16, y + 16), (255, 255, 255))
 
@@ -327,8 +329,8 @@ def _waves(pen: Pen, colour: tuple[int, int, int], start: float) -> None:
 
 
 def _rings(pen: Pen, colour: tuple[int, int, int], start: float) -> None:
-    for radius in range(28, 280, 56):
-        r = radius + start / 2
+    for least in range(28, 280, 56):
+        r = least + start / 2
         pen.ellipse((168 - r, 168 - r, 168 + r, 168 + r), None, colour, 26)
 
 
@@ -361,7 +363,12 @@ def draw_picture(scene: Scene) -> Image.Image:
     if scene.overview.form == "texture" and finish == "soft":
         return picture.filter(ImageFilter.GaussianBlur(7))
     if scene.overview.form == "texture" and finish == "grainy":
-        noise = np.random.default_rng(scene.seed).normal(0, 36, (SIDE // 2, SIDE // 2, 1)).repeat(2, 0).repeat(2, 1)
+        noise = (
+            np.random.default_rng(scene.seed)
+            .normal(0, 36, (SIDE // 2, SIDE // 2, 1))
+            .repeat(2, 0)
+            .repeat(2, 1)
+        )
         return Image.fromarray(np.clip(np.asarray(picture) + noise, 0, 255).astype(np.uint8))
     return picture
 

@@ -58,7 +58,16 @@ VALUES: dict[str, tuple[str, ...]] = {
     "pattern": ("stripes", "dots", "checks", "waves", "rings"),
     "finish": ("sharp", "soft", "grainy"),
     "look": ("warm", "cool", "neutral"),
-    "change": ("moves left", "moves right", "moves up", "moves down", "grows", "shrinks", "appears", "vanishes"),
+    "change": (
+        "moves left",
+        "moves right",
+        "moves up",
+        "moves down",
+        "grows",
+        "shrinks",
+        "appears",
+        "vanishes",
+    ),
     "order": ("first", "then"),
     "count": NUMBERS[:3],
 }

@@ -19,7 +19,9 @@ class GradedCaption:
     errors: str
 
 
-def _graded(kind: str, text: str, said: Sequence[Fact], truth: Sequence[Fact], form: int = 3) -> GradedCaption:
+def _graded(
+    kind: str, text: str, said: Sequence[Fact], truth: Sequence[Fact], form: int = 3
+) -> GradedCaption:
     """Grade a caption by the facts it states: none false or missing is 3, one is 2, more is 1."""
     false = [each for each in said if each not in truth]
     missing = [each for each in truth if each not in said]
@@ -51,7 +53,7 @@ def _wrong(scene: Scene, other: Scene, draw: random.Random) -> GradedCaption:
 
 
 def _swapped(scene: Scene, other: Scene, draw: random.Random) -> GradedCaption:
-    """Exchange a value between two statements of one form; without such statements, take the other scene's."""
+    """Exchange a value between two statements of one form; if there are none, take the other scene's."""
     facts = scene.facts
     choices = [
         (first, second, slot)

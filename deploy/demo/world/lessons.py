@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -33,8 +34,11 @@ from world.scenes import STORIES, draw_scene
 VIDEO = "Video & Temporal"
 #: What the model gets of a picture and of a video: pixels, tokens per side, frames.
 PICTURE_PIXELS, VIDEO_PIXELS, VIDEO_FRAMES = SIDE // 2, VIDEO_SIDE // 2, 8
-#: Most tokens of a row.
-ROW_TOKENS = 288
+#: Share of the training in which the model only learns to see, with short rows and so more pictures.
+SEEING = 0.35
+#: Most tokens of a row, in that time and later; and what any question takes.
+FEW_TOKENS, MOST_TOKENS, _SHORTEST = 160, 288, 16
+_MARK = "[instruction]"
 TASKS = (
     *("overview", "details", "words", "conclusions", "summary"),
     *("route", "claim", "correction", "grade", "errors"),
@@ -73,31 +77,47 @@ def _corpus() -> Iterator[str]:
 
 
 def draw_questions(scene: Scene, other: Scene, draw: random.Random, progress: float) -> list[Question]:
-    """Draw questions about a scene in random order; what needs comparing comes with progress."""
+    """Draw questions about a scene in random order; those that compare texts with it come when it can see."""
     agents = catalogue().resolve(scene.domain).agents
     writers = [agent for agent in agents if agent.stage is not Stage.SCORE]
-    questions = [ask(agent, scene, draw) for agent in writers if draw.random() < _share(agent)]
+    if progress < SEEING:
+        return _draw_looks(scene, writers, draw)
+    questions = [ask(agent, scene, draw) for agent in writers if draw.random() < _SHARES[task_of(agent)]]
     if scene.domain != VIDEO and draw.random() < 0.25:
         questions.append(ask_router(scene.domain, draw))
-    for _ in range(2 + round(3 * progress)):
-        truth = draw.choice(scene.facts)
-        false = falsified(truth, scene.facts, draw)
-        questions.append(ask_verifier(draw.choice((truth, false)), scene))
-        if draw.random() < 0.5:
-            questions.append(ask_corrector(false, truth))
-    for _ in range(1 if draw.random() < 0.4 + progress else 0):
+    for _ in range(4):
+        questions += _draw_claims(scene, draw)
+    for _ in range(2):
         caption = draw_caption(scene, other, draw)
         questions.append(ask_judge(scene, caption, draw))
         if draw.random() < 0.5:
             questions.append(ask_critic(caption))
-    if progress > 0.4:
-        questions.append(ask_judge(scene, draw_caption(scene, other, draw), draw))
     draw.shuffle(questions)
     return questions
 
 
-def _share(agent: Agent) -> float:
-    return {"details": 1.0, "summary": 0.6, "overview": 0.5, "conclusions": 0.4, "words": 0.4}[task_of(agent)]
+def _draw_looks(scene: Scene, writers: Sequence[Agent], draw: random.Random) -> list[Question]:
+    """Draw questions that are answered from the picture alone: the details, then some others."""
+    looks = [agent for agent in writers if agent.stage is Stage.PERCEIVE]
+    details = [ask(agent, scene, draw) for agent in looks if task_of(agent) == "details"]
+    others = [ask(agent, scene, draw) for agent in looks if task_of(agent) != "details"]
+    others += _draw_claims(scene, draw) + _draw_claims(scene, draw)
+    if scene.domain != VIDEO and draw.random() < 0.1:
+        others.append(ask_router(scene.domain, draw))
+    draw.shuffle(others)
+    return details + others
+
+
+def _draw_claims(scene: Scene, draw: random.Random) -> list[Question]:
+    """Draw a question about a true or false statement, and one that asks to correct the false one."""
+    truth = draw.choice(scene.facts)
+    false = falsified(truth, scene.facts, draw)
+    questions = [ask_verifier(draw.choice((truth, false)), scene)]
+    return [*questions, ask_corrector(false, truth)] if draw.random() < 0.5 else questions
+
+
+#: How often agents are asked, by task.
+_SHARES = {"details": 0.8, "summary": 0.6, "overview": 0.5, "conclusions": 0.4, "words": 0.4}
 
 
 def draw_media(scene: Scene) -> NDArray[np.uint8]:
@@ -122,35 +142,56 @@ def mix(first: Scene, second: Scene, draw: random.Random) -> tuple[Image.Image, 
     return picture, first.domain if draw.random() < share else second.domain
 
 
+def render(tokenizer: Qwen2Tokenizer, kind: str, instruction: str) -> str:
+    """Render the prompt as the product's engine does: system line, medium, instruction."""
+    messages = [
+        {"role": "system", "content": [{"type": "text", "text": catalogue().system}]},
+        {"role": "user", "content": [{"type": kind}, {"type": "text", "text": instruction}]},
+    ]
+    text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return text
+
+
 class RowMaker:
     """Makes the row of a number; the same seed and number give the same row."""
 
     def __init__(self, tokenizer: Qwen2Tokenizer, seed: int, *, is_held_out: bool = False) -> None:
         self._tokenizer, self._seed, self._is_held_out = tokenizer, seed, is_held_out
+        self._encode = lru_cache(10_000)(self._tokens)
+        self._frames = {kind: self._frame(kind) for kind in ("image", "video")}
 
     def make(self, number: int, progress: float) -> Row:
         draw = random.Random(f"{self._seed}/{self._is_held_out}/{number}")
-        if draw.random() < _MIXED:
+        if draw.random() < _MIXED and not self._is_held_out:
             first, second = draw.sample([domain for domain in STORIES if domain != VIDEO], 2)
             scenes = [draw_scene(domain, draw, is_held_out=False) for domain in (first, second)]
             picture, domain = mix(scenes[0], scenes[1], draw)
-            return self._row(np.asarray(shrink(picture))[None], [ask_router(domain, draw)])
+            return self._row(np.asarray(shrink(picture))[None], [ask_router(domain, draw)], MOST_TOKENS)
         domain = draw.choice(list(STORIES))
         scene = draw_scene(domain, draw, is_held_out=self._is_held_out)
         other = draw_scene(domain, draw, is_held_out=False)
-        return self._row(draw_media(scene), draw_questions(scene, other, draw, progress))
+        questions = draw_questions(scene, other, draw, progress)
+        return self._row(draw_media(scene), questions, FEW_TOKENS if progress < SEEING else MOST_TOKENS)
 
-    def _row(self, frames: NDArray[np.uint8], questions: Sequence[Question]) -> Row:
+    def _row(self, frames: NDArray[np.uint8], questions: Sequence[Question], most_tokens: int) -> Row:
         kind = "image" if len(frames) == 1 else "video"
-        prompts = [self._prompt(kind, question.instruction) for question in questions]
-        row = self._begin(frames, prompts[0].partition("<|vision_end|>")[0], kind)
+        prefix, before, after = self._frames[kind]
+        row = self._begin(frames, prefix, kind)
         start = int(row.positions.max()) + 1
-        for number, (prompt, question) in enumerate(zip(prompts, questions, strict=True), start=1):
-            suffix = self._encode("<|vision_end|>" + prompt.partition("<|vision_end|>")[2])
+        for number, question in enumerate(questions, start=1):
+            suffix = self._encode(before + question.instruction + after)
             answer = self._encode(question.answer + "<|im_end|>")
-            if len(row.tokens) + len(suffix) + len(answer) <= ROW_TOKENS:
+            if len(row.tokens) + len(suffix) + len(answer) <= most_tokens:
                 self._add(row, number, start, suffix, answer, question.task)
+            elif most_tokens - len(row.tokens) < _SHORTEST:
+                break
         return row
+
+    def _frame(self, kind: str) -> tuple[str, str, str]:
+        """Return what stands before the medium's end, from there to the instruction, and after it."""
+        before, after = render(self._tokenizer, kind, _MARK).split(_MARK)
+        prefix, end, rest = before.partition("<|vision_end|>")
+        return prefix, end + rest, after
 
     def _begin(self, frames: NDArray[np.uint8], prefix: str, kind: str) -> Row:
         """Begin a row with the system line and the medium."""
@@ -180,16 +221,7 @@ class RowMaker:
             return _WEIGHTS.get(task, 1.0)
         return _GRADE_WEIGHT if self._tokenizer.decode([token]).strip() in ("1", "2", "3") else _JSON_WEIGHT
 
-    def _prompt(self, kind: str, instruction: str) -> str:
-        """Render the prompt as the product's engine does: system line, medium, instruction."""
-        messages = [
-            {"role": "system", "content": [{"type": "text", "text": catalogue().system}]},
-            {"role": "user", "content": [{"type": kind}, {"type": "text", "text": instruction}]},
-        ]
-        text: str = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return text
-
-    def _encode(self, text: str) -> list[int]:
+    def _tokens(self, text: str) -> list[int]:
         tokens: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return tokens
 

@@ -13,18 +13,18 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_
 
 from tiny_checkpoint import Shape, make_config
 
-SHAPE = Shape(192, 512, 6, 6, 2, vision_hidden=128, vision_depth=3)
+SHAPE = Shape(192, 384, 6, 6, 2, vision_hidden=128, vision_depth=3)
 PATCH, MERGE, FRAMES = 14, 2, 2
 #: As in the image processor.
-_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+_DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 
 @dataclass(slots=True)
 class Batch:
     """Rows of tokens: each a medium, then questions about it that do not see each other."""
 
-    #: RGB of each picture, (pictures, height, width, 3), and of each video, (videos, frames, height, width, 3).
+    #: RGB: (pictures, height, width, 3) and (videos, frames, height, width, 3).
     pictures: NDArray[np.uint8]
     videos: NDArray[np.uint8]
     #: The rows that hold the pictures, then those that hold the videos.
@@ -33,7 +33,7 @@ class Batch:
     tokens: Tensor
     #: (3, rows, length): time, height and width.
     positions: Tensor
-    #: Number of the question that each token belongs to; 0 for the medium and what is before it, -1 for padding.
+    #: Number of each token's question; 0 for the medium and what is before it, -1 for padding.
     segments: Tensor
     #: Weight of the prediction made at each token, and the task it is counted under; 0 where none is learned.
     weights: Tensor
@@ -53,7 +53,7 @@ def build_model(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration
 def cut_patches(frames: NDArray[np.uint8]) -> Tensor:
     """Cut (media, frames, height, width, 3) into (media, patches, values), as the processors do."""
     media, count, height, width, _ = frames.shape
-    values = (frames.astype(np.float32) / 255 - np.float32(_MEAN)) / np.float32(_DEVIATION)
+    values = (frames.astype(np.float32) / 255 - _MEAN) / _DEVIATION
     rows, columns = height // PATCH // MERGE, width // PATCH // MERGE
     grid = values.reshape(media, count // FRAMES, FRAMES, rows, MERGE, PATCH, columns, MERGE, PATCH, 3)
     patches = grid.transpose(0, 1, 3, 6, 4, 7, 9, 2, 5, 8)

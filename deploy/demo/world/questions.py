@@ -27,7 +27,7 @@ _PLANTED, _LOST = 0.5, 0.3
 class Question:
     """One model call about a picture."""
 
-    #: What is learned: overview, details, words, conclusions, summary, route, claim, correction, grade or errors.
+    #: What is learned, as in `lessons.TASKS`.
     task: str
     instruction: str
     answer: str
@@ -84,10 +84,12 @@ def ask_router(scene_domain: str, draw: random.Random) -> Question:
     return Question("route", router_instruction(replace(catalogue(), router=router)), letters[scene_domain])
 
 
-def ask_judge(scene: Scene, caption: GradedCaption, draw: random.Random) -> Question:
+def ask_judge(scene: Scene, caption: GradedCaption, draw: random.Random | None) -> Question:
+    """Ask for the grades of a caption; without `draw`, in the words of the domain file."""
     domain = catalogue().resolve(scene.domain)
     (judge,) = domain.agents_of(Stage.SCORE)
-    instruction = instruction_for(_reworded(judge, draw), domain, {domain.captioner.name: caption.text})
+    asked = _reworded(judge, draw) if draw else judge
+    instruction = instruction_for(asked, domain, {domain.captioner.name: caption.text})
     return Question("grade", instruction, json.dumps(caption.grades))
 
 

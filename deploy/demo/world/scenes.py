@@ -42,7 +42,9 @@ def photo(draw: random.Random) -> Story:
     columns = sorted(draw.sample(range(3), count))
     things = _sample(draw, THINGS, count)
     details = [
-        fact("thing", _pick(draw, "size"), draw.choice(COLOURS), thing, PLACES[3 * draw.randrange(3) + column])
+        fact(
+            "thing", _pick(draw, "size"), draw.choice(COLOURS), thing, PLACES[3 * draw.randrange(3) + column]
+        )
         for thing, column in zip(things, columns, strict=True)
     ]
     conclusions = [fact("things", NUMBERS[count])]
@@ -66,7 +68,9 @@ def chart(draw: random.Random) -> Story:
     count = draw.randint(2, 3)
     overview = fact("chart", kind, NUMBERS[count])
     if kind == "pie chart":
-        shares = draw.sample(("quarter", "three quarters") if count == 2 else ("half", "quarter", "quarter"), count)
+        shares = draw.sample(
+            ("quarter", "three quarters") if count == 2 else ("half", "quarter", "quarter"), count
+        )
         colours = _sample(draw, COLOURS, count)
         slices = [fact("slice", *each) for each in zip(colours, shares, strict=True)]
         largest = max(range(count), key=lambda number: VALUES["share"].index(shares[number]))
@@ -159,7 +163,7 @@ def video(draw: random.Random) -> Story:
     things = _sample(draw, THINGS, count)
     colours = _sample(draw, COLOURS, count)
     changes = [_pick(draw, "change") for _ in range(count)]
-    details = [fact("event", *each) for each in zip(VALUES["order"], colours, things, changes)]
+    details = [fact("event", *each) for each in zip(VALUES["order"], colours, things, changes, strict=False)]
     left = NUMBERS[count - changes.count("vanishes")]
     return fact("clip", _pick(draw, "theme")), details, [fact("ending", left)]
 
