@@ -11,7 +11,10 @@ from matplotlib import pyplot
 
 def draw_curve(folder: Path) -> None:
     """Draw losses and held-out results by task from `log.jsonl` into `curve.png`."""
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text("utf-8").splitlines()]
+    path = folder / "log.jsonl"
+    if not path.exists():
+        return
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     tested = [line for line in lines if "held_out" in line]
     figure, (above, below) = pyplot.subplots(2, 1, figsize=(9, 8), sharex=True, layout="constrained")
     for key, axes, source in (("by_task", above, lines), ("held_out", below, tested)):

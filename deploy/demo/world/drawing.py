@@ -206,8 +206,8 @@ def _scan(pen: Pen, scene: Scene, draw: random.Random) -> None:
         pen.ellipse((14, 8, 322, 328), tissue, bone, 14)
     else:
         pen.rounded_rectangle((8, 14, 328, 322), 60, tissue)
-        for x in (24, 184):
-            pen.ellipse((x, 30, x + 128, 306), (36, 36, 36), bone, 4)
+        for left in (24, 184):
+            pen.ellipse((left, 30, left + 128, 306), (36, 36, 36), bone, 4)
         pen.rectangle((160, 20, 176, 316), bone)
     for each in scene.details:
         size, kind, place = each.values

@@ -22,7 +22,7 @@ def orthogonalized(matrices: Tensor) -> Tensor:
     return found.mT if is_tall else found
 
 
-class Muon(torch.optim.Optimizer):  # type: ignore[misc]
+class Muon(torch.optim.Optimizer):
     """Momentum whose matrices are orthogonalized, scaled to the size of AdamW's steps."""
 
     def __init__(self, matrices: Iterable[Tensor], lr: float, momentum: float, weight_decay: float) -> None:

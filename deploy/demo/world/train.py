@@ -10,10 +10,10 @@ FOLDER gets `state.pt`, to go on from; `log.jsonl`, a line of losses and held-ou
 
 import argparse
 import json
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import cos, pi
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +32,21 @@ from world.muon import Muon
 #: While it learns to see, and later.
 MANY_ROWS, FEW_ROWS = 24, 16
 LEARNING_RATE, WARM_UP_STEPS, WEIGHT_DECAY = 3e-3, 100, 0.05
+#: Share of the training at whose end the learning rate has fallen to zero.
+FALLING = 0.35
 SECONDS_PER_SAVE, STEPS_PER_LINE, STEPS_PER_TEST = 180, 25, 250
 HELD_OUT_BATCHES = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a training is started with; a state can only be continued under the same plan."""
+    """How long to train, and from which seed; a call that goes on may change the steps."""
 
     steps: int
     seed: int
 
 
-class Batches(Dataset[Batch]):  # type: ignore[misc]
+class Batches(Dataset[Batch]):
     """The batch of each step."""
 
     def __init__(self, plan: Plan, tokenizer: Qwen2Tokenizer) -> None:
@@ -58,7 +60,7 @@ class Batches(Dataset[Batch]):  # type: ignore[misc]
 
 
 class Optimizers:
-    """Muon for the matrices inside the layers, AdamW for the rest; warm-up, then a cosine to zero."""
+    """Muon for the matrices inside the layers, AdamW for the rest; the rate falls in the last third."""
 
     def __init__(self, model: Qwen2_5_VLForConditionalGeneration, plan: Plan) -> None:
         self._steps = plan.steps
@@ -73,7 +75,8 @@ class Optimizers:
         ]
 
     def step(self, step: int) -> None:
-        rate = min((step + 1) / WARM_UP_STEPS, 0.5 + 0.5 * cos(pi * step / self._steps)) * LEARNING_RATE
+        left = (self._steps - step) / (self._steps * FALLING)
+        rate = LEARNING_RATE * min(1.0, (step + 1) / WARM_UP_STEPS, left)
         for optimizer in self._all:
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -148,12 +151,17 @@ class Training:
     step: int = 0
     #: Spent so far, over all calls.
     seconds: float = 0.0
+    #: Whether to save and stop after the step under way.
+    is_stopping: bool = False
+
+    def stop(self, *signal_and_frame: object) -> None:
+        self.is_stopping = True
 
     def save(self) -> None:
         """Write the state beside the old one, then put it in its place."""
         aside = self.folder / "state.pt.new"
         state = {
-            "plan": self.plan,
+            "seed": self.plan.seed,
             "step": self.step,
             "seconds": self.seconds,
             "model": self.model.state_dict(),
@@ -167,9 +175,9 @@ class Training:
         path = self.folder / "state.pt"
         if not path.exists():
             return
-        state = torch.load(path, weights_only=False)
-        if state["plan"] != self.plan:
-            raise SystemExit(f"{path} is of another training: {state['plan']}; choose another folder")
+        state = torch.load(path, weights_only=True)
+        if state["seed"] != self.plan.seed:
+            raise SystemExit(f"{path} has the seed {state['seed']}; give that one, or another folder")
         self.model.load_state_dict(state["model"])
         self.optimizers.load(state["optimizers"])
         self.step, self.seconds = state["step"], state["seconds"]
@@ -190,6 +198,8 @@ class Training:
             self.optimizers.step(self.step)
             self.step += 1
             pictures += len(batch.tokens)
+            if self.is_stopping:
+                break
             if self.step % STEPS_PER_LINE:
                 continue
             now = time.monotonic()
@@ -237,8 +247,13 @@ def train(folder: Path, plan: Plan) -> None:
     model = build_model(tokenizer)
     training = Training(folder, plan, tokenizer, model, Optimizers(model, plan))
     training.load()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, training.stop)
     training.run()
-    write_checkpoint(folder / "model", model, tokenizer)
+    if training.step == plan.steps:
+        write_checkpoint(folder / "model", model, tokenizer)
+    else:
+        print(f"stopped after step {training.step}; the same command goes on from there", flush=True)
 
 
 def main() -> None:
