@@ -381,10 +381,10 @@ def draw_frames(scene: Scene, count: int) -> Iterator[Image.Image]:
     for frame in range(count):
         picture = Image.new("RGB", (VIDEO_SIDE, VIDEO_SIDE), ground)
         pen = ImageDraw.Draw(picture)
-        for number, (event, home) in enumerate(zip(scene.details, homes, strict=False)):
-            _, colour, name, change = event.values
+        for event, home in zip(scene.details, homes, strict=False):
+            order, colour, name, change = event.values
             # each change takes two seconds: the first half of the video or the second
-            progress = min(max(frame / count * 2 - number, 0.0), 1.0)
+            progress = min(max(frame / count * 2 - (order == "then"), 0.0), 1.0)
             x, y, radius = _moved(home, change, progress)
             if radius:
                 thing(pen, name, colour, (x, y), radius, edge)
