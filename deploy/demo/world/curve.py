@@ -12,9 +12,9 @@ from matplotlib import pyplot
 def draw_curve(folder: Path) -> None:
     """Draw losses and held-out results by task from `log.jsonl` into `curve.png`."""
     path = folder / "log.jsonl"
-    if not path.exists():
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+    if not lines:
         return
-    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     tested = [line for line in lines if "held_out" in line]
     figure, (above, below) = pyplot.subplots(2, 1, figsize=(9, 8), sharex=True, layout="constrained")
     for key, axes, source in (("by_task", above, lines), ("held_out", below, tested)):

@@ -13,7 +13,7 @@ import json
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,17 @@ def test(model: Qwen2_5_VLForConditionalGeneration, batches: list[Batch]) -> dic
 
 
 @dataclass(slots=True)
+class Stretch:
+    """What happened since the last progress line."""
+
+    steps: int = 0
+    pictures: int = 0
+    loss: float = 0.0
+    tally: Tally = field(default_factory=Tally)
+    began: float = field(default_factory=time.monotonic)
+
+
+@dataclass(slots=True)
 class Training:
     """A training under way."""
 
@@ -157,6 +168,10 @@ class Training:
     def stop(self, *signal_and_frame: object) -> None:
         self.is_stopping = True
 
+    @property
+    def _log_path(self) -> Path:
+        return self.folder / "log.jsonl"
+
     def save(self) -> None:
         """Write the state beside the old one, then put it in its place."""
         aside = self.folder / "state.pt.new"
@@ -169,6 +184,7 @@ class Training:
         }
         torch.save(state, aside)
         aside.replace(self.folder / "state.pt")
+        draw_curve(self.folder)
 
     def load(self) -> None:
         """Go on from a saved state, if there is one."""
@@ -181,9 +197,14 @@ class Training:
         self.model.load_state_dict(state["model"])
         self.optimizers.load(state["optimizers"])
         self.step, self.seconds = state["step"], state["seconds"]
+        # what was logged after the state was saved happens again
+        lines = self._log_path.read_text("utf-8").splitlines() if self._log_path.exists() else []
+        kept = [line for line in lines if json.loads(line)["step"] <= self.step]
+        self._log_path.write_text("".join(f"{line}\n" for line in kept), "utf-8")
         print(f"going on after step {self.step}", flush=True)
 
     def run(self) -> None:
+        """Train until the last step, or until `stop` is called."""
         held_out = list(_held_out(self.tokenizer))
         batches = DataLoader(
             Batches(self.plan, self.tokenizer),
@@ -192,42 +213,46 @@ class Training:
             num_workers=1,
             prefetch_factor=8,
         )
-        tally, loss, pictures, before, saved = Tally(), 0.0, 0, time.monotonic(), time.monotonic()
+        stretch, saved = Stretch(), time.monotonic()
         for batch in batches:
-            loss += learn(self.model, batch, tally)
+            stretch.loss += learn(self.model, batch, stretch.tally)
+            stretch.pictures += len(batch.tokens)
+            stretch.steps += 1
             self.optimizers.step(self.step)
             self.step += 1
-            pictures += len(batch.tokens)
             if self.is_stopping:
                 break
-            if self.step % STEPS_PER_LINE:
-                continue
-            now = time.monotonic()
-            self.seconds += now - before
-            line = self._line(loss / STEPS_PER_LINE, pictures, now - before, tally)
-            tally, loss, pictures, before = Tally(), 0.0, 0, now
-            if self.step % STEPS_PER_TEST == 0 or self.step == self.plan.steps:
-                line["held_out"] = test(self.model, held_out)
-                print("  held out:", _percentages(line["held_out"]), flush=True)
-            with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
-                log.write(json.dumps(line) + "\n")
-            if now - saved > SECONDS_PER_SAVE:
+            if self.step % STEPS_PER_LINE == 0:
+                self._log(stretch, held_out)
+                stretch = Stretch()
+            if time.monotonic() - saved > SECONDS_PER_SAVE:
                 self.save()
-                draw_curve(self.folder)
-                saved = now
+                saved = time.monotonic()
         self.save()
-        draw_curve(self.folder)
 
-    def _line(self, loss: float, pictures: int, seconds: float, tally: Tally) -> dict[str, Any]:
-        rate = pictures / seconds
-        left = (self.plan.steps - self.step) * seconds / STEPS_PER_LINE
-        tasks = " ".join(f"{task} {mean:.2f}" for task, mean in tally.means().items())
+    def _log(self, stretch: Stretch, held_out: list[Batch]) -> None:
+        """Print a progress line and add it to the log, now and then with held-out results."""
+        seconds = time.monotonic() - stretch.began
+        self.seconds += seconds
+        minutes_left = (self.plan.steps - self.step) * seconds / stretch.steps / 60
+        line: dict[str, Any] = {
+            "step": self.step,
+            "seconds": round(self.seconds),
+            "loss": round(stretch.loss / stretch.steps, 4),
+            "pictures_per_second": round(stretch.pictures / seconds, 2),
+            "by_task": stretch.tally.means(),
+        }
+        tasks = " ".join(f"{task} {mean:.2f}" for task, mean in line["by_task"].items())
         print(
-            f"{self.step}/{self.plan.steps} loss {loss:.3f}, {rate:.1f} pictures/s, "
-            f"{left / 60:.0f} min left; {tasks}",
+            f"{self.step}/{self.plan.steps} loss {line['loss']:.3f}, {line['pictures_per_second']:.1f} "
+            f"pictures/s, {minutes_left:.0f} min left; {tasks}",
             flush=True,
         )
-        return {"step": self.step, "loss": loss, "pictures_per_second": rate, "by_task": tally.means()}
+        if self.step % STEPS_PER_TEST == 0 or self.step == self.plan.steps:
+            line["held_out"] = test(self.model, held_out)
+            print("  held out:", _percentages(line["held_out"]), flush=True)
+        with self._log_path.open("a", encoding="utf-8") as log:
+            log.write(json.dumps(line) + "\n")
 
 
 def _held_out(tokenizer: Qwen2Tokenizer) -> Iterator[Batch]:
