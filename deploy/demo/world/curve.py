@@ -20,7 +20,7 @@ def draw_curve(folder: Path) -> None:
     for key, axes, source in (("by_task", above, lines), ("held_out", below, tested)):
         for task in dict.fromkeys(task for line in source for task in line[key]):
             points = [(line["step"], line[key][task]) for line in source if task in line[key]]
-            axes.plot(*zip(*points, strict=True), label=task)
+            axes.plot(*zip(*points, strict=True), ".-", label=task)
         axes.grid(alpha=0.3)
     above.set(ylabel="loss per token", yscale="log")
     below.set(ylabel="held-out answers right throughout", xlabel="step", ylim=(0, 1))
