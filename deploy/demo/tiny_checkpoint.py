@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,8 +112,8 @@ def read_corpus() -> Iterator[str]:
         yield path.read_text("utf-8")
 
 
-def train_tokenizer() -> Qwen2Tokenizer:
-    """Train a byte-level BPE, which covers any text and keeps single letters and digits single tokens."""
+def train_tokenizer(corpus: Iterable[str], size: int) -> Qwen2Tokenizer:
+    """Train a byte-level BPE of at most `size` tokens, which covers any text; single digits stay tokens."""
     learner = Tokenizer(models.BPE())
     learner.normalizer = normalizers.NFC()
     learner.pre_tokenizer = pre_tokenizers.Sequence(
@@ -124,11 +124,11 @@ def train_tokenizer() -> Qwen2Tokenizer:
     )
     learner.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY_SIZE - len(SPECIAL_TOKENS),
+        vocab_size=size - len(SPECIAL_TOKENS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    learner.train_from_iterator(read_corpus(), trainer)
+    learner.train_from_iterator(corpus, trainer)
     learned = json.loads(learner.to_str())["model"]
     tokenizer = Qwen2Tokenizer(
         vocab=learned["vocab"],
@@ -195,11 +195,21 @@ def silence_blanks(model: Qwen2_5_VLForConditionalGeneration, tokenizer: Qwen2To
 
 def save_checkpoint(folder: Path, shape: Shape) -> int:
     """Write the checkpoint to `folder` and return its number of weights."""
-    tokenizer = train_tokenizer()
+    tokenizer = train_tokenizer(read_corpus(), VOCABULARY_SIZE)
     config = make_config(tokenizer, shape)
     torch.manual_seed(0)
-    model = Qwen2_5_VLForConditionalGeneration(config).to(torch.bfloat16)
+    model = Qwen2_5_VLForConditionalGeneration(config)
     silence_blanks(model, tokenizer)
+    write_checkpoint(folder, model, tokenizer)
+    return sum(weight.numel() for weight in model.parameters())
+
+
+def write_checkpoint(
+    folder: Path, model: Qwen2_5_VLForConditionalGeneration, tokenizer: Qwen2Tokenizer
+) -> None:
+    """Write what vLLM loads: weights in bfloat16, configuration, tokenizer and processors."""
+    config = model.config
+    model = model.to(torch.bfloat16)
     model.generation_config = GenerationConfig(
         bos_token_id=config.text_config.bos_token_id,
         eos_token_id=[config.text_config.eos_token_id, config.text_config.bos_token_id],
@@ -217,7 +227,6 @@ def save_checkpoint(folder: Path, shape: Shape) -> int:
         tokenizer=tokenizer,
         chat_template=CHAT_TEMPLATE,
     ).save_pretrained(folder)
-    return sum(weight.numel() for weight in model.parameters())
 
 
 def build_checkpoint(folder: Path, shape: Shape) -> None:
