@@ -21,7 +21,7 @@ noise := ["cut_off", "loop", "wrong_language", "mojibake"]
 # A broken link or anchor, or a page missing from the navigation, is an error. With --quiet, none of them would be.
 site := $(bin)/mkdocs build --strict
 
-.PHONY: help demo test test-unit check fix docs bench chaos soak screenshots clean setup
+.PHONY: help demo demo-model test test-unit check fix docs bench chaos soak screenshots clean setup
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -31,6 +31,10 @@ demo: setup $(demo)/plan.jsonl $(demo)/model/config.json ## caption 35 pictures 
 	  CAPFLOW_MAX_MODEL_LEN=16384 CAPFLOW_MAX_ANSWER_TOKENS=64 CAPFLOW_GUARD_OFF='$(noise)' \
 	  $(bin)/capflow caption $(demo)/plan.jsonl --output $(demo)/captions
 	@$(run) $(bin)/python deploy/demo/show.py $(demo)/captions
+
+# OMP_WAIT_POLICY lets threads sleep while they wait for each other: much faster beside other work.
+demo-model: setup ## train the demo's model from nothing; stop and resume as you like (hours on 2 cores)
+	@$(run) OMP_WAIT_POLICY=passive PYTHONPATH=deploy/demo $(bin)/python -W ignore -m world.train .capflow/demo-model
 
 test: setup ## run every test that needs no GPU
 	@deploy/setup-browser.sh
