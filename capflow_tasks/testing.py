@@ -22,7 +22,8 @@ def scripted_text(request: Request) -> str:
     if request.choices:
         return request.choices[0]
     if request.schema is not None:
-        return json.dumps({name: field["enum"][-1] for name, field in request.schema["properties"].items()})
+        fields = request.schema["properties"].items()
+        return json.dumps({name: field["enum"][-1] if "enum" in field else [] for name, field in fields})
     paths = " ".join(ref.path for ref in request.media)
     return "said of " + hashlib.sha256(f"{paths} {request.instruction}".encode()).hexdigest()[:12]
 

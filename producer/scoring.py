@@ -39,7 +39,7 @@ from producer.writing.captions import caption_record, failed_record
 from producer.writing.whole import json_line, whole_file
 
 #: What scoring adds to a record.
-_ADDED_KEYS = ("task", "confidence", "scores", "overall")
+_ADDED_KEYS = ("task", "confidence", "scores", "overall", "errors")
 #: Key of a line's identity in the entry of its sample.
 _IDENTITY = "line_digest"
 #: Stands for model, workflow and worker of texts that come from the file.
@@ -230,8 +230,9 @@ def _all_lines(
             continue
         added = json.loads(known[identity])
         # The domain in which the scores were given is told where the record named none.
-        keys = ("scores", "overall") if record.get("task") else _ADDED_KEYS
-        record = record | {key: added[key] for key in keys}
+        keys = ("scores", "overall", "errors") if record.get("task") else _ADDED_KEYS
+        # Scored files of an earlier version name no errors.
+        record = record | {key: added[key] for key in keys if key in added}
         scores = caption_files.scores_of(record, rubrics)
         yield replace(line, raw=json_line(record)), identity, None if scores.problem else scores
 

@@ -3,9 +3,10 @@
 import json
 import unicodedata
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
-from capflow_tasks.domains.catalogue import Agent
+from capflow_tasks.domains.catalogue import Agent, Dimension
 from capflow_tasks.errors import BadAnswer
 
 
@@ -14,25 +15,54 @@ def is_grade(value: object) -> bool:
     return type(value) is int and value in (1, 2, 3)
 
 
+def overall_grade(grades: Mapping[str, int], dimensions: Mapping[str, Dimension]) -> int:
+    """Return the overall grade that follows from those of a judge's dimensions.
+
+    1 when a decisive dimension is 1, or any two are; 3 when all decisive ones are 3, none is 1, and at most
+    one is 2; else 2. Where no dimension is decisive, all are: then it is the lowest grade.
+    """
+    decisive = [grades[name] for name, each in dimensions.items() if each.decisive] or list(grades.values())
+    counts = Counter(grades.values())
+    if 1 in decisive or counts[1] >= 2:
+        return 1
+    is_excellent = set(decisive) == {3} and not counts[1] and counts[2] <= 1
+    return 3 if is_excellent else 2
+
+
 def parse_scores(text: str, agent: Agent) -> dict[str, int]:
-    """Return a judge's grades by dimension, `overall` last. Raises BadAnswer."""
-    names = [*agent.dimensions, "overall"]
-    try:
-        scores = json.loads(text, object_pairs_hook=_unique_names)
-    # RecursionError: a model in a loop can nest brackets without end.
-    except (ValueError, RecursionError) as error:
-        raise BadAnswer(f"the scores are not JSON ({error}): {_short(text)}") from None
-    if not isinstance(scores, dict):
-        raise BadAnswer(f"the scores are not a JSON object: {_short(text)}")
-    missing = [name for name in names if name not in scores]
-    unknown = [name for name in scores if name not in names]
+    """Return a judge's grades by dimension, and `overall`, computed from them, last. Raises BadAnswer."""
+    names = list(agent.dimensions)
+    answer = _json_object(text)
+    missing = [name for name in names if name not in answer]
+    unknown = [name for name in answer if name not in (*names, "errors", "overall")]
     if missing or unknown:
         faults = [f"no {name!r}" for name in missing] + [f"unknown {_short(name)}" for name in unknown]
         raise BadAnswer(f"the scores are not the ones asked for: {', '.join(faults)}")
     for name in names:
-        if not is_grade(scores[name]):
-            raise BadAnswer(f"the score {name!r} is {_short(scores[name])}, not 1, 2 or 3")
-    return {name: scores[name] for name in names}
+        if not is_grade(answer[name]):
+            raise BadAnswer(f"the score {name!r} is {_short(answer[name])}, not 1, 2 or 3")
+    grades = {name: answer[name] for name in names}
+    return grades | {"overall": overall_grade(grades, agent.dimensions)}
+
+
+def errors_named(text: str) -> list[str]:
+    """Return the errors that a judge's answer names; none where it was not asked for any."""
+    try:
+        errors = _json_object(text).get("errors")
+    except BadAnswer:
+        return []
+    return [error for error in errors if isinstance(error, str)] if isinstance(errors, list) else []
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        answer = json.loads(text, object_pairs_hook=_unique_names)
+    # RecursionError: a model in a loop can nest brackets without end.
+    except (ValueError, RecursionError) as error:
+        raise BadAnswer(f"the scores are not JSON ({error}): {_short(text)}") from None
+    if not isinstance(answer, dict):
+        raise BadAnswer(f"the scores are not a JSON object: {_short(text)}")
+    return answer
 
 
 def check_text(text: str) -> str:

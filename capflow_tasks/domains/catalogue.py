@@ -29,6 +29,8 @@ class Dimension:
     description: str
     #: What earns a 1 (bad), a 2 (good) and a 3 (excellent).
     grades: Mapping[int, str]
+    #: Whether the overall grade depends on it; where no dimension is decisive, all are.
+    decisive: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +195,7 @@ class _BudgetKeys(Keys):
 class _DimensionKeys(Keys):
     description: _Text
     grades: Annotated[dict[Literal[1, 2, 3], _Text], Field(min_length=3)]
+    decisive: bool | None = None
 
 
 class _AgentKeys(Keys):
@@ -345,8 +348,9 @@ def _stage_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
     dimensions = keys.get("dimensions", {})
     if bool(dimensions) != (stage is Stage.SCORE):
         yield "dimensions: an agent of stage score needs some, no other may have any; fix that or the stage"
-    if "overall" in dimensions:
-        yield "dimensions: overall is always graded; remove it or choose another name"
+    for name in ("overall", "errors"):
+        if name in dimensions:
+            yield f"dimensions: {name} is always given; remove it or choose another name"
     if keys.get("windows") and (stage is not Stage.PERCEIVE or not keys.get("media", True)):
         yield "windows: for an agent of stage perceive that gets the media; remove it, or change those"
     if keys.get("optional") and stage not in (Stage.PERCEIVE, Stage.REASON):

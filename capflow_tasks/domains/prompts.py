@@ -18,6 +18,8 @@ _CONTROL_TOKEN = re.compile(r"<(?=\|)")
 
 #: Separates an agent's name from the window that its answer is about; domain files allow it in no name.
 WINDOW_MARK = "@"
+#: The most errors that a judge names, and the longest of them, in characters.
+MAX_ERRORS, MAX_ERROR_LENGTH = 6, 120
 #: `$window` of a video that is not cut.
 WHOLE_VIDEO = "the whole video"
 
@@ -74,12 +76,17 @@ def router_instruction(catalogue: Catalogue) -> str:
 
 
 def scores_schema(agent: Agent) -> JsonObject:
-    """Return the JSON schema of a judge's answer: each dimension in order, then `overall`, from 1 to 3."""
-    names = [*agent.dimensions, "overall"]
+    """Return the JSON schema of a judge's answer: the errors found, then a grade from 1 to 3 per dimension.
+
+    A judge that must name errors first grades by what it named.
+    """
+    error = {"type": "string", "maxLength": MAX_ERROR_LENGTH}
+    grades = {name: {"type": "integer", "enum": [1, 2, 3]} for name in agent.dimensions}
+    properties = {"errors": {"type": "array", "items": error, "maxItems": MAX_ERRORS}, **grades}
     return {
         "type": "object",
-        "properties": {name: {"type": "integer", "enum": [1, 2, 3]} for name in names},
-        "required": names,
+        "properties": properties,
+        "required": list(properties),
         "additionalProperties": False,
     }
 

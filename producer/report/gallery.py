@@ -17,6 +17,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from capflow_tasks.captioning.answers import errors_named
 from capflow_tasks.entries import media_of
 from capflow_tasks.errors import BadEntry
 from capflow_tasks.records import FinishedSample, JsonObject, Modality, PlanShard, Result, Stage
@@ -64,6 +65,12 @@ class ShownSample:
         """By dimension, with the overall grade among them."""
         judgement = self._last(Stage.SCORE)
         return (judgement and judgement.data) or {}
+
+    @property
+    def errors(self) -> list[str]:
+        """What the judge found wrong or missing."""
+        judgement = self._last(Stage.SCORE)
+        return errors_named(judgement.text) if judgement else []
 
     @property
     def domain_shares(self) -> JsonObject:
@@ -222,6 +229,7 @@ def detail(shown: ShownSample, pictures: Sequence[tuple[str, Drawn]]) -> JsonObj
         "caption": shown.caption,
         "grades": {name: grade for name, grade in shown.grades.items() if name != "overall"},
         "overall": overall(shown),
+        "errors": shown.errors,
         "said": [_answer(result) for result in sample.results],
         "entry": json.dumps(sample.entry, ensure_ascii=False, indent=2),
         "annotation": shown.shard.annotation,

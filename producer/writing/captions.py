@@ -29,7 +29,7 @@ from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from capflow_tasks.captioning.answers import is_grade
+from capflow_tasks.captioning.answers import errors_named, is_grade
 from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.entries import media_of
 from capflow_tasks.errors import BadEntry, MediaCorrupt, SampleError, UserError
@@ -130,7 +130,7 @@ def caption_record(sample: FinishedSample) -> JsonObject:
         if judgement.data is not None:
             scores = dict(judgement.data)
             overall = scores.pop("overall", None)
-            record |= {"scores": scores, "overall": overall}
+            record |= {"scores": scores, "overall": overall, "errors": errors_named(judgement.text)}
     if sample.results:
         record["model"] = (summaries or sample.results)[-1].model
     if summaries:
@@ -258,6 +258,7 @@ def schema_of(dimensions: Iterable[str]) -> Any:
             "scores": list_of(dimension=text, grade=grade),
             **{f"score_{dimension}": grade for dimension in sorted(dimensions)},
             "overall": grade,
+            "errors": arrow.list_(text),
             "model": text,
             "workflow": text,
             "finish_reason": text,
@@ -275,7 +276,7 @@ def _row(shard: PlanShard, sample: FinishedSample) -> JsonObject:
         value if isinstance(value := record.get(key), dict) else {} for key in ("scores", "reports")
     )
     scores = {name: grade if is_grade(grade) else None for name, grade in scores.items()}
-    turns, overall = record.get("conversations"), record.get("overall")
+    turns, overall, errors = (record.get(key) for key in ("conversations", "overall", "errors"))
     try:
         media = media_of(sample.entry, shard.modality)
     except BadEntry:
@@ -297,6 +298,7 @@ def _row(shard: PlanShard, sample: FinishedSample) -> JsonObject:
         "scores": [{"dimension": name, "grade": grade} for name, grade in scores.items()],
         **{f"score_{name}": grade for name, grade in scores.items()},
         "overall": overall if is_grade(overall) else None,
+        "errors": [_text(error) for error in (errors if isinstance(errors, list) else [])],
         **{key: _text(record.get(key)) for key in ("caption", "model", "workflow", "finish_reason")},
         "guard": guard_findings(sample.results),
         "entry": _text(sample.entry),

@@ -1,25 +1,67 @@
 """Which answers are accepted."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capflow_tasks.captioning.answers import check_text, parse_scores
+from capflow_tasks.captioning.answers import check_text, errors_named, overall_grade, parse_scores
 from capflow_tasks.domains.catalogue import Agent, load_catalogue
 from capflow_tasks.errors import BadAnswer
 
 JUDGE: Agent = load_catalogue(None).resolve("Natural").agents[-1]
-NAMES = [*JUDGE.dimensions, "overall"]
-GOOD = dict.fromkeys(NAMES, 3)
+NAMES = list(JUDGE.dimensions)
+GOOD = {"errors": [], **dict.fromkeys(NAMES, 3)}
 
 
-def test_scores_come_back_in_the_order_of_the_dimensions() -> None:
+def test_scores_come_back_in_the_order_of_the_dimensions_with_the_overall_grade_last() -> None:
     answer = {name: number % 3 + 1 for number, name in enumerate(reversed(NAMES))}
-    scores = parse_scores(json.dumps(answer, indent=2), JUDGE)
-    assert list(scores) == NAMES
-    assert scores == answer
+    scores = parse_scores(json.dumps({"errors": ["a red van"], **answer}, indent=2), JUDGE)
+    assert list(scores) == [*NAMES, "overall"]
+    assert {name: scores[name] for name in NAMES} == answer
+
+
+@pytest.mark.parametrize(
+    ("grades", "overall"),
+    [
+        ((3, 3, 3, 3, 3), 3),
+        ((3, 2, 3, 3, 3), 3),
+        ((3, 2, 2, 3, 3), 2),
+        ((2, 3, 3, 3, 3), 2),
+        ((3, 3, 3, 2, 3), 2),
+        ((3, 1, 3, 3, 3), 2),
+        ((3, 1, 1, 3, 3), 1),
+        ((1, 3, 3, 3, 3), 1),
+        ((3, 3, 3, 1, 3), 1),
+    ],
+)
+def test_the_overall_grade_follows_from_the_others_whatever_the_judge_says(
+    grades: tuple[int, ...], overall: int
+) -> None:
+    answer = dict(zip(NAMES, grades, strict=True))
+    assert parse_scores(json.dumps(answer | {"overall": 3}), JUDGE)["overall"] == overall
+
+
+def test_without_a_decisive_dimension_the_overall_grade_is_the_lowest() -> None:
+    dimensions = {name: replace(each, decisive=False) for name, each in JUDGE.dimensions.items()}
+    for lowest in (1, 2, 3):
+        assert overall_grade(dict.fromkeys(dimensions, 3) | {NAMES[1]: lowest}, dimensions) == lowest
+
+
+@pytest.mark.parametrize(
+    ("text", "errors"),
+    [
+        ('{"errors": ["a red van", "no dog"], "factual_accuracy": 1}', ["a red van", "no dog"]),
+        ('{"errors": []}', []),
+        ('{"factual_accuracy": 3}', []),
+        ('{"errors": "none"}', []),
+        ("not JSON", []),
+    ],
+)
+def test_the_errors_that_a_judge_names_can_be_read_from_its_answer(text: str, errors: list[str]) -> None:
+    assert errors_named(text) == errors
 
 
 @pytest.mark.parametrize(
@@ -35,9 +77,9 @@ def test_scores_come_back_in_the_order_of_the_dimensions() -> None:
         ("[" * 100_000, "not JSON"),
         ('{"overall": ' + "1" * 10_000 + "}", "not JSON"),
         ("{}", "no 'factual_accuracy'"),
-        (json.dumps(dict.fromkeys(NAMES[:-1], 3)), "no 'overall'"),
+        (json.dumps(dict.fromkeys(NAMES[:-1], 3)), f"no '{NAMES[-1]}'"),
         (json.dumps(GOOD | {"charm": 3}), "unknown 'charm'"),
-        (json.dumps(GOOD)[:-1] + ', "overall": 1}', "'overall' is given twice"),
+        (json.dumps(GOOD)[:-1] + ', "errors": []}', "'errors' is given twice"),
     ],
 )
 def test_what_is_not_the_json_asked_for_is_refused_with_the_reason(text: str, reason: str) -> None:

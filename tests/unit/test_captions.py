@@ -68,6 +68,7 @@ def test_a_record_holds_the_entry_and_all_that_was_found_out() -> None:
         "reports": {"natural": "A cat.", "general_reasoning": "It sleeps."},
         "scores": {"factual_accuracy": 3, "professionalism": 2},
         "overall": 3,
+        "errors": [],
         "model": "m",
         "workflow": "digest of general_summary",
         "finish_reason": "stop",

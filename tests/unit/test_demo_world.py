@@ -71,9 +71,10 @@ def test_a_caption_with_an_error_is_graded_below_the_right_one(domain: str) -> N
         for kind, make in CORRUPTIONS.items():
             caption = make(first, other, draw)
             is_right = kind == "right" or set(read(caption.text)) == set(map(str, first.facts))
-            assert (caption.grades["overall"] == 3) == is_right or kind in ("cut off", "garbled")
+            assert (min(caption.grades.values()) == 3) == is_right or kind in ("cut off", "garbled")
             (judge,) = catalogue().resolve(domain).agents_of(Stage.SCORE)
-            assert parse_scores(ask_judge(first, caption, draw).answer, judge) == caption.grades
+            scores = parse_scores(ask_judge(first, caption, draw).answer, judge)
+            assert scores == caption.grades | {"overall": min(caption.grades.values())}
 
 
 def test_measures_of_known_answers() -> None:

@@ -378,7 +378,7 @@ def test_agents_that_do_not_fit_together_are_refused(tmp_path: Path, agent: str,
         ("dimensions: {}", "dimensions: an agent of stage score needs some"),
         (
             "dimensions: {overall: {description: x, grades: {1: a, 2: b, 3: c}}}",
-            "dimensions: overall is always graded",
+            "dimensions: overall is always given",
         ),
     ],
 )

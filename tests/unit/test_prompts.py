@@ -145,17 +145,14 @@ def test_the_router_is_offered_an_added_domain_too(tmp_path: Path) -> None:
     assert "\nI. Aerial: costs $domains and {more}\n" in router_instruction(load_catalogue(tmp_path))
 
 
-def test_the_schema_allows_the_grades_1_to_3_for_each_dimension_and_for_overall_and_nothing_else(
+def test_the_schema_asks_for_the_errors_first_then_a_grade_from_1_to_3_for_each_dimension(
     catalogue: Catalogue,
 ) -> None:
     grade = {"type": "integer", "enum": [1, 2, 3]}
     for domain in catalogue.domains:
         schema = scores_schema(judge_of(domain))
-        names = [*judge_of(domain).dimensions, "overall"]
-        assert schema == {
-            "type": "object",
-            "properties": dict.fromkeys(names, grade),
-            "required": names,
-            "additionalProperties": False,
-        }
-        assert list(schema["properties"]) == names
+        names = ["errors", *judge_of(domain).dimensions]
+        assert list(schema["properties"]) == schema["required"] == names
+        assert all(schema["properties"][name] == grade for name in names[1:])
+        assert schema["properties"]["errors"]["items"]["type"] == "string"
+        assert schema["additionalProperties"] is False

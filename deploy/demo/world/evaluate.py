@@ -192,7 +192,7 @@ def measure_judge(reader: Reader, exhibits: Sequence[Exhibit]) -> dict[str, Any]
     calls = [Call(each.frames, ask_judge(each.scene, caption, None).instruction) for each, caption in graded]
     scores: dict[str, list[float]] = {kind: [] for kind in CORRUPTIONS}
     for (exhibit, caption), text in zip(graded, reader.answers(calls, 48), strict=True):
-        kind = "right" if caption.grades["overall"] == 3 else caption.kind
+        kind = "right" if min(caption.grades.values()) == 3 else caption.kind
         scores[kind].append(_score(text, exhibit.scene))
     good = scores.pop("right")
     bad = [score for each in scores.values() for score in each]

@@ -14,9 +14,14 @@ class GradedCaption:
     #: A key of CORRUPTIONS.
     kind: str
     text: str
-    #: By the dimensions of the judge, and `overall`, which is the lowest.
+    #: By the dimensions of the judge; the overall grade is the lowest.
     grades: dict[str, int]
     errors: str
+
+    @property
+    def named_errors(self) -> list[str]:
+        """The errors as the judge lists them."""
+        return [] if self.errors == "none." else [self.errors.removesuffix(".")]
 
 
 def _graded(
@@ -29,7 +34,7 @@ def _graded(
     first = [f"false: {false[0]}"] if false else [f"missing: {missing[0]}"] if missing else ["none"]
     broken = {1: "garbled", 2: "cut off"}
     errors = broken[form] if form in broken else first[0]
-    return GradedCaption(kind, text, grades | {"overall": min(grades.values())}, f"{errors}.")
+    return GradedCaption(kind, text, grades, f"{errors}.")
 
 
 def _right(scene: Scene, other: Scene, draw: random.Random) -> GradedCaption:

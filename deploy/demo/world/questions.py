@@ -90,7 +90,7 @@ def ask_judge(scene: Scene, caption: GradedCaption, draw: random.Random | None) 
     (judge,) = domain.agents_of(Stage.SCORE)
     asked = _reworded(judge, draw) if draw else judge
     instruction = instruction_for(asked, domain, {domain.captioner.name: caption.text})
-    return Question("grade", instruction, json.dumps(caption.grades))
+    return Question("grade", instruction, json.dumps({"errors": caption.named_errors, **caption.grades}))
 
 
 def ask_critic(caption: GradedCaption) -> Question:

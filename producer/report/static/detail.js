@@ -63,7 +63,13 @@ capflow.detail = (() => {
   const grades = (sample) => {
     const rows = Object.entries(sample.grades);
     if (sample.overall !== null) rows.unshift(["overall", sample.overall]);
-    return rows.length ? section("Scores", make("dl", { className: "grades" }, ...rows.flatMap(gradeRow))) : null;
+    if (!rows.length) return null;
+    const errors = sample.errors.map((error) => make("li", { dir: "auto", textContent: error }));
+    return section(
+      "Scores",
+      make("dl", { className: "grades" }, ...rows.flatMap(gradeRow)),
+      errors.length ? make("ul", { className: "errors", ariaLabel: "Errors that the judge found" }, ...errors) : "",
+    );
   };
 
   const said = (answer) => {
