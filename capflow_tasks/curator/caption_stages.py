@@ -29,8 +29,8 @@ class Window:
     end_frame: int
     #: Input of each model, by variant; removed when the model has run.
     llm_inputs: dict[str, JsonObject] = field(default_factory=dict)
-    #: Caption of each model, by variant.
-    caption: dict[str, str] = field(default_factory=dict)
+    #: Caption of each model, by variant; None, as from NeMo Curator, is none.
+    caption: dict[str, str] | None = field(default_factory=dict)
     #: The rewritten caption, by the model that rewrote it.
     enhanced_caption: dict[str, str] = field(default_factory=dict)
 
@@ -188,7 +188,7 @@ class CaptionGenerationStage:
             if caption is None:
                 clip.errors[f"window-{number}"] = "not captioned"
             else:
-                window.caption[self.model_variant] = caption
+                window.caption = {**(window.caption or {}), self.model_variant: caption}
         return task
 
 
@@ -205,6 +205,8 @@ class CaptionEnhancementStage:
     max_output_tokens: int = 512
     vllm_kwargs: dict[str, Any] = field(default_factory=dict)
     name: str = "caption_enhancement"
+    #: Whose captions are rewritten; by default those of the same variant.
+    captioning_model_variant: str | None = None
 
     def __post_init__(self) -> None:
         self.prompt = prompt_for("enhance", self.prompt_variant, self.prompt_text)
@@ -212,6 +214,7 @@ class CaptionEnhancementStage:
     def setup(self) -> None:
         self.model = QwenLM(
             model_dir=self.model_dir,
+            model_variant=self.model_variant,
             caption_batch_size=self.model_batch_size,
             fp8=self.fp8,
             max_output_tokens=self.max_output_tokens,
@@ -220,12 +223,18 @@ class CaptionEnhancementStage:
         self.model.setup()
 
     def process(self, task: VideoTask) -> VideoTask:
-        windows = [window for _, _, window in _windows_of(task) if self.model_variant in window.caption]
+        captioned = []
+        for clip, number, window in _windows_of(task):
+            caption = (window.caption or {}).get(self.captioning_model_variant or self.model_variant)
+            if caption is None:
+                logger.error(f"Clip {clip.uuid} window {number} has no caption")
+                clip.errors.setdefault(f"window-{number}", "empty")
+            else:
+                captioned.append((window, caption))
         system = {"role": "system", "content": self.prompt}
-        for batch in split_by_chunk_size(windows, self.model_batch_size):
-            captions = [window.caption[self.model_variant] for window in batch]
-            chats = [[system, {"role": "user", "content": caption}] for caption in captions]
-            for window, caption in zip(batch, self.model.generate(chats), strict=True):
+        for batch in split_by_chunk_size(captioned, self.model_batch_size):
+            chats = [[system, {"role": "user", "content": caption}] for _, caption in batch]
+            for (window, _), caption in zip(batch, self.model.generate(chats), strict=True):
                 window.enhanced_caption["qwen_lm"] = caption
         return task
 

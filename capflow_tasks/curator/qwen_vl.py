@@ -1,9 +1,10 @@
 """NeMo Curator's `QwenVL`, `PromptFormatter` and `QwenLM`, without their faults; vLLM runs in this process.
 
-Code and tests written for theirs work with only the import path changed, so the names are theirs, including
-the private ones that tests patch. The differences: a caption may hold any character, the caller's inputs are
-not modified, a missing stage-2 prompt is refused before stage 1 runs, and `on_error="skip"` keeps the other
-captions when one video fails. vLLM is imported by `setup`.
+Code and tests written for theirs work with only the import path changed, so the names are theirs,
+including the private ones that tests patch. Releases 1.0 to 1.4 order arguments and prepare frames
+differently, and all are understood: the variant "qwen" behaves as in 1.0 to 1.2, "qwen2.5" and "qwen3"
+as from 1.3 on. Here, captions hold any character, the caller's inputs are not modified, and
+`on_error="skip"` keeps the other captions when one video fails. vLLM is imported by `setup`.
 """
 
 import importlib.util
@@ -13,14 +14,21 @@ import os
 import re
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from capflow_tasks.curator import grouping
+from capflow_tasks.curator.frames import (
+    CLIP_COLOURS,
+    EVEN_COLOURS,
+    describe_frames,
+    normalise,
+    pixel_params,
+    raw_frames,
+    resizing,
+)
 from capflow_tasks.records import JsonObject
 
 logger = logging.getLogger(__name__)
@@ -62,6 +70,11 @@ _QWEN3_VL_MODEL_REVISION = "0c351dd"
 _QWEN_LM_MODEL_ID = "Qwen/Qwen2.5-14B-Instruct"
 _QWEN_LM_MODEL_REVISION = "cf98f3b"
 
+_QWEN_LM_VARIANTS_INFO = {
+    "qwen": (_QWEN_LM_MODEL_ID, _QWEN_LM_MODEL_REVISION),
+    "qwen2.5": (_QWEN_LM_MODEL_ID, _QWEN_LM_MODEL_REVISION),
+    "qwen3": ("Qwen/Qwen3-14B", "f8c293d"),
+}
 _QWEN_VARIANTS_INFO = {
     "qwen": _QWEN2_5_VL_MODEL_ID,
     "qwen2.5": _QWEN2_5_VL_MODEL_ID,
@@ -70,13 +83,21 @@ _QWEN_VARIANTS_INFO = {
 #: Hub name of each variant's checkpoint, which holds the chat template.
 VARIANT_MAPPING = dict(_QWEN_VARIANTS_INFO)
 
-#: (mean, deviation) of red, green and blue in an encoder's training.
-Colours = tuple[tuple[float, float, float], tuple[float, float, float]]
-CLIP_COLOURS: Colours = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-EVEN_COLOURS: Colours = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+_QWEN_REVISION_INFO = {
+    "qwen": _QWEN2_5_VL_MODEL_REVISION,
+    "qwen2.5": _QWEN2_5_VL_MODEL_REVISION,
+    "qwen3": _QWEN3_VL_MODEL_REVISION,
+}
+#: Side of the square of pixels that becomes one token.
+_FACTORS = {"qwen": 28, "qwen2.5": 28, "qwen3": 32}
+#: What the processor is told since 1.3.
+_QWEN_VL_PIXEL_PARAMS = {variant: pixel_params(_FACTORS[variant]) for variant in ("qwen2.5", "qwen3")}
+_STAGE2_PROMPT = "Please refine this caption: "
+
 _COLOURS = {"qwen": CLIP_COLOURS, "qwen2.5": CLIP_COLOURS, "qwen3": EVEN_COLOURS}
 
 OnError = Literal["raise", "skip"]
+Initializer = Callable[..., None]
 S = TypeVar("S")
 T = TypeVar("T")
 
@@ -94,9 +115,47 @@ class ModelInterface(ABC):
         """Load the weights."""
 
 
+def _named(order: Callable[[Sequence[Any]], Sequence[str]]) -> Callable[[Initializer], Initializer]:
+    """Name an initializer's positional arguments by the order of the release that they were written for."""
+
+    def decorate(initialize: Initializer) -> Initializer:
+        @wraps(initialize)
+        def named(self: Any, *values: Any, **options: Any) -> None:
+            names = order(values)
+            if len(values) > len(names):
+                raise TypeError(f"Expected at most {len(names)} positional arguments: {', '.join(names)}.")
+            initialize(self, **dict(zip(names, values, strict=False)), **options)
+
+        return named
+
+    return decorate
+
+
+def _order_vl(values: Sequence[Any]) -> Sequence[str]:
+    """Leave out `model_does_preprocess`, as since 1.3, if a later value says so or else the variant."""
+    start = ["model_dir", "model_variant", "caption_batch_size", "fp8", "max_output_tokens"]
+    end = ["disable_mmcache", "stage2_prompt_text", "verbose"]
+    is_1_3 = not isinstance(values[6], bool) if len(values) > 6 else values[1:2] != ("qwen",)
+    return [*start, *end] if is_1_3 else [*start, "model_does_preprocess", *end]
+
+
+def _order_lm(values: Sequence[Any]) -> Sequence[str]:
+    """Put the variant second, as since 1.3, if the second value is a name."""
+    is_1_3 = len(values) > 1 and isinstance(values[1], str)
+    variant = ["model_variant"] if is_1_3 else []
+    return ["model_dir", *variant, "caption_batch_size", "fp8", "max_output_tokens"]
+
+
+def _variant(variants: Mapping[str, T], name: str) -> T:
+    if name not in variants:
+        raise KeyError(f"Invalid model variant: {name}. Valid variants are: {', '.join(variants)}")
+    return variants[name]
+
+
 class QwenVL(ModelInterface):
     """Qwen2.5-VL or Qwen3-VL in vLLM's synchronous engine; `vllm_kwargs` override the arguments set here."""
 
+    @_named(_order_vl)
     def __init__(
         self,
         model_dir: str,
@@ -117,10 +176,11 @@ class QwenVL(ModelInterface):
         self.max_output_tokens = max_output_tokens
         self.model_does_preprocess = model_does_preprocess
         self.disable_mmcache = disable_mmcache
-        self.stage2_prompt = self.stage2_prompt_text = stage2_prompt_text
+        self.stage2_prompt_text = stage2_prompt_text
+        self.stage2_prompt = stage2_prompt_text or _STAGE2_PROMPT
         self.verbose = verbose
         self.vllm_kwargs = vllm_kwargs
-        self.weight_file = str(Path(model_dir) / _QWEN_VARIANTS_INFO[model_variant])
+        self.weight_file = str(Path(model_dir) / _variant(_QWEN_VARIANTS_INFO, model_variant))
         #: Stage 2 replaces the second group of this in a prompt.
         self.pattern = r"(.*)(user_prompt)(.*)"
         self.model: Any = None
@@ -131,14 +191,16 @@ class QwenVL(ModelInterface):
         return [_QWEN_VARIANTS_INFO[self.model_variant]]
 
     def setup(self) -> None:
-        switches = ("do_resize", "do_rescale", "do_normalize")
         arguments = {
             "model": self.weight_file,
             "limit_mm_per_prompt": {"image": 0, "video": 1},
             "quantization": "fp8" if self.fp8 else None,
             "max_model_len": 32768,
             "gpu_memory_utilization": 0.85,
-            "mm_processor_kwargs": dict.fromkeys(switches, self.model_does_preprocess),
+            "mm_processor_kwargs": {
+                **dict.fromkeys(("do_resize", "do_rescale", "do_normalize"), self._takes_raw_frames),
+                **_QWEN_VL_PIXEL_PARAMS.get(self.model_variant, {}),
+            },
             "mm_processor_cache_gb": 0 if self.disable_mmcache else 4,
             "max_num_batched_tokens": 32768,
         }
@@ -148,9 +210,14 @@ class QwenVL(ModelInterface):
             "adjust accordingly for even longer sequences"
         )
 
+    @property
+    def _takes_raw_frames(self) -> bool:
+        """Whether the processor is told to resize, rescale and normalise; since 1.3 it always is."""
+        return self.model_does_preprocess or self.model_variant in _QWEN_VL_PIXEL_PARAMS
+
     def generate(
         self,
-        videos: list[JsonObject],
+        videos: Iterable[JsonObject],
         generate_stage2_caption: bool = False,
         batch_size: int = 16,
         *,
@@ -158,15 +225,15 @@ class QwenVL(ModelInterface):
     ) -> list[Any]:
         """Return a caption per video, in order; with `on_error="skip"`, None for each video that failed.
 
-        A video is {"prompt", "multi_modal_data": {"video": frames or (frames, metadata)}}. Frames are
-        (T, H, W, RGB) of 0 to 255, with sides that are multiples of 28 (32 for qwen3) unless the model
-        preprocesses, or (T, RGB, H, W), preprocessed. Stage 2 replaces `user_prompt` in the prompt with the
-        stage-2 prompt and the first caption; in a prompt without that word, all the user's text.
+        A video is {"prompt", "multi_modal_data": {"video": frames or (frames, metadata)}}. Frames are of
+        (T, H, W, RGB) or (T, RGB, H, W), an array or tensor, of 0 to 255 in any type or normalised. They are
+        resized if a side is no multiple of 28 (32 for qwen3) or the video has over 24,576 tokens. Stage 2
+        puts the stage-2 prompt and the first caption in place of `user_prompt` in the prompt or, if it has no
+        such word, of all the user's text.
         """
         if on_error not in ("raise", "skip"):
             raise ValueError(f'on_error must be "raise" or "skip", not {on_error!r}.')
-        if generate_stage2_caption and not self.stage2_prompt:
-            raise ValueError("A stage-2 caption needs a prompt: give QwenVL(stage2_prompt_text=...).")
+        videos = list(videos)
         if videos and self.model is None:
             raise RuntimeError("The model is not loaded: call setup() first.")
         captions: list[Any] = []
@@ -184,7 +251,8 @@ class QwenVL(ModelInterface):
         # built here, not at import: tests patch the names
         qwen2_5 = (_QWEN2_5_VL_MODEL_ID, _QWEN2_5_VL_MODEL_REVISION)
         qwen3 = (_QWEN3_VL_MODEL_ID, _QWEN3_VL_MODEL_REVISION)
-        _download("QwenVL", model_dir, *{"qwen": qwen2_5, "qwen2.5": qwen2_5, "qwen3": qwen3}[variant])
+        checkpoints = {"qwen": qwen2_5, "qwen2.5": qwen2_5, "qwen3": qwen3}
+        _download("QwenVL", model_dir, *_variant(checkpoints, variant))
 
     def _caption(self, videos: list[JsonObject], with_stage2: bool, on_error: OnError) -> list[str | None]:
         inputs = _attempt(self._prepare, dict(enumerate(videos)), on_error)
@@ -203,10 +271,28 @@ class QwenVL(ModelInterface):
         if "video" in media and media["video"] is None:
             # vLLM would drop it silently and caption nothing
             raise ValueError(f"The input has no video, only a prompt: {video.get('prompt')!r:.200}.")
-        colours = None if self.model_does_preprocess else _COLOURS[self.model_variant]
-        ready = _complete_video(media.get("video"), colours)
-        is_complete = ready is media.get("video")
-        return video if is_complete else {**video, "multi_modal_data": {**media, "video": ready}}
+        given = media.get("video")
+        frames, metadata = given if isinstance(given, tuple) else (given, None)
+        if len(getattr(frames, "shape", ())) != 4:
+            return video  # no frames: vLLM says what is wrong
+        colours, factor = _COLOURS[self.model_variant], _FACTORS[self.model_variant]
+        frames = raw_frames(frames, colours)
+        # frames without metadata are taken as sampled at NeMo Curator's 2 frames per second
+        metadata = metadata or describe_frames(len(frames), 2.0)
+        options = resizing(frames.shape, factor, is_total=self.model_variant == "qwen3")
+        if not self._engine_normalises:
+            frames = normalise(frames, colours)
+        prepared = {**video, "multi_modal_data": {**media, "video": (frames, metadata)}}
+        return {**prepared, "mm_processor_kwargs": options} if options else prepared
+
+    @property
+    def _engine_normalises(self) -> bool:
+        """Whether vLLM normalises what it is given: in its processor, or on the device (from 0.29 on).
+
+        On the device it does so even where the processor is told not to.
+        """
+        config = getattr(getattr(self.model, "model_config", None), "multimodal_config", None)
+        return self._takes_raw_frames or bool(getattr(config, "mm_device_do_normalize", False))
 
     def _add_caption(self, pair: tuple[JsonObject, str]) -> JsonObject:
         """Return the input of stage 2 for an input of stage 1 and its caption."""
@@ -249,38 +335,51 @@ class QwenVL(ModelInterface):
 
 
 class QwenLM(ModelInterface):
-    """Qwen2.5 for text, which rewrites captions; `vllm_kwargs` override the arguments set here."""
+    """Qwen2.5 or Qwen3 for text, which rewrites captions; `vllm_kwargs` override the arguments set here."""
 
+    @_named(_order_lm)
     def __init__(
-        self, model_dir: str, caption_batch_size: int, fp8: bool, max_output_tokens: int, **vllm_kwargs: Any
+        self,
+        model_dir: str = "",
+        model_variant: str = "qwen",
+        caption_batch_size: int = 1,
+        fp8: bool = False,
+        max_output_tokens: int = 512,
+        **vllm_kwargs: Any,
     ) -> None:
         self.model_dir = model_dir
+        self.model_variant = model_variant
         self.caption_batch_size = caption_batch_size
         self.fp8 = fp8
         self.max_output_tokens = max_output_tokens
         self.vllm_kwargs = vllm_kwargs
+        self._model_id, _ = _variant(_QWEN_LM_VARIANTS_INFO, model_variant)
 
     def model_id_names(self) -> list[str]:  # type: ignore[override]
         """A method, as in NeMo Curator, where it is a property of every other model."""
-        return [_QWEN_LM_MODEL_ID]
+        return [self._model_id]
 
     def setup(self) -> None:
-        self.weight_file = str(Path(self.model_dir) / _QWEN_LM_MODEL_ID)
+        self.weight_file = str(Path(self.model_dir) / self._model_id)
         quantization = "fp8" if self.fp8 else None
         arguments = {"model": self.weight_file, "quantization": quantization, "enforce_eager": False}
         self.llm, self.sampling_params = _load(self, arguments)
         self.tokenizer = AutoTokenizer.from_pretrained(self.weight_file)
 
-    def generate(self, inputs: list[list[dict[str, str]]]) -> list[str]:
+    def generate(self, inputs: Iterable[list[dict[str, str]]]) -> list[str]:
         """Return the answer to each chat, in order; a chat has a {"role", "content"} per message."""
-        prompts = self.tokenizer.apply_chat_template(inputs, tokenize=False, add_generation_prompt=True)
+        # Qwen3 would think aloud in the caption
+        options = {"enable_thinking": False} if self.model_variant == "qwen3" else {}
+        prompts = self.tokenizer.apply_chat_template(
+            list(inputs), tokenize=False, add_generation_prompt=True, **options
+        )
         outputs = self.llm.generate(prompts, sampling_params=self.sampling_params)
         return [output.outputs[0].text for output in outputs]
 
     @classmethod
-    def download_weights_on_node(cls, model_dir: str) -> None:
-        """Download the checkpoint to where `QwenLM(model_dir, ...)` reads it."""
-        _download("QwenLM", model_dir, _QWEN_LM_MODEL_ID, _QWEN_LM_MODEL_REVISION)
+    def download_weights_on_node(cls, model_dir: str, variant: str = "qwen") -> None:
+        """Download a variant's checkpoint to where `QwenLM(model_dir, variant, ...)` reads it."""
+        _download("QwenLM", model_dir, *_variant(_QWEN_LM_VARIANTS_INFO, variant))
 
 
 class PromptFormatter:
@@ -308,14 +407,16 @@ class PromptFormatter:
         """Return an input for `QwenVL.generate`.
 
         The text is rendered once and reused whatever `prompt` is, unless `override_text_prompt` is set.
-        `fps` is the sampling rate of frames in `video_inputs` that come without metadata.
+        `fps`, the sampling rate, gives frames metadata; qwen2.5 and qwen3 always get some, for 2 by default.
         """
         if self.text_prompt is None or override_text_prompt:
             self.text_prompt = self.processor.apply_chat_template(
                 self.create_message(prompt), tokenize=False, add_generation_prompt=True
             )
-        if fps is not None and video_inputs is not None:
-            video_inputs = (video_inputs, _describe_frames(len(video_inputs), fps))
+        if self.prompt_variant in _QWEN_VL_PIXEL_PARAMS:
+            fps = fps or 2.0
+        if fps is not None and getattr(video_inputs, "shape", None):
+            video_inputs = (video_inputs, describe_frames(len(video_inputs), fps))
         return {"prompt": self.text_prompt, "multi_modal_data": {"video": video_inputs}}
 
     def create_message(self, prompt: str) -> list[JsonObject]:
@@ -338,7 +439,7 @@ def _load(model: QwenVL | QwenLM, arguments: JsonObject) -> tuple[Any, Any]:
 def _download(model: str, model_dir: str, model_id: str, revision: str) -> None:
     folder = Path(model_dir) / model_id
     folder.mkdir(parents=True, exist_ok=True)
-    if has_all_weights(folder):
+    if _weights_complete(folder):
         logger.info(f"{model} weights already present at: {folder}")
         return
     download_model_from_hf(model_id=model_id, local_dir=folder, revision=revision)
@@ -380,6 +481,10 @@ def has_all_weights(folder: Path) -> bool:
     return bool(names) and all((folder / name).is_file() for name in names)
 
 
+#: Their name since 1.3, which tests patch.
+_weights_complete = has_all_weights
+
+
 def _attempt(step: Callable[[S], T], items: Mapping[int, S], on_error: OnError) -> dict[int, T]:
     """Return the step's result per item; those that failed and may be skipped are left out."""
     results: dict[int, T] = {}
@@ -391,42 +496,3 @@ def _attempt(step: Callable[[S], T], items: Mapping[int, S], on_error: OnError) 
                 raise
             logger.warning(f"A video was not captioned: {error}")
     return results
-
-
-def _complete_video(video: Any, colours: Colours | None) -> Any:
-    """Return frames, or (frames, metadata), as vLLM takes them: the same object if it is complete.
-
-    Frames of 0 to 255 are normalised to `colours`, unless those are None.
-    """
-    frames, metadata = video if isinstance(video, tuple) else (video, None)
-    if len(getattr(frames, "shape", ())) != 4:
-        return video
-    is_raw = str(frames.dtype).endswith("uint8")
-    if metadata is not None and not (is_raw and colours):
-        return video
-    if is_raw and colours:
-        frames = normalise(np.asarray(frames), colours)
-    # frames without metadata are taken as sampled at NeMo Curator's 2 frames per second
-    return frames, metadata or _describe_frames(len(frames), 2.0)
-
-
-def normalise(frames: NDArray[np.uint8], colours: Colours) -> NDArray[np.float32]:
-    """Return values of 0 to 255 as (frames, RGB, height, width) around 0; RGB may also come last."""
-    mean, deviation = (np.asarray(values, np.float32)[:, None, None] for values in colours)
-    planes = frames if frames.shape[-1] != 3 else frames.transpose(0, 3, 1, 2)
-    scaled = np.empty(planes.shape, np.float32)
-    np.multiply(planes, 1 / (255 * deviation), out=scaled)
-    scaled -= mean / deviation
-    return scaled
-
-
-def _describe_frames(count: int, fps: float) -> JsonObject:
-    """Return vLLM's metadata for `count` frames that were sampled at `fps`."""
-    return {
-        "fps": fps,
-        "frames_indices": list(range(count)),
-        "total_num_frames": count,
-        "duration": count / fps,
-        "video_backend": "pyav",
-        "do_sample_frames": False,
-    }

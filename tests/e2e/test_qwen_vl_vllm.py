@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ from capflow_tasks.curator.caption_stages import (
     Video,
     VideoTask,
 )
-from capflow_tasks.curator.qwen_vl import CLIP_COLOURS, PromptFormatter, QwenVL, normalise
+from capflow_tasks.curator.frames import CLIP_COLOURS, normalise
+from capflow_tasks.curator.qwen_vl import PromptFormatter, QwenVL
 from capflow_tasks.media.budget import MediaBudget
 from capflow_tasks.media.video import load_video
 
@@ -33,6 +36,8 @@ ENVIRONMENT = {
     "TORCHDYNAMO_DISABLE": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_NO_USAGE_STATS": "1",
+    # lets a test run its own code in the engine's process
+    "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
 }
 #: 4 to 16 tokens per pair of frames.
 BUDGET = MediaBudget(frame_min_pixels=4 * 28 * 28, frame_max_pixels=16 * 28 * 28)
@@ -57,24 +62,59 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-@pytest.fixture(scope="module")
-def model(models: str) -> Iterator[QwenVL]:
+def load_model(models: str, variant: str, **options: Any) -> Iterator[QwenVL]:
     with pytest.MonkeyPatch.context() as patched:
         for name, value in ENVIRONMENT.items():
             patched.setenv(name, value)
-        QwenVL.download_weights_on_node(models)  # all there: nothing is fetched
-        model = QwenVL(
-            model_dir=models,
-            model_variant="qwen",
-            caption_batch_size=8,
-            fp8=False,
-            max_output_tokens=24,
-            stage2_prompt_text=STAGE2_PROMPT,
-            **ENGINE,
-        )
+        QwenVL.download_weights_on_node(models, variant=variant)  # all there: nothing is fetched
+        model = QwenVL(models, variant, 8, fp8=False, max_output_tokens=24, **options, **ENGINE)
         model.setup()
+        model.model.apply_model(watch_tower)
         yield model
         model.model.llm_engine.engine_core.shutdown()
+
+
+@pytest.fixture(scope="module")
+def model(models: str) -> Iterator[QwenVL]:
+    yield from load_model(models, "qwen", stage2_prompt_text=STAGE2_PROMPT)
+
+
+@pytest.fixture(scope="module")
+def model_of_1_3(models: str) -> Iterator[QwenVL]:
+    yield from load_model(models, "qwen2.5")
+
+
+@dataclass(frozen=True, slots=True)
+class TowerCall:
+    """What the vision tower was given and what it made of it."""
+
+    mean: float
+    spread: float
+    #: Mean of its output over all tokens.
+    hidden: tuple[float, ...]
+
+
+def watch_tower(engine_model: Any) -> None:
+    """Note every call of the vision tower; runs in the engine's process."""
+    tower = engine_model.visual
+    tower.noted = []
+
+    def note_pixels(module: Any, inputs: Any, output: Any) -> None:
+        pixels = output.float()
+        tower.pixels = pixels.mean().item(), pixels.std().item()
+
+    def note_output(module: Any, inputs: Any, output: Any) -> None:
+        tower.noted.append((*tower.pixels, tuple(output.float().mean(0).tolist())))
+
+    # the first step inside the tower: normalises the pixels, or passes them on
+    tower.input_norm.register_forward_hook(note_pixels)
+    tower.register_forward_hook(note_output)
+
+
+def take_notes(engine_model: Any) -> list[tuple[Any, ...]]:
+    notes: list[tuple[Any, ...]] = engine_model.visual.noted
+    engine_model.visual.noted = []
+    return notes
 
 
 @pytest.fixture(scope="module")
@@ -179,14 +219,76 @@ def test_one_bad_video_does_not_cost_the_others_their_captions(
     model: QwenVL, clips: list[str], formatter: PromptFormatter
 ) -> None:
     good = [formatter.generate_inputs("What happens?", frames_of(path)) for path in clips]
-    odd_sized = formatter.generate_inputs("What happens?", np.zeros((4, 30, 30, 3), np.uint8))
+    flat = formatter.generate_inputs("What happens?", np.zeros((28, 28, 3), np.uint8))
     no_video = formatter.generate_inputs("What happens?")
-    captions = model.generate([good[0], odd_sized, good[1], no_video, good[2]], on_error="skip")
+    captions = model.generate([good[0], flat, good[1], no_video, good[2]], on_error="skip")
     assert [caption is None for caption in captions] == [False, True, False, True, False]
     assert captions[0] == model.generate([good[0]])[0]
-    with pytest.raises(Exception, match="Failed to apply Qwen2_5_VLProcessor"):
-        model.generate([good[0], odd_sized])
+    with pytest.raises(ValueError, match="no video"):
+        model.generate([good[0], no_video])
     assert model.generate([good[0]]) == [captions[0]]
+
+
+def tensor_of(frames: NDArray[Any]) -> Any:
+    """Return frames as NeMo Curator's decoder does: a tensor of (T, RGB, H, W)."""
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2)))
+
+
+#: How NeMo Curator's releases hand over frames.
+FORMS: dict[str, Callable[[NDArray[np.uint8]], Any]] = {
+    "bytes": lambda frames: frames,
+    "tensor of bytes": tensor_of,
+    "floats of 0 to 255": lambda frames: tensor_of(frames).float(),
+    "normalised": lambda frames: tensor_of(normalise(frames, CLIP_COLOURS).transpose(0, 2, 3, 1)),
+    "16 bits": lambda frames: tensor_of(normalise(frames, CLIP_COLOURS).transpose(0, 2, 3, 1)).bfloat16(),
+}
+
+
+def reference_pixels(formatter: PromptFormatter, frames: NDArray[np.uint8]) -> Any:
+    """Return what transformers' processor makes of frames, which are not resized."""
+    processor = formatter.processor.video_processor
+    return processor(videos=[frames], do_resize=False, return_tensors="pt")["pixel_values_videos"]
+
+
+@pytest.mark.parametrize("loaded", ["model", "model_of_1_3"])
+def test_the_vision_tower_gets_the_pixels_that_the_reference_computes(
+    loaded: str, request: pytest.FixtureRequest, formatter: PromptFormatter
+) -> None:
+    model: QwenVL = request.getfixturevalue(loaded)
+    model.model.apply_model(take_notes)  # those of other tests
+    random = np.random.default_rng(0)
+    calls = []
+    for number, to_form in enumerate(FORMS.values()):
+        # as bright as no other, so that neither the engine knows it nor a wrong scale goes unnoticed
+        frames = random.integers(40 * number, 40 * number + 60, (8, 84, 112, 3), np.uint8)
+        model.generate([formatter.generate_inputs("What happens?", to_form(frames))])
+        (note,) = model.model.apply_model(take_notes)[0]
+        calls.append(TowerCall(*note))
+        wanted = reference_pixels(formatter, frames)
+        assert calls[-1].mean == pytest.approx(wanted.mean().item(), abs=0.01)
+        assert calls[-1].spread == pytest.approx(wanted.std().item(), abs=0.01)
+    for one, other in itertools.combinations(calls, 2):
+        assert not np.allclose(one.hidden, other.hidden, rtol=0.01)
+
+
+@pytest.mark.parametrize("loaded", ["model", "model_of_1_3"])
+@pytest.mark.parametrize("shape", [(5, 30, 61, 3), (2, 1080, 1920, 3)])
+def test_frames_of_any_size_are_captioned(
+    loaded: str,
+    shape: tuple[int, ...],
+    request: pytest.FixtureRequest,
+    formatter: PromptFormatter,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model: QwenVL = request.getfixturevalue(loaded)
+    listener = Listener(model, monkeypatch)
+    frames = np.random.default_rng(1).integers(0, 256, shape, np.uint8)
+    assert all(model.generate([formatter.generate_inputs("What happens?", frames)]))
+    pad = formatter.processor.tokenizer.convert_tokens_to_ids("<|video_pad|>")
+    (tokens,) = listener.video_tokens(0, pad)
+    assert 0 < tokens <= 768 * (len(frames) + 1) // 2
 
 
 def test_the_stages_turn_files_into_captions_window_by_window(
@@ -208,5 +310,5 @@ def test_the_stages_turn_files_into_captions_window_by_window(
         [(0, 11), (12, 23), (24, 29)],
         [],
     ]
-    assert all(window.caption["qwen"] for clip in files for window in clip.windows)
+    assert all((window.caption or {})["qwen"] for clip in files for window in clip.windows)
     assert [clip.errors.keys() for clip in files] == [set(), set(), {"windows"}]

@@ -7,6 +7,7 @@ import logging
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock, patch
@@ -21,6 +22,7 @@ from capflow_tasks.curator.qwen_vl import (
     VARIANT_MAPPING,
     ModelInterface,
     PromptFormatter,
+    QwenLM,
     QwenVL,
 )
 
@@ -129,7 +131,8 @@ def test_every_argument_is_kept_and_the_defaults_are_theirs() -> None:
     assert isinstance(model, ModelInterface)
     assert (model.model_dir, model.model_variant, model.caption_batch_size) == ("/models", "qwen", 4)
     assert (model.fp8, model.max_output_tokens, model.model_does_preprocess) == (True, 512, False)
-    assert (model.disable_mmcache, model.stage2_prompt, model.verbose) == (False, None, False)
+    assert (model.disable_mmcache, model.verbose) == (False, False)
+    assert model.stage2_prompt == "Please refine this caption: "
     assert model.weight_file == str(Path("/models") / _QWEN_VARIANTS_INFO["qwen"])
     assert make_model(stage2_prompt_text="Again: ").stage2_prompt == "Again: "
 
@@ -148,9 +151,64 @@ def test_a_variant_names_one_checkpoint(variant: str, model_id: str) -> None:
     assert model.weight_file == str(Path("models") / model_id)
 
 
-def test_an_unknown_variant_is_a_key_error() -> None:
-    with pytest.raises(KeyError, match="llama"):
-        make_model(model_variant="llama")
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda: make_model(model_variant="llama"),
+        lambda: QwenVL.download_weights_on_node("models", variant="llama"),
+        lambda: QwenLM("models", "llama"),
+        lambda: QwenLM.download_weights_on_node("models", "llama"),
+    ],
+)
+def test_an_unknown_variant_is_a_key_error_that_names_the_valid_ones(use: Callable[[], object]) -> None:
+    with pytest.raises(KeyError, match=r"model variant: llama\. Valid variants are: qwen, qwen2\.5, qwen3"):
+        use()
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        # 1.0 to 1.2
+        (("m", "qwen", 8, True, 64, True), {"model_does_preprocess": True}),
+        (("m", "qwen", 8, True, 64, False, True), {"disable_mmcache": True}),
+        (("m", "qwen", 8, True, 64, False, True, "Again: ", True), {"stage2_prompt": "Again: "}),
+        (("m", "qwen3", 8, True, 64, True, False, "Again: "), {"model_does_preprocess": True}),
+        # 1.3 and 1.4
+        (("m", "qwen2.5", 8, True, 64, True), {"disable_mmcache": True, "model_does_preprocess": False}),
+        (("m", "qwen3", 8, True, 64, True, "Again: ", True), {"disable_mmcache": True, "verbose": True}),
+        (("m", "qwen3", 8, True, 64, True, None), {"stage2_prompt": "Please refine this caption: "}),
+        (("m", "qwen3", 8), {"max_output_tokens": 512, "fp8": True}),
+    ],
+)
+def test_arguments_may_stand_in_the_order_of_any_release(values: Any, named: dict[str, object]) -> None:
+    model = QwenVL(*values)
+    assert {name: getattr(model, name) for name in named} == named
+    assert (model.model_variant, model.caption_batch_size) == values[1:3]
+
+
+def test_an_argument_too_many_or_given_twice_is_refused() -> None:
+    with pytest.raises(TypeError, match="at most 9 positional arguments: model_dir, "):
+        QwenVL("m", "qwen", 8, True, 64, False, False, None, False, "one more")
+    with pytest.raises(TypeError, match="multiple values"):
+        QwenVL("m", "qwen", 8, caption_batch_size=8)
+
+
+@pytest.mark.parametrize(("variant", "factor"), [("qwen2.5", 28), ("qwen3", 32)])
+def test_since_1_3_the_processor_always_preprocesses(
+    engine: type[ScriptedLLM], variant: str, factor: int
+) -> None:
+    make_model(model_variant=variant).setup()
+    assert engine.made.arguments["mm_processor_kwargs"] == {
+        "do_resize": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "image_factor": factor,
+        "min_pixels": 4 * factor**2,
+        "max_pixels": 16384 * factor**2,
+        "video_min_pixels": 128 * factor**2,
+        "video_max_pixels": 768 * factor**2,
+        "video_total_pixels": 24576 * factor**2,
+    }
 
 
 @pytest.mark.parametrize("is_fp8", [True, False])
@@ -273,6 +331,12 @@ def test_no_videos_give_no_captions_without_asking() -> None:
     assert make_model().generate([]) == []
 
 
+def test_videos_may_come_from_any_iterable() -> None:
+    model = mocked_model()
+    model.model.generate.side_effect = [said("a", "b"), said("c")]
+    assert model.generate(({"prompt": text} for text in "abc"), batch_size=2) == ["a", "b", "c"]
+
+
 @pytest.mark.usefixtures("engine")
 def test_verbose_logs_the_first_captions(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
@@ -354,3 +418,12 @@ def test_a_rate_makes_metadata() -> None:
     video, metadata = make_formatter().generate_inputs("a", frames, fps=4.0)["multi_modal_data"]["video"]
     assert video is frames
     assert (metadata["fps"], metadata["duration"], metadata["frames_indices"]) == (4.0, 1.0, [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize("variant", ["qwen2.5", "qwen3"])
+def test_since_1_3_frames_always_have_metadata(variant: str) -> None:
+    frames = np.zeros((6, 30, 30, 3), np.uint8)
+    video, metadata = make_formatter(variant).generate_inputs("a", frames)["multi_modal_data"]["video"]
+    assert video is frames
+    assert (metadata["fps"], metadata["total_num_frames"]) == (2.0, 6)
+    assert make_formatter(variant).generate_inputs("a")["multi_modal_data"] == {"video": None}

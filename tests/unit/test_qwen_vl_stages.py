@@ -126,6 +126,39 @@ def test_prompts_are_kept_by_stage_and_variant() -> None:
         prompt_for("caption", "nothing", None)
 
 
+@pytest.mark.parametrize("missing", [None, {}, {"qwen": None}])
+def test_a_window_without_a_caption_is_named_and_left_out(missing: Any) -> None:
+    stage = CaptionEnhancementStage(captioning_model_variant="qwen", model_variant="qwen3")
+    stage.model = Mock()
+    stage.model.generate.side_effect = lambda chats: [chat[1]["content"].upper() for chat in chats]
+    clip = Clip("clip.mp4", windows=[Window(0, 0, caption=missing), Window(1, 1, caption={"qwen": "b"})])
+    stage.process(task_of(clip))
+    assert [window.enhanced_caption for window in clip.windows] == [{}, {"qwen_lm": "B"}]
+    assert clip.errors == {"window-0": "empty"}
+
+
+@pytest.mark.parametrize(
+    ("values", "variant"),
+    [
+        (("/m", 4, True, 64), "qwen"),
+        (("/m", "qwen2.5", 4, True, 64), "qwen2.5"),
+        (("/m", "qwen3", 4, True, 64), "qwen3"),
+    ],
+)
+def test_the_text_models_arguments_may_stand_in_the_order_of_any_release(values: Any, variant: str) -> None:
+    model = QwenLM(*values)
+    assert (model.model_dir, model.model_variant, model.caption_batch_size) == ("/m", variant, 4)
+    assert (model.fp8, model.max_output_tokens) == (True, 64)
+
+
+def test_qwen3_is_asked_not_to_think() -> None:
+    model = QwenLM(model_variant="qwen3")
+    model.llm, model.tokenizer, model.sampling_params = Mock(), Mock(), Mock()
+    model.llm.generate.return_value = [Mock(outputs=[Mock(text="a")])]
+    assert model.generate(iter([[{"role": "user", "content": "1"}]])) == ["a"]
+    assert model.tokenizer.apply_chat_template.call_args.kwargs["enable_thinking"] is False
+
+
 @pytest.mark.parametrize("is_fp8", [True, False])
 def test_the_text_model_is_loaded_as_theirs(is_fp8: bool) -> None:
     model = QwenLM("/models", 4, is_fp8, 256)

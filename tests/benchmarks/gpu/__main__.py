@@ -15,6 +15,7 @@ from rich.console import Console
 from capflow_tasks.records import JsonObject, Modality
 from tests.benchmarks.claims import Bench, Row, Study, rows_of
 from tests.benchmarks.gpu.model import ARCHITECTURES, write_model
+from tests.benchmarks.gpu.summary import summary
 from tests.benchmarks.report import draw, table, write_json
 
 _PLAIN_WIDTH = 150
@@ -36,7 +37,7 @@ def parse_object(context: click.Context, option: click.Parameter, value: str) ->
 @click.option("--videos", default=128, type=click.IntRange(0), help="Clips of 32 frames, at most.")
 @click.option("--minutes", default=1.5, help="Time for each of the two, by the warm-up's pace.")
 @click.option("--in-flight", default=64, type=click.IntRange(1), help="Samples that run at a time.")
-@click.option("--bare", is_flag=True, help="Measure the engine without the fleet as well.")
+@click.option("--bare/--no-bare", default=True, help="Measure the engine without the fleet as well.")
 @click.option("--rival-samples", default=64, help="Samples for static batches and --bare; 0 for neither.")
 @click.option("--engine-args", default="{}", callback=parse_object, help="More arguments of vLLM, JSON.")
 @click.option("--tiny", is_flag=True, help="Rehearse on a CPU: small model, media and answers.")
@@ -92,7 +93,7 @@ def main(
     draw(rows, output / "gpu.png")
     shown = table(rows)
     shown.title = "captioning on a GPU"
-    Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH).print(shown)
+    Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH).print(shown, summary(rows, name))
     sys.exit(any(row.baseline.startswith("failed") for row in rows))
 
 

@@ -1,19 +1,15 @@
-"""What is captioned: pictures of one megapixel and clips of 32 frames, and how long the answers are."""
+"""What is captioned: pictures of one megapixel and clips of 32 frames, and how long answers are."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from PIL import Image
 
-from capflow_tasks.domains.catalogue import load_catalogue
-from capflow_tasks.records import JsonObject, Modality, Stage
+from capflow_tasks.records import JsonObject, Modality
 from tests.benchmarks.scene import TASKS
 from tests.clips import make_clip
 
@@ -29,8 +25,8 @@ class Load:
     #: Width and height, multiples of 28, so that nothing is resized.
     picture: tuple[int, int]
     frame: tuple[int, int]
-    #: Tokens of an answer, by stage.
-    tokens: Mapping[Stage, int]
+    #: Tokens of a free text: median and 95th percentile of a log-normal distribution.
+    answer: tuple[int, int]
 
     def entries(self, kind: Modality, media: Path, first: int, count: int) -> list[JsonObject]:
         """Draw new media, numbered from `first`, and return their annotation entries."""
@@ -49,28 +45,6 @@ class Load:
         )
         return {"video": f"{number}.mp4"}
 
-    def write_domains(self, folder: Path) -> None:
-        """Write copies of the packaged domain files in which every free text has the load's tokens.
-
-        Random weights end a text with about one token in 150,000, so each answer is as long as it may be.
-        A judge's answer ends with its JSON.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        agents = [agent for domain in load_catalogue().domains for agent in domain.agents]
-        limits = {agent.name: self.tokens[agent.stage] for agent in agents if agent.answer == "text"}
-        for file in (files("capflow_tasks") / "domains").iterdir():
-            if file.name.endswith(".yaml"):
-                content = yaml.safe_load(file.read_text("utf-8"))
-                content["agents"] = {
-                    name: _limited(keys or {}, limits[name]) if name in limits else keys
-                    for name, keys in content["agents"].items()
-                }
-                (folder / file.name).write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
-
-
-def _limited(keys: JsonObject, tokens: int) -> JsonObject:
-    return keys | {"sampling": keys.get("sampling", {}) | {"max_tokens": tokens}}
-
 
 def _pattern(number: int, size: tuple[int, int]) -> NDArray[np.uint8]:
     """Return coarse noise that differs for each number, so that no prefix cache knows it."""
@@ -80,5 +54,5 @@ def _pattern(number: int, size: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 #: 1,280 tokens per picture, 299 per pair of frames.
-REALISTIC = Load((1120, 896), (644, 364), {Stage.PERCEIVE: 256, Stage.REASON: 256, Stage.SUMMARIZE: 512})
-TINY = Load((448, 448), (336, 308), dict.fromkeys((Stage.PERCEIVE, Stage.REASON, Stage.SUMMARIZE), 8))
+REALISTIC = Load((1120, 896), (644, 364), (180, 600))
+TINY = Load((448, 448), (336, 308), (8, 27))
