@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -366,6 +367,7 @@ def gemma3_config(tokenizer: PreTrainedTokenizerFast, shape: Shape) -> PreTraine
         "num_attention_heads": shape.vision_hidden // 32,
         "image_size": GEMMA_PICTURE,
         "patch_size": GEMMA_PATCH,
+        "vision_use_head": False,
         "dtype": "bfloat16",
     }
     text = text_config(
@@ -461,6 +463,17 @@ def silence_blanks(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -
         model.lm_head.weight[blank] = 0
 
 
+def restore_names(file: Path) -> None:
+    """Name Gemma's vision weights as Google's release does, for vLLM; transformers shortens them."""
+    weights = load_file(file)
+    if any(name.startswith("vision_tower.") for name in weights):
+        renamed = {
+            name.replace("vision_tower.", "vision_tower.vision_model."): weight
+            for name, weight in weights.items()
+        }
+        save_file(renamed, file, metadata={"format": "pt"})
+
+
 def save_checkpoint(folder: Path, shape: Shape, family: Family) -> int:
     """Write the checkpoint to `folder` and return its number of weights."""
     tokenizer = family.tokenizer()
@@ -477,6 +490,7 @@ def save_checkpoint(folder: Path, shape: Shape, family: Family) -> int:
         pad_token_id=text.pad_token_id,
     )
     model.save_pretrained(folder)
+    restore_names(folder / "model.safetensors")
     (family.processor(tokenizer) if family.processor else tokenizer).save_pretrained(folder)
     return sum(weight.numel() for weight in model.parameters())
 
