@@ -214,6 +214,7 @@ def qwen_tokenizer(more_tokens: list[str]) -> Qwen2Tokenizer:
 
 def gemma_tokenizer() -> PreTrainedTokenizerFast:
     learner, _ = train_vocabulary(GEMMA_TOKENS)
+    learner.add_special_tokens(GEMMA_TOKENS)
     # line breaks in a row are one token of their own, which vLLM looks up
     learner.add_tokens([AddedToken("\n" * count, normalized=False) for count in range(1, 5)])
     return PreTrainedTokenizerFast(
@@ -221,7 +222,6 @@ def gemma_tokenizer() -> PreTrainedTokenizerFast:
         bos_token="<bos>",
         eos_token="<eos>",
         pad_token="<pad>",
-        additional_special_tokens=GEMMA_TOKENS,
         extra_special_tokens={
             "boi_token": "<start_of_image>",
             "eoi_token": "<end_of_image>",

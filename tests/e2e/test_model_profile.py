@@ -40,7 +40,8 @@ def test_the_files_of_a_checkpoint_say_what_it_sees_and_how(
 
     profile = read_profile(str(tiny_checkpoint(family)), {})
 
-    assert (profile.sees, profile.form) == (sees, form)
+    assert profile.sees == sees
+    assert profile.form == form
 
 
 def test_a_text_model_is_shown_nothing_and_a_picture_model_refuses_a_video() -> None:
