@@ -12,9 +12,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 NOISE_RULES = '["cut_off", "loop", "wrong_language", "mojibake"]'
 
 
-def tiny_checkpoint() -> Path:
-    """The folder of the demo's model."""
-    return _checkpoint(REPOSITORY / ".capflow" / "tests" / "model", "tiny")
+def tiny_checkpoint(family: str = "qwen2.5-vl") -> Path:
+    """The folder of the demo's model, or of one of another family."""
+    return _checkpoint(REPOSITORY / ".capflow" / "tests" / family, "tiny", family)
 
 
 def small_checkpoint() -> Path:
@@ -22,13 +22,13 @@ def small_checkpoint() -> Path:
     return _checkpoint(REPOSITORY / "build" / "bench-model", "small")
 
 
-def _checkpoint(folder: Path, shape: str) -> Path:
+def _checkpoint(folder: Path, shape: str, family: str = "qwen2.5-vl") -> Path:
     """Made anew when what it is made of is newer."""
     script = REPOSITORY / "deploy" / "demo" / "tiny_checkpoint.py"
     sources = [script, *(REPOSITORY / "capflow_tasks" / "domains").glob("*.yaml")]
     made = folder / "config.json"
     if not made.exists() or made.stat().st_mtime < max(path.stat().st_mtime for path in sources):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, str(script), str(folder), shape]
+        command = [sys.executable, str(script), str(folder), shape, family]
         subprocess.run(command, check=True, timeout=240, stdout=sys.__stderr__)
     return folder

@@ -80,7 +80,7 @@ def load_windows(
         for numbers in video.compute_windows(facts.frame_count, window_size, remainder_threshold):
             plan = video.plan_frames(facts, budget, Span(numbers.start / facts.fps, numbers.stop / facts.fps))
             frames, timestamps = playing.collect(plan.times, plan.size)
-            yield numbers, video.DecodedVideo(frames, tuple(timestamps), plan.frame_count, plan.seconds)
+            yield numbers, plan.decoded(frames, timestamps, facts.fps, numbers.start)
 
 
 def prompt_for(stage: str, prompt_variant: str, prompt_text: str | None) -> str:

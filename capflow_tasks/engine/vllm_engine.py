@@ -6,12 +6,12 @@ import logging
 import os
 import re
 from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from math import exp
 from threading import Lock, Thread
 from time import monotonic
 from typing import Any
 
-from transformers import AutoProcessor
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm import exceptions as vllm_exceptions
 from vllm.platforms import current_platform
@@ -21,6 +21,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from capflow_tasks import errors
 from capflow_tasks.engine.interface import Answer, EngineState
+from capflow_tasks.engine.profile import ModelProfile, read_profile
 from capflow_tasks.media.loader import Media, MediaLoader, Room, SentMedia
 from capflow_tasks.observe import metrics
 from capflow_tasks.records import Completion, Modality, Request
@@ -42,14 +43,16 @@ class VllmEngine:
 
     def __init__(self, settings: Settings, model: str) -> None:
         self.model = model
+        self._settings = settings
         self._engine_args = engine_args(settings)
-        self._media = MediaLoader(settings)
         self._timeout_seconds = settings.request_timeout_seconds
         self._max_answer_tokens = settings.max_answer_tokens
         self._loop = asyncio.new_event_loop()
         self._thread = Thread(target=self._loop.run_forever, name="engine", daemon=True)
         self._request_ids = itertools.count()
-        self._processor: Any = None
+        #: Both are there once the model is loaded.
+        self._profile: ModelProfile
+        self._media: MediaLoader
         self._llm: AsyncLLM | None = None
         self._rebuilding = Lock()
         self._sent = SentMedia()
@@ -113,7 +116,9 @@ class VllmEngine:
     async def _load(self) -> AsyncLLM:
         self._sent.clear()
         try:
-            self._processor = self._processor or AutoProcessor.from_pretrained(self.model)
+            if not hasattr(self, "_media"):
+                self._profile = read_profile(self.model, self._engine_args)
+                self._media = MediaLoader(self._settings, form=self._profile.form)
             return AsyncLLM.from_engine_args(AsyncEngineArgs(model=self.model, **self._engine_args))
         except Exception as error:
             log.debug("loading %s failed", self.model, exc_info=True)
@@ -171,10 +176,11 @@ class VllmEngine:
 
     async def _ask(self, llm: AsyncLLM, request: Request) -> Any:
         """Name the media that the engine already has; send their pixels again if it has dropped them."""
+        request = replace(request, media=self._profile.visible(request.media))
         text, sampling = self._text(request), sampling_params(request, self._max_answer_tokens)
         room = None  # pictures are never reduced
         if any(ref.kind is Modality.VIDEO for ref in request.media):
-            tokens = len(self._processor.tokenizer(text)["input_ids"])
+            tokens = len(self._profile.processor.tokenizer(text)["input_ids"])
             room = Room(llm.model_config.max_model_len, tokens, sampling.max_tokens or 0)
         media = await self._media.load(request, room, self._sent)
         try:
@@ -198,12 +204,16 @@ class VllmEngine:
 
     def _text(self, request: Request) -> str:
         """Render system line, media, instruction: a sample's calls differ only in the instruction."""
-        parts = [{"type": ref.kind.value} for ref in request.media]
-        messages = [
-            {"role": "system", "content": [{"type": "text", "text": request.system}]},
-            {"role": "user", "content": [*parts, {"type": "text", "text": request.instruction}]},
-        ]
-        text: str = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        system: Any = [{"type": "text", "text": request.system}]
+        user: Any = [{"type": ref.kind.value} for ref in request.media]
+        user.append({"type": "text", "text": request.instruction})
+        if not self._profile.sees:
+            # the templates of text models leave out a list of parts
+            system, user = request.system, request.instruction
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+        text: str = self._profile.processor.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
         return text
 
 

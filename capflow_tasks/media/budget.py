@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
 from typing import Any
 
 from capflow_tasks.errors import MediaTooLarge, SettingsError
@@ -16,6 +17,42 @@ _TOKEN = 28**2
 FRAMES_PER_TOKEN = 2
 
 
+class FrameSampling(StrEnum):
+    """Which n of a video's N frames are taken."""
+
+    #: Frame i is i * N / n, rounded down: n equal steps, of which the last ends with the video. Qwen2.5-VL.
+    EVEN = "even"
+    #: From the first frame to the last, as numpy.linspace does. Qwen3-VL and later.
+    LINSPACE = "linspace"
+
+
+@dataclass(frozen=True, slots=True)
+class PixelRange:
+    """Sizes that a model's processor leaves as they are, pixels."""
+
+    least: int
+    most: int
+
+    def clamp(self, pixels: int) -> int:
+        return max(self.least, min(self.most, pixels))
+
+
+@dataclass(frozen=True, slots=True)
+class MediaForm:
+    """The form in which a model takes media, so that its processor need not resize them again.
+
+    The defaults are Qwen2.5-VL's.
+    """
+
+    #: Pixels per side of one token; None if the processor brings pictures of any size into its own form.
+    token_side: int | None = 28
+    picture_pixels: PixelRange = PixelRange(4 * _TOKEN, 16384 * _TOKEN)
+    frame_pixels: PixelRange = PixelRange(4 * _TOKEN, 16384 * _TOKEN)
+    #: Maximum pixels per video, two frames counted as one; None for no limit.
+    video_pixels: int | None = None
+    sampling: FrameSampling = FrameSampling.EVEN
+
+
 @dataclass(frozen=True, slots=True)
 class MediaBudget:
     """How much of a picture or video the model gets; the defaults suit Qwen2.5-VL with 32 k of context.
@@ -23,8 +60,10 @@ class MediaBudget:
     Domain files use the same names as keys of `budget`.
     """
 
-    #: Pixels per side of one token: 28 for Qwen2.5-VL, 32 for Qwen3-VL.
+    #: Pixels per side of one token: 28 for Qwen2.5-VL, 32 for Qwen3-VL; 1 if tokens have no such size.
     factor: int = 28
+    #: Which frames of a video are taken.
+    sampling: FrameSampling = FrameSampling.EVEN
     #: Minimum pixels per resized picture (256 tokens, so that small print is enlarged).
     min_pixels: int = 256 * _TOKEN
     #: Maximum pixels per resized picture (1,280 tokens).
@@ -54,7 +93,7 @@ class MediaBudget:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if not value > 0:
+            if name != "sampling" and not value > 0:
                 raise SettingsError(f"{name} must be above zero, not {value}.")
         if self.min_pixels > self.max_pixels:
             raise SettingsError("min_pixels must not be above max_pixels.")
@@ -77,7 +116,29 @@ class MediaBudget:
     @property
     def video_min_tokens(self) -> int:
         """Minimum tokens of a video: two frames of minimum size."""
-        return -(-self.frame_pixels_floor // self.factor**2)
+        return self.tokens(self.frame_pixels_floor)
+
+    def tokens(self, pixels: int) -> int:
+        """Return the tokens of so many pixels; 0 where they do not follow from the size."""
+        return 0 if self.factor == 1 else -(-pixels // self.factor**2)
+
+    def for_model(self, form: MediaForm) -> MediaBudget:
+        """Return this budget in the form that a model takes, so that its processor resizes nothing again."""
+        if form.token_side is None:
+            # not enlarged: the processor resizes everything once
+            return replace(self, factor=1, sampling=form.sampling, min_pixels=1, frame_min_pixels=1)
+        total = min(self.total_pixels, form.video_pixels or self.total_pixels)
+        within = self.overridden_by({"total_pixels": total})
+        return replace(
+            within,
+            factor=form.token_side,
+            sampling=form.sampling,
+            min_pixels=form.picture_pixels.clamp(within.min_pixels),
+            # with room to round, or no size may lie between the two
+            max_pixels=form.picture_pixels.clamp(max(within.max_pixels, form.picture_pixels.least * 5 // 4)),
+            frame_min_pixels=form.frame_pixels.clamp(within.frame_min_pixels),
+            frame_max_pixels=form.frame_pixels.clamp(within.frame_max_pixels),
+        )
 
     def overridden_by(self, changes: Mapping[str, Any]) -> MediaBudget:
         """Change this budget by a domain file's keys; the opposite limit moves where a key passes it."""

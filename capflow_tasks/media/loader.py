@@ -15,7 +15,7 @@ from typing import Any
 
 from capflow_tasks.errors import PromptTooLong
 from capflow_tasks.media import decoders, pictures, player, video
-from capflow_tasks.media.budget import MediaBudget, budget_of
+from capflow_tasks.media.budget import MediaBudget, MediaForm, budget_of
 from capflow_tasks.observe import metrics
 from capflow_tasks.records import MediaRef, Modality, Request
 from capflow_tasks.settings import Settings
@@ -121,15 +121,19 @@ class Room:
 
 
 class MediaLoader:
-    """Loads the media of requests. Concurrent calls for the same media share one load."""
+    """Loads the media of requests in a model's form. Concurrent calls for the same media share one load."""
 
     def __init__(
-        self, settings: Settings, videos: video.VideoReader | None = None, load: LoadMedia = load_media
+        self,
+        settings: Settings,
+        videos: video.VideoReader | None = None,
+        load: LoadMedia = load_media,
+        form: MediaForm = MediaForm(),  # noqa: B008 (frozen)
     ) -> None:
         self._load_media = load
         self._threads = ThreadPoolExecutor(settings.media_threads, thread_name_prefix="media")
         self._cache = MediaCache(self._threads, settings.media_cache_mib * 2**20)
-        self._budget = budget_of(settings)
+        self._budget, self._form = budget_of(settings), form
         self._videos = videos or decoders.shared_video_files(settings.video_decoders)
         self._in_flight = asyncio.Semaphore(settings.videos_in_flight)
 
@@ -143,7 +147,7 @@ class MediaLoader:
 
         Media in `sent` are not read: their value is None. Raises PromptTooLong and other SampleErrors.
         """
-        budget = self._budget.overridden_by(request.budget)
+        budget = self._budget.overridden_by(request.budget).for_model(self._form)
         images = [ref for ref in request.media if ref.kind is Modality.IMAGE]
         videos = [ref for ref in request.media if ref.kind is Modality.VIDEO]
         loaded = {ref: await self._load(ref, budget, sent) for ref in images}

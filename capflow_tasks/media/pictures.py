@@ -52,7 +52,7 @@ def fit_image(width: int, height: int, budget: MediaBudget) -> tuple[int, int]:
 
 def count_tokens(size: tuple[int, int], budget: MediaBudget, frame_count: int = 1) -> int:
     """Return the tokens of a picture, or of a video's frames, that has been resized to this size."""
-    return -(-frame_count // FRAMES_PER_TOKEN) * size[0] * size[1] // budget.factor**2
+    return budget.tokens(-(-frame_count // FRAMES_PER_TOKEN) * size[0] * size[1])
 
 
 def media_key(path: str, budget: MediaBudget, span: Span | None = None) -> str:

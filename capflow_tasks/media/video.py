@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from capflow_tasks.errors import FatalSampleError
 from capflow_tasks.media import player
-from capflow_tasks.media.budget import FRAMES_PER_TOKEN, MediaBudget
+from capflow_tasks.media.budget import FRAMES_PER_TOKEN, FrameSampling, MediaBudget
 from capflow_tasks.media.pictures import count_tokens, fit
 from capflow_tasks.media.player import VideoFacts
 from capflow_tasks.records import Span
@@ -38,25 +38,24 @@ class DecodedVideo:
     frames: NDArray[np.uint8]
     #: When each frame is first shown, in the container's own seconds from the file's first frame.
     timestamps: tuple[float, ...]
-    #: Frames in the file.
+    #: The number, in the file, of each frame, as if the rate were constant.
+    frames_indices: tuple[int, ...]
+    #: Frames in the file, or in the span that was read.
     total_num_frames: int
-    #: From the start of the first frame to the end of the last.
+    #: Of these, from the start of the first frame to the end of the last.
     duration_seconds: float
-
-    @property
-    def frames_indices(self) -> tuple[int, ...]:
-        """The number, in the file, of each evenly spaced frame, as if the rate were constant."""
-        count = len(self.frames)
-        return tuple(number * self.total_num_frames // count for number in range(count))
+    #: Average frames per second of the file.
+    fps: float
 
     def for_vllm(self) -> tuple[NDArray[np.uint8], dict[str, Any]]:
         """Return the item for vLLM's `multi_modal_data["video"]`.
 
         `fps` is the file's rate: Qwen2.5-VL's second_per_grid_ts is 2 * total_num_frames / (frames * fps),
-        which is 2 * duration / frames, and Qwen3-VL writes frames_indices / fps into the prompt.
+        which is 2 * duration / frames, and Qwen3-VL writes frames_indices / fps into the prompt: the time in
+        the whole film, also of a span.
         """
         return self.frames, {
-            "fps": self.total_num_frames / self.duration_seconds,
+            "fps": self.fps,
             "frames_indices": list(self.frames_indices),
             "total_num_frames": self.total_num_frames,
             "duration": self.duration_seconds,
@@ -71,6 +70,8 @@ class FramePlan:
 
     #: Seconds from the first frame of the file.
     times: list[float]
+    #: The frames' numbers in the file, as if the rate were constant.
+    indices: list[int]
     #: (width, height) in pixels.
     size: tuple[int, int]
     #: Frames and seconds of the file that they represent.
@@ -79,9 +80,16 @@ class FramePlan:
     #: Tokens in the prompt.
     tokens: int
 
+    def decoded(
+        self, frames: NDArray[np.uint8], timestamps: list[float], fps: float, first_frame: int = 0
+    ) -> DecodedVideo:
+        """Return the video of these frames, which are counted from `first_frame` of the file."""
+        indices = tuple(index - first_frame for index in self.indices)
+        return DecodedVideo(frames, tuple(timestamps), indices, self.frame_count, self.seconds, fps)
+
 
 def plan_frames(facts: VideoFacts, budget: MediaBudget, span: Span | None = None) -> FramePlan:
-    """Choose evenly spaced frames of the video, or of a span of it: an even number, a single one twice."""
+    """Choose frames of the video, or of a span, as the model does: an even number, a single one twice."""
     start, seconds, frame_count = 0.0, facts.seconds, facts.frame_count
     if span is not None:
         start = min(span.start, facts.seconds)
@@ -93,13 +101,28 @@ def plan_frames(facts: VideoFacts, budget: MediaBudget, span: Span | None = None
     share = budget.total_pixels * FRAMES_PER_TOKEN // count
     most = max(min(budget.frame_max_pixels, share), budget.frame_pixels_floor)
     size = fit(facts.width, facts.height, budget.frame_min_pixels, most, budget.factor)
+    times, indices = _sample(count, frame_count, seconds, budget.sampling)
+    first = round(start * facts.fps)
     return FramePlan(
-        times=[start + number * seconds / count for number in range(count)],
+        times=[start + time for time in times],
+        indices=[first + index for index in indices],
         size=size,
         frame_count=frame_count,
         seconds=seconds,
         tokens=count_tokens(size, budget, count),
     )
+
+
+def _sample(
+    count: int, frame_count: int, seconds: float, sampling: FrameSampling
+) -> tuple[list[float], list[int]]:
+    """Return when each frame is on screen, and its number."""
+    if sampling is FrameSampling.LINSPACE:
+        indices = [round(number * (frame_count - 1) / (count - 1)) for number in range(count)]
+        # the middle of the frame's time, as containers round its start
+        return [(index + 0.5) * seconds / frame_count for index in indices], indices
+    times = [number * seconds / count for number in range(count)]
+    return times, [number * frame_count // count for number in range(count)]
 
 
 def load_video(
@@ -109,7 +132,7 @@ def load_video(
     facts = reader.measure(path, budget)
     plan = plan_frames(facts, budget, span)
     frames, timestamps = reader.play(path, budget, facts, plan.times, plan.size)
-    return DecodedVideo(frames, tuple(timestamps), plan.frame_count, plan.seconds)
+    return plan.decoded(frames, timestamps, facts.fps)
 
 
 #: Frames per window of NeMo Curator's clips; a remainder of fewer frames joins the window before it.

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from capflow_tasks.media.budget import MediaBudget, budget_of
+from capflow_tasks.media.budget import FrameSampling, MediaBudget, MediaForm, PixelRange, budget_of
+from capflow_tasks.media.pictures import count_tokens, fit_image
 from capflow_tasks.media.player import VideoFacts
 from capflow_tasks.media.video import plan_frames
 from capflow_tasks.settings import Settings
@@ -71,6 +72,44 @@ def test_pixels_are_given_up_before_frames() -> None:
     whole, smaller, fewer = (plan_frames(video, budget.within(tokens)) for tokens in (80_000, 20_480, 4096))
     assert len(whole.times) == len(smaller.times) == 240 > len(fewer.times)
     assert whole.size > smaller.size
+
+
+#: Qwen3-VL's, as its processor's files say.
+QWEN3 = MediaForm(
+    token_side=32,
+    picture_pixels=PixelRange(256**2, 4096**2),
+    frame_pixels=PixelRange(2048, 12_582_912),
+    video_pixels=12_582_912,
+    sampling=FrameSampling.LINSPACE,
+)
+
+
+@settings(deadline=None)
+@given(
+    some.floats(0.1, 10_000),
+    some.tuples(some.integers(16, 8000), some.integers(16, 5000)),
+    some.sampled_from([{}, {"max_pixels": 4 * TOKEN}, {"min_pixels": 30_000 * TOKEN}, {"max_frames": 256}]),
+)
+def test_media_have_sizes_that_the_models_processor_leaves_alone(
+    seconds: float, size: tuple[int, int], changes: dict[str, int]
+) -> None:
+    if max(size) > 50 * min(size):
+        return
+    budget = MediaBudget().overridden_by(changes).for_model(QWEN3)
+    picture = fit_image(*size, budget)
+    assert picture[0] % 32 == picture[1] % 32 == 0
+    assert 256**2 <= picture[0] * picture[1] <= 4096**2
+    plan = plan_frames(VideoFacts(max(1, round(seconds * 25)), 0.0, seconds, *size), budget)
+    assert plan.size[0] % 32 == plan.size[1] % 32 == 0
+    assert 4096 <= len(plan.times) * plan.size[0] * plan.size[1] <= 25_165_824
+    assert plan.tokens == len(plan.times) // 2 * plan.size[0] * plan.size[1] // 32**2
+
+
+def test_a_processor_that_makes_its_own_sizes_gets_pictures_as_they_are() -> None:
+    budget = MediaBudget().for_model(MediaForm(token_side=None))
+    assert fit_image(64, 47, budget) == (64, 47)
+    assert fit_image(4000, 3000, budget) < (1200, 900)
+    assert count_tokens((64, 47), budget) == 0
 
 
 def test_prompts_of_about_one_length_give_a_video_the_same_budget() -> None:

@@ -21,11 +21,11 @@ from capflow_tasks.errors import (
     MediaUnsupported,
 )
 from capflow_tasks.media import player as video_player
-from capflow_tasks.media.budget import MediaBudget
+from capflow_tasks.media.budget import FrameSampling, MediaBudget
 from capflow_tasks.media.loader import load_media
 from capflow_tasks.media.player import VideoFacts, measure, playing
 from capflow_tasks.media.video import DecodedVideo, FramePlan, load_video, plan_frames
-from capflow_tasks.records import MediaRef, Modality
+from capflow_tasks.records import MediaRef, Modality, Span
 from tests.clips import (
     ENCRYPTED,
     NOISE,
@@ -92,6 +92,32 @@ def test_every_container_and_codec_gives_the_frames_on_screen_at_even_times(
     assert video.timestamps == pytest.approx([0.0, 0.5, 1.0, 1.5, 2.0, 2.5], abs=2e-3)
     assert video.total_num_frames == 30
     assert video.duration_seconds == pytest.approx(3.0, abs=0.01)
+
+
+@pytest.mark.parametrize(("name", "rate"), [("a.mp4", 10), ("a.mkv", 30)])
+def test_frames_from_the_first_to_the_last_are_those_of_linspace(
+    tmp_path: Path, name: str, rate: int
+) -> None:
+    """Matroska rounds times to milliseconds, which must not give the neighbour of a frame."""
+    path = make_clip(tmp_path / name, count=30, rate=rate)
+    budget = dataclasses.replace(BUDGET, fps=6 / 30 * rate, sampling=FrameSampling.LINSPACE)
+    video = load_video(path, budget)
+    assert video.frames_indices == tuple(np.linspace(0, 29, 6).round()) == (0, 6, 12, 17, 23, 29)
+    assert levels(video) == list(video.frames_indices)
+
+
+@pytest.mark.parametrize("sampling", FrameSampling)
+def test_a_span_has_the_numbers_and_times_of_the_whole_film(tmp_path: Path, sampling: FrameSampling) -> None:
+    path = make_clip(tmp_path / "a.mp4", count=60)
+    budget = dataclasses.replace(BUDGET, sampling=sampling)
+    whole, part = load_video(path, budget), load_video(path, budget, Span(3.0, 5.0))
+    assert part.frames_indices[0] == 30
+    assert part.frames_indices[-1] == {FrameSampling.EVEN: 45, FrameSampling.LINSPACE: 49}[sampling]
+    assert levels(part) == [index % (256 // STEP) for index in part.frames_indices]
+    assert part.timestamps == pytest.approx([index / part.fps for index in part.frames_indices], abs=0.01)
+    assert part.fps == whole.fps == pytest.approx(10)
+    assert part.total_num_frames == 20
+    assert part.duration_seconds == pytest.approx(2)
 
 
 @pytest.mark.skipif("libsvtav1" not in av.codecs_available, reason="this build of FFmpeg has no AV1 encoder")

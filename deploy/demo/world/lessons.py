@@ -13,7 +13,7 @@ from transformers import Qwen2Tokenizer
 
 from capflow_tasks.domains.catalogue import Agent
 from capflow_tasks.records import Stage
-from tiny_checkpoint import train_tokenizer
+from tiny_checkpoint import QWEN25_CHAT, qwen_tokenizer
 from world.drawing import SIDE, VIDEO_SIDE, draw_frames, draw_picture
 from world.facts import Scene, falsified
 from world.grading import draw_caption
@@ -64,7 +64,9 @@ class Row:
 
 def build_tokenizer(size: int = 1280) -> Qwen2Tokenizer:
     """Train the tokenizer on the world's questions and answers; the same world gives the same tokenizer."""
-    return train_tokenizer(list(_corpus()), size)
+    tokenizer = qwen_tokenizer([], list(_corpus()), size)
+    tokenizer.chat_template = QWEN25_CHAT
+    return tokenizer
 
 
 def _corpus() -> Iterator[str]:

@@ -11,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 
-from tiny_checkpoint import Shape, make_config
+from tiny_checkpoint import Shape, qwen25_vl_config
 
 SHAPE = Shape(192, 384, 6, 6, 2, vision_hidden=128, vision_depth=3)
 PATCH, MERGE, FRAMES = 14, 2, 2
@@ -42,7 +42,7 @@ class Batch:
 
 def build_model(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
     """Build the model with random weights; each picture is looked at as a whole, not in windows."""
-    config = make_config(tokenizer, SHAPE)
+    config = qwen25_vl_config(tokenizer, SHAPE)
     config.dtype = config.text_config.dtype = config.vision_config.dtype = "float32"
     config.vision_config.fullatt_block_indexes = list(range(SHAPE.vision_depth))
     # so that a video's time positions stay below its height, where all implementations count alike

@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
-from tiny_checkpoint import write_checkpoint
+from tiny_checkpoint import FAMILIES, write_checkpoint
 from world.curve import draw_curve
 from world.lessons import SEEING, TASKS, RowMaker, build_tokenizer, collate
 from world.model import Batch, build_model, predict
@@ -276,7 +276,7 @@ def train(folder: Path, plan: Plan) -> None:
         signal.signal(each, training.stop)
     training.run()
     if training.step == plan.steps:
-        write_checkpoint(folder / "model", model, tokenizer)
+        write_checkpoint(folder / "model", model, tokenizer, FAMILIES["qwen2.5-vl"])
     else:
         print(f"stopped after step {training.step}; the same command goes on from there", flush=True)
 
