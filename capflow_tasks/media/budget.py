@@ -129,15 +129,16 @@ class MediaBudget:
             return replace(self, factor=1, sampling=form.sampling, min_pixels=1, frame_min_pixels=1)
         total = min(self.total_pixels, form.video_pixels or self.total_pixels)
         within = self.overridden_by({"total_pixels": total})
+        picture, frame = form.picture_pixels, form.frame_pixels
+        # with room to round, or no size may lie between minimum and maximum
         return replace(
             within,
             factor=form.token_side,
             sampling=form.sampling,
-            min_pixels=form.picture_pixels.clamp(within.min_pixels),
-            # with room to round, or no size may lie between the two
-            max_pixels=form.picture_pixels.clamp(max(within.max_pixels, form.picture_pixels.least * 5 // 4)),
-            frame_min_pixels=form.frame_pixels.clamp(within.frame_min_pixels),
-            frame_max_pixels=form.frame_pixels.clamp(within.frame_max_pixels),
+            min_pixels=picture.clamp(min(within.min_pixels, picture.most * 4 // 5)),
+            max_pixels=picture.clamp(max(within.max_pixels, picture.least * 5 // 4)),
+            frame_min_pixels=frame.clamp(min(within.frame_min_pixels, frame.most * 4 // 5)),
+            frame_max_pixels=frame.clamp(within.frame_max_pixels),
         )
 
     def overridden_by(self, changes: Mapping[str, Any]) -> MediaBudget:
