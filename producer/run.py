@@ -161,7 +161,8 @@ class OpenRun:
                 return False
             dispatcher.send()
             finished = self.views.finished_among(in_flight)
-            in_flight -= finished.keys()
+            # In place, since `inserting` holds the same set.
+            in_flight.difference_update(finished)
             tally = sum(finished.values(), tally)
             if tally.total < self._sample_count:
                 worker.check()

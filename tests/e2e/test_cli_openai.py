@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import Engine, select
 
 from capflow_tasks.store.tables import AgentResult, Batch, Sample
+from tests.checkpoints import NOISE_RULES
 from tests.datasets import entries_with_pictures, film_video, read_lines, write_plan
 from tests.e2e.conftest import Cli
 from tests.e2e.servers import KEY, SERVED, Fault, Proxy, VllmServer
@@ -30,6 +31,7 @@ def server_cli(quick_cli: Cli, proxy: Proxy) -> Cli:
         "CAPFLOW_OPENAI_BASE_URL": proxy.url,
         "CAPFLOW_OPENAI_API_KEY": KEY,
         "CAPFLOW_MAX_ANSWER_TOKENS": "24",
+        "CAPFLOW_GUARD_OFF": NOISE_RULES,
         "CAPFLOW_RETRY_SECONDS": "0.2",
         "CAPFLOW_LOG_LEVEL": "DEBUG",
     }

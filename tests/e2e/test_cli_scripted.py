@@ -26,7 +26,10 @@ pytestmark = pytest.mark.e2e
 
 CAPTIONS = "Rank0_node0_set.jsonl"
 FAILED = "Rank0_node0_set.failed.jsonl"
-FILLED_KEYS = ["task", "confidence", "caption", "reports", "scores", "overall", "model", "workflow"]
+FILLED_KEYS = [
+    *("task", "confidence", "caption", "reports", "scores", "overall", "errors", "model", "workflow"),
+    *("finish_reason", "guard"),
+]
 
 
 def one_sentence(answer: subprocess.CompletedProcess[str]) -> str:
@@ -116,6 +119,15 @@ def test_a_plan_becomes_caption_files_and_is_not_worked_on_twice(cli: Cli, event
     assert cli.worker_log == log
     assert (cli.folder / "again" / CAPTIONS).read_bytes() == (cli.folder / "out" / CAPTIONS).read_bytes()
     eventually(lambda: _assert_nothing_runs(cli))
+
+
+def test_a_run_of_more_batches_than_its_window_is_finished(quick_cli: Cli) -> None:
+    plan = write_plan(quick_cli.folder, entries_with_pictures(quick_cli.folder, 6))
+
+    run = quick_cli.run("capflow", "caption", plan, "-o", "out", "--batch-size", 1, "--window", 2, "--json")
+
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout)["done"] == 6
 
 
 def test_failed_samples_are_listed_with_their_reasons_and_the_others_are_captioned(quick_cli: Cli) -> None:
