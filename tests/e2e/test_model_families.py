@@ -15,7 +15,7 @@ from PIL import Image
 from capflow_tasks.domains import prompts
 from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.records import JsonObject
-from tests.checkpoints import tiny_checkpoint
+from tests.checkpoints import NOISE_RULES, tiny_checkpoint
 from tests.datasets import read_lines, write_plan
 from tests.e2e.conftest import Cli
 
@@ -56,6 +56,7 @@ def caption(cli: Cli, model: Path, entries: list[JsonObject], **environment: str
         "CAPFLOW_MODEL": str(model),
         "CAPFLOW_MAX_MODEL_LEN": "16384",
         "CAPFLOW_MAX_ANSWER_TOKENS": "16",
+        "CAPFLOW_GUARD_OFF": NOISE_RULES,
         "CAPFLOW_VIDEO_WINDOW_FRAMES": "6",
         "CAPFLOW_GPU_MEMORY_UTILIZATION": "0.2",
         "HF_HUB_OFFLINE": "1",
