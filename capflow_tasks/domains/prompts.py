@@ -19,7 +19,7 @@ _CONTROL_TOKEN = re.compile(r"<(?=\|)")
 #: Separates an agent's name from the window that its answer is about; domain files allow it in no name.
 WINDOW_MARK = "@"
 #: The most errors that a judge names, and the longest of them, in characters.
-MAX_ERRORS, MAX_ERROR_LENGTH = 6, 120
+MAX_ERRORS, MAX_ERROR_LENGTH = 5, 80
 #: `$window` of a video that is not cut.
 WHOLE_VIDEO = "the whole video"
 
