@@ -46,8 +46,10 @@ def film(path: Path) -> None:
         container.mux(stream.encode(None))
 
 
-def caption(cli: Cli, model: Path, entries: list[JsonObject], **environment: str) -> list[JsonObject]:
-    """Run the entries through all stages and return their records."""
+def caption(
+    cli: Cli, model: Path, entries: list[JsonObject], *options: str, **environment: str
+) -> list[JsonObject]:
+    """Run the entries through the stages and return their records."""
     watched = cli.folder / "watched"
     watched.mkdir()
     cli.environment |= {
@@ -64,11 +66,11 @@ def caption(cli: Cli, model: Path, entries: list[JsonObject], **environment: str
         "TORCHDYNAMO_DISABLE": "1",
         **environment,
     }
-    answer = cli.run("capflow-produce", write_plan(cli.folder, entries), "--output", "out")
+    answer = cli.run("capflow-produce", write_plan(cli.folder, entries), "--output", "out", *options)
     assert answer.returncode == 0, answer.stderr + cli.worker_log[-4000:]
     records = read_lines(cli.folder / "out" / "Rank0_node0_set.jsonl")
     assert [record["id"] for record in records] == [entry["id"] for entry in entries]
-    assert all(record["caption"] and record["overall"] in (1, 2, 3) for record in records)
+    assert all(record["caption"] for record in records)
     return records
 
 
@@ -154,7 +156,8 @@ def test_pictures_and_videos_reach_a_model_that_reads_times_as_in_transformers(
     model = tiny_checkpoint(family)
     entries, (first, second, video) = make_media(quick_cli, video=True)
 
-    *_, record = caption(quick_cli, model, entries)
+    # Without the judge: random weights may fill its list of errors with escapes until they are cut off.
+    *_, record = caption(quick_cli, model, entries, "--stages", "route,perceive,reason,summarize")
 
     windows = [name for name in record["reports"] if name.startswith("video@")]
     assert windows == ["video@00:00:00-00:00:03", "video@00:00:03-00:00:06"]
@@ -202,6 +205,7 @@ def test_a_text_model_summarizes_and_judges_what_a_vision_model_saw(quick_cli: C
     tokenizer = AutoTokenizer.from_pretrained(words)
     texts = [line for line in asked(quick_cli) if line["model"] == str(words)]
     assert len(texts) == 2 * len(records)
+    assert all(record["overall"] in (1, 2, 3) for record in records)
     for line in texts:
         assert tokenizer(line["text"])["input_ids"] == line["token_ids"]
         assert load_catalogue(None).system.strip() in line["text"]
