@@ -54,6 +54,7 @@ def test_without_a_decisive_dimension_the_overall_grade_is_the_lowest() -> None:
     ("text", "errors"),
     [
         ('{"errors": ["a red van", "no dog"], "factual_accuracy": 1}', ["a red van", "no dog"]),
+        ('{"errors": ["a\x0ered van"]}', ["a\x0ered van"]),
         ('{"errors": []}', []),
         ('{"factual_accuracy": 3}', []),
         ('{"errors": "none"}', []),
