@@ -82,8 +82,8 @@ clean: ## remove the environment, the demo's files, the site and all caches
 setup:
 	@deploy/setup-venv.sh
 
-$(demo)/plan.jsonl: $(filter-out %/tiny_checkpoint.py %/show.py %/narrator.py,$(wildcard deploy/demo/*.py)) | setup
+$(demo)/plan.jsonl: $(filter-out %/tiny_checkpoint.py %/model_families.py %/show.py %/narrator.py,$(wildcard deploy/demo/*.py)) | setup
 	@$(run) $(bin)/python deploy/demo/pictures.py $(@D)
 
-$(demo)/model/config.json: deploy/demo/tiny_checkpoint.py $(wildcard capflow_tasks/domains/*.yaml) | setup
+$(demo)/model/config.json: deploy/demo/tiny_checkpoint.py deploy/demo/model_families.py $(wildcard capflow_tasks/domains/*.yaml) | setup
 	@$(run) $(bin)/python deploy/demo/tiny_checkpoint.py $(@D)

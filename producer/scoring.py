@@ -229,7 +229,7 @@ def _all_lines(
             yield line, identity, None
             continue
         added = json.loads(known[identity])
-        # The domain in which the scores were given is told where the record named none.
+        # Name the domain in which the scores were given, where the record named none.
         keys = ("scores", "overall", "errors") if record.get("task") else _ADDED_KEYS
         # Scored files of an earlier version name no errors.
         record = record | {key: added[key] for key in keys if key in added}

@@ -25,7 +25,8 @@ def small_checkpoint() -> Path:
 def _checkpoint(folder: Path, shape: str, family: str = "qwen2.5-vl") -> Path:
     """Made anew when what it is made of is newer."""
     script = REPOSITORY / "deploy" / "demo" / "tiny_checkpoint.py"
-    sources = [script, *(REPOSITORY / "capflow_tasks" / "domains").glob("*.yaml")]
+    domains = (REPOSITORY / "capflow_tasks" / "domains").glob("*.yaml")
+    sources = [script, script.with_name("model_families.py"), *domains]
     made = folder / "config.json"
     if not made.exists() or made.stat().st_mtime < max(path.stat().st_mtime for path in sources):
         folder.parent.mkdir(parents=True, exist_ok=True)

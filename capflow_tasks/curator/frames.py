@@ -33,7 +33,7 @@ def raw_frames(frames: Any, colours: Colours) -> NDArray[np.uint8]:
 
 
 def pixel_params(factor: int) -> dict[str, int]:
-    """Return the options that NeMo Curator gives the processor since 1.3."""
+    """Return the options that NeMo Curator gives the processor from release 1.3 on."""
     token = factor * factor
     return {
         "image_factor": factor,

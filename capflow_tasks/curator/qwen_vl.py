@@ -90,7 +90,7 @@ _QWEN_REVISION_INFO = {
 }
 #: Side of the square of pixels that becomes one token.
 _FACTORS = {"qwen": 28, "qwen2.5": 28, "qwen3": 32}
-#: What the processor is told since 1.3.
+#: The options that NeMo Curator gives the processor from release 1.3 on.
 _QWEN_VL_PIXEL_PARAMS = {variant: pixel_params(_FACTORS[variant]) for variant in ("qwen2.5", "qwen3")}
 _STAGE2_PROMPT = "Please refine this caption: "
 
@@ -132,7 +132,7 @@ def _named(order: Callable[[Sequence[Any]], Sequence[str]]) -> Callable[[Initial
 
 
 def _order_vl(values: Sequence[Any]) -> Sequence[str]:
-    """Leave out `model_does_preprocess`, as since 1.3, if a later value says so or else the variant."""
+    """Leave out `model_does_preprocess`, as in NeMo Curator 1.3, if a later value or the variant says so."""
     start = ["model_dir", "model_variant", "caption_batch_size", "fp8", "max_output_tokens"]
     end = ["disable_mmcache", "stage2_prompt_text", "verbose"]
     is_1_3 = not isinstance(values[6], bool) if len(values) > 6 else values[1:2] != ("qwen",)
@@ -140,7 +140,7 @@ def _order_vl(values: Sequence[Any]) -> Sequence[str]:
 
 
 def _order_lm(values: Sequence[Any]) -> Sequence[str]:
-    """Put the variant second, as since 1.3, if the second value is a name."""
+    """Put the variant second, as NeMo Curator 1.3 does, if the second value is a name."""
     is_1_3 = len(values) > 1 and isinstance(values[1], str)
     variant = ["model_variant"] if is_1_3 else []
     return ["model_dir", *variant, "caption_batch_size", "fp8", "max_output_tokens"]
@@ -212,7 +212,7 @@ class QwenVL(ModelInterface):
 
     @property
     def _takes_raw_frames(self) -> bool:
-        """Whether the processor is told to resize, rescale and normalise; since 1.3 it always is."""
+        """Whether the processor resizes, rescales and normalises; from NeMo Curator 1.3 on it always does."""
         return self.model_does_preprocess or self.model_variant in _QWEN_VL_PIXEL_PARAMS
 
     def generate(
@@ -289,7 +289,7 @@ class QwenVL(ModelInterface):
     def _engine_normalises(self) -> bool:
         """Whether vLLM normalises what it is given: in its processor, or on the device (from 0.29 on).
 
-        On the device it does so even where the processor is told not to.
+        On the device it does so even if the processor's options say not to normalise.
         """
         config = getattr(getattr(self.model, "model_config", None), "multimodal_config", None)
         return self._takes_raw_frames or bool(getattr(config, "mm_device_do_normalize", False))
@@ -481,7 +481,7 @@ def has_all_weights(folder: Path) -> bool:
     return bool(names) and all((folder / name).is_file() for name in names)
 
 
-#: Their name since 1.3, which tests patch.
+#: Their name from NeMo Curator 1.3 on, which its tests patch.
 _weights_complete = has_all_weights
 
 

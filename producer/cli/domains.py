@@ -41,8 +41,9 @@ def list_domains(folder: Path | None, as_json: bool) -> None:
       capflow domains list --domains my-domains --json | jq '.[].name'
     """
     from capflow_tasks.domains.catalogue import load_catalogue
+    from capflow_tasks.settings import read_settings
 
-    catalogue = load_catalogue(folder)
+    catalogue = load_catalogue(folder, read_settings().language)
     if as_json:
         shown = ("name", "aliases", "modality", "version", "digest")
         listed = [{name: getattr(domain, name) for name in shown} for domain in catalogue.domains]
@@ -85,11 +86,12 @@ def show(name: str, sample: Path | None, folder: Path | None, as_json: bool) -> 
     from capflow_tasks.settings import read_settings
     from producer.domains import describe_media, render
 
-    catalogue = load_catalogue(folder)
+    settings = read_settings()
+    catalogue = load_catalogue(folder, settings.language)
     domain = catalogue.resolve(name)
     calls: list[tuple[Agent, JsonObject | None]] = [(agent, None) for agent in domain.agents]
     if sample:
-        calls = list(render(catalogue, domain, describe_media(sample, domain.modality, read_settings())))
+        calls = list(render(catalogue, domain, describe_media(sample, domain.modality, settings)))
     if as_json:
         cli.print_json(asdict(domain) | ({"prompts": [call for _, call in calls]} if sample else {}))
         return

@@ -149,3 +149,13 @@ def test_a_folder_without_domain_files_is_refused(cli: Cli) -> None:
 
     assert answer.returncode == 2
     assert "nowhere: holds no domain file; name a folder with at least one *.yaml" in answer.stderr
+
+
+def test_prompts_are_shown_in_the_language_that_workers_would_ask_for(cli: Cli) -> None:
+    draw_picture(cli.folder / "a.png", 1)
+    cli.environment["CAPFLOW_LANGUAGE"] = "de"
+
+    answer = cli.run("capflow", "domains", "show", "Natural", "--render", "a.png")
+
+    assert "Write in German;" in answer.stdout
+    assert "Write in English;" not in answer.stdout

@@ -217,6 +217,27 @@ def test_a_users_defaults_are_merged_over_ours_key_by_key(packaged: Catalogue, t
     assert catalogue.router.digest == packaged.router.digest
 
 
+def test_an_agents_language_goes_before_its_domains_and_that_before_the_setting(tmp_path: Path) -> None:
+    (tmp_path / "aerial.yaml").write_text(
+        "name: Aerial\ndescription: From above.\nlanguage: fr\n"
+        "agents: {natural: , general_summary: {language: any}}\n"
+    )
+    catalogue = load_catalogue(tmp_path, "de")
+
+    assert [agent.language for agent in catalogue.resolve("Aerial").agents] == ["fr", "any"]
+    assert {agent.language for agent in catalogue.resolve("Natural").agents} == {"de"}
+
+
+def test_a_language_that_has_no_name_here_is_refused(tmp_path: Path) -> None:
+    assert "language" in refusal(tmp_path, "language: klingon\n", "_defaults.yaml")
+
+
+@pytest.mark.parametrize("agent", ["general_summary", "judge"])
+def test_only_an_agent_that_others_can_do_without_may_be_optional(agent: str, tmp_path: Path) -> None:
+    faults = refusal(tmp_path, f"agents: {{{agent}: {{optional: true}}}}\n", "_defaults.yaml")
+    assert "optional: for an agent of stage perceive or reason" in faults
+
+
 def test_a_changed_system_line_changes_every_digest(packaged: Catalogue, tmp_path: Path) -> None:
     (tmp_path / "_defaults.yaml").write_text("system: You describe pictures in Dutch.\n")
     catalogue = load_catalogue(tmp_path)

@@ -7,7 +7,7 @@ import pytest
 from capflow_tasks.domains.catalogue import Agent, Catalogue, Domain, load_catalogue
 from capflow_tasks.domains.prompts import instruction_for, router_instruction, scores_schema
 from capflow_tasks.errors import BadEntry
-from capflow_tasks.records import Stage
+from capflow_tasks.records import LANGUAGES, Stage
 
 HOSTILE = [
     "$caption $reports ${domain} $$",
@@ -156,3 +156,15 @@ def test_the_schema_asks_for_the_errors_first_then_a_grade_from_1_to_3_for_each_
         assert all(schema["properties"][name] == grade for name in names[1:])
         assert schema["properties"]["errors"]["items"]["type"] == "string"
         assert schema["additionalProperties"] is False
+
+
+@pytest.mark.parametrize("language", ["en", "de"])
+def test_a_prompt_names_the_language_unless_the_answer_is_copied_or_is_no_text(language: str) -> None:
+    domain = load_catalogue(language=language).resolve("UI")
+    reports = {agent.name: "A screen." for agent in domain.agents}
+    naming = {
+        agent.name
+        for agent in domain.agents
+        if f"Write in {LANGUAGES[language]};" in instruction_for(agent, domain, reports)
+    }
+    assert naming == {agent.name for agent in domain.agents} - {"ocr", "judge"}

@@ -1,4 +1,4 @@
-"""Draws a scene: from its facts alone, so that whoever can see can tell the facts."""
+"""Draw a scene from its facts alone, so that every fact can be read from the picture."""
 
 import random
 from collections.abc import Callable, Iterator

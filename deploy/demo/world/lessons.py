@@ -13,7 +13,7 @@ from transformers import Qwen2Tokenizer
 
 from capflow_tasks.domains.catalogue import Agent
 from capflow_tasks.records import Stage
-from tiny_checkpoint import QWEN25_CHAT, qwen_tokenizer
+from model_families import QWEN25_CHAT, qwen_tokenizer
 from world.drawing import SIDE, VIDEO_SIDE, draw_frames, draw_picture
 from world.facts import Scene, falsified
 from world.grading import draw_caption

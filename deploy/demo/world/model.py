@@ -11,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 
-from tiny_checkpoint import Shape, qwen25_vl_config
+from model_families import Shape, qwen25_vl_config
 
 SHAPE = Shape(192, 384, 6, 6, 2, vision_hidden=128, vision_depth=3)
 PATCH, MERGE, FRAMES = 14, 2, 2

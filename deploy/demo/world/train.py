@@ -23,7 +23,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
-from tiny_checkpoint import FAMILIES, write_checkpoint
+from model_families import FAMILIES
+from tiny_checkpoint import write_checkpoint
 from world.curve import draw_curve
 from world.lessons import SEEING, TASKS, RowMaker, build_tokenizer, collate
 from world.model import Batch, build_model, predict
