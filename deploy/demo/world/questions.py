@@ -121,12 +121,11 @@ def _reworded(agent: Agent, draw: random.Random) -> Agent:
 
 def _draw_reports(domain: Domain, reader: Agent, scene: Scene, draw: random.Random) -> dict[str, str]:
     """Return the answers that the agent reads, now and then with a statement made false or left out."""
-    told = scene
     details = list(scene.details)
     if draw.random() < _PLANTED:
         number = draw.randrange(len(details))
         details[number] = falsified(details[number], scene.facts, draw)
     if draw.random() < _LOST and len(details) > 1:
         del details[draw.randrange(len(details))]
-    told = replace(scene, details=tuple(details))
-    return {agent.name: answer_of(agent, told) for agent in domain.agents if agent.name in reader.sees}
+    altered = replace(scene, details=tuple(details))
+    return {agent.name: answer_of(agent, altered) for agent in domain.agents if agent.name in reader.sees}
