@@ -68,6 +68,10 @@ BrokerUrl = Annotated[OptionalText, AfterValidator(_redis_url)]
 DatabaseUrl = Annotated[OptionalText, AfterValidator(_psycopg_dialect)]
 
 
+#: Share of a GPU's memory that vLLM may use. Its own default is 0.90 in 0.25 and 0.92 in 0.32.
+GPU_MEMORY_SHARE = 0.9
+
+
 class Settings(BaseSettings):
     """Each field is read from the environment variable CAPFLOW_<FIELD>; mappings are JSON objects."""
 
@@ -92,13 +96,23 @@ class Settings(BaseSettings):
     )
     openai_video: Literal["frames", "vllm"] = Field("frames", description="videos as pictures, or as vLLM's")
     openai_body: dict[str, Any] = Field({}, description="further fields of each request; null removes one")
-    max_model_len: int | None = Field(None, ge=256, description="longest prompt with its answer, tokens")
+    max_model_len: Annotated[int, Field(ge=256)] | Literal["auto"] | None = Field(
+        None,
+        description="longest prompt with its answer, tokens; auto for what fits; else what workflows need",
+    )
     max_num_seqs: int | None = Field(None, ge=1, description="requests in one engine step")
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs per model")
     gpu_memory_utilization: float | None = Field(None, gt=0, le=1, description="share of the GPU's memory")
+    queue_gpu_memory: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(
+        {},
+        description="share of the GPU's memory for a queue's model, where a worker has several; else equal",
+    )
     dtype: OptionalText = Field(None, description="number format of the weights, as vLLM names it")
     quantization: OptionalText = Field(None, description="quantization of the weights, as vLLM names it: fp8")
     engine_args: dict[str, Any] = Field({}, description="any further argument of vLLM's AsyncEngineArgs")
+    engine_start_seconds: float = Field(
+        3600, gt=0, description="deadline for loading a model, also again, seconds; then the worker exits"
+    )
     language: Annotated[str, AfterValidator(_known_language)] = Field(
         "en", description="language of the captions, ISO 639-1, unless a domain file names another"
     )
@@ -118,13 +132,16 @@ class Settings(BaseSettings):
     videos_in_flight: int = Field(16, ge=1, description="requests with a video in the engine at once")
     max_media_mib: int = Field(4096, ge=1, description="largest media file, MiB")
     max_images: int = Field(4, ge=1, description="most pictures in one sample")
+    max_videos: int = Field(1, ge=0, le=1, description="most videos in one sample; 0 for pictures only")
     media_cache_mib: int = Field(1024, ge=0, description="decoded media cached for a sample's next call, MiB")
     media_threads: int = Field(4, ge=1, description="media files decoded at once")
     media_timeout_seconds: float = Field(120, gt=0, description="deadline for reading a media file, seconds")
 
     concurrency: int = Field(8, ge=1, description="batches that one worker runs at once")
     lease_seconds: float = Field(45, gt=0, description="how long a silent worker keeps its batches, seconds")
-    queue_seconds: float = Field(3600, gt=0, description="how long a batch may wait in a queue, seconds")
+    queue_seconds: float = Field(
+        7 * 86400, gt=0, description="how long a batch may wait in a queue before it is sent again, seconds"
+    )
     drain_seconds: float = Field(60, ge=0, description="how long a stopping worker may work on, seconds")
     database_seconds: float = Field(600, gt=0, description="how long to wait for the database, seconds")
     max_rss_mib: int | None = Field(None, ge=1, description="memory above which a worker is restarted, MiB")
@@ -145,6 +162,13 @@ class Settings(BaseSettings):
 
     def engine_of(self, queue: str) -> str:
         return self.queue_engines.get(queue, self.engine)
+
+    def sharing_gpu(self, queue: str, models: int) -> "Settings":
+        """Return the settings for a queue's model in a worker with so many models on one GPU."""
+        share = self.queue_gpu_memory.get(queue)
+        if share is None and models > 1:
+            share = (self.gpu_memory_utilization or GPU_MEMORY_SHARE) / models
+        return self if share is None else self.model_copy(update={"gpu_memory_utilization": share})
 
     @property
     def queues(self) -> tuple[str, ...]:

@@ -97,15 +97,15 @@ class RunProgress:
         self._is_finished = False
         self._shown_at = monotonic()
 
-    def show(self, tally: Tally, running: int) -> None:
-        is_last, speed, work = self.update(tally, running)
+    def show(self, tally: Tally, has_begun: bool) -> None:
+        is_last, speed, work = self.update(tally, has_begun)
         if not is_last and monotonic() - self._shown_at < _LINE_SECONDS:
             return
         self._shown_at = monotonic()
         line = f"{tally.total}/{self.total} samples, {tally.failed} failed, {speed}"
         print("; ".join(filter(None, (line, work))), file=sys.stderr, flush=True)
 
-    def update(self, tally: Tally, running: int) -> tuple[bool, str, str]:
+    def update(self, tally: Tally, has_begun: bool) -> tuple[bool, str, str]:
         """Whether the last sample has just finished; speed and ETA; stages, tokens and workers.
 
         Asks for the fleet's activity when that is due.
@@ -114,7 +114,7 @@ class RunProgress:
         is_last = remaining <= 0 and not self._is_finished
         self._is_finished = remaining <= 0
         began = monotonic()
-        if (is_last or began >= self._next_at) and (running or self.activity):
+        if (is_last or began >= self._next_at) and (has_begun or self.activity):
             self.activity = self._ask()
             self._next_at = began + max(_ASK_SECONDS, _RESTS * (monotonic() - began))
         if (activity := self.activity) is None:
@@ -145,8 +145,8 @@ class _Bar(bars.Progress):
         yield self.make_tasks_table(self.tasks)
         yield self._below
 
-    def show(self, tally: Tally, running: int) -> None:
-        _, speed, work = self._run.update(tally, running)
+    def show(self, tally: Tally, has_begun: bool) -> None:
+        _, speed, work = self._run.update(tally, has_begun)
         if self._run.activity:
             # A task that has started stays as it is.
             self.start_task(self._task)
@@ -157,7 +157,7 @@ class _Bar(bars.Progress):
 
 @contextmanager
 def progress(total: int, ask: Callable[[], Activity]) -> Iterator[RunProgress | _Bar]:
-    """Yield a display whose `show(tally, running)` may be called at any rate."""
+    """Yield a display whose `show(tally, has_begun)` may be called at any rate."""
     console, run = Console(stderr=True), RunProgress(total, ask)
     if not console.is_terminal:
         yield run

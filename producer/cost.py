@@ -10,7 +10,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from capflow_tasks.domains.yaml_file import Keys, read_yaml
 from capflow_tasks.errors import SettingsError
-from capflow_tasks.store.figures import Tokens, Usage, total_tokens, worker_seconds
+from capflow_tasks.store.figures import Tokens, Usage, gpu_seconds, total_tokens, worker_seconds
 
 #: Stands for every model that has no entry of its own.
 ANY_MODEL = "*"
@@ -29,6 +29,7 @@ class Price(Keys):
     cached: _Usd | None = None
     completion: _Usd | None = None
     gpu: _Name | None = None
+    #: As each worker has noted where nothing is said.
     gpus_per_worker: _Gpus | None = None
 
     @model_validator(mode="after")
@@ -70,14 +71,17 @@ class Prices:
         names = (name for name in (model, last_part, ANY_MODEL) if name in self.models)
         return self.models.get(next(names, ANY_MODEL))
 
-    def usd(self, model: str, tokens: Tokens, seconds: float) -> float | None:
-        """For these tokens in so many worker seconds; None without a price."""
+    def usd(self, model: str, usages: Sequence[Usage]) -> float | None:
+        """What the model's tokens or GPU-hours cost; None without a price."""
         price = self.of(model)
         if price is None:
             return None
         if price.gpu is None:
-            return price.tokens_usd(tokens)
-        return seconds / 3600 * (price.gpus_per_worker or 1.0) * self.gpus[price.gpu]
+            return price.tokens_usd(total_tokens(usages))
+        held = gpu_seconds(usages)
+        if price.gpus_per_worker is not None:
+            held = worker_seconds(usages) * price.gpus_per_worker
+        return held / 3600 * self.gpus[price.gpu]
 
 
 def read_prices(path: Path | None = None) -> Prices:
@@ -103,8 +107,9 @@ class ModelCost:
     """What one model's answers cost."""
 
     model: str
-    #: From each worker's first request to its last answer, summed over the workers.
+    #: In which workers worked for the run, summed over the workers; and times the GPUs that each held.
     worker_seconds: float
+    gpu_seconds: float
     #: None where no price is known.
     usd: float | None
 
@@ -142,6 +147,5 @@ def cost_of(usages: Iterable[Usage], prices: Prices) -> Cost:
         by_model.setdefault(usage.model, []).append(usage)
     models = []
     for model, own in sorted(by_model.items()):
-        seconds = worker_seconds(own)
-        models.append(ModelCost(model, seconds, prices.usd(model, total_tokens(own), seconds)))
+        models.append(ModelCost(model, worker_seconds(own), gpu_seconds(own), prices.usd(model, own)))
     return Cost(models, prices)

@@ -3,7 +3,6 @@
 import os
 import platform
 import shutil
-import subprocess
 from collections import Counter
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ from sqlalchemy.exc import DBAPIError
 
 from capflow_tasks.curator.qwen_vl import has_all_weights
 from capflow_tasks.domains.catalogue import load_catalogue
+from capflow_tasks.engine import capacity, demand
+from capflow_tasks.engine.devices import Device, visible_devices
 from capflow_tasks.engine.interface import build_engine
 from capflow_tasks.entries import media_of
 from capflow_tasks.errors import EXIT_OK, EXIT_SERVICE, PlanError, SampleError, ServiceError, SettingsError
@@ -90,8 +91,12 @@ def check_fleet(
     """
     yield _versions()
     yield _vllm()
-    yield from _check_gpus(settings.tensor_parallel_size)
+    devices = visible_devices()
+    yield from _check_gpus(devices, settings.tensor_parallel_size)
     yield from check_models(settings)
+    if devices and devices[0].memory_mib:
+        first, count = devices[0], settings.tensor_parallel_size
+        yield from check_capacity(settings, capacity.Gpus(first.name, count, first.memory_mib))
     yield _disk("output", output, "--output")
     yield _disk("home", settings.home, "CAPFLOW_HOME")
     if plan:
@@ -141,24 +146,51 @@ def _installed(distribution: str) -> version.Version | None:
         return None
 
 
-def _check_gpus(gpus_per_model: int) -> Iterator[Finding]:
-    query = "--query-gpu=name,memory.total,memory.used,driver_version"
-    command = ["nvidia-smi", query, "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        answer = ""
-    gpus = [line.strip() for line in answer.splitlines() if line.strip()]
-    for name in gpus:
-        yield ok("gpu", name)
-    if not gpus and _installed("vllm"):
+def _check_gpus(devices: Sequence[Device], gpus_per_model: int) -> Iterator[Finding]:
+    for device in devices:
+        yield ok("gpu", str(device))
+    if not devices and _installed("vllm"):
         remedy = "run nvidia-smi to see why; for the CPU, in the checkout: pip install '.[cpu]'"
         yield warn("gpu", "none found, but vLLM's GPU build is installed", remedy)
-    elif not gpus:
+    elif not devices:
         yield ok("gpu", "none: models run on the CPU")
-    elif len(gpus) < gpus_per_model:
-        said = f"{len(gpus)} found, but CAPFLOW_TENSOR_PARALLEL_SIZE asks for {gpus_per_model} per model"
-        yield fail("gpu", said, f"CAPFLOW_TENSOR_PARALLEL_SIZE={len(gpus)}")
+    elif len(devices) < gpus_per_model:
+        said = f"{len(devices)} found, but CAPFLOW_TENSOR_PARALLEL_SIZE asks for {gpus_per_model} per model"
+        yield fail("gpu", said, f"CAPFLOW_TENSOR_PARALLEL_SIZE={len(devices)}")
+
+
+def check_capacity(settings: Settings, gpus: capacity.Gpus) -> Iterator[Finding]:
+    """Say what vLLM would use for each model on these GPUs, whether it fits, and what helps where not."""
+    queues = {settings.model_of(queue): queue for queue in settings.queues}
+    for model in sorted(queues):
+        if settings.engine_of(queues[model]) != "vllm":
+            continue
+        config = demand.read_config(model)
+        size = capacity.size_of(model, config)
+        if size is None:
+            remedy = f"HF_HUB_OFFLINE=0 hf download {model}, or name a model folder"
+            yield warn("capacity", f"{model}: its size is unknown without its files", remedy)
+            continue
+        found = capacity.estimate(settings, size, config, gpus)
+        context = "as long as fits" if found.context_tokens < 0 else f"{found.context_tokens:,} tokens"
+        yield ok(
+            "engine",
+            f"{model} on {gpus}: context {context}; {found.max_requests:,} requests and "
+            f"{found.step_tokens:,} tokens a step",
+        )
+        yield _memory(found, capacity.remedy(settings, size, config, gpus))
+
+
+def _memory(found: capacity.Estimate, remedy: str) -> Finding:
+    usual, largest = found.samples_in_flight
+    parts = {"weights": found.weight_bytes, "work": found.work_bytes, "KV cache": found.cache_bytes}
+    shares = ", ".join(f"{name} {size / capacity.GIB:.1f}" for name, size in parts.items())
+    said = (
+        f"about {found.memory_bytes / capacity.GIB:.1f} GiB per GPU: {shares}; {found.cache_tokens:,} tokens"
+    )
+    if not found.fits:
+        return fail("capacity", f"{said}, which do not hold one context", remedy)
+    return ok("capacity", f"{said}, {usual:,} photos or {largest:,} dense pages in flight")
 
 
 def check_models(settings: Settings) -> Iterator[Finding]:

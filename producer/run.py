@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from threading import Event
 from time import monotonic
@@ -42,6 +43,12 @@ _CHUNK = 64
 _PUBLISH_CHUNK = 256
 #: Between two checks for lost batches. One may miss a message that is being delivered, two don't.
 _CHECK_SECONDS = 2.0
+#: Messages sent within this time of each other may stand in a queue in another order.
+_ORDER_SECONDS = 5.0
+#: Between the time that a batch has finished at and its commit, as a rule.
+_LATE_SECONDS = 1.0
+#: Batches in flight that are asked for by their ids, in one round.
+_ASKED_BY_ID = 500
 #: Between two rounds of inserting, sending and collecting.
 _POLL_SECONDS = 0.2
 
@@ -133,7 +140,7 @@ class OpenRun:
         fleet = self._fleet
         ranks = {row.shard.assign_rank for row in self.shards} if self.order.pin_ranks else set()
         ask = partial(statistics.Statistics(fleet.engine).activity, self.id, fleet.settings.lease_seconds)
-        worker = services.EmbeddedWorker(fleet, ranks)
+        worker = services.EmbeddedWorkers(fleet, ranks)
         with closing(worker), progress(self._sample_count, ask) as display:
             work = partial(self._work, read_samples, worker, display.show, stopping)
             return services.through_outages(work, stopping)
@@ -141,8 +148,8 @@ class OpenRun:
     def _work(
         self,
         read_samples: ReadSamples,
-        worker: services.EmbeddedWorker,
-        show: Callable[[states.Tally, int], None],
+        worker: services.EmbeddedWorkers,
+        show: Callable[[states.Tally, bool], None],
         stopping: Event,
     ) -> bool:
         """Insert, send and collect until all is done; call it again after an outage."""
@@ -153,6 +160,8 @@ class OpenRun:
         budget = self.order.budget
         spending = budget and Spending(budget, statistics.Statistics(fleet.engine), self.id)
         tally = self.views.tally(self.id)
+        arrivals = Arrivals(self.views, self.id)
+        has_begun = False
         while not (stopping.is_set() or self.runs.is_stopped(self.id)):
             is_inserted = next(inserting, True)
             if in_flight and spending and (reached := spending.limit_reached()):
@@ -160,13 +169,11 @@ class OpenRun:
                 self.runs.stop(self.id)
                 return False
             dispatcher.send()
-            finished = self.views.finished_among(in_flight)
-            # In place, since `inserting` holds the same set.
-            in_flight.difference_update(finished)
-            tally = sum(finished.values(), tally)
+            tally = sum(arrivals.take_from(in_flight), tally)
             if tally.total < self._sample_count:
                 worker.check()
-            show(tally, self.views.running_now(self.id))
+            has_begun = has_begun or self.views.is_running(self.id)
+            show(tally, has_begun)
             if is_inserted and not in_flight:
                 # Batches that were split, or that another producer inserted, are not among these.
                 in_flight.update(self.views.open_batches(self.id))
@@ -204,11 +211,39 @@ class OpenRun:
                 log.error("%s", error)
 
 
+class Arrivals:
+    """Finds the finished batches among those in flight, at a cost that does not grow with their number.
+
+    A batch has finished by the time at which its transaction began, so one that commits late is not found by
+    its time. That is why some of the batches in flight are asked for by their ids, in turn.
+    """
+
+    def __init__(self, views: views.Views, run_id: int) -> None:
+        self._views = views
+        self._run_id = run_id
+        self._asked_at = monotonic()
+        self._turn: Iterator[int] = iter(())
+
+    def take_from(self, in_flight: set[int]) -> list[states.Tally]:
+        """Remove the finished batches; return how each ended."""
+        asked_at = monotonic()
+        by_id = list(islice(self._turn, _ASKED_BY_ID))
+        if len(by_id) < _ASKED_BY_ID:
+            self._turn = iter(sorted(in_flight))
+            by_id += islice(self._turn, _ASKED_BY_ID)
+        seconds = asked_at - self._asked_at + _LATE_SECONDS
+        finished = self._views.finished(self._run_id, seconds, by_id)
+        self._asked_at = asked_at
+        arrived = finished.keys() & in_flight
+        in_flight -= arrived
+        return [finished[batch_id] for batch_id in arrived]
+
+
 class Dispatcher:
     """Sends the batches of one run, or of all, and finds those that were lost.
 
-    A batch is lost when its lease ran out, because its worker died or its message waited too long, or when it
-    should have a message in the broker and two checks in a row find none. The lease, in PostgreSQL, decides,
+    A batch is lost when its lease ran out, because its worker died, or when it is queued and two checks in a
+    row find that its message waits no longer and no worker has taken it. The lease, in PostgreSQL, decides,
     so any number of dispatchers may work at once.
     """
 
@@ -218,8 +253,10 @@ class Dispatcher:
         self._broker = fleet.broker
         self._settings = fleet.settings
         self._run_id = run_id
-        #: Since when no message of a queued batch has waited in the broker.
+        #: Since when the message of a queued batch waits no longer.
         self._silent_since: dict[int, float] = {}
+        #: Those of them whose message a worker had taken; it starts the batch at once, unless it dies.
+        self._taken: set[int] = set()
         self._checked_at = -_CHECK_SECONDS
 
     def send(self) -> None:
@@ -238,22 +275,24 @@ class Dispatcher:
             is_more = len(ready) == _PUBLISH_CHUNK
 
     def _requeue_missing(self) -> int:
-        queued = self._runs.queued(self._run_id)
-        held = self._broker.held_batches() if queued else (set(), set())
-        if held is None:
+        lease_seconds = self._settings.lease_seconds
+        # The queues first: a message that is sent meanwhile must not seem to be missing from them twice.
+        waiting = self._broker.waiting()
+        if waiting is None:
             # The broker is away: nobody knows what it holds.
             return 0
-        waiting, taken = held
+        outside = self._runs.outside_queues(waiting, _ORDER_SECONDS, self._run_id)
         now = monotonic()
-        self._silent_since = {each: self._silent_since.get(each, now) for each in queued - waiting}
-        gone = {
-            each
-            for each, since in self._silent_since.items()
-            # A delivered message starts its batch at once, unless its worker dies before that.
-            if now - since >= (self._settings.lease_seconds if each in taken else _CHECK_SECONDS)
-        }
-        for each in gone:
-            del self._silent_since[each]
+        self._silent_since = {each: self._silent_since.get(each, now) for each in outside}
+        silent = {each for each, since in self._silent_since.items() if now - since >= _CHECK_SECONDS}
+        self._taken &= silent
+        if silent - self._taken:
+            taken = self._broker.taken_batches()
+            if taken is None:
+                return 0
+            self._taken |= silent & taken
+        died = {each for each in self._taken if now - self._silent_since[each] >= lease_seconds}
+        gone = silent - self._taken | died
         return self._runs.requeue_lost(gone) if gone else 0
 
 

@@ -4,9 +4,10 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from threading import Event
 from time import monotonic
@@ -21,6 +22,7 @@ from redis.exceptions import RedisError
 from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
+from capflow_tasks.engine.devices import visible_devices
 from capflow_tasks.errors import WORKER_ERROR_MARK, ServiceError, SettingsError, UserError
 from capflow_tasks.fleet import application, embedded
 from capflow_tasks.lifeline import die_with_parent
@@ -40,6 +42,9 @@ _MAX_FAILED_STARTS = 3
 _STOP_GRACE_SECONDS = 20
 #: Between two attempts to reach a database or a broker that is away.
 _OUTAGE_WAIT_SECONDS = 2.0
+#: Ends the name of the queue of one worker.
+_OWN_QUEUE_SUFFIX = worker_direct("").name
+_LONG_AGO = "2000-01-01T00:00:00+00:00"
 #: Runs that a message names.
 _SHOWN_RUNS = 10
 
@@ -55,7 +60,7 @@ class QueueLengths:
 
 
 class Broker:
-    """Redis as a producer uses it. Its messages carry the ids of batches, nothing else."""
+    """Redis as a producer uses it. Its messages carry the id of a batch, its rank and its `queued_until`."""
 
     def __init__(self, app: Celery) -> None:
         self._app = app
@@ -77,7 +82,8 @@ class Broker:
         chain(*(self._task(batch, stage) for stage in stages)).apply_async()
 
     def _task(self, batch: states.ReadyBatch, stage: Stage) -> Signature[Any]:
-        # The task's id names the batch, for people in Flower and for `held_batches`.
+        rank = {} if batch.pinned_to is None else {application.RANK_HEADER: batch.pinned_to}
+        # The task's id names batch and stage, for people in Flower and for `waiting`.
         return self._app.signature(
             application.task_name(stage),
             kwargs={"batch_id": batch.id},
@@ -86,24 +92,37 @@ class Broker:
             # What Flower and the worker's log show in place of the arguments.
             argsrepr=batch.samples,
             kwargsrepr=f"batch {batch.id}",
-            headers={} if batch.pinned_to is None else {application.RANK_HEADER: batch.pinned_to},
+            headers={application.QUEUED_UNTIL_HEADER: batch.queued_until.isoformat(), **rank},
         )
 
-    def held_batches(self) -> tuple[set[int], set[int]] | None:
-        """Find the batches whose message waits in a queue, and those whose message a worker has taken.
+    def waiting(self) -> states.WaitingMessages | None:
+        """Read only the message that is taken next from each queue; None while the broker is away."""
+        with self._app.connection_for_read() as connection:
+            try:
+                channel: Any = connection.default_channel
+                with channel.client.pipeline(transaction=False) as pipeline:
+                    names = [key.decode() for key in _lists(channel)]
+                    for name in names:
+                        pipeline.lrange(name, -1, -1)
+                    found = dict(zip(names, pipeline.execute(), strict=True))
+            except (RedisError, BrokerAway):
+                return None
+        # A queue may have become empty since its name was read.
+        return _waiting_messages({name: loads(messages[0]) for name, messages in found.items() if messages})
 
-        A taken message is not acknowledged yet; its worker may have died. None while the broker is away.
+    def taken_batches(self) -> set[int] | None:
+        """Read the messages that workers have taken and not acknowledged; return their batches.
+
+        The worker may have died. Reads a message for each batch that runs. None while the broker is away.
         """
         with self._app.connection_for_read() as connection:
             try:
                 channel: Any = connection.default_channel
-                waiting = [
-                    message for key in _lists(channel) for message in channel.client.lrange(key, 0, -1)
-                ]
-                taken = [loads(entry)[0] for entry in channel.client.hvals(channel.unacked_key)]
+                entries = channel.client.hvals(channel.unacked_key)
             except (RedisError, BrokerAway):
                 return None
-        return _batch_ids(map(loads, waiting)), _batch_ids(taken)
+        ids = (_batch_and_stage(loads(entry)[0]) for entry in entries)
+        return {int(batch_id) for batch_id, _ in ids if batch_id.isdecimal()}
 
     def lengths(self) -> QueueLengths | None:
         """Count the messages that wait and those that workers hold; None while the broker is away."""
@@ -127,9 +146,28 @@ class Broker:
                 worker_direct(node)(connection.default_channel).purge()
 
 
-def _batch_ids(messages: Iterable[Any]) -> set[int]:
-    ids = (message["headers"].get("id", "").partition(".")[0] for message in messages)
-    return {int(batch_id) for batch_id in ids if batch_id.isdecimal()}
+def _waiting_messages(next_by_list: Mapping[str, Any]) -> states.WaitingMessages:
+    """Sort the message that is taken next from each list by who may take it."""
+    nodes: set[str] = set()
+    next_until: dict[tuple[Stage, int | None], datetime] = {}
+    for name, message in next_by_list.items():
+        queue, _ = _queue_of(name)
+        _, stage = _batch_and_stage(message)
+        if queue.endswith(_OWN_QUEUE_SUFFIX):
+            nodes.add(queue.removesuffix(_OWN_QUEUE_SUFFIX))
+        elif stage in set(Stage):
+            headers = message["headers"]
+            # An older Capflow's message counts as sent before all others, so that none is taken for lost.
+            until = datetime.fromisoformat(headers.get(application.QUEUED_UNTIL_HEADER, _LONG_AGO))
+            place = Stage(stage), headers.get(application.RANK_HEADER)
+            next_until[place] = min(until, next_until.get(place, until))
+    return states.WaitingMessages(next_until, nodes)
+
+
+def _batch_and_stage(message: Any) -> tuple[str, str]:
+    """Read them from the task's id; those of a message that is not about a batch are other text."""
+    batch_id, _, rest = message["headers"].get("id", "").partition(".")
+    return batch_id, rest.partition(".")[0]
 
 
 def _queue_of(name: str) -> tuple[str, int]:
@@ -202,24 +240,26 @@ def through_outages(call: Callable[[], T], stopping: Event) -> T:
 class EmbeddedWorker:
     """A worker process for an embedded broker, started again when it exits by itself.
 
-    It takes the batches that are for all, and those that are pinned to these ranks. Where settings name a
-    broker, the fleet has workers of its own, and this one never starts.
+    It takes the batches that are for all, and those that are pinned to these ranks.
     """
 
-    def __init__(self, fleet: Fleet, ranks: Collection[int] = ()) -> None:
+    def __init__(self, fleet: Fleet, ranks: Collection[int], number: int, gpus: str | None) -> None:
         queues = fleet.settings.queues
         pinned = [application.queue_of_rank(queue, rank) for queue in queues for rank in sorted(ranks)]
         self._queues = ",".join([*queues, *pinned])
         self._fleet = fleet
-        self._log_path = fleet.settings.home / "logs" / "worker.log"
+        #: From 0, among the workers of this process.
+        self._number = number
+        self._name = f"worker-{number}" if number else "worker"
+        #: For CUDA_VISIBLE_DEVICES; None leaves that as it is.
+        self._gpus = gpus
+        self._log_path = fleet.settings.home / "logs" / f"{self._name}.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
         self._failed_starts = 0
 
     def check(self) -> None:
         """Start the worker unless it runs. Raises ServiceError when starting it again would not help."""
-        if self._fleet.settings.broker_url is not None:
-            return
         if self._process is None:
             self._start()
             return
@@ -237,12 +277,16 @@ class EmbeddedWorker:
         log.warning("the worker exited with code %s and is started again; see %s", code, self._log_path)
         self._start()
 
-    def close(self) -> None:
-        """Let the worker finish the stages that it runs; kill it at the deadline."""
+    def terminate(self) -> None:
+        """Ask the worker to finish the stages that it runs and exit."""
+        if self._process is not None:
+            self._process.terminate()
+
+    def wait(self) -> None:
+        """Wait for the worker's exit; kill it at the deadline."""
         if self._process is None:
             return
         deadline_seconds = self._fleet.settings.drain_seconds + _STOP_GRACE_SECONDS
-        self._process.terminate()
         try:
             self._process.wait(deadline_seconds)
         except subprocess.TimeoutExpired:
@@ -254,13 +298,18 @@ class EmbeddedWorker:
     def _start(self) -> None:
         settings, urls = self._fleet.settings, self._fleet.services
         command = [sys.executable, "-m", "celery", "-A", "capflow_tasks", "worker", "-Q", self._queues]
-        command += ["-n", f"embedded-{os.getpid()}@%h", "-l", settings.log_level]
-        set_urls = {"CAPFLOW_DATABASE_URL": urls.database_url, "CAPFLOW_BROKER_URL": urls.broker_url}
-        with embedded.open_log(settings.home, "worker") as output:
+        suffix = f"-{self._number}" if self._number else ""
+        command += ["-n", f"embedded-{os.getpid()}{suffix}@%h", "-l", settings.log_level]
+        ours = {"CAPFLOW_DATABASE_URL": urls.database_url, "CAPFLOW_BROKER_URL": urls.broker_url}
+        if self._gpus is not None:
+            ours["CUDA_VISIBLE_DEVICES"] = self._gpus
+        if settings.metrics_port:
+            ours["CAPFLOW_METRICS_PORT"] = str(settings.metrics_port + self._number)
+        with embedded.open_log(settings.home, self._name) as output:
             self._log_start = output.tell()
             self._process = subprocess.Popen(
                 command,
-                env={**os.environ, **set_urls},
+                env={**os.environ, **ours},
                 stdout=output,
                 stderr=output,
                 stdin=subprocess.DEVNULL,
@@ -276,6 +325,47 @@ class EmbeddedWorker:
             lines.seek(self._log_start)
             reasons = [line for line in lines if line.startswith(WORKER_ERROR_MARK)]
         return reasons[-1].removeprefix(WORKER_ERROR_MARK).strip() if reasons else None
+
+
+class EmbeddedWorkers:
+    """The worker processes for an embedded broker: as many as this machine's GPUs allow, at least one.
+
+    Where settings name a broker, the fleet has workers of its own, and none is started here.
+    """
+
+    def __init__(self, fleet: Fleet, ranks: Collection[int] = ()) -> None:
+        self._workers: list[EmbeddedWorker] = []
+        if fleet.settings.broker_url is not None:
+            return
+        for number, gpus in enumerate(_gpu_groups(fleet.settings)):
+            self._workers.append(EmbeddedWorker(fleet, ranks, number, gpus))
+
+    def check(self) -> None:
+        """Start each worker unless it runs. Raises ServiceError when starting one again would not help."""
+        for worker in self._workers:
+            worker.check()
+
+    def close(self) -> None:
+        """Let the workers finish the stages that they run; kill them at the deadline."""
+        for worker in self._workers:
+            worker.terminate()
+        for worker in self._workers:
+            worker.wait()
+
+
+def _gpu_groups(settings: Settings) -> list[str | None]:
+    """Return the GPUs of each worker that fits here, as CUDA_VISIBLE_DEVICES names them."""
+    size = settings.tensor_parallel_size
+    uses_gpus = any(settings.engine_of(queue) != "openai" for queue in settings.queues)
+    devices = visible_devices() if uses_gpus else []
+    count = len(devices) // size
+    if count < 2:
+        return [None]
+    left = f"; GPUs left over: {len(devices) % size}" if len(devices) % size else ""
+    each = "1 GPU" if size == 1 else f"{size} GPUs"
+    log.info("%s GPUs found: starting %s workers with %s each%s", len(devices), count, each, left)
+    ids = [device.id for device in devices]
+    return [",".join(ids[start : start + size]) for start in range(0, count * size, size)]
 
 
 def is_asleep(settings: Settings) -> bool:

@@ -11,7 +11,7 @@ from sqlalchemy import Engine, event, text
 
 from capflow_tasks.records import Stage
 from capflow_tasks.store.claims import WorkerStore
-from capflow_tasks.store.states import Outcome, Route, SampleState
+from capflow_tasks.store.states import Outcome, Route, SampleState, WaitingMessages
 from tests.stores import Fleet, a_failure, a_shard
 
 _PLANNED = ("SELECT", "UPDATE", "INSERT", "DELETE", "WITH")
@@ -115,9 +115,9 @@ def everyday(fleet: Fleet) -> list[Explained]:
         fleet.batches.split(claim)
         fleet.batches.release(claim)
         fleet.runs.requeue_stale(fleet.run_id)
-        fleet.runs.requeue_lost(fleet.runs.queued(fleet.run_id))
-        fleet.views.finished_among(fleet.batch_ids)
-        fleet.views.running_now(fleet.run_id)
+        fleet.runs.requeue_lost(fleet.runs.outside_queues(WaitingMessages({}, ()), 60, fleet.run_id))
+        fleet.views.finished(fleet.run_id, 1.0, fleet.batch_ids)
+        fleet.views.is_running(fleet.run_id)
         fleet.runs.retry_failed(fleet.run_id)
         next(fleet.views.finished_samples(fleet.shard_id, SampleState.DONE))
     return found

@@ -3,9 +3,11 @@
 import asyncio
 import itertools
 import logging
+import multiprocessing
 import os
 import re
 from collections.abc import Coroutine, Sequence
+from concurrent.futures import wait
 from dataclasses import replace
 from math import exp
 from threading import Lock, Thread
@@ -14,20 +16,25 @@ from typing import Any
 
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm import exceptions as vllm_exceptions
+from vllm.logger import DEFAULT_LOGGING_CONFIG
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from capflow_tasks import errors
+from capflow_tasks.engine import demand, load_failures
 from capflow_tasks.engine.interface import Answer, EngineState
 from capflow_tasks.engine.profile import ModelProfile, read_profile
 from capflow_tasks.media.loader import Media, MediaLoader, Room, SentMedia
 from capflow_tasks.observe import metrics
 from capflow_tasks.records import Completion, Modality, Request
-from capflow_tasks.settings import Settings
+from capflow_tasks.settings import GPU_MEMORY_SHARE, Settings
 
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+# a process with Celery's threads must not fork: a lock that one of them holds stays locked in the child
+os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +51,8 @@ class VllmEngine:
     def __init__(self, settings: Settings, model: str) -> None:
         self.model = model
         self._settings = settings
-        self._engine_args = engine_args(settings)
+        self._engine_args = engine_args(settings, model)
+        self._start_seconds = settings.engine_start_seconds
         self._timeout_seconds = settings.request_timeout_seconds
         self._max_answer_tokens = settings.max_answer_tokens
         self._loop = asyncio.new_event_loop()
@@ -55,6 +63,10 @@ class VllmEngine:
         self._media: MediaLoader
         self._llm: AsyncLLM | None = None
         self._rebuilding = Lock()
+        #: Why no engine can be had any more.
+        self._failure: errors.ServiceError | None = None
+        #: Whether the loop's thread hangs in a load that was given up.
+        self._is_stuck = False
         self._sent = SentMedia()
         #: When any request was last answered, monotonic seconds.
         self._answered_at = 0.0
@@ -64,13 +76,13 @@ class VllmEngine:
     def start(self) -> None:
         self._thread.start()
         try:
-            self._llm = self._run(self._load())
+            self._llm = self._load_in_time()
         except errors.ServiceError:
             self.stop()
             raise
 
     def stop(self) -> None:
-        if not self._thread.is_alive():
+        if not self._thread.is_alive() or self._is_stuck:
             return
         # on its own loop and before the loop closes, or AsyncLLM's finalizer complains
         self._run(self._unload())
@@ -90,7 +102,9 @@ class VllmEngine:
         if self._llm is None:
             return None
         cache = self._llm.vllm_config.cache_config
-        return (cache.num_gpu_blocks or 0) * cache.block_size or None
+        blocks = (cache.num_gpu_blocks or 0) * cache.block_size
+        # layers of several kinds share the blocks of a hybrid model; vLLM 0.25 has no figure for it
+        return getattr(cache, "kv_cache_size_tokens", None) or blocks or None
 
     def generate(self, requests: Sequence[Request]) -> list[Answer]:
         llm = self._living()
@@ -106,27 +120,48 @@ class VllmEngine:
             if self._llm is None or self._is_dead(self._llm):
                 log.warning("The engine of %s died and is being rebuilt.", self.model)
                 metrics.ENGINE_REBUILDS.labels(self.model).inc()
+                if self._failure is not None:
+                    raise self._failure
                 self._run(self._unload())
-                self._llm = self._run(self._load())
+                self._llm = self._load_in_time()
             return self._llm
 
     def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
+    def _load_in_time(self) -> AsyncLLM:
+        """Load the model; other callers get the same ServiceError when that fails."""
+        loading = asyncio.run_coroutine_threadsafe(self._load(), self._loop)
+        try:
+            return loading.result(self._start_seconds)
+        except TimeoutError:
+            self._failure = errors.ServiceError(
+                f"the model {self.model!r} was not loaded within {self._start_seconds:g} s; "
+                "set CAPFLOW_ENGINE_START_SECONDS higher, or see this worker's log for what it waits for"
+            )
+        except errors.ServiceError as error:
+            self._failure = error
+        if not loading.done():
+            for process in multiprocessing.active_children():
+                process.kill()  # the loop's thread may wait for them
+            wait([loading], timeout=_CHECK_SECONDS)
+            self._is_stuck = not loading.done()
+        raise self._failure
+
     async def _load(self) -> AsyncLLM:
         self._sent.clear()
-        try:
-            if not hasattr(self, "_media"):
-                self._profile = read_profile(self.model, self._engine_args)
-                self._media = MediaLoader(self._settings, form=self._profile.form)
-            return AsyncLLM.from_engine_args(AsyncEngineArgs(model=self.model, **self._engine_args))
-        except Exception as error:
-            log.debug("loading %s failed", self.model, exc_info=True)
-            reason = [*str(error).strip().splitlines(), type(error).__name__][0]
-            raise errors.ServiceError(
-                f"the model {self.model!r} cannot be loaded: {reason}; "
-                "set CAPFLOW_MODEL to a model folder, or to a hub name that this machine can reach"
-            ) from error
+        with load_failures.core_errors(DEFAULT_LOGGING_CONFIG) as log_of_core:
+            try:
+                if not hasattr(self, "_media"):
+                    self._profile = read_profile(self.model, self._engine_args)
+                    self._media = MediaLoader(self._settings, form=self._profile.form)
+                arguments = AsyncEngineArgs(model=self.model, **self._engine_args)
+                # a batch job's throughput counts, not its first token: vLLM then takes larger steps
+                return AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
+            except Exception as error:
+                log.debug("loading %s failed", self.model, exc_info=True)
+                said = load_failures.explain(self.model, error, log_of_core.read_text())
+                raise errors.ServiceError(said) from error
 
     async def _unload(self) -> None:
         if self._llm is not None:
@@ -225,13 +260,22 @@ def build(settings: Settings, model: str) -> VllmEngine:
     return VllmEngine(settings, model)
 
 
-def engine_args(settings: Settings) -> dict[str, Any]:
-    """Return the arguments of vLLM's engine; `CAPFLOW_ENGINE_ARGS` overrides the others."""
-    names = ("max_model_len", "max_num_seqs", "gpu_memory_utilization", "dtype", "quantization")
+def engine_args(settings: Settings, model: str) -> dict[str, Any]:
+    """Return the arguments of vLLM's engine; `CAPFLOW_ENGINE_ARGS` overrides the others, key by key.
+
+    docs/how-to/size-a-fleet.md gives the reason for each.
+    """
+    names = ("max_num_seqs", "gpu_memory_utilization", "dtype", "quantization")
     chosen = {name: getattr(settings, name) for name in names}
-    return {
+    if not current_platform.is_cpu():
+        chosen["gpu_memory_utilization"] = settings.gpu_memory_utilization or GPU_MEMORY_SHARE
+    if settings.tensor_parallel_size > 1:
+        # each GPU encodes whole pictures, so none waits for the others
+        chosen["mm_encoder_tp_mode"] = "data"
+    ours = {
         "tensor_parallel_size": settings.tensor_parallel_size,
-        "limit_mm_per_prompt": {"image": settings.max_images, "video": 1},
+        "max_model_len": demand.context_of(settings, demand.read_config(model, may_download=True)),
+        "limit_mm_per_prompt": demand.demand_of(settings).media_limits,
         # without this a model may fill a JSON answer with blanks until it is cut off
         "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
         # one letter per domain; vLLM allows 20 log-probabilities by default
@@ -242,8 +286,12 @@ def engine_args(settings: Settings) -> dict[str, Any]:
         # compiling gains nothing on a CPU
         "enforce_eager": current_platform.is_cpu(),
         **{name: value for name, value in chosen.items() if value is not None},
-        **settings.engine_args,
     }
+    return ours | {name: _merged(ours.get(name), value) for name, value in settings.engine_args.items()}
+
+
+def _merged(ours: Any, theirs: Any) -> Any:
+    return {**ours, **theirs} if isinstance(ours, dict) and isinstance(theirs, dict) else theirs
 
 
 def sampling_params(request: Request, max_answer_tokens: int | None) -> SamplingParams:

@@ -26,6 +26,8 @@ PRIORITY_STEPS = sorted(PRIORITIES.values())
 
 #: Message header with the rank that its batch is pinned to.
 RANK_HEADER = "capflow_rank"
+#: Message header with its batch's `queued_until`, in ISO format.
+QUEUED_UNTIL_HEADER = "capflow_queued_until"
 
 
 def make_app(settings: Settings, broker_url: str | None) -> Celery:

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Collection
 from functools import partial
 from http import HTTPStatus
-from math import nan
+from math import nan, prod
 from threading import Timer
 from time import monotonic
 from typing import Any
@@ -29,6 +29,7 @@ from capflow_tasks import errors
 from capflow_tasks.captioning.heartbeat import Heartbeat
 from capflow_tasks.captioning.stages import StageRunner, StageSummary
 from capflow_tasks.domains.catalogue import load_catalogue
+from capflow_tasks.engine.devices import visible_devices
 from capflow_tasks.engine.interface import Engine, EngineState, build_engine
 from capflow_tasks.fleet.application import is_stopping, shared_queue, task_name
 from capflow_tasks.fleet.embedded import database_url
@@ -40,6 +41,8 @@ from capflow_tasks.store import claims, database
 
 log = logging.getLogger(__name__)
 
+#: Connections that all stages of a worker share: each holds one for a few milliseconds.
+_STAGE_CONNECTIONS = 3
 #: After the drain's deadline, for Celery's own shutdown, seconds.
 _EXIT_GRACE_SECONDS = 15.0
 #: Age of the consumer loop's timestamp at which the loop is taken to hang; it is set every few seconds.
@@ -202,7 +205,7 @@ class EngineStep(bootsteps.StartStopStep):
         global _runner, _controller
         settings = read_settings()
         vitals.serve(settings)
-        store = database.connect(database_url(settings), pool_size=settings.concurrency + 2)
+        store = database.connect(database_url(settings), pool_size=_STAGE_CONNECTIONS)
         database.upgrade(store)
         catalogue = load_catalogue(settings.domains, settings.language)
         queues = frozenset(
@@ -211,7 +214,11 @@ class EngineStep(bootsteps.StartStopStep):
         engines = self._start_engines(settings, set(map(shared_queue, queues)))
         # A restarted node is another owner: it must not finish what it held before.
         owner = f"{worker.hostname}/{uuid.uuid4().hex[:8]}"
-        heartbeat = Heartbeat(claims.WorkerStore(store), owner, settings.lease_seconds)
+        # A connection of its own, so that no stage can keep a heartbeat waiting.
+        pulse = claims.WorkerStore(database.connect(database_url(settings), pool_size=1))
+        if gpus := _gpus_per_model(settings, set(map(shared_queue, queues))):
+            pulse.note_gpus(owner, gpus)
+        heartbeat = Heartbeat(pulse, owner, settings.lease_seconds)
         heartbeat.start()
         self._started.append(heartbeat)
         vitals.heartbeat = heartbeat
@@ -225,8 +232,11 @@ class EngineStep(bootsteps.StartStopStep):
         """Return the engine of each stage that these queues carry; queues with the same model share one."""
         models = {queue: (settings.model_of(queue), settings.engine_of(queue)) for queue in queues}
         by_model: dict[tuple[str, str], Engine] = {}
-        for model, kind in sorted(set(models.values())):
-            engine = by_model[model, kind] = build_engine(settings, model, kind)
+        queue_of = {model: queue for queue, model in sorted(models.items(), reverse=True)}
+        on_gpu = sum(kind == "vllm" for _, kind in queue_of)
+        for model, kind in sorted(queue_of):
+            shared = settings.sharing_gpu(queue_of[model, kind], on_gpu) if kind == "vllm" else settings
+            engine = by_model[model, kind] = build_engine(shared, model, kind)
             vitals.watch_engine(model, lambda: EngineState.LOADING)
             engine.start()
             vitals.watch_engine(model, partial(getattr, engine, "state", EngineState.UP))
@@ -234,6 +244,16 @@ class EngineStep(bootsteps.StartStopStep):
         return {
             stage: by_model[models[queue]] for stage in Stage if (queue := settings.queue_of(stage)) in queues
         }
+
+
+def _gpus_per_model(settings: Settings, queues: Collection[str]) -> float | None:
+    """Return how many GPUs each model of these queues holds; None on a CPU, and for other engines."""
+    models = {settings.model_of(queue) for queue in queues if settings.engine_of(queue) == "vllm"}
+    if not models or not visible_devices():
+        return None
+    arguments = {"tensor_parallel_size": settings.tensor_parallel_size, **settings.engine_args}
+    names = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+    return float(prod(arguments.get(name, 1) for name in names)) / len(models)
 
 
 class LoopTimestampStep(bootsteps.StartStopStep):

@@ -162,7 +162,8 @@ class MediaLoader:
         return [loaded[ref] for ref in request.media]
 
     async def _load(self, ref: MediaRef, budget: MediaBudget, sent: SentMedia | None) -> Media:
-        key = pictures.media_key(ref.path, budget, ref.span)
+        # Not in the threads that decode, where a key would wait for pictures.
+        key = await asyncio.to_thread(pictures.media_key, ref.path, budget, ref.span)
         if sent is not None and (tokens := sent.tokens(key)) is not None:
             return Media(ref.kind, tokens, None, key=key)
         future = self._cache.load(key, partial(self._load_media, ref, budget, self._videos, key))

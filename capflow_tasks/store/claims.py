@@ -15,7 +15,17 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from capflow_tasks.records import Stage
 from capflow_tasks.store import states, tables
 from capflow_tasks.store.states import STAGE_ORDER, BatchState, Claim, Outcome, PendingSample, SampleState
-from capflow_tasks.store.tables import AgentResult, Batch, Run, Sample, Shard, Worker, in_seconds, unleased
+from capflow_tasks.store.tables import (
+    AgentResult,
+    Batch,
+    Run,
+    Sample,
+    Shard,
+    Worker,
+    WorkerGpus,
+    in_seconds,
+    unleased,
+)
 
 
 class NotClaimed(StrEnum):
@@ -287,6 +297,11 @@ class WorkerStore(tables.Store):
         with self.engine.begin() as connection:
             connection.execute(lists)
             connection.execute(extends)
+
+    def note_gpus(self, owner: str, gpus: float) -> None:
+        """Note how many GPUs each of the worker's models holds, for costs."""
+        with self.engine.begin() as connection:
+            connection.execute(upsert(WorkerGpus).values(owner=owner, gpus=gpus).on_conflict_do_nothing())
 
     def resign(self, owner: str) -> None:
         """Give back all batches of a worker that ends, and mark it as silent."""

@@ -15,11 +15,15 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 #: The newest revision of the schema.
-SCHEMA_REVISION = "2026_11_26_guard"
+SCHEMA_REVISION = "2026_11_26_worker_gpus"
+
+
+#: How long a thread waits for its turn with a connection: as long as for a database that is away.
+_POOL_SECONDS = 600
 
 
 def connect(url: str, pool_size: int = 5) -> Engine:
-    """Create a connection pool that survives a restart of the server.
+    """Create a pool of at most so many connections, which survives a restart of the server.
 
     The URL may have psycopg's `prepare_threshold`. `none` is for a PgBouncer in transaction mode, where the
     next statement may come to another connection than the one that prepared it.
@@ -31,7 +35,8 @@ def connect(url: str, pool_size: int = 5) -> Engine:
     return create_engine(
         location.difference_update_query(["prepare_threshold"]),
         pool_size=pool_size,
-        max_overflow=pool_size,
+        max_overflow=0,
+        pool_timeout=_POOL_SECONDS,
         pool_pre_ping=True,
         pool_recycle=1800,
         # Otherwise the message of a failed statement writes captions to the log.

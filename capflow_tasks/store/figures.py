@@ -1,7 +1,7 @@
 """What is known of a run: plain values, and what follows from them by arithmetic."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -154,6 +154,10 @@ class Usage:
     #: When its first request was sent, and its last answer was stored.
     began_at: datetime
     ended_at: datetime
+    #: In which the worker waited for answers of this model, in any stage of the run.
+    worked_seconds: float
+    #: That the model holds there; None where it is not known, as for workers on a CPU.
+    gpus: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,11 +279,20 @@ def total_tokens(usages: Iterable[Usage]) -> Tokens:
 
 
 def worker_seconds(usages: Iterable[Usage]) -> float:
-    """From each worker's first request to its last answer, summed over the workers."""
-    by_worker: defaultdict[str, list[Usage]] = defaultdict(list)
-    for usage in usages:
-        by_worker[usage.worker].append(usage)
-    return sum(map(span_seconds, by_worker.values()))
+    """Return the seconds in which the workers worked, summed over workers and models."""
+    return sum(usage.worked_seconds for usage in _by_worker(usages))
+
+
+def gpu_seconds(usages: Iterable[Usage]) -> float:
+    """Return the same, times the GPUs that each held; 1 where they are not known."""
+    return sum(
+        usage.worked_seconds * (1.0 if usage.gpus is None else usage.gpus) for usage in _by_worker(usages)
+    )
+
+
+def _by_worker(usages: Iterable[Usage]) -> Collection[Usage]:
+    """Return one usage of each worker and model: their times are the same in each stage."""
+    return {(usage.worker, usage.model): usage for usage in usages}.values()
 
 
 def span_seconds(usages: Sequence[Usage]) -> float:

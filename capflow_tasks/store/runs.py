@@ -8,6 +8,7 @@ import json
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import timedelta
 from typing import Any
 
 import psycopg
@@ -32,6 +33,26 @@ _INSERT_BATCHES = sa.text(f"""
                 CAST(:first_stages AS text[]), CAST(:failed_counts AS bigint[]))
       AS new(start_idx, end_idx, first_stage, failed_count)
     RETURNING start_idx, id
+""")
+
+# A queue is first in, first out, so a message waits if it was sent after the one that is taken next. What was
+# sent shortly before that may wait too, if several producers were sending.
+_OUTSIDE_QUEUES = sa.text(f"""
+    SELECT batches.id
+    FROM batches
+    JOIN shards ON shards.id = batches.shard_id
+    JOIN runs ON runs.id = shards.run_id
+    LEFT JOIN unnest(CAST(:stages AS text[]), CAST(:ranks AS bigint[]), CAST(:untils AS timestamptz[]))
+           AS head(stage, rank, until)
+           ON head.stage = batches.next_stage
+          AND head.rank IS NOT DISTINCT FROM CASE WHEN runs.pin_ranks THEN shards.assign_rank END
+    WHERE batches.state = '{BatchState.QUEUED}'
+      AND (CAST(:run_id AS bigint) IS NULL OR shards.run_id = :run_id)
+      AND CASE WHEN batches.lease_owner IS NULL
+          THEN head.until IS NULL OR batches.lease_until < head.until - CAST(:slack AS interval)
+          -- A worker that stops hands its batches on to the shared queue.
+          ELSE head.until IS NULL AND split_part(batches.lease_owner, '/', 1) <> ALL (:nodes)
+          END
 """)
 
 _COPY_SAMPLES = (
@@ -151,7 +172,8 @@ class RunStore(tables.Store):
             .where(Batch.id.in_(due.with_for_update(of=Batch, skip_locked=True)))
             .where(Batch.shard_id == Shard.id, Shard.run_id == Run.id)
             .values(state=BatchState.QUEUED, lease_owner=None, lease_until=tables.in_seconds(queue_seconds))
-            .returning(Batch.id, Batch.next_stage, Run.stages, Shard.dataset, Batch.start_idx, Batch.end_idx)
+            .returning(Batch.id, Batch.next_stage, Batch.lease_until, Run.stages)
+            .returning(Shard.dataset, Batch.start_idx, Batch.end_idx)
             .returning(sa.case((Run.pin_ranks, Shard.assign_rank)).label("pinned_to"))
         )
         with self.engine.begin() as connection:
@@ -167,15 +189,26 @@ class RunStore(tables.Store):
 
     def requeue_lost(self, batch_ids: Collection[int]) -> int:
         """Make ready the queued ones of these batches, whose messages are gone; return their count."""
-        is_lost = sa.and_(Batch.state == BatchState.QUEUED, Batch.id.in_(batch_ids))
+        is_lost = sa.and_(Batch.state == BatchState.QUEUED, tables.is_among(Batch.id, batch_ids))
         return self.change(sa.update(Batch).where(is_lost).values(**unleased()))
 
-    def queued(self, run_id: int | None = None) -> set[int]:
-        """Return the queued batches, each of which should have a message in the broker."""
-        statement = sa.select(Batch.id).where(Batch.state == BatchState.QUEUED)
-        if run_id is not None:
-            statement = statement.where(_is_of_run(run_id))
-        return {row.id for row in self.rows(statement)}
+    def outside_queues(
+        self, waiting: states.WaitingMessages, slack_seconds: float, run_id: int | None = None
+    ) -> set[int]:
+        """Return the queued batches whose message waits no longer: a worker has just taken it, or it is lost.
+
+        In doubt a message waits. Producers that send at once may send in another order, up to the slack.
+        """
+        values = {
+            "stages": [stage for stage, _ in waiting.next_until],
+            "ranks": [rank for _, rank in waiting.next_until],
+            "untils": list(waiting.next_until.values()),
+            "nodes": list(waiting.nodes),
+            "slack": timedelta(seconds=slack_seconds),
+            "run_id": run_id,
+        }
+        with self.engine.connect() as connection:
+            return set(connection.execute(_OUTSIDE_QUEUES, values).scalars())
 
     def continue_run(self, run_id: int, stages: Sequence[Stage], min_confidence: float) -> int:
         """Open batches that a run with more stages or a lower bar goes on with; return their count.
@@ -246,7 +279,8 @@ def _is_going(run_id: int | None) -> sa.ColumnElement[bool]:
 
 def _ready_batch(row: sa.Row[*tuple[Any, ...]]) -> ReadyBatch:
     samples = f"{row.dataset}[{row.start_idx}-{row.end_idx - 1}]"
-    return ReadyBatch(row.id, row.next_stage, tuple(map(Stage, row.stages)), row.pinned_to, samples)
+    stages = tuple(map(Stage, row.stages))
+    return ReadyBatch(row.id, row.next_stage, stages, row.lease_until, row.pinned_to, samples)
 
 
 def _shard_values(run_id: int, shard: PlanShard) -> dict[str, Any]:

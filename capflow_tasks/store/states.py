@@ -13,15 +13,16 @@ ready after its stage.
 
 `lease_until` is when the reconciler may act on a batch that is not done. For a batch that is
     ready:    it may be published from then on (back-off)
-    queued:   its message counts as lost from then on
+    queued:   it is sent again from then on, even if its message waits; a lost message is found long before
     running:  its worker counts as dead from then on; a heartbeat extends it
 All times are by PostgreSQL's clock, so a host's clock may jump.
 
 A sample: pending ──> done | failed | held; a failed or held sample becomes pending again by retry.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
@@ -106,10 +107,22 @@ class ReadyBatch:
     next_stage: Stage
     #: All stages of its run.
     stages: tuple[Stage, ...]
+    #: Its `lease_until` once it is queued; messages of one queue have it in the order in which they are sent.
+    queued_until: datetime
     #: Rank of the workers that may take it; None for any.
     pinned_to: int | None = None
     #: Its samples for display: `set[0-7]`.
     samples: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingMessages:
+    """Which messages wait in the broker, told by the first of each queue."""
+
+    #: `queued_until` of the message that is taken next from each shared queue, by its stage and rank.
+    next_until: Mapping[tuple[Stage, int | None], datetime]
+    #: Nodes whose own queue holds messages.
+    nodes: Collection[str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
-"""The six tables, what may stand in them, and the parts of statements that several modules use."""
+"""The seven tables, what may stand in them, and the parts of statements that several modules use."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from datetime import datetime, timedelta
 from typing import Any, ClassVar
@@ -183,6 +183,17 @@ class Worker(Table):
     seen_at: Mapped[datetime] = mapped_column(server_default=sa.func.now())
 
 
+class WorkerGpus(Table):
+    """The GPUs that a worker held; stays when the worker is gone, since costs are computed from it."""
+
+    __tablename__ = "worker_gpus"
+
+    #: As in `workers.owner` and `results.worker`.
+    owner: Mapped[str] = mapped_column(primary_key=True)
+    #: For each of its models: 4 with four GPUs per model, 0.5 where two models share one.
+    gpus: Mapped[float] = mapped_column(REAL)
+
+
 class AgentResult(Table):
     """One agent's answer about one sample."""
 
@@ -206,6 +217,11 @@ class AgentResult(Table):
     position: Mapped[int] = mapped_column(sa.SmallInteger)
     guard: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
     created_at: Mapped[datetime] = mapped_column(server_default=sa.func.now())
+
+
+def is_among(column: Any, ids: Iterable[int]) -> sa.ColumnElement[bool]:
+    """The column is one of these ids, which are one parameter: PostgreSQL takes 65,535 at most."""
+    return column == sa.any_(sa.literal(list(ids), ARRAY(sa.BigInteger)))  # type: ignore[no-any-return]
 
 
 def in_seconds(seconds: float) -> sa.ColumnElement[Any]:

@@ -2,13 +2,14 @@
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, fields
+from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Row, func, select
+from sqlalchemy import Row, func, or_, select
 
 from capflow_tasks.records import Failure, FinishedSample, PlanShard, Stage
 from capflow_tasks.store.states import BatchState, SampleState, ShardRow, Tally
-from capflow_tasks.store.tables import Batch, Sample, Shard, Store, results_of, tally_of
+from capflow_tasks.store.tables import Batch, Sample, Shard, Store, is_among, results_of, tally_of
 
 #: Samples read at a time when a shard is exported.
 PAGE = 500
@@ -49,18 +50,18 @@ class Views(Store):
         statement = _of_run(select(Batch.id), run_id).where(Batch.state != BatchState.DONE)
         return [batch_id for (batch_id,) in self.rows(statement)]
 
-    def finished_among(self, batch_ids: Iterable[int]) -> dict[int, Tally]:
-        """How the finished ones of these batches ended."""
-        statement = select(Batch.id, *_COUNTS).where(
-            Batch.id.in_(list(batch_ids)), Batch.state == BatchState.DONE
+    def finished(self, run_id: int, seconds: float, batch_ids: Iterable[int]) -> dict[int, Tally]:
+        """How the run's batches ended that finished in the last seconds or are among these."""
+        is_recent = Batch.finished_at > func.now() - timedelta(seconds=seconds)
+        statement = _of_run(select(Batch.id, *_COUNTS), run_id).where(
+            Batch.state == BatchState.DONE, or_(is_recent, is_among(Batch.id, batch_ids))
         )
         return {batch_id: Tally(*counts) for batch_id, *counts in self.rows(statement)}
 
-    def running_now(self, run_id: int) -> int:
-        """Batches that a worker holds at this moment."""
-        statement = _of_run(select(func.count(Batch.id)), run_id).where(Batch.state == BatchState.RUNNING)
-        ((count,),) = self.rows(statement)
-        return int(count)
+    def is_running(self, run_id: int) -> bool:
+        """Whether a worker holds a batch of the run at this moment."""
+        held = _of_run(select(Batch.id), run_id).where(Batch.state == BatchState.RUNNING)
+        return bool(self.rows(held.limit(1)))
 
     def open_stages(self, run_id: int) -> set[Stage]:
         """The next stages of all unfinished batches."""

@@ -24,10 +24,22 @@ from producer.cli import options as cli
     click.FloatRange(0.1, 60),
     "DOCTOR_TIMEOUT",
 )
+@cli.option(
+    "--gpu",
+    "Only compute what would fit on this GPU, which need not be here: h200, 4xa800, 24gb.",
+    variable="DOCTOR_GPU",
+)
+@cli.option("--model", "Model to check, a folder or hub name; as in the settings where left out.")
 @cli.json_option("all findings as one JSON object")
 @click.pass_context
 def doctor(
-    context: click.Context, plan: Path | None, output: Path, timeout_seconds: float, as_json: bool
+    context: click.Context,
+    plan: Path | None,
+    output: Path,
+    timeout_seconds: float,
+    gpu: str | None,
+    model: str | None,
+    as_json: bool,
 ) -> None:
     """Check everything that a fleet needs; print OK, WARN or FAIL and the remedy, a line each.
 
@@ -37,18 +49,28 @@ def doctor(
     Examples:
       capflow doctor
       capflow doctor --plan plan.jsonl -o captions
+      capflow doctor --gpu h200 --model Qwen/Qwen2.5-VL-72B-Instruct-FP8
+      CAPFLOW_QUANTIZATION=fp8 capflow doctor --gpu 2xrtx4090
       capflow doctor --json | jq -r '.findings[] | select(.level != "ok") | .remedy'
     """
+    from capflow_tasks.engine.capacity import gpus_of
     from capflow_tasks.settings import read_settings
-    from producer.doctor import check_fleet
+    from producer.doctor import check_capacity, check_fleet
 
+    settings = read_settings()
+    if model:
+        settings = settings.model_copy(update={"model": model})
+    if gpu:
+        found = check_capacity(settings, gpus_of(gpu))
+    else:
+        found = check_fleet(settings, output, plan, timeout_seconds)
     findings = []
-    for finding in check_fleet(read_settings(), output, plan, timeout_seconds):
+    for finding in found:
         findings.append(finding)
         if not as_json:
             remedy = f" -> {finding.remedy}" if finding.remedy else ""
             click.echo(f"{finding.level.upper():<4}  {finding.check:<13}  {finding.said}{remedy}")
-    code = max(finding.exit_code for finding in findings)
+    code = max((finding.exit_code for finding in findings), default=0)
     if as_json:
         listed = [asdict(finding) for finding in findings]
         for each in listed:

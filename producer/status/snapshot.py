@@ -118,7 +118,12 @@ def run_document(snapshot: Snapshot) -> JsonObject:
             "usd_per_100_samples": snapshot.usd_per_100_samples,
             "usd_per_accepted_caption": cost.per(snapshot.accepted),
             "models": [
-                {"model": each.model, "usd": each.usd, "worker_seconds": _rounded(each.worker_seconds)}
+                {
+                    "model": each.model,
+                    "usd": each.usd,
+                    "worker_seconds": _rounded(each.worker_seconds),
+                    "gpu_seconds": _rounded(each.gpu_seconds),
+                }
                 for each in cost.models
             ],
             "unpriced_models": cost.unpriced,

@@ -45,6 +45,7 @@ STUDIES = (
         producer_peak_mib=at_most(300),
     ),
     _study("first_task", "measure", first_task_seconds=at_most(2)),
+    _study("in_flight", "measure", producer_cpu_many_over_few=at_most(1.5)),
     _study("queries", "measure", hot_statements_that_scan=at_most(0)),
     _study("orchestration", "measure", orchestration_samples_per_second=Goal()),
     _study("scaling", "measure", scaling_efficiency=at_least(0.95)),

@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from sqlalchemy import Engine, text
 
 from capflow_tasks.settings import Settings
+from tests.conftest import Eventually
 from tests.e2e.conftest import REPOSITORY
 
 DEPLOY = REPOSITORY / "deploy"
@@ -146,6 +147,56 @@ def test_secrets_are_drawn_once_and_hidden_from_others(tmp_path: Path) -> None:
 def draw_secrets(folder: Path) -> dict[str, str]:
     subprocess.run([DEPLOY / "make-secrets.sh", folder], check=True, capture_output=True)
     return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def fake_celery(tmp_path: Path) -> Path:
+    """A folder with a `celery` that records what it is given, asks once for a restart, and ends when told."""
+    script = """#!/bin/bash
+trap 'exit 0' TERM
+echo "$CUDA_VISIBLE_DEVICES $CAPFLOW_METRICS_PORT $CAPFLOW_TENSOR_PARALLEL_SIZE ${@: -1}" >> "$CALLS"
+[ "$(grep -c "${@: -1}" "$CALLS")" -gt 1 ] || exit 75
+while :; do sleep 0.05; done
+"""
+    (tmp_path / "celery").write_text(script)
+    (tmp_path / "celery").chmod(0o755)
+    return tmp_path
+
+
+def test_several_workers_each_get_their_gpus_are_started_again_and_drain_together(
+    fake_celery: Path, eventually: Eventually
+) -> None:
+    calls = fake_celery / "calls"
+    calls.touch()
+    environment = {"PATH": f"{fake_celery}:{os.environ['PATH']}", "CALLS": str(calls)}
+
+    with subprocess.Popen([DEPLOY / "workers.sh", "2", "4"], env=environment) as process:
+        expected = ["0,1,2,3 9400 4 gpu0@%h"] * 2 + ["4,5,6,7 9401 4 gpu1@%h"] * 2
+        eventually(lambda: assert_equal(sorted(calls.read_text().splitlines()), expected))
+        process.terminate()
+        assert process.wait(timeout=20) == 0
+
+
+def test_a_unit_gives_its_worker_as_many_gpus_as_its_model_needs(fake_celery: Path) -> None:
+    unit = read("systemd/capflow-worker@.service")
+    found = re.search(r"ExecStart=/bin/sh -c '(.*?)'\n", unit, re.DOTALL)
+    assert found
+    # what systemd makes of it for capflow-worker@1
+    command = re.sub(r"(?<!%)%i", "1", found[1].replace("\\\n", "").replace("$$", "$")).replace("%%", "%")
+    environment = {
+        "PATH": os.environ["PATH"],
+        "CALLS": str(fake_celery / "calls"),
+        "CAPFLOW_TENSOR_PARALLEL_SIZE": "4",
+    }
+    command = command.replace("/opt/capflow/bin/celery", str(fake_celery / "celery"))
+
+    subprocess.run(["sh", "-c", command], env=environment, check=False)
+
+    assert (fake_celery / "calls").read_text().split() == ["4,5,6,7", "4", "gpu1@%h"]
+
+
+def assert_equal(found: object, expected: object) -> None:
+    assert found == expected
 
 
 @pytest.fixture

@@ -83,6 +83,8 @@ class Cli:
             "CAPFLOW_ENGINE": "capflow_tasks.testing:build",
             "PYTHONPATH": str(REPOSITORY),
             "COLUMNS": "160",
+            # one worker, on a machine with several GPUs too
+            "CUDA_VISIBLE_DEVICES": "0",
             _MARK: self.mark,
         }
         return kept | ours | self.environment

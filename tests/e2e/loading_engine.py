@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
 
+from capflow_tasks.engine.demand import context_of
 from capflow_tasks.engine.interface import Answer
 from capflow_tasks.errors import SampleError
 from capflow_tasks.media.loader import MediaLoader, Room
@@ -26,7 +27,7 @@ class LoadingEngine(ScriptedEngine):
     def __init__(self, settings: Settings) -> None:
         super().__init__()
         self._loader = MediaLoader(settings)
-        self._room = Room(settings.max_model_len or 32_768, text=0, answer=0)
+        self._room = Room(context_of(settings, {}), text=0, answer=0)
         self._turn = Lock()
         self._loop = asyncio.new_event_loop()
 

@@ -57,6 +57,36 @@ def requests_by_name(path: Path) -> Counter[str]:
     return Counter(path.read_text().splitlines()) if path.exists() else Counter()
 
 
+def test_a_machine_with_several_gpus_gets_as_many_workers_as_fit(cli: Cli, eventually: Eventually) -> None:
+    cards = "".join(f"{i}, GPU-{i}, NVIDIA A800, 81920, 4, 580.1\\n" for i in range(5))
+    script = cli.folder / "nvidia-smi"
+    script.write_text(f"#!/bin/sh\nprintf '{cards}'\n")
+    script.chmod(0o755)
+    cli.environment |= {
+        "PATH": f"{cli.folder}:{os.environ['PATH']}",
+        "CUDA_VISIBLE_DEVICES": "0,1,2,3,4",
+        "CAPFLOW_TENSOR_PARALLEL_SIZE": "2",
+    }
+    plan = write_plan(cli.folder, entries_with_pictures(cli.folder, 2))
+    record_requests(cli)
+    speak = hold_judges(cli)
+
+    producer = cli.start("capflow", "caption", plan, "--output", "out")
+    eventually(lambda: _assert_gpus_held(cli, {"0,1", "2,3"}))
+    speak.touch()
+    _, said = producer.communicate(timeout=120)
+
+    assert producer.returncode == 0, said
+    assert "5 GPUs found: starting 2 workers with 2 GPUs each; GPUs left over: 1" in said
+    assert len(read_lines(cli.folder / "out" / CAPTIONS)) == 2
+    eventually(lambda: _assert_nothing_runs(cli))
+
+
+def _assert_gpus_held(cli: Cli, expected: set[str]) -> None:
+    held = {process.environ().get("CUDA_VISIBLE_DEVICES", "") for process in cli.processes()}
+    assert held - {"0,1,2,3,4"} == expected
+
+
 def test_a_plan_becomes_caption_files_and_is_not_worked_on_twice(cli: Cli, eventually: Eventually) -> None:
     entries = entries_with_pictures(cli.folder, 4)
     entries[1] |= {

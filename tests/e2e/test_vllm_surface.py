@@ -196,7 +196,7 @@ def arguments_of_engines() -> set[str]:
     from capflow_tasks.engine.vllm_engine import engine_args
 
     chosen = Settings(max_model_len=256, max_num_seqs=1, gpu_memory_utilization=0.5, quantization="fp8")
-    arguments = {"model", *engine_args(chosen)}
+    arguments = {"model", *engine_args(chosen, "model")}
     with (
         patch("capflow_tasks.curator.qwen_vl.LLM") as llm,
         patch("capflow_tasks.curator.qwen_vl.SamplingParams"),

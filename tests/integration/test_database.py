@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 from alembic import command
@@ -79,6 +80,24 @@ def test_a_pooler_between_gets_no_prepared_statements_when_the_url_says_so(
     engine.dispose()
 
     assert bool(names) is prepared
+
+
+def test_threads_take_turns_with_the_connections_of_a_pool(database_url: str) -> None:
+    engine = connect(database_url, pool_size=3)
+    meet = Barrier(3)
+
+    def ask(number: int) -> int:
+        with engine.connect() as connection:
+            # Three threads hold a connection at a time, no fewer.
+            meet.wait(10)
+            count = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+            return int(connection.exec_driver_sql(count).scalar_one())
+
+    with ThreadPoolExecutor(12) as threads:
+        counts = list(threads.map(ask, range(12)))
+    engine.dispose()
+
+    assert max(counts) == 3
 
 
 def turn_away(server: socket.socket, times: int) -> None:

@@ -30,6 +30,7 @@ from capflow_tasks.store.states import (
     Outcome,
     PendingSample,
     RetryPolicy,
+    WaitingMessages,
     stage_after,
 )
 from tests.stores import a_failure, a_result, a_shard
@@ -174,7 +175,8 @@ class FleetMachine(RuleBasedStateMachine):
 
     @rule()
     def requeue_lost(self) -> None:
-        self.runs.requeue_lost(self.runs.queued(self.run_id) - {each.batch_id for each in self.messages})
+        queued = self.runs.outside_queues(WaitingMessages({}, ()), 0, self.run_id)
+        self.runs.requeue_lost(queued - {each.batch_id for each in self.messages})
 
     @invariant()
     def each_answer_is_written_once(self) -> None:

@@ -12,11 +12,21 @@ from capflow_tasks.errors import BadEntry, MediaMissing
 from capflow_tasks.records import Stage
 from capflow_tasks.store.claims import NotClaimed
 from capflow_tasks.store.runs import RunStore
-from capflow_tasks.store.states import NewBatch, NewSample, Outcome, Route, SampleState
+from capflow_tasks.store.states import (
+    NewBatch,
+    NewSample,
+    Outcome,
+    ReadyBatch,
+    Route,
+    SampleState,
+    WaitingMessages,
+)
 from capflow_tasks.store.views import Views
 from tests.stores import Fleet, a_failure, a_shard, some_entries
 
 pytestmark = pytest.mark.integration
+
+NOTHING_WAITS = WaitingMessages({}, ())
 
 
 def test_a_run_opened_again_is_the_same_run_with_what_is_asked_of_it_now(engine: Engine) -> None:
@@ -130,10 +140,35 @@ def test_a_wiped_broker_costs_no_batch_that_waits_and_stops_none_that_runs(engin
     waiting, running = (ready.id for ready in fleet.publish())
     fleet.claim(Stage.ROUTE, batch_id=running)
 
-    assert fleet.runs.queued(fleet.run_id) == {waiting}
+    assert fleet.runs.outside_queues(NOTHING_WAITS, 60, fleet.run_id) == {waiting}
     assert fleet.runs.requeue_lost([waiting, running]) == 1
 
     assert [ready.id for ready in fleet.publish()] == [waiting]
+
+
+def test_a_message_waits_behind_the_one_that_is_taken_next_and_not_before_it(engine: Engine) -> None:
+    fleet = Fleet(engine, some_entries(6), batch_size=2)
+    early, late, _ = fleet.publish()
+    fleet.age(early.id, 100)
+
+    def outside(queue: Stage, taken_next: ReadyBatch, slack_seconds: float) -> set[int]:
+        waiting = WaitingMessages({(queue, None): taken_next.queued_until}, ())
+        return fleet.runs.outside_queues(waiting, slack_seconds, fleet.run_id)
+
+    assert outside(Stage.ROUTE, late, 60) == {early.id}
+    assert outside(Stage.ROUTE, late, 200) == set()
+    assert outside(Stage.SCORE, late, 200) == set(fleet.batch_ids)
+
+
+def test_a_batch_in_the_own_queue_of_a_worker_waits_as_long_as_that_holds_messages(engine: Engine) -> None:
+    fleet = Fleet(engine, some_entries(2))
+    (batch,) = fleet.publish()
+    fleet.finish(fleet.claim(Stage.ROUTE, owner="w1@host/1"))
+
+    assert fleet.runs.outside_queues(WaitingMessages({}, ["w1@host"]), 60) == set()
+    assert fleet.runs.outside_queues(WaitingMessages({}, ["w2@host"]), 60) == {batch.id}
+    handed_on = WaitingMessages({(Stage.PERCEIVE, None): batch.queued_until}, ())
+    assert fleet.runs.outside_queues(handed_on, 60) == set()
 
 
 def test_one_run_leaves_the_batches_of_another_alone(engine: Engine) -> None:
@@ -142,7 +177,7 @@ def test_one_run_leaves_the_batches_of_another_alone(engine: Engine) -> None:
     fleet.let_leases_run_out()
 
     assert fleet.runs.requeue_stale(fleet.run_id + 1) == 0
-    assert fleet.runs.queued(fleet.run_id + 1) == set()
+    assert fleet.runs.outside_queues(NOTHING_WAITS, 60, fleet.run_id + 1) == set()
     with fleet.runs.publishing(10, 60, fleet.run_id + 1) as ready:
         assert ready == []
 

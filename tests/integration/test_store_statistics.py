@@ -14,7 +14,9 @@ from capflow_tasks.store.figures import (
     GradeCount,
     RunState,
     Tokens,
+    gpu_seconds,
     grade_histograms,
+    span_seconds,
     total_tokens,
     worker_seconds,
 )
@@ -155,9 +157,24 @@ def test_tokens_are_summed_by_stage_and_workers_have_their_span(engine: Engine) 
     total = total_tokens(usages)
     assert total.prefix_hit_rate == pytest.approx((912 + 896) / 4600)
     assert total.computed == 4 * (4600 - 912 - 896)
-    # The first request began half a second before its answer was stored.
-    assert worker_seconds(usages) == pytest.approx(3600.5, abs=0.2)
+    # Each batch began half a second before its answers were stored; the hour between them was no work.
+    assert worker_seconds(usages) == pytest.approx(1.0, abs=0.2)
+    assert span_seconds(usages) == pytest.approx(3600.5, abs=0.2)
     assert {(usage.worker, usage.model) for usage in usages} == {("worker", "model")}
+
+
+def test_the_gpus_of_a_worker_are_known_after_it_is_gone(engine: Engine) -> None:
+    fleet = Fleet(engine, some_entries(2), domain="Natural")
+    through_all(fleet, fleet.batch_ids[0])
+    workers = WorkerStore(engine)
+    workers.note_gpus("worker", 4)
+    workers.beat("worker", [], 60)
+    workers.resign("worker")
+    workers.remove_silent(60)
+
+    usages = Statistics(engine).usage(fleet.run_id)
+
+    assert gpu_seconds(usages) == pytest.approx(4 * worker_seconds(usages))
 
 
 def test_the_least_prompt_has_each_samples_prefix_once_per_model(engine: Engine) -> None:

@@ -17,7 +17,7 @@ PRICES = Prices("prices.yaml", is_packaged=False, gpus={}, models={"m": Price(pr
 def usage(prompt: int, completion: int, model: str = "m") -> Usage:
     now = datetime.now(UTC)
     tokens = Tokens(prompt, 0, completion)
-    return Usage(Stage.SCORE, model, "w", 1, tokens, seconds=1, began_at=now, ended_at=now)
+    return Usage(Stage.SCORE, model, "w", 1, tokens, seconds=1, began_at=now, ended_at=now, worked_seconds=1)
 
 
 @pytest.mark.parametrize(

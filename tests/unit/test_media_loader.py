@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from threading import Event
+from threading import Event, current_thread, main_thread
 from typing import Any
 
 import pytest
@@ -93,6 +94,22 @@ def test_a_video_gets_no_more_than_the_prompt_leaves(loader: MediaLoader, film: 
     assert whole.tokens > left
     (cut,) = load(loader, request(film), Room(model=4096, text=4096 - 512 - left, answer=512))
     assert 0 < cut.tokens <= left
+
+
+def test_a_slow_file_system_holds_up_no_other_request(
+    loader: MediaLoader, picture: MediaRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_loop: list[str] = []
+    stat = os.stat
+
+    def noted(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        if path == Path(picture.path) and current_thread() is main_thread():
+            on_loop.append(path)
+        return stat(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", noted)
+    load(loader, request(picture))
+    assert on_loop == []
 
 
 def test_what_the_engine_has_is_named_and_not_read_again(

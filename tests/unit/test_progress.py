@@ -37,8 +37,8 @@ def test_a_line_shows_throughput_eta_stages_tokens_and_workers(
 ) -> None:
     monkeypatch.setattr(console, "_LINE_SECONDS", 0)
     with progress(1000, Fleet()) as shown:
-        shown.show(Tally(), 0)
-        shown.show(Tally(done=95, failed=5), 3)
+        shown.show(Tally(), False)
+        shown.show(Tally(done=95, failed=5), True)
 
     output = capsys.readouterr()
     assert output.out == ""
@@ -55,13 +55,13 @@ def test_the_fleet_is_asked_when_work_begins_and_ends_and_seldom_between(
     fleet = Fleet()
     with progress(100, fleet) as shown:
         for _ in range(5):
-            shown.show(Tally(), 0)
+            shown.show(Tally(), False)
         before = fleet.asked
         for done in range(1, 100):
-            shown.show(Tally(done=done), 1)
+            shown.show(Tally(done=done), True)
         during = fleet.asked
         for _ in range(5):
-            shown.show(Tally(done=100), 0)
+            shown.show(Tally(done=100), False)
 
     assert (before, during, fleet.asked) == (0, 1, 2)
     (line,) = capsys.readouterr().err.splitlines()
@@ -71,7 +71,7 @@ def test_the_fleet_is_asked_when_work_begins_and_ends_and_seldom_between(
 def test_a_run_that_is_done_already_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     fleet = Fleet()
     with progress(2, fleet) as shown:
-        shown.show(Tally(done=2), 0)
+        shown.show(Tally(done=2), False)
 
     assert capsys.readouterr().err == "2/2 samples, 0 failed, nothing left to do\n"
     assert fleet.asked == 0
@@ -83,7 +83,7 @@ def test_a_terminal_gets_a_bar_with_the_same_words(
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "140")
     with progress(1000, Fleet()) as shown:
-        shown.show(Tally(done=95, failed=5), 3)
+        shown.show(Tally(done=95, failed=5), True)
 
     screen = capsys.readouterr().err
     assert "5 failed, 2.0 samples/s, ETA 7 min 30 s" in screen

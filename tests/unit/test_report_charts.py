@@ -79,7 +79,7 @@ def test_an_axis_ends_at_a_round_number(most: float, top: float) -> None:
 def test_the_page_shows_all_figures_of_a_run(tmp_path: Path) -> None:
     began = datetime(2026, 1, 2, tzinfo=UTC)
     tokens = Tokens(prompt=2_000_000, cached=1_500_000, completion=100_000)
-    usages = [Usage(Stage.SCORE, "gpt-4.1", "a/1", 10, tokens, 5, began, began + timedelta(hours=1))]
+    usages = [Usage(Stage.SCORE, "gpt-4.1", "a/1", 10, tokens, 5, began, began + timedelta(hours=1), 3600)]
     overview = replace(
         an_overview(1000),
         usages=usages,

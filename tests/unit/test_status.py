@@ -73,9 +73,17 @@ def a_run(**changes: Any) -> RunFigures:
     return replace(run, **changes)
 
 
-def a_usage(worker: str = "a/1", model: str = "model", hours: float = 1, stage: Stage = Stage.SCORE) -> Usage:
+def a_usage(
+    worker: str = "a/1",
+    model: str = "model",
+    hours: float = 1,
+    stage: Stage = Stage.SCORE,
+    gpus: float | None = None,
+) -> Usage:
     tokens = Tokens(prompt=1_000_000, cached=750_000, completion=100_000)
-    return Usage(stage, model, worker, 10, tokens, 5.0, NOON, NOON + timedelta(hours=hours))
+    return Usage(
+        stage, model, worker, 10, tokens, 5.0, NOON, NOON + timedelta(hours=hours), hours * 3600, gpus
+    )
 
 
 def a_snapshot(prices: Prices, **changes: Any) -> Snapshot:
@@ -123,18 +131,27 @@ def test_the_published_cost_follows_from_the_published_speed(tmp_path: Path) -> 
     assert 100 * (cost_of([usage], prices).per(1427) or 0) == pytest.approx(0.14, abs=0.001)
 
 
-def test_gpus_are_paid_for_from_the_first_request_to_the_last_answer_by_worker(tmp_path: Path) -> None:
-    table = "gpus: {mine: 3}\nmodels: {model: {gpu: mine, gpus_per_worker: 4}}"
+@pytest.mark.parametrize(
+    ("gpus_per_worker", "hours"),
+    [
+        ("", 2 * 4 + 0.5 * 1),
+        (", gpus_per_worker: 3", 2.5 * 3),
+    ],
+)
+def test_gpus_are_paid_for_while_their_worker_worked(
+    tmp_path: Path, gpus_per_worker: str, hours: float
+) -> None:
+    table = f"gpus: {{mine: 3}}\nmodels: {{model: {{gpu: mine{gpus_per_worker}}}}}"
     usages = [
-        a_usage("a/1", stage=Stage.ROUTE),
-        a_usage("a/1", hours=2),
+        a_usage("a/1", hours=2, stage=Stage.ROUTE, gpus=4),
+        a_usage("a/1", hours=2, gpus=4),
         a_usage("b/1", hours=0.5),
     ]
 
     cost = cost_of(usages, read_prices(a_table(tmp_path, table)))
 
     assert cost.worker_seconds == 2.5 * 3600
-    assert cost.usd == pytest.approx(2.5 * 4 * 3)
+    assert cost.usd == pytest.approx(hours * 3)
 
 
 def test_without_a_price_for_every_model_there_is_no_cost(tmp_path: Path) -> None:
@@ -151,8 +168,8 @@ def test_a_model_is_found_by_name_by_last_part_or_as_any_other(tmp_path: Path) -
     assert prices.of("org/model") == Price(gpu="H100")
     assert prices.of("/models/model") == Price(gpu="H200")
     assert prices.of("another") == Price(prompt=1, completion=2)
-    assert prices.usd("org/model", Tokens(), 3600) == 2.50
-    assert prices.usd("another", Tokens(prompt=10, cached=4, completion=1), 0) == pytest.approx(12e-6)
+    assert prices.usd("org/model", [a_usage(hours=1)]) == 2.50
+    assert prices.usd("another", [a_usage()]) == pytest.approx(1 + 0.1 * 2)
     assert read_prices().of("another") is None
 
 

@@ -29,7 +29,7 @@ class StaticBatches:
         self._budget = budget_of(self._settings)
         self._videos = shared_video_files(1)
         self._processor = AutoProcessor.from_pretrained(self._settings.model)
-        self._llm = LLM(self._settings.model, **engine_args(self._settings))
+        self._llm = LLM(self._settings.model, **engine_args(self._settings, self._settings.model))
 
     def replay(self, samples: Sequence[Sample]) -> Replayed:
         began = perf_counter()
