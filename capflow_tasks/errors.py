@@ -149,7 +149,7 @@ class AnswerEmpty(AnswerFault):
 
 
 class AnswerThinking(AnswerFault):
-    """The answer holds the model's thinking."""
+    """The answer holds the model's thinking; give the agent `thinking: true`, or use a model without."""
 
 
 class AnswerRefusal(AnswerFault):

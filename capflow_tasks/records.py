@@ -1,7 +1,7 @@
 """The values that flow through Capflow: shards, media, requests, completions, results."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
@@ -112,14 +112,37 @@ class MediaRef:
     span: Span | None = None
 
 
+#: What free text is sampled with where neither the domain nor the model's own recommendation says.
+DEFAULT_SAMPLING = {"temperature": 0.2, "top_p": 0.9}
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Sampling parameters, named as in vLLM."""
+    """Sampling parameters, named as in vLLM; None leaves one to the model's recommendation."""
 
     max_tokens: int
-    temperature: float = 0.2
-    top_p: float = 0.9
-    repetition_penalty: float = 1.0
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    #: Most tokens of thinking before the answer; 0 for none.
+    thinking_tokens: int = 0
+
+    @property
+    def named(self) -> dict[str, float]:
+        """The parameters that are not left to the model, without the limits on tokens."""
+        return {
+            each.name: value
+            for each in fields(self)
+            if not each.name.endswith("_tokens") and (value := getattr(self, each.name)) is not None
+        }
+
+    def completed(self, recommended: Mapping[str, float]) -> dict[str, float]:
+        """Return all parameters: those named here, else recommended, else DEFAULT_SAMPLING."""
+        return {**DEFAULT_SAMPLING, **recommended, **self.named}
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,7 +109,7 @@ class Settings(BaseSettings):
     )
     dtype: OptionalText = Field(None, description="number format of the weights, as vLLM names it")
     quantization: OptionalText = Field(None, description="quantization of the weights, as vLLM names it: fp8")
-    engine_args: dict[str, Any] = Field({}, description="any further argument of vLLM's AsyncEngineArgs")
+    engine_args: dict[str, Any] = Field({}, description="further AsyncEngineArgs of vLLM; objects are merged")
     engine_start_seconds: float = Field(
         3600, gt=0, description="deadline for loading a model, also again, seconds; then the worker exits"
     )

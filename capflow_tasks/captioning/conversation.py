@@ -9,7 +9,7 @@ from capflow_tasks.captioning.answers import parse_scores
 from capflow_tasks.domains import prompts
 from capflow_tasks.domains.catalogue import Agent, Catalogue, Domain
 from capflow_tasks.entries import media_of
-from capflow_tasks.errors import BadEntry, SampleError, WorkflowError
+from capflow_tasks.errors import BadAnswer, BadEntry, SampleError, WorkflowError
 from capflow_tasks.media import paths, video
 from capflow_tasks.store.states import Claim, Outcome, PendingSample, Route
 
@@ -209,7 +209,13 @@ class Conversation:
         """Return the parsed answer; the likeliest letter also becomes the sample's route."""
         if agent.answer == "letter":
             letters = self.catalogue.letters
-            shares = {letters[letter].name: share for letter, share in answer.probabilities.items()}
+            shares = {
+                letters[letter].name: share
+                for letter, share in answer.probabilities.items()
+                if letter in letters
+            }
+            if not shares:
+                raise BadAnswer(f"the router's answer {answer.text[:80]!r} is none of {', '.join(letters)}")
             domain = max(shares, key=shares.__getitem__)
             self._route = Route(domain, shares[domain])
             return dict(shares)

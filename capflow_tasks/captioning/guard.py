@@ -15,6 +15,7 @@ from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
 from capflow_tasks import errors
 from capflow_tasks.domains.catalogue import Agent
+from capflow_tasks.engine.chat import THINKING_OPENINGS
 from capflow_tasks.records import Completion, JsonObject, Rule, Sampling
 
 #: The failure of a sample whose answer breaks a rule in every attempt.
@@ -90,12 +91,12 @@ def changed_sampling(sampling: Sampling, faults: tuple[Finding, ...]) -> Samplin
     """Return the sampling with which an answer with these faults is asked for again."""
     rules = {fault.rule for fault in faults}
     if Rule.LOOP in rules:
-        # Greedy loops come back on every try (Qwen's model cards advise a presence penalty against them).
-        penalty = max(sampling.repetition_penalty, 1.1)
-        return replace(sampling, temperature=max(sampling.temperature, 0.7), repetition_penalty=penalty)
+        # greedy loops come back on every try; Qwen's model cards advise a presence penalty of 0 to 2
+        penalty = max(sampling.presence_penalty or 0.0, 1.0)
+        return replace(sampling, temperature=max(sampling.temperature or 0.0, 0.7), presence_penalty=penalty)
     if Rule.CUT_OFF in rules:
         return replace(sampling, max_tokens=2 * sampling.max_tokens)
-    return replace(sampling, temperature=max(sampling.temperature, 0.5))
+    return replace(sampling, temperature=max(sampling.temperature or 0.0, 0.5))
 
 
 def _faults(text: str, finish_reason: str, agent: Agent) -> Iterator[tuple[Rule, str]]:
@@ -138,7 +139,12 @@ def _any_of(*patterns: str, start: str = "") -> re.Pattern[str]:
     return re.compile(f"{start}(?:{'|'.join(patterns)})", re.IGNORECASE)
 
 
-_THINKING_TAG = _any_of(r"</?think(?:ing)?>", r"<\|channel\|>", r"<\|?(?:begin|end)_of_thought\|?>")
+_THINKING_TAG = _any_of(
+    r"</?think(?:ing)?>",
+    r"<\|channel\|>",
+    r"<\|?(?:begin|end)_of_thought\|?>",
+    *map(re.escape, THINKING_OPENINGS),
+)
 _LOOK = "(?:think|describe|write|give|look|start by|anal[yi][sz]e)"
 _THINKING_OPENING = _any_of(
     r"(?:hmm+|wait)\b",

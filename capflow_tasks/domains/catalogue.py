@@ -61,6 +61,8 @@ class Agent:
     verbatim: bool = False
     #: Whether the sample goes on without its answer when the guard refuses that.
     optional: bool = False
+    #: Whether a model that can is to think before its answer, for up to `sampling.thinking_tokens`.
+    thinking: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +176,12 @@ class _SamplingKeys(Keys):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    thinking_tokens: Annotated[int, Field(ge=1)] | None = None
 
 
 class _BudgetKeys(Keys):
@@ -206,6 +213,7 @@ class _AgentKeys(Keys):
     language: _Language | None = None
     verbatim: bool | None = None
     optional: bool | None = None
+    thinking: bool | None = None
     windows: bool | None = None
     budget: _BudgetKeys | None = None
     sampling: _SamplingKeys | None = None
@@ -389,12 +397,13 @@ def _domain(keys: JsonObject, system: str) -> Domain:
 
 def _agent(name: str, keys: JsonObject, earlier: tuple[Agent, ...], context: list[Any]) -> Agent:
     """Build an agent; `context` is what else shapes its prompt and enters the digest."""
-    agent = Agent(name=name, **keys | {"sees": _seen(keys, earlier)})
+    sampling = keys["sampling"] | ({} if keys.get("thinking") else {"thinking_tokens": 0})
+    agent = Agent(name=name, **keys | {"sees": _seen(keys, earlier), "sampling": sampling})
     seen = [other.digest for other in earlier if other.name in agent.sees]
     # without these keys the digest is the same as before the keys existed
-    said = {
-        key: value for key, value in asdict(agent).items() if key not in ("windows", "budget", "optional")
-    }
+    late = ("windows", "budget", "optional", "thinking")
+    said = {key: value for key, value in asdict(agent).items() if key not in late}
+    said["sampling"] = {key: value for key, value in said["sampling"].items() if value is not None}
     media = [{"windows": True}] * agent.windows + [keys["budget"]] * bool(keys["budget"])
     return replace(agent, digest=_digest(context, said, list(agent.dimensions), seen, *media))
 

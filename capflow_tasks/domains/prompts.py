@@ -1,7 +1,7 @@
 """Fills an agent's prompt.
 
-Text by an agent or from a user's file is data: it is enclosed in tags that it cannot close, is not searched
-for placeholders, and cannot pose as a control token of the chat template.
+Text by an agent or from a user's file is data: it is enclosed in tags that it cannot close, and is not
+searched for placeholders. The engine, which knows the model's special tokens, makes them plain text.
 """
 
 import re
@@ -12,9 +12,6 @@ from string import Template
 from capflow_tasks.domains.catalogue import Agent, Catalogue, Dimension, Domain
 from capflow_tasks.errors import BadEntry
 from capflow_tasks.records import LANGUAGES, JsonObject, Span, Stage, clock
-
-#: The start of control tokens such as <|im_end|>, which a tokenizer recognises anywhere in a prompt.
-_CONTROL_TOKEN = re.compile(r"<(?=\|)")
 
 #: Separates an agent's name from the window that its answer is about; domain files allow it in no name.
 WINDOW_MARK = "@"
@@ -34,7 +31,7 @@ def instruction_for(
     out. Raises BadEntry for a judge without a caption.
     """
     names = [name for seen in agent.sees for name in answer_names(seen, reports)]
-    texts = {name: _CONTROL_TOKEN.sub("< ", reports[name]) for name in names}
+    texts = {name: reports[name] for name in names}
     report, caption = (_free_tag(tag, texts.values()) for tag in ("report", "caption"))
     captioner = domain.captioner.name if agent.stage is Stage.SCORE else None
     if captioner and captioner not in texts:

@@ -4,11 +4,9 @@ import asyncio
 import itertools
 import logging
 import re
-from collections import defaultdict
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from functools import partial
-from math import exp
 from threading import Thread
 from time import monotonic, time
 from typing import Any
@@ -25,9 +23,9 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from capflow_tasks.engine.chat import answer_of, choice_probabilities, neutralizer
 from capflow_tasks.engine.interface import Answer, EngineState
 from capflow_tasks.errors import (
-    BadAnswer,
     CapflowError,
     EngineDead,
     NoProbabilities,
@@ -61,6 +59,10 @@ _START_SECONDS = 30.0
 #: Log-probabilities that every server with any may be asked for.
 _TOP_LOGPROBS = 20
 _SHOWN_CHARACTERS = 500
+#: Sampling parameters that every server knows; an unknown one is an error to OpenAI itself.
+_OPENAI_SAMPLING = {"temperature", "top_p", "presence_penalty", "frequency_penalty"}
+#: Makes special tokens plain text, as far as they are known without the server's tokenizer.
+_plain = neutralizer()
 
 
 class OpenAiEngine:
@@ -206,15 +208,22 @@ class OpenAiEngine:
     def _body(self, request: Request) -> JsonObject:
         """Return the fields of the request besides its messages; None leaves one out."""
         sampling, is_free = request.sampling, not request.choices and request.schema is None
+        # a letter is the first token
+        thinking_tokens = 0 if request.choices else sampling.thinking_tokens
         max_tokens = min(sampling.max_tokens, self._max_answer_tokens or sampling.max_tokens)
         body: JsonObject = {
             # a constrained answer that is cut off is useless
-            "max_tokens": max_tokens if is_free else sampling.max_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            # an unknown field is an error to OpenAI itself
-            "repetition_penalty": sampling.repetition_penalty if self._is_vllm else None,
+            "max_tokens": thinking_tokens + (max_tokens if is_free else sampling.max_tokens),
+            # what the domain leaves to the model, the server knows
+            **{
+                name: value
+                for name, value in sampling.named.items()
+                if self._is_vllm or name in _OPENAI_SAMPLING
+            },
         }
+        if self._is_vllm:
+            thinks = thinking_tokens > 0
+            body["chat_template_kwargs"] = {"enable_thinking": thinks, "thinking": thinks}
         if request.choices:
             body |= {"logprobs": True, "top_logprobs": _TOP_LOGPROBS}
             body["structured_outputs"] = {"choice": list(request.choices)} if self._is_vllm else None
@@ -276,8 +285,9 @@ def messages_of(request: Request, media: Sequence[Parts]) -> list[Any]:
     """Return system line, media, instruction: a sample's calls differ only in the instruction."""
     shown = [part for each in media for part in each.content]
     # models that see nothing want a string
-    content = [*shown, {"type": "text", "text": request.instruction}] if shown else request.instruction
-    return [{"role": "system", "content": request.system}, {"role": "user", "content": content}]
+    system, instruction = _plain(request.system), _plain(request.instruction)
+    content = [*shown, {"type": "text", "text": instruction}] if shown else instruction
+    return [{"role": "system", "content": system}, {"role": "user", "content": content}]
 
 
 def _io_kwargs(media: Sequence[Parts]) -> JsonObject:
@@ -291,7 +301,8 @@ def completion_of(answer: ChatCompletion, request: Request, seconds: float) -> C
         raise RequestRefused(f"the server refuses: {choice.message.refusal or 'its content filter'}")
     details = usage.prompt_tokens_details if usage else None
     return Completion(
-        text=choice.message.content or "",
+        # the server may leave the thinking in its answer
+        text=answer_of(choice.message.content or ""),
         prompt_tokens=usage.prompt_tokens if usage else 0,
         cached_tokens=(details.cached_tokens or 0) if details else 0,
         completion_tokens=usage.completion_tokens if usage else 0,
@@ -302,20 +313,14 @@ def completion_of(answer: ChatCompletion, request: Request, seconds: float) -> C
     )
 
 
-def _probabilities(choice: Choice, choices: Sequence[str]) -> dict[str, float]:
+def _probabilities(choice: Choice, choices: Sequence[str]) -> Mapping[str, float]:
     """Return the probability of each choice as the first token, summing to 1."""
     if not choices:
         return {}
     tokens = (choice.logprobs and choice.logprobs.content) or []
     if not tokens or not tokens[0].top_logprobs:
         raise NoProbabilities
-    found: defaultdict[str, float] = defaultdict(float)
-    for each in tokens[0].top_logprobs:
-        found[each.token.strip()] += exp(each.logprob)
-    total = sum(found[name] for name in choices)
-    if not total:
-        raise BadAnswer(f"none of {', '.join(choices)} is a likely answer; it is {choice.message.content!r}")
-    return {name: found[name] / total for name in choices}
+    return choice_probabilities(((each.token, each.logprob) for each in tokens[0].top_logprobs), choices)
 
 
 def _is_away(error: BaseException) -> bool:

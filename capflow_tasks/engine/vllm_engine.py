@@ -6,10 +6,9 @@ import logging
 import multiprocessing
 import os
 import re
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import wait
 from dataclasses import replace
-from math import exp
 from threading import Lock, Thread
 from time import monotonic
 from typing import Any
@@ -24,7 +23,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from capflow_tasks import errors
-from capflow_tasks.engine import demand, load_failures
+from capflow_tasks.engine import chat, demand, load_failures
 from capflow_tasks.engine.interface import Answer, EngineState
 from capflow_tasks.engine.profile import ModelProfile, read_profile
 from capflow_tasks.media.loader import Media, MediaLoader, Room, SentMedia
@@ -58,9 +57,11 @@ class VllmEngine:
         self._loop = asyncio.new_event_loop()
         self._thread = Thread(target=self._loop.run_forever, name="engine", daemon=True)
         self._request_ids = itertools.count()
-        #: Both are there once the model is loaded.
+        #: All three are there once the model is loaded; `_recommended` is its own choice of sampling.
         self._profile: ModelProfile
         self._media: MediaLoader
+        self._chat: chat.Chat
+        self._recommended: Mapping[str, float]
         self._llm: AsyncLLM | None = None
         self._rebuilding = Lock()
         #: Why no engine can be had any more.
@@ -155,13 +156,16 @@ class VllmEngine:
                 if not hasattr(self, "_media"):
                     self._profile = read_profile(self.model, self._engine_args)
                     self._media = MediaLoader(self._settings, form=self._profile.form)
+                    self._chat = chat.Chat(self._profile.processor, sees=bool(self._profile.sees))
                 arguments = AsyncEngineArgs(model=self.model, **self._engine_args)
                 # a batch job's throughput counts, not its first token: vLLM then takes larger steps
-                return AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
+                llm = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
             except Exception as error:
                 log.debug("loading %s failed", self.model, exc_info=True)
                 said = load_failures.explain(self.model, error, log_of_core.read_text())
                 raise errors.ServiceError(said) from error
+        self._recommended = llm.model_config.get_diff_sampling_param()
+        return llm
 
     async def _unload(self) -> None:
         if self._llm is not None:
@@ -187,7 +191,7 @@ class VllmEngine:
             started = monotonic()
             try:
                 async with asyncio.timeout(self._timeout_seconds):
-                    output = await self._ask(llm, request)
+                    outputs = await self._ask(llm, request)
             except TimeoutError as error:
                 if started > self._answered_at:
                     # no request at all was answered in that time: the engine hangs
@@ -207,16 +211,37 @@ class VllmEngine:
                 cause = error.__cause__ or error
                 raise errors.RequestFailed(f"the engine failed on this request: {cause!r}") from error
             self._answered_at = monotonic()
-            return completion_of(output, request, self._answered_at - started)
+            return completion_of(outputs, request, self._answered_at - started)
 
-    async def _ask(self, llm: AsyncLLM, request: Request) -> Any:
-        """Name the media that the engine already has; send their pixels again if it has dropped them."""
+    async def _ask(self, llm: AsyncLLM, request: Request) -> Sequence[Any]:
+        """Return vLLM's output, after that of the thinking if the request asks for some.
+
+        The thinking is a call of its own, so that its budget is exact, and a letter or JSON follows it
+        whatever vLLM knows of the model.
+        """
         request = replace(request, media=self._profile.visible(request.media))
-        text, sampling = self._text(request), sampling_params(request, self._max_answer_tokens)
-        room = None  # pictures are never reduced
-        if any(ref.kind is Modality.VIDEO for ref in request.media):
-            tokens = len(self._profile.processor.tokenizer(text)["input_ids"])
-            room = Room(llm.model_config.max_model_len, tokens, sampling.max_tokens or 0)
+        prompt, outputs = self._chat.render(request), []
+        room = self._room(llm, request, prompt)
+        if self._chat.thinks(request):
+            sampling = thinking_params(request, self._chat.thinking_end, self._recommended)
+            outputs.append(await self._send(llm, request, room, prompt, sampling))
+            prompt = self._chat.closed(prompt, outputs[0].outputs[0].text)
+        sampling = sampling_params(request, self._max_answer_tokens, self._recommended)
+        return [*outputs, await self._send(llm, request, room, prompt, sampling)]
+
+    def _room(self, llm: AsyncLLM, request: Request, prompt: str) -> Room | None:
+        """Return what the prompt leaves for videos; None without one, as pictures are never reduced."""
+        if not any(ref.kind is Modality.VIDEO for ref in request.media):
+            return None
+        tokens = len(self._profile.processor.tokenizer(prompt)["input_ids"])
+        answer = sampling_params(request, self._max_answer_tokens, {}).max_tokens or 0
+        thinking = request.sampling.thinking_tokens if self._chat.thinks(request) else 0
+        return Room(llm.model_config.max_model_len, tokens, thinking + answer)
+
+    async def _send(
+        self, llm: AsyncLLM, request: Request, room: Room | None, text: str, sampling: SamplingParams
+    ) -> Any:
+        """Name the media that the engine already has; send their pixels again if it has dropped them."""
         media = await self._media.load(request, room, self._sent)
         try:
             output = await self._complete(llm, prompt_of(text, media), sampling)
@@ -236,20 +261,6 @@ class VllmEngine:
         outputs = llm.generate(prompt, sampling, f"capflow-{next(self._request_ids)}")
         # leaving the loop early, as at a timeout, aborts the request in the engine
         return [output async for output in outputs][-1]
-
-    def _text(self, request: Request) -> str:
-        """Render system line, media, instruction: a sample's calls differ only in the instruction."""
-        system: Any = [{"type": "text", "text": request.system}]
-        user: Any = [{"type": ref.kind.value} for ref in request.media]
-        user.append({"type": "text", "text": request.instruction})
-        if not self._profile.sees:
-            # the templates of text models leave out a list of parts
-            system, user = request.system, request.instruction
-        messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
-        text: str = self._profile.processor.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
-        )
-        return text
 
 
 def build(settings: Settings, model: str) -> VllmEngine:
@@ -276,8 +287,13 @@ def engine_args(settings: Settings, model: str) -> dict[str, Any]:
         "tensor_parallel_size": settings.tensor_parallel_size,
         "max_model_len": demand.context_of(settings, demand.read_config(model, may_download=True)),
         "limit_mm_per_prompt": demand.demand_of(settings).media_limits,
-        # without this a model may fill a JSON answer with blanks until it is cut off
-        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
+        "structured_outputs_config": {
+            "backend": "xgrammar",
+            # without this a model may fill a JSON answer with blanks until it is cut off
+            "disable_any_whitespace": True,
+            # thinking has ended before: a reasoning parser that waits for its end lets any token pass
+            "enable_in_reasoning": True,
+        },
         # one letter per domain; vLLM allows 20 log-probabilities by default
         "max_logprobs": 26,
         "enable_prefix_caching": True,
@@ -294,8 +310,10 @@ def _merged(ours: Any, theirs: Any) -> Any:
     return {**ours, **theirs} if isinstance(ours, dict) and isinstance(theirs, dict) else theirs
 
 
-def sampling_params(request: Request, max_answer_tokens: int | None) -> SamplingParams:
-    """Translate the request's sampling; `max_answer_tokens` caps free text only."""
+def sampling_params(
+    request: Request, max_answer_tokens: int | None, recommended: Mapping[str, float]
+) -> SamplingParams:
+    """Translate the request's sampling; `max_answer_tokens` and `recommended` are for free text only."""
     sampling, constraint = request.sampling, None
     max_tokens = min(sampling.max_tokens, max_answer_tokens or sampling.max_tokens)
     if request.choices:
@@ -305,13 +323,28 @@ def sampling_params(request: Request, max_answer_tokens: int | None) -> Sampling
     return SamplingParams(
         # a constrained answer that is cut off is useless
         max_tokens=sampling.max_tokens if constraint else max_tokens,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        repetition_penalty=sampling.repetition_penalty,
         logprobs=len(request.choices) or None,
         structured_outputs=constraint,
         output_kind=RequestOutputKind.FINAL_ONLY,
+        # a penalty meant for prose would distort letters and grades
+        **_sampled(request, {} if constraint else recommended),
     )
+
+
+def thinking_params(request: Request, end: str, recommended: Mapping[str, float]) -> SamplingParams:
+    """Return the sampling of the thinking before the answer: it stops at `end`, or at its budget."""
+    return SamplingParams(
+        max_tokens=request.sampling.thinking_tokens,
+        stop=[end],
+        # of some models `end` is one
+        skip_special_tokens=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        **_sampled(request, recommended),
+    )
+
+
+def _sampled(request: Request, recommended: Mapping[str, float]) -> dict[str, Any]:
+    return request.sampling.completed({key: recommended[key] for key in recommended if key != "max_tokens"})
 
 
 def prompt_of(text: str, media: Sequence[Media]) -> dict[str, Any]:
@@ -329,19 +362,16 @@ def prompt_of(text: str, media: Sequence[Media]) -> dict[str, Any]:
     return {"prompt": text, "multi_modal_data": data, "multi_modal_uuids": uuids}
 
 
-def completion_of(output: Any, request: Request, seconds: float) -> Completion:
-    """Translate vLLM's finished output; a choice's probability is that of its letter as the first token."""
-    answer = output.outputs[0]
-    first = answer.logprobs[0].values() if request.choices else ()
-    found = {entry.decoded_token.strip(): exp(entry.logprob) for entry in first}
-    allowed = {choice: found.get(choice, 0.0) for choice in request.choices}
-    total = sum(allowed.values())
+def completion_of(outputs: Sequence[Any], request: Request, seconds: float) -> Completion:
+    """Translate vLLM's finished outputs; the last is the answer. Raises BadAnswer."""
+    answer = outputs[-1].outputs[0]
+    likely = [(each.decoded_token, each.logprob) for each in (answer.logprobs or [{}])[0].values()]
     return Completion(
-        text=answer.text,
-        prompt_tokens=len(output.prompt_token_ids),
-        cached_tokens=output.num_cached_tokens or 0,
-        completion_tokens=len(answer.token_ids),
+        text=answer.text if request.choices else chat.answer_of(answer.text),
+        prompt_tokens=len(outputs[0].prompt_token_ids),
+        cached_tokens=outputs[0].num_cached_tokens or 0,
+        completion_tokens=sum(len(output.outputs[0].token_ids) for output in outputs),
         finish_reason=answer.finish_reason or "",
         seconds=seconds,
-        probabilities={choice: value / total for choice, value in allowed.items()},
+        probabilities=chat.choice_probabilities(likely, request.choices) if request.choices else {},
     )

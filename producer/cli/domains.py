@@ -134,9 +134,11 @@ def _show_domain(domain: Domain) -> None:
 
 def _show_prompt(agent: Agent, call: JsonObject | None) -> None:
     """Print the call that an agent makes; without one, the template of its prompt."""
+    sampling = [f"{name} {value:g}" for name, value in agent.sampling.named.items()]
+    thinking = f"at most {agent.sampling.thinking_tokens} tokens of thinking, " if agent.thinking else ""
     click.echo(
-        f"\n=== {agent.stage}: {agent.name}, workflow {agent.digest}, at most {agent.sampling.max_tokens} "
-        f"tokens, temperature {agent.sampling.temperature:g}"
+        f"\n=== {agent.stage}: {agent.name}, workflow {agent.digest}, {thinking}at most "
+        f"{agent.sampling.max_tokens} tokens, {', '.join(sampling) or 'sampling as the model recommends'}"
     )
     if call is None:
         click.echo(agent.prompt)

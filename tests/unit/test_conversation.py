@@ -80,6 +80,17 @@ def test_an_unrouted_sample_is_asked_for_one_letter_per_domain(root: Path) -> No
     assert outcome.results[0].data == {CATALOGUE.letters[each].name: share for each, share in shares.items()}
 
 
+def test_a_router_answer_that_is_no_letter_fails_its_sample(root: Path) -> None:
+    conversation = talk(root, Stage.ROUTE, domain=None)
+    (call,) = conversation.calls()
+
+    conversation.take(call.agent, completion("<think>"))
+
+    failure = conversation.outcome().failure
+    assert failure is not None
+    assert (failure.kind, failure.is_retryable) == ("bad_answer", True)
+
+
 def test_a_sample_with_a_domain_is_not_routed(root: Path) -> None:
     assert talk(root, Stage.ROUTE).calls() == []
 
@@ -150,7 +161,8 @@ def test_a_loop_is_asked_for_again_with_other_sampling_and_no_agent_ever_sees_it
     conversation.take(again.agent, completion("A tree."))
 
     assert again.agent == first.agent
-    assert again.request.sampling.temperature > first.request.sampling.temperature
+    assert first.request.sampling.temperature is None
+    assert again.request.sampling.temperature == 0.7
     assert again.request.instruction == first.request.instruction
     (result,) = conversation.outcome().results
     assert result.text == "A tree."

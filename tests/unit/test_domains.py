@@ -238,6 +238,29 @@ def test_only_an_agent_that_others_can_do_without_may_be_optional(agent: str, tm
     assert "optional: for an agent of stage perceive or reason" in faults
 
 
+def test_an_agent_names_how_it_is_sampled_and_may_think(packaged: Catalogue, tmp_path: Path) -> None:
+    (tmp_path / "_defaults.yaml").write_text(
+        "agents:\n  general_reasoning:\n    thinking: true\n"
+        "    sampling: {top_k: 20, min_p: 0.05, thinking_tokens: 900}\n"
+        "  judge: {thinking: true, sampling: {presence_penalty: 1.5, frequency_penalty: 0.5}}\n"
+    )
+    natural = load_catalogue(tmp_path).resolve("Natural")
+    (reasoner,), (judge,) = natural.agents_of(Stage.REASON), natural.agents_of(Stage.SCORE)
+
+    assert reasoner.sampling.thinking_tokens == 900
+    assert reasoner.sampling.named == {"top_k": 20, "min_p": 0.05, "repetition_penalty": 1.05}
+    assert judge.sampling.thinking_tokens == 2048
+    assert judge.sampling.named == {"temperature": 0.0, "presence_penalty": 1.5, "frequency_penalty": 0.5}
+    assert not any(agent.sampling.thinking_tokens for domain in packaged.domains for agent in domain.agents)
+
+
+def test_prose_is_sampled_as_the_model_recommends(packaged: Catalogue) -> None:
+    prose = packaged.resolve("Natural").captioner.sampling
+    assert prose.temperature is None
+    assert prose.completed({"temperature": 0.7, "top_k": 20})["temperature"] == 0.7
+    assert prose.completed({}) == {"temperature": 0.2, "top_p": 0.9, "repetition_penalty": 1.0}
+
+
 def test_a_changed_system_line_changes_every_digest(packaged: Catalogue, tmp_path: Path) -> None:
     (tmp_path / "_defaults.yaml").write_text("system: You describe pictures in Dutch.\n")
     catalogue = load_catalogue(tmp_path)

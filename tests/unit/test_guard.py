@@ -1,4 +1,4 @@
-"""The guard against 361 labelled texts, and what happens to the answers that it refuses."""
+"""The guard against 363 labelled texts, and what happens to the answers that it refuses."""
 
 import json
 from collections import Counter
@@ -91,9 +91,10 @@ def test_a_rule_can_be_left_out() -> None:
 def test_asking_again_changes_the_sampling_by_what_was_wrong() -> None:
     greedy = Sampling(max_tokens=100, temperature=0.0)
     loop, cut = checked("keep at " * 40).faults, checked("A dog on", "length").faults
-    assert changed_sampling(greedy, loop).temperature >= 0.7
+    assert changed_sampling(greedy, loop).named["temperature"] >= 0.7
+    assert changed_sampling(greedy, loop).named["presence_penalty"] >= 1.0
     assert changed_sampling(greedy, cut) == Sampling(max_tokens=200, temperature=0.0)
-    assert changed_sampling(greedy, checked("I'm sorry, I can't help.").faults).temperature > 0
+    assert changed_sampling(greedy, checked("I'm sorry, I can't help.").faults).named["temperature"] > 0
 
 
 def test_the_evidence_is_short_and_on_one_line() -> None:

@@ -69,9 +69,7 @@ class OpenAiClient:
                 {"role": "user", "content": [*pictures, {"type": "text", "text": request.instruction}]},
             ],
             "max_tokens": min(request.sampling.max_tokens, cap or request.sampling.max_tokens),
-            "temperature": request.sampling.temperature,
-            "top_p": request.sampling.top_p,
-            "repetition_penalty": request.sampling.repetition_penalty,
+            **request.sampling.completed({}),
             **({"structured_outputs": {"json": request.schema}} if request.schema else {}),
         }
 

@@ -75,9 +75,7 @@ class RayData:
         cap = None if request.schema else self._settings.max_answer_tokens
         sampling: dict[str, Any] = {
             "max_tokens": min(request.sampling.max_tokens, cap or request.sampling.max_tokens),
-            "temperature": request.sampling.temperature,
-            "top_p": request.sampling.top_p,
-            "repetition_penalty": request.sampling.repetition_penalty,
+            **request.sampling.completed({}),
         }
         return {
             "prompt": prompt,

@@ -42,7 +42,7 @@ class StaticBatches:
         return Replayed(perf_counter() - began, prompt, prompt - cached)
 
     def _generate(self, requests: Sequence[Request]) -> list[Any]:
-        sampling = [sampling_params(request, self._settings.max_answer_tokens) for request in requests]
+        sampling = [sampling_params(request, self._settings.max_answer_tokens, {}) for request in requests]
         prompts: Any = [self._prompt(request) for request in requests]
         outputs: list[Any] = self._llm.generate(prompts, sampling, use_tqdm=False)
         return outputs
