@@ -137,7 +137,7 @@ class Settings(BaseSettings):
     media_threads: int = Field(4, ge=1, description="media files decoded at once")
     media_timeout_seconds: float = Field(120, gt=0, description="deadline for reading a media file, seconds")
 
-    concurrency: int = Field(8, ge=1, description="batches that one worker runs at once")
+    concurrency: int = Field(128, ge=1, description="most batches that one worker has open")
     lease_seconds: float = Field(45, gt=0, description="how long a silent worker keeps its batches, seconds")
     queue_seconds: float = Field(
         7 * 86400, gt=0, description="how long a batch may wait in a queue before it is sent again, seconds"

@@ -39,6 +39,8 @@ ReadSamples = Callable[[PlanShard, int], Iterator[states.NewSample]]
 
 #: Batches inserted in one transaction, at most.
 _CHUNK = 64
+#: In-flight batches while few are running, where no window is given.
+_LEAST_WINDOW = 256
 #: Batches published in one transaction, at most.
 _PUBLISH_CHUNK = 256
 #: Between two checks for lost batches. One may miss a message that is being delivered, two don't.
@@ -65,8 +67,8 @@ class Order:
     run: str | None
     #: Samples per batch.
     batch_size: int
-    #: In-flight batches, over all workers.
-    window: int
+    #: In-flight batches, over all workers; None for as many as the fleet keeps busy, and as many again.
+    window: int | None = None
     #: Stages to run, in order.
     stages: tuple[Stage, ...] = tuple(Stage)
     #: Samples routed with a lower confidence are held.
@@ -114,6 +116,8 @@ class OpenRun:
         #: In the order given.
         self.shards = self.runs.add_shards(self.id, shards)
         self._sample_count = sum(row.shard.sample_count for row in self.shards)
+        #: In-flight batches that are enough, where none were ordered.
+        self._window = _LEAST_WINDOW
         #: One message for each file that broke off; the other shards went on.
         self.problems: list[str] = []
         #: The limit that paused the run; None when none did.
@@ -172,7 +176,7 @@ class OpenRun:
             tally = sum(arrivals.take_from(in_flight), tally)
             if tally.total < self._sample_count:
                 worker.check()
-            has_begun = has_begun or self.views.is_running(self.id)
+            has_begun = has_begun or self.views.running(self.id) > 0
             show(tally, has_begun)
             if is_inserted and not in_flight:
                 # Batches that were split, or that another producer inserted, are not among these.
@@ -196,8 +200,8 @@ class OpenRun:
                 continue
             batches = batches_of(read_samples(row.shard, cursor), order.batch_size, order.stages)
             try:
-                for chunk in _groups(batches, min(_CHUNK, order.window)):
-                    while len(in_flight) >= order.window:
+                for chunk in _groups(batches, min(_CHUNK, order.window or _CHUNK)):
+                    while self._is_full(len(in_flight)):
                         yield False
                     ids = self.runs.expand(row.id, cursor, chunk)
                     if ids is None:
@@ -209,6 +213,12 @@ class OpenRun:
             except PlanError as error:
                 self.problems.append(str(error))
                 log.error("%s", error)
+
+    def _is_full(self, in_flight: int) -> bool:
+        """Whether so many batches are enough: as ordered, else two for each that runs and some more."""
+        if not self.order.window and in_flight >= self._window:
+            self._window = _LEAST_WINDOW + 2 * self.views.running(self.id)
+        return in_flight >= (self.order.window or self._window)
 
 
 class Arrivals:

@@ -80,7 +80,12 @@ class ScoreRun:
         self.files = call_all(survey_file, found, processes, ProgressLines("caption files read"))
 
     def run(
-        self, stopping: Event, run: str | None, batch_size: int, window: int, budget: Budget | None = None
+        self,
+        stopping: Event,
+        run: str | None,
+        batch_size: int,
+        window: int | None,
+        budget: Budget | None = None,
     ) -> ScoreSummary:
         """Score what has no scores yet, then publish; publish nothing when stopped before that.
 

@@ -117,7 +117,7 @@ def everyday(fleet: Fleet) -> list[Explained]:
         fleet.runs.requeue_stale(fleet.run_id)
         fleet.runs.requeue_lost(fleet.runs.outside_queues(WaitingMessages({}, ()), 60, fleet.run_id))
         fleet.views.finished(fleet.run_id, 1.0, fleet.batch_ids)
-        fleet.views.is_running(fleet.run_id)
+        fleet.views.running(fleet.run_id)
         fleet.runs.retry_failed(fleet.run_id)
         next(fleet.views.finished_samples(fleet.shard_id, SampleState.DONE))
     return found

@@ -18,7 +18,6 @@ from capflow_tasks.store.states import Claim, Outcome, PendingSample, Route
 class Call:
     """One request to the engine, and the agent it is made for."""
 
-    conversation: "Conversation"
     #: Named `name@start-end` for one window of a video.
     agent: Agent
     request: records.Request
@@ -71,7 +70,7 @@ class Conversation:
             turns = [turn for agent in self._agents() for turn in self._turns(agent, answers)]
             waiting = {_role(agent) for agent, _ in turns}
             due = [(agent, span) for agent, span in turns if waiting.isdisjoint(agent.sees)]
-            return [Call(self, agent, self._request(agent, span)) for agent, span in due]
+            return [Call(agent, self._request(agent, span)) for agent, span in due]
         except SampleError as error:
             self.fail(error)
             return []

@@ -64,6 +64,10 @@ class Heartbeat:
                 self._batch_ids[batch_id] -= 1
                 self._batch_ids += Counter()
 
+    def is_beating_for(self, batch_id: int) -> bool:
+        with self._lock:
+            return batch_id in self._batch_ids
+
     def _beat_until_stopped(self) -> None:
         while True:
             with self._lock:

@@ -3,14 +3,18 @@
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import takewhile
 from time import monotonic
 
 import tenacity
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from capflow_tasks.captioning.admission import BatchLimit, SharedOrAlone
+from capflow_tasks.captioning.admission import BatchLimit, EngineRoom, SharedOrAlone
+from capflow_tasks.captioning.chains import SampleChains
 from capflow_tasks.captioning.conversation import Conversation
 from capflow_tasks.captioning.guard import Guard
 from capflow_tasks.captioning.heartbeat import Heartbeat
@@ -22,7 +26,7 @@ from capflow_tasks.observe import logs, metrics
 from capflow_tasks.records import Stage
 from capflow_tasks.settings import Settings
 from capflow_tasks.store.claims import BatchStore, NotClaimed
-from capflow_tasks.store.states import Claim, Outcome, PendingSample, RetryPolicy, stage_after
+from capflow_tasks.store.states import Claim, Outcome, PendingSample, RetryPolicy, stage_after, stages_from
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +47,8 @@ class StageSummary:
     claim: Claim
     #: Samples that this try worked on.
     samples: int
+    #: Samples that neither failed nor are held.
+    passed: int
     #: Samples that passed the last stage of the run.
     finished: int
     #: Failed samples by kind.
@@ -81,13 +87,21 @@ class StageRunner:
         self._retry = RetryPolicy(self.settings.max_attempts, self.settings.retry_seconds)
         self._guard = Guard(self.settings.answer_attempts, frozenset(self.settings.guard_off))
         self._turns = SharedOrAlone()
-        #: One per engine; one without `cache_tokens` has no limit.
-        self._limits = {
-            id(engine): BatchLimit(getattr(engine, "cache_tokens", None)) for engine in self.engines.values()
+        # A worker that lost its leases, as after a long pause, would ask for what another one asks for.
+        self._chains = SampleChains(self._ask, may_go_on=lambda: self.heartbeat.is_fresh)
+        #: By engine; one without these attributes has no limit.
+        self._rooms = {
+            id(engine): EngineRoom(
+                getattr(engine, "cache_tokens", None), getattr(engine, "max_requests", None)
+            )
+            for engine in self.engines.values()
         }
+        self._limit = BatchLimit(self._rooms.values(), self.settings.concurrency)
+        #: Of the newest batch; the producer's default before there is one.
+        self._batch_size = 8
         #: Calls the store, again and again while the database is away.
         self._patiently = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(OperationalError),
+            retry=tenacity.retry_if_exception_type((OperationalError, PoolTimeout)),
             stop=tenacity.stop_after_delay(self.settings.database_seconds),
             wait=tenacity.wait_random_exponential(0.2, max=5),
             before_sleep=tenacity.before_sleep_log(log, logging.WARNING),
@@ -103,14 +117,29 @@ class StageRunner:
         settings, owner = self.settings, self.heartbeat.owner
         claim = self._patiently(self.store.claim, batch_id, stage, owner, settings.lease_seconds)
         if isinstance(claim, NotClaimed):
+            # Another worker has the batch or its run was stopped, unless a copy of the message runs it here.
+            if claim is NotClaimed.NOT_FREE and not self.heartbeat.is_beating_for(batch_id):
+                self._chains.forget(batch_id)
             return claim
+        self._chains.open(batch_id)
         in_flight = metrics.BATCHES_IN_FLIGHT.labels(stage)
-        with self.heartbeat.beating_for(batch_id), in_flight.track_inprogress():
-            return self._run(claim)
+        goes_on = False
+        try:
+            with self.heartbeat.beating_for(batch_id), in_flight.track_inprogress():
+                summary = self._run(claim)
+            goes_on = isinstance(summary, StageSummary) and summary.passed > 0 and self._stays(claim)
+            return summary
+        finally:
+            if not goes_on:
+                self._chains.forget(batch_id)
 
     def batch_limit(self) -> int:
-        """Return how many batches may run, so that the engines keep the prefixes of all open samples."""
-        return min(each.limit(self.settings.concurrency) for each in self._limits.values())
+        """Return how many batches may be open, so that the engines are full and keep shared prefixes."""
+        return self._limit.limit(self._chains.open_batches, self._chains.new_batches, self._batch_size)
+
+    def _stays(self, claim: Claim) -> bool:
+        """Return whether the batch's next stage is one of this worker."""
+        return stage_after(claim.stage, claim.stages) in self.engines
 
     def _run(self, claim: Claim) -> StageSummary | NotFinished:
         started = monotonic()
@@ -120,12 +149,13 @@ class StageRunner:
             self.store.split(claim)
             metrics.STAGES.labels(claim.stage, "split").inc()
             return NotFinished.SPLIT
+        self._batch_size = max(len(samples), 1)
         try:
             outcomes = self._outcomes(claim, samples)
         except BaseException as error:
             self._give_back(claim, error)
             raise
-        stays = stage_after(claim.stage, claim.stages) in self.engines
+        stays = self._stays(claim)
         handoff_seconds = self.settings.lease_seconds if stays else self.settings.queue_seconds
         is_mine = self._patiently(
             self.store.finish_stage, claim, outcomes, handoff_seconds, self._retry, stays=stays
@@ -134,35 +164,43 @@ class StageRunner:
             log.warning("batch %s: the lease of %s is lost; nothing is written", claim.batch_id, claim.stage)
             metrics.STAGES.labels(claim.stage, "lost").inc()
             return NotFinished.LEASE_LOST
-        self._limits[id(self.engines[claim.stage])].observe(outcome.results for outcome in outcomes)
         summary = summarize(claim, outcomes, monotonic() - started)
         count_stage(summary)
         log_stage(summary, outcomes)
         return summary
 
     def _outcomes(self, claim: Claim, samples: Sequence[PendingSample]) -> list[Outcome]:
-        engine = self.engines[claim.stage]
-        conversations = [
-            Conversation(claim, sample, self.catalogue, engine.model, self.windows, self._guard)
-            for sample in samples
-        ]
-        if claim.tries > self.settings.max_tries:
-            for conversation in conversations:
-                conversation.fail(Quarantined(f"its engine or worker died in {claim.tries - 1} tries"))
+        if claim.tries == 1:
+            here = takewhile(self.engines.__contains__, stages_from(claim.stage, claim.stages))
+            return self._chains.outcomes(claim, samples, tuple(here))
         # A batch whose last try ended with a dead engine or worker may be the cause, so it runs alone.
-        with self._turns.hold(alone=claim.tries > 1):
-            if claim.tries > 1:
-                self._patiently(self.store.begin_try, claim)
-            in_flight = metrics.REQUESTS_IN_FLIGHT.labels(claim.stage)
-            while calls := [call for each in conversations for call in each.calls()]:
+        with self._turns.hold(alone=True):
+            self._patiently(self.store.begin_try, claim)
+            # What was asked ahead would wait for this turn.
+            self._chains.forget(claim.batch_id)
+            return self._chains.outcomes(claim, samples, [claim.stage])
+
+    def _ask(self, claim: Claim, sample: PendingSample) -> Outcome:
+        """Ask the agents of one stage about one sample."""
+        engine = self.engines[claim.stage]
+        conversation = Conversation(claim, sample, self.catalogue, engine.model, self.windows, self._guard)
+        if claim.tries > self.settings.max_tries:
+            conversation.fail(Quarantined(f"its engine or worker died in {claim.tries - 1} tries"))
+        room, in_flight = self._rooms[id(engine)], metrics.REQUESTS_IN_FLIGHT.labels(claim.stage)
+        turn = self._turns.hold(alone=False) if claim.tries == 1 else nullcontext()
+        with turn, room.asking():
+            started = monotonic()
+            while calls := conversation.calls():
                 in_flight.inc(len(calls))
                 try:
                     answers = engine.generate([call.request for call in calls])
                 finally:
                     in_flight.dec(len(calls))
                 for call, answer in zip(calls, answers, strict=True):
-                    call.conversation.take(call.agent, answer)
-        return [each.outcome() for each in conversations]
+                    conversation.take(call.agent, answer)
+            outcome = conversation.outcome()
+            room.observe(outcome.results, monotonic() - started)
+        return outcome
 
     def _give_back(self, claim: Claim, error: BaseException) -> None:
         level = logging.WARNING if isinstance(error, EngineDead) else logging.ERROR
@@ -180,6 +218,7 @@ def summarize(claim: Claim, outcomes: Sequence[Outcome], seconds: float) -> Stag
     return StageSummary(
         claim=claim,
         samples=len(outcomes),
+        passed=len(passed),
         finished=len(passed) if stage_after(claim.stage, claim.stages) is None else 0,
         failures=Counter(outcome.failure.kind for outcome in outcomes if outcome.failure),
         domains=Counter(outcome.route.domain for outcome in outcomes if outcome.route),

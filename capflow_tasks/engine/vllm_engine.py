@@ -107,6 +107,11 @@ class VllmEngine:
         # layers of several kinds share the blocks of a hybrid model; vLLM 0.25 has no figure for it
         return getattr(cache, "kv_cache_size_tokens", None) or blocks or None
 
+    @property
+    def max_requests(self) -> int | None:
+        """Requests in one engine step; None before the engine is up."""
+        return None if self._llm is None else self._llm.vllm_config.scheduler_config.max_num_seqs
+
     def generate(self, requests: Sequence[Request]) -> list[Answer]:
         llm = self._living()
         answers: list[Answer] = self._run(self._answer_all(llm, requests))

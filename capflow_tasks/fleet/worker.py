@@ -48,6 +48,11 @@ _EXIT_GRACE_SECONDS = 15.0
 #: Age of the consumer loop's timestamp at which the loop is taken to hang; it is set every few seconds.
 LOOP_LIMIT_SECONDS = 60.0
 
+#: Between two looks at whether the engines have room for further batches.
+_ADMISSION_SECONDS = 0.1
+#: Connections of a worker to PostgreSQL: those of its stages, and one for the heartbeat, which must not wait.
+_STAGE_CONNECTIONS = 3
+
 _runner: StageRunner | None = None
 #: Celery's controller of this worker.
 _controller: Any = None
@@ -58,6 +63,7 @@ def install(app: Celery) -> None:
     app.steps["worker"].add(EngineStep)
     app.steps["consumer"].add(DrainStep)
     app.steps["consumer"].add(LoopTimestampStep)
+    app.steps["consumer"].add(AdmissionStep)
     # Celery orders bootsteps by what they require: tasks must find the engines up.
     components.Pool.requires = (*components.Pool.requires, EngineStep)  # type: ignore[misc]
 
@@ -88,9 +94,7 @@ def _run_stage(batch_id: int, stage: Stage) -> str:
     except BaseException as error:
         # A MemoryError or SystemExit would occupy the pool's thread for good.
         raise errors.CapflowError(f"batch {batch_id}: {stage} failed: {error!r}") from error
-    # Take no more batches than those whose prefixes the engines can keep. Celery reads the number before it
-    # takes a message; the pool keeps its size.
-    _controller.max_concurrency = _runner.batch_limit()
+    _set_batch_limit()
     limit = read_settings().max_rss_mib
     if limit is not None and (used := psutil.Process().memory_info().rss // 2**20) > limit:
         log.warning("this worker uses %s MiB of at most %s MiB and exits to be restarted", used, limit)
@@ -100,6 +104,12 @@ def _run_stage(batch_id: int, stage: Stage) -> str:
     if result is claims.NotClaimed.PASSED:
         return "done before"
     raise Ignore
+
+
+def _set_batch_limit() -> None:
+    """Tell Celery how many messages to work on at most, which it reads before it takes one."""
+    if _runner is not None:
+        _controller.max_concurrency = _runner.batch_limit()
 
 
 def _stop_worker(exit_code: int) -> None:
@@ -226,6 +236,7 @@ class EngineStep(bootsteps.StartStopStep):
         windows = video.Windows(budget.budget_of(settings), files)
         _controller = worker
         _runner = StageRunner(claims.BatchStore(store), catalogue, engines, heartbeat, settings, windows)
+        _set_batch_limit()
         worker.app.conf.task_routes[0].become_worker(worker.hostname, queues)
 
     def _start_engines(self, settings: Settings, queues: Collection[str]) -> dict[Stage, Engine]:
@@ -268,6 +279,20 @@ class LoopTimestampStep(bootsteps.StartStopStep):
 
     def stop(self, consumer: Any) -> None:
         vitals.is_connected = False
+        self._timer.cancel()
+
+    shutdown = stop
+
+
+class AdmissionStep(bootsteps.StartStopStep):
+    """Takes further batches as soon as samples leave the engines, not only when a stage ends."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def start(self, consumer: Any) -> None:
+        self._timer = consumer.timer.call_repeatedly(_ADMISSION_SECONDS, _set_batch_limit)
+
+    def stop(self, consumer: Any) -> None:
         self._timer.cancel()
 
     shutdown = stop

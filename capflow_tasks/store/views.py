@@ -58,10 +58,11 @@ class Views(Store):
         )
         return {batch_id: Tally(*counts) for batch_id, *counts in self.rows(statement)}
 
-    def is_running(self, run_id: int) -> bool:
-        """Whether a worker holds a batch of the run at this moment."""
-        held = _of_run(select(Batch.id), run_id).where(Batch.state == BatchState.RUNNING)
-        return bool(self.rows(held.limit(1)))
+    def running(self, run_id: int) -> int:
+        """Count the batches that workers hold at this moment."""
+        held = _of_run(select(func.count(Batch.id)), run_id).where(Batch.state == BatchState.RUNNING)
+        ((count,),) = self.rows(held)
+        return int(count)
 
     def open_stages(self, run_id: int) -> set[Stage]:
         """The next stages of all unfinished batches."""

@@ -26,7 +26,10 @@ batch_size_option = cli.option(
     click.IntRange(1, 1024),
 )
 window_option = cli.option(
-    "--window BATCHES", "Most batches in flight, over all workers.", 256, click.IntRange(1)
+    "--window BATCHES",
+    "Most batches in flight, over all workers.",
+    kind=click.IntRange(1),
+    show_default="256, and two for each that runs",
 )
 
 
@@ -229,7 +232,7 @@ def stop_on_signals() -> Iterator[Event]:
 @cli.flag("--dry-run", "Count the records without scores; send nothing.")
 @cli.json_option()
 def score(
-    as_json: bool, dry_run: bool, run: str | None, batch_size: int, window: int, **options: Any
+    as_json: bool, dry_run: bool, run: str | None, batch_size: int, window: int | None, **options: Any
 ) -> None:
     """Score the captions in FOLDER's Rank*_node*_*.jsonl that have no valid scores yet.
 

@@ -103,6 +103,9 @@ def run_document(snapshot: Snapshot) -> JsonObject:
         "by_shard": [_flat(shard) for shard in totals.shards],
         "by_domain": [{"domain": each.domain, **each.by_state} for each in totals.domains],
         "by_stage": [_stage(stage, totals.usages) for stage in activity.stages],
+        "by_model": [
+            _model(model, totals.usages) for model in sorted({each.model for each in totals.usages})
+        ],
         "tokens": _tokens(figures.total_tokens(totals.usages))
         | {
             "computed_prompt_per_sample": _rounded(totals.economy.computed_per_sample),
@@ -158,6 +161,15 @@ def _stage(stage: figures.StageFigures, usages: Sequence[figures.Usage]) -> Json
         **{str(state): count for state, count in stage.by_state.items()},
         "answers": sum(usage.answers for usage in own),
         "seconds": _rounded(sum(usage.seconds for usage in own)),
+        **_tokens(figures.total_tokens(own)),
+    }
+
+
+def _model(model: str, usages: Sequence[figures.Usage]) -> JsonObject:
+    own = [usage for usage in usages if usage.model == model]
+    return {
+        "model": model,
+        "answers": sum(usage.answers for usage in own),
         **_tokens(figures.total_tokens(own)),
     }
 

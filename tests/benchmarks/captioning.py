@@ -15,7 +15,9 @@ from tests.benchmarks.ray_environment import RAY, ray_python
 from tests.benchmarks.scene import Round, Scene
 from tests.benchmarks.workload import COUNT_FILE, ENGINE_PER_STAGE, Replayed, RivalProcess, rival
 
-_SAMPLES, _FULL_SAMPLES = 10, 48
+#: Samples of the round; without `--full` as many as one contender is likely to caption in this time.
+_LEAST_SAMPLES, _FULL_SAMPLES = 12, 48
+_ROUND_SECONDS = 60.0
 #: Pictures that two workers share, to count tokens; each contender warms up with some of them.
 _PAIR_SAMPLES, _WARM_UP_SAMPLES = 6, 1
 _RIVALS = {
@@ -88,8 +90,7 @@ def measure(bench: Bench) -> Mapping[str, Measured]:
         running.add_workers(1)
         for other in others.values():
             other.wait_until_ready()
-        count = _FULL_SAMPLES if bench.is_full else _SAMPLES
-        contest = _play(scene, running, {"bare": bare, **others}, count)
+        contest = _play(scene, running, {"bare": bare, **others}, bench)
     return {
         "fleet_over_bare": contest.against("bare"),
         "computed_over_minimum_prompt_tokens": contest.computed_over_minimum(),
@@ -104,12 +105,14 @@ def measure(bench: Bench) -> Mapping[str, Measured]:
     }
 
 
-def _play(scene: Scene, running: Fleet, rivals: Mapping[str, RivalProcess], count: int) -> Contest:
-    """Warm up with two workers, then measure one of them alone."""
+def _play(scene: Scene, running: Fleet, rivals: Mapping[str, RivalProcess], bench: Bench) -> Contest:
+    """Warm up with two workers, which tells how many samples to measure, then measure one alone."""
     pair = scene.play(running, "pair", _PAIR_SAMPLES)
     running.end_newest_worker()
     for other in rivals.values():
         other.replay(pair.samples[:_WARM_UP_SAMPLES])
+    likely = int(_ROUND_SECONDS / pair.seconds * _PAIR_SAMPLES)
+    count = _FULL_SAMPLES if bench.is_full else min(max(likely, _LEAST_SAMPLES), _FULL_SAMPLES)
     ours = scene.play(running, "round", count)
     return Contest(scene, pair, ours, {name: other.replay(ours.samples) for name, other in rivals.items()})
 

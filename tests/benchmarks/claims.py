@@ -83,9 +83,13 @@ def rows_of(study: Study, bench: Bench) -> list[Row]:
         found = study.measure(bench)
     except Exception as error:
         log.warning("a study failed", exc_info=error)
-        reason = f"failed: {type(error).__name__}: {error}".splitlines()[0][:200]
-        found = {claim: Measured(None, reason) for claim in study.goals}
+        return unmeasured(study, f"failed: {type(error).__name__}: {error}".splitlines()[0][:200])
     return [_row(claim, goal, found[claim]) for claim, goal in study.goals.items()]
+
+
+def unmeasured(study: Study, reason: str) -> list[Row]:
+    """Return the study's rows with the reason why they have no numbers."""
+    return [_row(claim, goal, Measured(None, reason)) for claim, goal in study.goals.items()]
 
 
 def _row(claim: str, goal: Goal, found: Measured) -> Row:

@@ -17,12 +17,15 @@ from typing import TYPE_CHECKING, Any
 from capflow_tasks.engine.interface import Answer
 from capflow_tasks.records import Completion, Request
 from capflow_tasks.settings import Settings
+from tests.benchmarks.lengths import with_length
 
 if TYPE_CHECKING:
     from capflow_tasks.engine.vllm_engine import VllmEngine
 
 #: Folder of the journals, one file per process.
 JOURNALS = "BENCH_JOURNALS"
+#: Variable with the median and 95th percentile of an answer's tokens: "180,600".
+LENGTHS = "BENCH_ANSWER_TOKENS"
 #: Between two checks whether the engine has a request, seconds.
 _POLL_SECONDS = 0.01
 
@@ -40,15 +43,15 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """From this moment on the engine has work, or none."""
+    """From this moment on the engine has so many unanswered requests."""
 
     at: float
-    is_busy: bool
+    requests: int
     worker: int
 
 
 class JournallingEngine:
-    """The real engine; its answers pass through unchanged."""
+    """The real engine with answers of unequal length; they pass through unchanged."""
 
     def __init__(self, engine: VllmEngine, path: Path) -> None:
         self.model = engine.model
@@ -70,22 +73,23 @@ class JournallingEngine:
 
     def generate(self, requests: Sequence[Request]) -> list[Answer]:
         started = monotonic()
+        median, p95 = map(float, os.environ[LENGTHS].split(","))
+        requests = [with_length(request, median, p95) for request in requests]
         answers = self._engine.generate(requests)
         self._write(Exchange(started, monotonic(), requests, _computed_tokens(answers)))
         return answers
 
     def _watch(self) -> None:
-        was_busy = None
+        known = None
         while not self._stopping.wait(_POLL_SECONDS):
-            is_busy = self._has_work()
-            if is_busy is not was_busy:
-                self._write(Turn(monotonic(), is_busy, os.getpid()))
-            was_busy = is_busy
+            if (requests := self._unanswered()) != known:
+                self._write(Turn(monotonic(), requests, os.getpid()))
+            known = requests
 
-    def _has_work(self) -> bool:
-        """Return whether vLLM has an unanswered request, whose pixels are read and whose prompt is ready."""
+    def _unanswered(self) -> int:
+        """Return vLLM's number of unanswered requests, whose pixels are read and whose prompts are ready."""
         llm = self._engine._llm
-        return llm is not None and llm.output_processor.has_unfinished_requests()
+        return 0 if llm is None else llm.output_processor.get_num_unfinished_requests()
 
     def _write(self, record: Exchange | Turn) -> None:
         with self._lock, self._path.open("ab") as file:
@@ -135,6 +139,6 @@ def busy_share(records: Sequence[Exchange | Turn], start: float, end: float) -> 
 def _busy(turns: Sequence[Turn], start: float, end: float) -> float:
     seconds = 0.0
     for turn, until in zip(turns, [*(turn.at for turn in turns[1:]), end], strict=True):
-        if turn.is_busy:
+        if turn.requests:
             seconds += max(0.0, min(until, end) - max(turn.at, start))
     return seconds / (end - start)

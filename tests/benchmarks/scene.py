@@ -11,7 +11,7 @@ from transformers import AutoProcessor
 
 from capflow_tasks.records import JsonObject, Modality
 from tests.benchmarks.fleet import Fleet, write_plan
-from tests.benchmarks.journal import JOURNALS, Exchange, Turn, busy_share, read_journals
+from tests.benchmarks.journal import JOURNALS, LENGTHS, Exchange, Turn, busy_share, read_journals
 from tests.benchmarks.minimum import PromptCost
 from tests.benchmarks.workload import IN_FLIGHT, samples_of
 from tests.benchmarks.workload import Sample as Calls
@@ -20,7 +20,7 @@ from tests.datasets import draw_picture
 
 #: Domains of pictures, in turn.
 TASKS = ("Natural", "Structure & Math", "Infographic & Document", "UI & Interaction", "Code & Programming")
-_BATCH = 2
+_BATCH = 4
 #: As large as most photographs are sent: 36 x 28 tokens.
 _PICTURE, _PICTURE_TOKENS = (1008, 784), 1008
 
@@ -85,15 +85,16 @@ class Scene:
             "CAPFLOW_MODEL": str(small_checkpoint()),
             "CAPFLOW_ENGINE": "tests.benchmarks.journal:build",
             "CAPFLOW_MAX_MODEL_LEN": "8192",
-            "CAPFLOW_MAX_ANSWER_TOKENS": "32",
             "CAPFLOW_GUARD_OFF": NOISE_RULES,
-            "CAPFLOW_CONCURRENCY": str(IN_FLIGHT // _BATCH),
+            "CAPFLOW_MAX_NUM_SEQS": str(IN_FLIGHT),
             # Random weights write answers that are refused now and then; no sample waits for a second try.
             "CAPFLOW_MAX_ATTEMPTS": "1",
             "CAPFLOW_LOG_LEVEL": "WARNING",
             "HF_HUB_OFFLINE": "1",
             "TORCHDYNAMO_DISABLE": "1",
             "VLLM_CPU_KVCACHE_SPACE": "1",
+            # A tenth of real ones, so that a CPU ends in time.
+            LENGTHS: "18,60",
             JOURNALS: str(journals),
         }
 

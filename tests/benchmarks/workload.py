@@ -31,7 +31,7 @@ COUNT_FILE = "BENCH_COUNT_FILE"
 #: Variable that makes a rival start an engine for each stage.
 ENGINE_PER_STAGE = "BENCH_ENGINE_PER_STAGE"
 
-#: Samples in flight, for all contenders.
+#: Requests in one step of every contender's engine, and samples that rivals have in flight to fill it.
 IN_FLIGHT = int(os.environ.get("BENCH_IN_FLIGHT", "8"))
 
 

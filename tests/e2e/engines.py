@@ -86,7 +86,7 @@ def build_slow(settings: Settings, model: str) -> SlowEngine:
 
 
 class SmallCacheEngine(ScriptedEngine):
-    """Its KV cache holds one batch; writes down how many batches it is asked about at a time."""
+    """Its KV cache holds some six samples; writes down how many it is asked about at a time."""
 
     cache_tokens = 3_000
     _asked = 0

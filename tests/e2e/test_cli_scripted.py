@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 
+from capflow_tasks.records import Stage
 from capflow_tasks.store.runs import RunStore
+from capflow_tasks.store.states import BatchState
 from capflow_tasks.store.statistics import Statistics
+from capflow_tasks.store.tables import Batch
 from tests.conftest import Eventually
 from tests.datasets import entries_with_pictures, read_lines, write_plan
 from tests.e2e import engines
@@ -328,6 +331,7 @@ def test_a_stopped_run_ends_its_producer_and_the_same_command_goes_on(
 
     with quick_cli.start("capflow-produce", plan, *options) as process:
         eventually(lambda: _assert_judges_wait(requests), 60)
+        eventually(lambda: _assert_scores_are_claimed(engine), 60)
         (run,) = Statistics(engine).runs("halted")
         RunStore(engine).stop(run.id)
         gate.touch()
@@ -353,6 +357,7 @@ def test_a_producer_killed_hard_loses_and_repeats_nothing_that_was_finished(
 
     with cli.start("capflow-produce", plan, *options) as process:
         eventually(lambda: _assert_judges_wait(requests), 60)
+        eventually(lambda: _assert_captions_are_written(cli))
         process.kill()
         process.communicate(timeout=60)
     gate.touch()
@@ -384,10 +389,10 @@ def test_workers_of_others_are_used_when_urls_are_set(
 
 
 @pytest.mark.parametrize(("cache", "has_room"), [("small", False), ("large", True)])
-def test_a_worker_opens_as_many_batches_as_the_engines_cache_holds(
+def test_a_worker_takes_as_many_samples_as_the_engines_cache_holds(
     quick_cli: Cli, cache: str, has_room: bool
 ) -> None:
-    plan = write_plan(quick_cli.folder, entries_with_pictures(quick_cli.folder, 32))
+    plan = write_plan(quick_cli.folder, entries_with_pictures(quick_cli.folder, 48))
     requests = record_requests(quick_cli)
     quick_cli.environment |= {
         "CAPFLOW_ENGINE": f"tests.e2e.engines:build_{cache}_cache",
@@ -398,15 +403,27 @@ def test_a_worker_opens_as_many_batches_as_the_engines_cache_holds(
 
     assert answer.returncode == 0, answer.stderr
     at_a_time = [int(line) for line in requests.read_text().splitlines()]
-    # What was taken before the first batch told what it costs may run beside others, for a stage.
-    learnt = at_a_time[8:]
-    assert len(learnt) > 16
-    assert (max(learnt) > 1) is has_room
+    # What was taken before the first sample told what it costs runs to its end beside others.
+    learnt = at_a_time[len(at_a_time) // 2 :]
+    assert (max(learnt) > 10) is has_room
 
 
 def _assert_judges_wait(requests: Path) -> None:
     """Two batches of two have come to the stage that is held up."""
     assert sum(name.startswith("score ") for name in requests_by_name(requests)) == 4
+
+
+def _assert_scores_are_claimed(engine: Engine) -> None:
+    """What was asked ahead is written, up to the stage that is held up."""
+    states = select(Batch.next_stage, Batch.state).where(
+        Batch.state.in_([BatchState.QUEUED, BatchState.RUNNING])
+    )
+    with engine.connect() as connection:
+        assert {tuple(row) for row in connection.execute(states)} == {(Stage.SCORE, BatchState.RUNNING)}
+
+
+def _assert_captions_are_written(cli: Cli) -> None:
+    assert cli.worker_log.count(" summarize: 2 samples") == 2
 
 
 def _assert_nothing_runs(cli: Cli) -> None:

@@ -53,6 +53,7 @@ def test_the_json_holds_everything_about_a_run(captioned: Cli) -> None:
     )
     assert [(row["domain"], row["done"], row["failed"]) for row in status["by_domain"]] == [("Natural", 2, 1)]
     assert [(row["dataset"], row["done"], row["in_flight"]) for row in status["by_shard"]] == [("set", 2, 0)]
+    assert [row["prefix_hit_rate"] for row in status["by_model"]] == [status["tokens"]["prefix_hit_rate"]]
     assert [row["answers"] > 0 for row in status["by_stage"]] == [False, True, True, True, True]
     assert status["grades"]["accepted"] == status["grades"]["judged"] == 2
     tokens = status["tokens"]

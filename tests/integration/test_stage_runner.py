@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock
 
 import pytest
 from sqlalchemy import Engine, event, text
@@ -102,6 +102,28 @@ def test_every_agent_gets_the_picture_and_those_after_it_its_words(fleet: Fleet,
     # The judge sees the caption, and the agent that writes it sees what was perceived.
     assert said[-2] in others[-1].instruction
     assert said[0] in others[-2].instruction
+
+
+def test_samples_go_on_by_themselves_and_nothing_is_asked_twice(fleet: Fleet, eventually: Eventually) -> None:
+    def has_leases() -> None:
+        assert heartbeat.is_fresh
+
+    def has_asked_ahead() -> None:
+        assert any(request.schema for request in engine.requests)
+
+    engine = ScriptedEngine()
+    with _beating(fleet, lease_seconds=60) as heartbeat:
+        eventually(has_leases)
+        runner = StageRunner(fleet.batches, CATALOGUE, dict.fromkeys(Stage, engine), heartbeat, SETTINGS)
+        runner.run(fleet.batch_ids[0], Stage.ROUTE)
+        eventually(has_asked_ahead)
+        # Only what is claimed is written.
+        assert fleet.count("results") == 4
+        for stage in Stage:
+            runner.run(fleet.batch_ids[0], stage)
+
+    assert fleet.views.tally(fleet.run_id).done == 4
+    assert fleet.count("results") == len(engine.requests)
 
 
 def test_a_finished_stage_is_not_asked_again(fleet: Fleet) -> None:
@@ -262,7 +284,7 @@ def test_agents_that_need_not_wait_for_each_other_are_asked_in_one_go(pair: Flee
 
     summary = a_runner(pair, engine=Counting()).run(pair.batch_ids[0], Stage.PERCEIVE)
 
-    assert rounds == [4]
+    assert rounds == [2, 2]
     assert isinstance(summary, StageSummary)
     assert (summary.samples, summary.done, dict(summary.failures)) == (2, 2, {})
     assert pair.count("results") == 4
@@ -295,11 +317,13 @@ def test_a_batch_tried_too_often_is_split_and_nothing_is_asked(pair: Fleet) -> N
 
 def test_a_worker_that_lost_its_lease_says_so_and_writes_nothing(pair: Fleet) -> None:
     def lose_lease(request: Request) -> str:
-        if pair.batch().lease_owner == "worker":
-            pair.let_leases_run_out()
-            pair.claim(Stage.PERCEIVE, "other")
+        with one_by_one:
+            if pair.batch().lease_owner == "worker":
+                pair.let_leases_run_out()
+                pair.claim(Stage.PERCEIVE, "other")
         return scripted_text(request)
 
+    one_by_one = Lock()
     assert a_runner(pair, lose_lease).run(pair.batch_ids[0], Stage.PERCEIVE) is NotFinished.LEASE_LOST
 
     assert pair.count("results") == 0

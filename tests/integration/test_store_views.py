@@ -49,8 +49,8 @@ def test_progress_is_read_from_the_batches(engine: Engine) -> None:
     assert fleet.views.finished(fleet.run_id, 60, []) == {one: Tally(done=2)}
     assert fleet.views.finished(fleet.run_id, 0, [one, other]) == {one: Tally(done=2)}
     assert fleet.views.finished(fleet.run_id, 0, range(10**6, 10**6 + 70_000)) == {}
-    assert fleet.views.is_running(fleet.run_id)
-    assert not fleet.views.is_running(fleet.run_id + 1)
+    assert fleet.views.running(fleet.run_id) == 1
+    assert fleet.views.running(fleet.run_id + 1) == 0
 
 
 def test_finished_samples_come_in_order_whole_and_over_many_pages(

@@ -9,8 +9,8 @@ from rich.console import Console
 from capflow_tasks.records import MediaRef, Modality, Request, Sampling
 from tests.benchmarks.claims import Row
 from tests.benchmarks.gpu.__main__ import main
-from tests.benchmarks.gpu.lengths import with_length
 from tests.benchmarks.gpu.summary import summary
+from tests.benchmarks.lengths import with_length
 
 
 def test_the_arguments_of_the_rehearsal_parse() -> None:

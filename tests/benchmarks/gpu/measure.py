@@ -20,10 +20,9 @@ from capflow_tasks.store.statistics import Statistics
 from tests.benchmarks.claims import Bench, Goal, Measured
 from tests.benchmarks.fleet import Fleet, fleet
 from tests.benchmarks.gpu.card import Card, watched_card
-from tests.benchmarks.gpu.lengths import LENGTHS
 from tests.benchmarks.gpu.load import FRAMES, Load
 from tests.benchmarks.gpu.summary import PUBLISHED
-from tests.benchmarks.journal import JOURNALS
+from tests.benchmarks.journal import JOURNALS, LENGTHS
 from tests.benchmarks.minimum import BLOCK_TOKENS, PromptCost
 from tests.benchmarks.scene import Round, play
 from tests.benchmarks.workload import rival
@@ -78,11 +77,11 @@ class Setup:
         """Return the variables of the fleet and its rivals; `folder` has the journals."""
         return {
             "CAPFLOW_MODEL": str(self.model),
-            "CAPFLOW_ENGINE": "tests.benchmarks.gpu.lengths:build",
+            "CAPFLOW_ENGINE": "tests.benchmarks.journal:build",
             LENGTHS: ",".join(map(str, self.load.answer)),
             "CAPFLOW_ENGINE_ARGS": json.dumps(self.engine_args),
             "CAPFLOW_MAX_MODEL_LEN": "16384",
-            "CAPFLOW_CONCURRENCY": str(max(self.in_flight // _BATCH, 1)),
+            "CAPFLOW_MAX_NUM_SEQS": str(self.in_flight),
             # Random weights write answers that are refused now and then; no sample waits for a second try.
             "CAPFLOW_MAX_ATTEMPTS": "1",
             "CAPFLOW_VIDEO_MAX_FRAMES": str(FRAMES),

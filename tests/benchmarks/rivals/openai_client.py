@@ -101,6 +101,7 @@ def _command(settings: Settings, port: int) -> list[str]:
         "host": "127.0.0.1",
         "port": port,
         "max-model-len": settings.max_model_len,
+        "max-num-seqs": settings.max_num_seqs,
         "limit-mm-per-prompt": json.dumps({"image": settings.max_images, "video": 1}),
         "structured-outputs-config": json.dumps(guarded),
     }

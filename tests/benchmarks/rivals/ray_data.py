@@ -90,6 +90,7 @@ class RayData:
             model_source=self._settings.model,
             engine_kwargs={
                 "max_model_len": self._settings.max_model_len,
+                "max_num_seqs": self._settings.max_num_seqs,
                 "limit_mm_per_prompt": {"image": self._settings.max_images, "video": 1},
                 "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
                 "enable_prefix_caching": True,
