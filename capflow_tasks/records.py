@@ -170,6 +170,15 @@ BUDGET_PAIRS = (
 
 
 @dataclass(frozen=True, slots=True)
+class Token:
+    """One token of an answer."""
+
+    text: str
+    #: Probability by text, of the likeliest tokens at its place.
+    probabilities: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """The engine's answer to one request."""
 
@@ -184,6 +193,8 @@ class Completion:
     seconds: float
     #: Probability per choice, summing to 1; empty for free text.
     probabilities: Mapping[str, float] = field(default_factory=dict)
+    #: The tokens of an answer that follows a schema; empty where the engine does not know them.
+    tokens: tuple[Token, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +220,8 @@ class Result:
     position: int = 0
     #: What the guard found: `repairs`, and earlier `attempts`, each with its faults; None for nothing.
     guard: JsonObject | None = None
+    #: A judge's expected grade by dimension, and their mean as `overall`; None where it is not known.
+    expected: dict[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

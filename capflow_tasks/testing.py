@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from capflow_tasks.engine.interface import Answer
 from capflow_tasks.errors import SampleError
-from capflow_tasks.records import Completion, Request
+from capflow_tasks.records import Completion, Request, Token
 from capflow_tasks.settings import Settings
 
 #: Prompt tokens of any picture; a word is one token.
@@ -62,7 +62,15 @@ class ScriptedEngine:
             finish_reason="stop",
             seconds=0.0,
             probabilities={choice: 0.9 if choice == text else 0.1 / others for choice in request.choices},
+            tokens=tuple(map(_token, text)) if request.schema is not None else (),
         )
+
+
+def _token(character: str) -> Token:
+    """Return a character as a token; a grade is less than certain."""
+    if character not in "123":
+        return Token(character, {character: 1.0})
+    return Token(character, {grade: 0.8 if grade == character else 0.1 for grade in "123"})
 
 
 def build(settings: Settings, model: str) -> ScriptedEngine:

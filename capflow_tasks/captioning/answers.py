@@ -1,13 +1,16 @@
 """Parses a model's answer; an answer that cannot be parsed is a BadAnswer, never a default."""
 
 import json
+import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from capflow_tasks.domains.catalogue import Agent, Dimension
 from capflow_tasks.errors import BadAnswer
+from capflow_tasks.records import Token
 
 
 def is_grade(value: object) -> bool:
@@ -43,6 +46,33 @@ def parse_scores(text: str, agent: Agent) -> dict[str, int]:
             raise BadAnswer(f"the score {name!r} is {_short(answer[name])}, not 1, 2 or 3")
     grades = {name: answer[name] for name in names}
     return grades | {"overall": overall_grade(grades, agent.dimensions)}
+
+
+_GRADES = ("1", "2", "3")
+_NAME = re.compile(r'"([^"]+)"\s*:\s*\Z')
+
+
+def expected_grades(tokens: Sequence[Token], dimensions: Collection[str]) -> dict[str, float] | None:
+    """Return the expected grade of each dimension and their mean as `overall`; None where one is not known.
+
+    It is the mean of the grades, weighted by their probabilities where the answer has the grade (G-Eval, Liu
+    et al. 2023, section 2). So it tells apart captions that have the same grade.
+    """
+    found: dict[str, float] = {}
+    text = ""
+    for token in tokens:
+        if token.text.strip() in _GRADES and (name := _NAME.search(text)) and name[1] in dimensions:
+            shares = {
+                int(each): probability
+                for each, probability in token.probabilities.items()
+                if each.strip() in _GRADES
+            }
+            if total := sum(shares.values()):
+                found[name[1]] = round(sum(grade * share for grade, share in shares.items()) / total, 3)
+        text += token.text
+    if not found or found.keys() != set(dimensions):
+        return None
+    return found | {"overall": round(fmean(found.values()), 3)}
 
 
 def errors_named(text: str) -> list[str]:

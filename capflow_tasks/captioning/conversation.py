@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from capflow_tasks import records
 from capflow_tasks.captioning import guard
-from capflow_tasks.captioning.answers import parse_scores
+from capflow_tasks.captioning.answers import expected_grades, parse_scores
 from capflow_tasks.domains import prompts
 from capflow_tasks.domains.catalogue import Agent, Catalogue, Domain
 from capflow_tasks.entries import media_of
@@ -184,6 +184,7 @@ class Conversation:
                 worker=self.claim.owner,
                 position=order.index(role) if (role := _role(agent)) in order else 0,
                 guard=guard.record(checked, refused),
+                expected=expected_grades(answer.tokens, agent.dimensions),
                 **tokens,
             )
         )

@@ -10,7 +10,10 @@ from math import exp
 from typing import Any
 
 from capflow_tasks.errors import BadAnswer
-from capflow_tasks.records import Request
+from capflow_tasks.records import Request, Token
+
+#: Likeliest tokens to ask for at each place of an answer by a schema: three grades, and some to spare.
+ALTERNATIVES = 5
 
 #: What encloses the thinking of the models that think, by family.
 _THINKING_MARKS = (
@@ -156,3 +159,8 @@ def choice_probabilities(
         likely = ", ".join(repr(token) for token in found) or "nothing"
         raise BadAnswer(f"none of {', '.join(choices)} is a likely answer; likely is {likely}")
     return {choice: found[choice] / total for choice in choices}
+
+
+def token(text: str, logprobs: Iterable[tuple[str, float]]) -> Token:
+    """Return a token with the likeliest at its place; `logprobs` as in `choice_probabilities`."""
+    return Token(text, {each: exp(logprob) for each, logprob in logprobs})

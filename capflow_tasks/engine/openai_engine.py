@@ -15,6 +15,7 @@ import openai
 from openai import APIConnectionError, APIError, APIStatusError
 from openai.types.chat import ChatCompletion
 from openai.types.chat.chat_completion import Choice
+from openai.types.chat.chat_completion_token_logprob import ChatCompletionTokenLogprob
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
@@ -23,7 +24,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from capflow_tasks.engine.chat import answer_of, choice_probabilities, neutralizer
+from capflow_tasks.engine.chat import ALTERNATIVES, answer_of, choice_probabilities, neutralizer, token
 from capflow_tasks.engine.interface import Answer, EngineState
 from capflow_tasks.errors import (
     CapflowError,
@@ -39,7 +40,7 @@ from capflow_tasks.errors import (
 )
 from capflow_tasks.media.data_urls import Parts, encode_media
 from capflow_tasks.media.loader import MediaLoader
-from capflow_tasks.records import Completion, JsonObject, Request
+from capflow_tasks.records import Completion, JsonObject, Request, Token
 from capflow_tasks.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -230,6 +231,8 @@ class OpenAiEngine:
         elif request.schema is not None:
             schema = {"name": "answer", "schema": dict(request.schema), "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
+            if self._is_vllm:
+                body |= {"logprobs": True, "top_logprobs": ALTERNATIVES}
         return body
 
     def _translated(self, error: APIError) -> CapflowError:
@@ -310,7 +313,17 @@ def completion_of(answer: ChatCompletion, request: Request, seconds: float) -> C
         finish_reason=choice.finish_reason or "",  # type: ignore[unreachable]
         seconds=seconds,
         probabilities=_probabilities(choice, request.choices),
+        tokens=_tokens(choice) if request.schema is not None else (),
     )
+
+
+def _tokens(choice: Choice) -> tuple[Token, ...]:
+    found = (choice.logprobs and choice.logprobs.content) or []
+    return tuple(token(each.token, _pairs(each)) for each in found)
+
+
+def _pairs(place: ChatCompletionTokenLogprob) -> list[tuple[str, float]]:
+    return [(each.token, each.logprob) for each in place.top_logprobs]
 
 
 def _probabilities(choice: Choice, choices: Sequence[str]) -> Mapping[str, float]:
@@ -320,7 +333,7 @@ def _probabilities(choice: Choice, choices: Sequence[str]) -> Mapping[str, float
     tokens = (choice.logprobs and choice.logprobs.content) or []
     if not tokens or not tokens[0].top_logprobs:
         raise NoProbabilities
-    return choice_probabilities(((each.token, each.logprob) for each in tokens[0].top_logprobs), choices)
+    return choice_probabilities(_pairs(tokens[0]), choices)
 
 
 def _is_away(error: BaseException) -> bool:

@@ -328,7 +328,7 @@ def sampling_params(
     return SamplingParams(
         # a constrained answer that is cut off is useless
         max_tokens=sampling.max_tokens if constraint else max_tokens,
-        logprobs=len(request.choices) or None,
+        logprobs=chat.ALTERNATIVES if request.schema is not None else len(request.choices) or None,
         structured_outputs=constraint,
         output_kind=RequestOutputKind.FINAL_ONLY,
         # a penalty meant for prose would distort letters and grades
@@ -370,7 +370,9 @@ def prompt_of(text: str, media: Sequence[Media]) -> dict[str, Any]:
 def completion_of(outputs: Sequence[Any], request: Request, seconds: float) -> Completion:
     """Translate vLLM's finished outputs; the last is the answer. Raises BadAnswer."""
     answer = outputs[-1].outputs[0]
-    likely = [(each.decoded_token, each.logprob) for each in (answer.logprobs or [{}])[0].values()]
+    places = answer.logprobs or ()
+    likely = [[(each.decoded_token, each.logprob) for each in place.values()] for place in places]
+    texts = [place[token_id].decoded_token for token_id, place in zip(answer.token_ids, places, strict=False)]
     return Completion(
         text=answer.text if request.choices else chat.answer_of(answer.text),
         prompt_tokens=len(outputs[0].prompt_token_ids),
@@ -378,5 +380,8 @@ def completion_of(outputs: Sequence[Any], request: Request, seconds: float) -> C
         completion_tokens=sum(len(output.outputs[0].token_ids) for output in outputs),
         finish_reason=answer.finish_reason or "",
         seconds=seconds,
-        probabilities=chat.choice_probabilities(likely, request.choices) if request.choices else {},
+        probabilities=chat.choice_probabilities(likely[0] if likely else (), request.choices)
+        if request.choices
+        else {},
+        tokens=tuple(map(chat.token, texts, likely)) if request.schema is not None else (),
     )

@@ -216,6 +216,7 @@ class AgentResult(Table):
     #: The agent's place in its workflow, from 0.
     position: Mapped[int] = mapped_column(sa.SmallInteger)
     guard: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
+    expected: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
     created_at: Mapped[datetime] = mapped_column(server_default=sa.func.now())
 
 

@@ -131,6 +131,7 @@ def caption_record(sample: FinishedSample) -> JsonObject:
             scores = dict(judgement.data)
             overall = scores.pop("overall", None)
             record |= {"scores": scores, "overall": overall, "errors": errors_named(judgement.text)}
+            record["expected_scores"] = judgement.expected
     if sample.results:
         record["model"] = (summaries or sample.results)[-1].model
     if summaries:
@@ -258,6 +259,7 @@ def schema_of(dimensions: Iterable[str]) -> Any:
             "scores": list_of(dimension=text, grade=grade),
             **{f"score_{dimension}": grade for dimension in sorted(dimensions)},
             "overall": grade,
+            "expected_scores": list_of(dimension=text, grade=arrow.float64()),
             "errors": arrow.list_(text),
             "model": text,
             "workflow": text,
@@ -276,6 +278,7 @@ def _row(shard: PlanShard, sample: FinishedSample) -> JsonObject:
         value if isinstance(value := record.get(key), dict) else {} for key in ("scores", "reports")
     )
     scores = {name: grade if is_grade(grade) else None for name, grade in scores.items()}
+    judged = [result.expected or {} for result in sample.results if result.stage is Stage.SCORE]
     turns, overall, errors = (record.get(key) for key in ("conversations", "overall", "errors"))
     try:
         media = media_of(sample.entry, shard.modality)
@@ -298,6 +301,9 @@ def _row(shard: PlanShard, sample: FinishedSample) -> JsonObject:
         "scores": [{"dimension": name, "grade": grade} for name, grade in scores.items()],
         **{f"score_{name}": grade for name, grade in scores.items()},
         "overall": overall if is_grade(overall) else None,
+        "expected_scores": [
+            {"dimension": name, "grade": grade} for each in judged[-1:] for name, grade in each.items()
+        ],
         "errors": [_text(error) for error in (errors if isinstance(errors, list) else [])],
         **{key: _text(record.get(key)) for key in ("caption", "model", "workflow", "finish_reason")},
         "guard": guard_findings(sample.results),

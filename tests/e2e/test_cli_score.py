@@ -98,9 +98,11 @@ def test_a_folder_is_scored_once_whatever_is_killed_and_filtered_by_its_scores(
     assert judgements(cli) == dict.fromkeys(["0.png", engines.HELD, "3.png", THEIRS["image"]], 1)
     ours = read_lines(captions / f"{OURS}.scored.jsonl")
     assert [(record["id"], record["overall"]) for record in ours] == [(0, 3), (1, 2), (2, 3), (3, 3)]
-    assert list(ours[0]) == ["id", "image", "task", "caption", "scores", "overall", "errors"]
+    found = ["scores", "overall", "errors", "expected_scores"]
+    assert list(ours[0]) == ["id", "image", "task", "caption", *found]
     (theirs,) = read_lines(captions / f"{ADE}.scored.jsonl")
     graded = {"scores": dict.fromkeys(IMAGE, 3), "overall": 3, "errors": []}
+    graded["expected_scores"] = dict.fromkeys((*IMAGE, "overall"), 2.7)
     assert theirs == THEIRS | {"task": theirs["task"], "confidence": 0.9} | graded
     failed = [record["error"] for record in read_lines(captions / f"{ADE}.scored.failed.jsonl")]
     assert [(error["line_number"], error["kind"]) for error in failed] == [(2, "bad_entry"), (4, "bad_entry")]

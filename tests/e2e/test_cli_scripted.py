@@ -31,7 +31,7 @@ CAPTIONS = "Rank0_node0_set.jsonl"
 FAILED = "Rank0_node0_set.failed.jsonl"
 FILLED_KEYS = [
     *("task", "confidence", "caption", "reports", "scores", "overall", "errors", "model", "workflow"),
-    *("finish_reason", "guard"),
+    *("finish_reason", "guard", "expected_scores"),
 ]
 
 

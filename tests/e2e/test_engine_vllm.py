@@ -13,6 +13,7 @@ import psutil
 import pytest
 from prometheus_client import REGISTRY
 
+from capflow_tasks.captioning.answers import expected_grades
 from capflow_tasks.errors import EngineDead, MediaMissing, PromptTooLong
 from capflow_tasks.records import Completion, MediaRef, Modality, Request, Sampling
 from capflow_tasks.settings import Settings
@@ -127,6 +128,10 @@ def test_an_answer_by_schema_can_be_read(vllm_engine: VllmEngine, picture: Media
         scores = json.loads(completion(answer).text)
         assert set(scores) == {"accuracy", "overall"}
         assert set(scores.values()) <= {1, 2, 3}
+        assert "".join(token.text for token in completion(answer).tokens).startswith(completion(answer).text)
+        expected = expected_grades(completion(answer).tokens, scores)
+        assert expected is not None
+        assert all(1 <= grade <= 3 for grade in expected.values())
 
 
 def test_the_picture_is_computed_once_for_all_calls_of_a_sample(

@@ -7,9 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capflow_tasks.captioning.answers import check_text, errors_named, overall_grade, parse_scores
+from capflow_tasks.captioning.answers import (
+    check_text,
+    errors_named,
+    expected_grades,
+    overall_grade,
+    parse_scores,
+)
 from capflow_tasks.domains.catalogue import Agent, load_catalogue
 from capflow_tasks.errors import BadAnswer
+from capflow_tasks.records import Token
 
 JUDGE: Agent = load_catalogue(None).resolve("Natural").agents[-1]
 NAMES = list(JUDGE.dimensions)
@@ -132,3 +139,22 @@ def test_an_answer_without_a_visible_character_is_refused(text: str) -> None:
 )
 def test_a_text_loses_only_the_blanks_around_it(text: str, kept: str) -> None:
     assert check_text(text) == kept
+
+
+def answer_of(*parts: str | dict[str, float]) -> list[Token]:
+    """Return an answer's tokens: sure ones as text, others with their probabilities, likeliest first."""
+    return [
+        Token(part, {part: 1.0}) if isinstance(part, str) else Token(next(iter(part)), part) for part in parts
+    ]
+
+
+def test_the_expected_grade_weighs_the_grades_by_their_probabilities() -> None:
+    first, second = two = NAMES[:2]
+    sure = {"3": 0.9, "2": 0.09, "1": 0.01}
+    torn = {" 2": 0.3, "3": 0.2, "x": 0.4}
+    tokens = answer_of('{"errors":["grade 3"]', ',"', first, '":', sure, ',"', second, '": ', torn, "}")
+
+    assert expected_grades(tokens, two) == pytest.approx({first: 2.89, second: 2.4, "overall": 2.645})
+    assert expected_grades(tokens, [first]) == pytest.approx({first: 2.89, "overall": 2.89})
+    assert expected_grades(tokens[:5], two) is None
+    assert expected_grades([], two) is None

@@ -25,6 +25,7 @@ ENTRY: JsonObject = {
     "width": 1024,
 }
 GRADES = {"factual_accuracy": 3, "professionalism": 2, "overall": 3}
+EXPECTED = {"factual_accuracy": 2.9, "professionalism": 2.2, "overall": 2.55}
 
 
 def result(stage: Stage, agent: str, text: str, data: JsonObject | None = None) -> Result:
@@ -36,7 +37,7 @@ RESULTS = (
     result(Stage.PERCEIVE, "natural", "A cat."),
     result(Stage.REASON, "general_reasoning", "It sleeps."),
     result(Stage.SUMMARIZE, "general_summary", "A cat sleeps."),
-    result(Stage.SCORE, "judge", "{...}", GRADES),
+    replace(result(Stage.SCORE, "judge", "{...}", GRADES), expected=EXPECTED),
 )
 
 
@@ -69,6 +70,7 @@ def test_a_record_holds_the_entry_and_all_that_was_found_out() -> None:
         "scores": {"factual_accuracy": 3, "professionalism": 2},
         "overall": 3,
         "errors": [],
+        "expected_scores": EXPECTED,
         "model": "m",
         "workflow": "digest of general_summary",
         "finish_reason": "stop",

@@ -140,6 +140,7 @@ def test_a_parquet_file_has_a_typed_row_per_sample(tmp_path: Path, media: Path) 
         "score_factual_accuracy": 3,
         "score_professionalism": None,
         "overall": 3,
+        "expected_scores": [],
         "errors": [],
         "model": "model",
         "workflow": "digest",
