@@ -39,7 +39,8 @@ from producer.writing.captions import caption_record, failed_record
 from producer.writing.whole import json_line, whole_file
 
 #: What scoring adds to a record.
-_ADDED_KEYS = ("task", "confidence", "scores", "overall", "errors")
+_JUDGED_KEYS = ("scores", "overall", "errors", "expected_scores")
+_ADDED_KEYS = ("task", "confidence", *_JUDGED_KEYS)
 #: Key of a line's identity in the entry of its sample.
 _IDENTITY = "line_digest"
 #: Stands for model, workflow and worker of texts that come from the file.
@@ -235,7 +236,7 @@ def _all_lines(
             continue
         added = json.loads(known[identity])
         # Name the domain in which the scores were given, where the record named none.
-        keys = ("scores", "overall", "errors") if record.get("task") else _ADDED_KEYS
+        keys = _JUDGED_KEYS if record.get("task") else _ADDED_KEYS
         # Scored files of an earlier version name no errors.
         record = record | {key: added[key] for key in keys if key in added}
         scores = caption_files.scores_of(record, rubrics)

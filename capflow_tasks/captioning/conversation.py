@@ -104,7 +104,8 @@ class Conversation:
         else:
             # An optional agent whose answer the guard refused has said nothing.
             said = {name: text for name, text in self._answers().items() if text}
-            instruction = prompts.instruction_for(agent, self._domain, said, window)
+            pictures = sum(ref.kind is records.Modality.IMAGE for ref in self._media)
+            instruction = prompts.instruction_for(agent, self._domain, said, window, pictures)
         media = [
             replace(ref, span=span) if ref.kind is records.Modality.VIDEO else ref
             for ref in (self._media if agent.media else ())

@@ -19,16 +19,21 @@ WINDOW_MARK = "@"
 MAX_ERRORS, MAX_ERROR_LENGTH = 5, 80
 #: `$window` of a video that is not cut.
 WHOLE_VIDEO = "the whole video"
+#: What a prompt that speaks of one picture begins with when there are several.
+_PLURAL = Template(
+    'Above are $count pictures, numbered in their order. Below, "this picture" means all of them together: '
+    'cover each, name it by its number ("picture 2"), and say how they belong together.\n\n'
+)
 
 
 def instruction_for(
-    agent: Agent, domain: Domain, reports: Mapping[str, str], window: str = WHOLE_VIDEO
+    agent: Agent, domain: Domain, reports: Mapping[str, str], window: str = WHOLE_VIDEO, pictures: int = 1
 ) -> str:
     """Fill the placeholders of the agent's prompt.
 
     `reports` holds the answers by agent name, `name@start-end` for a window; `window` names the part of the
-    video that the agent gets. Agents in `agent.sees` without an answer, as when a run skips a stage, are left
-    out. Raises BadEntry for a judge without a caption.
+    video that the agent gets, and `pictures` is how many it gets. Agents in `agent.sees` without an answer,
+    as when a run skips a stage, are left out. Raises BadEntry for a judge without a caption.
     """
     names = [name for seen in agent.sees for name in answer_names(seen, reports)]
     texts = {name: reports[name] for name in names}
@@ -44,6 +49,8 @@ def instruction_for(
         caption=_section(caption, texts[captioner]) if captioner else "",
         dimensions="\n".join(_rubric(name, dimension) for name, dimension in agent.dimensions.items()),
     )
+    if pictures > 1:
+        filled = _PLURAL.substitute(count=pictures) + filled
     if agent.answer != "text" or agent.verbatim or agent.language == "any":
         return filled
     language = LANGUAGES[agent.language]

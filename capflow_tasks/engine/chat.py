@@ -65,7 +65,7 @@ class Chat:
         The prompt ends where thinking begins if the request asks for it, else where the answer begins.
         """
         system, instruction = self.plain(request.system), self.plain(request.instruction)
-        media = [{"type": ref.kind.value} for ref in request.media]
+        media = numbered([[{"type": ref.kind.value}] for ref in request.media])
         messages: list[Any] = [
             {"role": "system", "content": [_text_part(system)]},
             {"role": "user", "content": [*media, _text_part(instruction)]},
@@ -98,6 +98,21 @@ class Chat:
     def closed(self, prompt: str, thought: str) -> str:
         """Return the prompt with what the model has thought, ended where its answer begins."""
         return f"{prompt}{self.plain(thought).rstrip()}\n{self.thinking_end}\n\n"
+
+
+def numbered(media: Sequence[Sequence[Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
+    """Join the content parts of several media, each after its number; a single one needs none."""
+    if len(media) == 1:
+        return list(media[0])
+    return [
+        part
+        for number, parts in enumerate(media, start=1)
+        for part in (_text_part(f"{_named(parts)} {number}: "), *parts)
+    ]
+
+
+def _named(parts: Sequence[Mapping[str, Any]]) -> str:
+    return "Picture" if str(parts[0]["type"]).startswith("image") else "Video"
 
 
 def _text_part(text: str) -> dict[str, str]:

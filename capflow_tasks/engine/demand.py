@@ -1,20 +1,19 @@
 """The largest request that the workflows send, and the context that it needs. Imports no vLLM."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
 from typing import Any
 
-from capflow_tasks.domains.catalogue import load_catalogue
-from capflow_tasks.media.budget import MediaBudget, budget_of
+from capflow_tasks.domains.catalogue import Agent, Domain, load_catalogue
+from capflow_tasks.media.budget import budget_of
 from capflow_tasks.settings import Settings
 
 #: Pixels of the smallest token that a model has: Qwen2.5-VL's, 28 x 28.
 _TOKEN_PIXELS = 28**2
-#: The longest prompt besides its media (instruction and all reports), with its answer.
-_TEXT_TOKENS = 6_144
+#: Characters of an instruction that make a token, at the least.
+_TOKEN_CHARACTERS = 3
 #: The least context; a longer one is this, doubled until it suffices.
 _CONTEXT_TOKENS = 16_384
 
@@ -29,12 +28,14 @@ class Demand:
     picture_pixels: int
     #: Of the largest video or window, two frames counted as one.
     video_pixels: int
+    #: Of the longest prompt besides its media (instruction and all reports), with its answer.
+    text_tokens: int
 
     @property
     def context_tokens(self) -> int:
         """The context that holds such a request and its answer, for any model."""
         pixels = max(self.pictures * self.picture_pixels, self.videos * self.video_pixels)
-        wanted, context = tokens(pixels) + _TEXT_TOKENS, _CONTEXT_TOKENS
+        wanted, context = tokens(pixels) + self.text_tokens, _CONTEXT_TOKENS
         while context < wanted:
             context *= 2
         return context
@@ -65,21 +66,23 @@ def _side(pixels: int) -> int:
 
 def demand_of(settings: Settings) -> Demand:
     """Return the largest request of all domains with these settings. Raises WorkflowError."""
-    budgets = list(_budgets(settings))
+    domains = load_catalogue(settings.domains, settings.language).domains
+    usual = budget_of(settings)
+    budgets = [usual, *(usual.overridden_by(agent.budget) for each in domains for agent in each.agents)]
     return Demand(
         settings.max_images,
         settings.max_videos,
         max(budget.max_pixels for budget in budgets),
         max(budget.total_pixels for budget in budgets),
+        max(_text_tokens(agent, domain) for domain in domains for agent in domain.agents),
     )
 
 
-def _budgets(settings: Settings) -> Iterator[MediaBudget]:
-    usual = budget_of(settings)
-    yield usual
-    for domain in load_catalogue(settings.domains, settings.language).domains:
-        for agent in domain.agents:
-            yield usual.overridden_by(agent.budget)
+def _text_tokens(agent: Agent, domain: Domain) -> int:
+    """Return the most tokens of an agent's instruction, the answers that it reads, and its own answer."""
+    read = [other.sampling for other in domain.agents if other.name in agent.sees]
+    own = agent.sampling.max_tokens + agent.sampling.thinking_tokens
+    return len(agent.prompt) // _TOKEN_CHARACTERS + sum(each.max_tokens for each in read) + own
 
 
 def context_of(settings: Settings, config: dict[str, Any]) -> int:

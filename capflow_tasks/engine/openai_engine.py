@@ -24,7 +24,14 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from capflow_tasks.engine.chat import ALTERNATIVES, answer_of, choice_probabilities, neutralizer, token
+from capflow_tasks.engine.chat import (
+    ALTERNATIVES,
+    answer_of,
+    choice_probabilities,
+    neutralizer,
+    numbered,
+    token,
+)
 from capflow_tasks.engine.interface import Answer, EngineState
 from capflow_tasks.errors import (
     CapflowError,
@@ -286,7 +293,7 @@ def build(settings: Settings, model: str) -> OpenAiEngine:
 
 def messages_of(request: Request, media: Sequence[Parts]) -> list[Any]:
     """Return system line, media, instruction: a sample's calls differ only in the instruction."""
-    shown = [part for each in media for part in each.content]
+    shown = numbered([each.content for each in media])
     # models that see nothing want a string
     system, instruction = _plain(request.system), _plain(request.instruction)
     content = [*shown, {"type": "text", "text": instruction}] if shown else instruction

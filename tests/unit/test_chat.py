@@ -14,6 +14,7 @@ from capflow_tasks.engine.chat import (
     answer_of,
     choice_probabilities,
     neutralizer,
+    numbered,
     special_tokens,
     thinking_marks,
 )
@@ -152,3 +153,10 @@ def test_probabilities_of_choices_sum_to_1() -> None:
 def test_an_answer_that_is_no_choice_is_refused(likely: list[tuple[str, float]]) -> None:
     with pytest.raises(BadAnswer, match="none of A, B"):
         choice_probabilities(likely, ["A", "B"])
+
+
+def test_several_media_are_numbered_and_a_single_one_is_not() -> None:
+    picture, video = [{"type": "image"}], [{"type": "video_url"}]
+    assert numbered([picture]) == picture
+    found = numbered([picture, video])
+    assert [part.get("text") for part in found] == ["Picture 1: ", None, "Video 2: ", None]

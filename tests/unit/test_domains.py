@@ -1,5 +1,6 @@
 """The packaged domains, and what a user's folder of domain files may change."""
 
+import re
 from importlib.resources import files
 from pathlib import Path
 
@@ -533,3 +534,11 @@ def test_a_date_in_a_file_is_only_text(tmp_path: Path) -> None:
 
     (tmp_path / "made.yaml").write_text('"on": 2026-13-01\n')
     assert read_yaml(tmp_path / "made.yaml", Made, UserError).on == "2026-13-01"
+
+
+def test_each_limit_leaves_room_for_the_words_that_the_prompt_allows(packaged: Catalogue) -> None:
+    """A word takes two and a half tokens at the most in common languages, quotes and numbers among them."""
+    for domain in packaged.domains:
+        for agent in domain.agents:
+            if words := re.search(r"at most (\d+) words", agent.prompt):
+                assert agent.sampling.max_tokens >= 2.5 * int(words[1]), (domain.name, agent.name)

@@ -160,3 +160,12 @@ def test_a_prompt_names_the_language_unless_the_answer_is_copied_or_is_no_text(l
         if f"Write in {LANGUAGES[language]};" in instruction_for(agent, domain, reports)
     }
     assert naming == {agent.name for agent in domain.agents} - {"ocr", "judge"}
+
+
+def test_several_pictures_are_spoken_of_in_the_plural_and_by_number(document: Domain) -> None:
+    for agent in document.agents:
+        reports = reports_for(agent)
+        one = instruction_for(agent, document, reports)
+        three = instruction_for(agent, document, reports, pictures=3)
+        assert three.endswith(one)
+        assert three.startswith("Above are 3 pictures")

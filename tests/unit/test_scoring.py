@@ -220,7 +220,9 @@ def test_valid_scores_stay_as_they_are_and_all_others_are_to_be_given(tmp_path: 
     assert lines[1] == oddly_written
     assert [json.loads(line)["id"] for line in lines] == [0, 1, 3, 4]
     assert [json.loads(line)["overall"] for line in lines] == [2, 3, 2, 2]
-    assert lines[2] == json.dumps(graded(a_record(3), grade=2) | {"errors": []}, ensure_ascii=False)
+    assert lines[2] == json.dumps(
+        graded(a_record(3), grade=2) | {"errors": [], "expected_scores": None}, ensure_ascii=False
+    )
     (failed,) = read_lines(failed_of(file))
     assert failed["line"] == "{broken"
     assert (failed["error"]["line_number"], failed["error"]["message"]) == (3, "is not JSON")
@@ -233,7 +235,16 @@ def test_a_domain_that_was_found_is_written_and_one_that_was_given_is_left(tmp_p
     score(file)
 
     first, second = read_lines(scored_of(file))
-    assert list(first) == ["image", "caption", "task", "confidence", "scores", "overall", "errors"]
+    assert list(first) == [
+        "image",
+        "caption",
+        "task",
+        "confidence",
+        "scores",
+        "overall",
+        "errors",
+        "expected_scores",
+    ]
     assert (first["task"], first["confidence"]) == ("Natural", 0.8)
     assert second["task"] == "NATURAL"
     assert "confidence" not in second
