@@ -24,7 +24,8 @@
             ├── MediaUnreadable
             ├── RequestTimeout
             ├── RequestFailed
-            └── BadAnswer
+            ├── BadAnswer
+            └── WorkflowMissing
 
 The docstring of an error is its default message.
 """
@@ -198,6 +199,10 @@ class RequestFailed(RetryableSampleError):
 
 class BadAnswer(RetryableSampleError):
     """The model's answer cannot be used."""
+
+
+class WorkflowMissing(RetryableSampleError):
+    """The worker cannot read the domain files of the run's workflow."""
 
 
 def failure_kinds(base: type[SampleError] = SampleError) -> list[str]:

@@ -46,6 +46,28 @@ class Rule(StrEnum):
     META_OPENING = "meta_opening"
 
 
+class Workflow(StrEnum):
+    """The workflows that have a name; others are folders of domain files."""
+
+    #: Each domain's own agents.
+    STANDARD = "standard"
+    #: One call that writes the caption, and the domain's judges.
+    FAST = "fast"
+
+
+class GuardOutcome(StrEnum):
+    """What became of an answer that breaks a rule."""
+
+    #: The text was changed and is used.
+    REPAIRED = "repaired"
+    #: It was thrown away, and the agent was asked again.
+    ASKED_AGAIN = "asked_again"
+    #: It was the last attempt of an optional agent, and the sample went on without it.
+    LEFT_OUT = "left_out"
+    #: It was the last attempt, and the sample failed.
+    FAILED = "failed"
+
+
 class Modality(StrEnum):
     """Kind of a medium, or of a shard's media."""
 

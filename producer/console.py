@@ -1,7 +1,7 @@
 """What commands print for people: durations, counts, rates, money, tables, and a run's progress on stderr."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic
 
@@ -71,6 +71,16 @@ def usd(amount: float | None) -> str:
 
 def workers_text(alive: int) -> str:
     return f"{alive} {'worker' if alive == 1 else 'workers'}"
+
+
+def own_judge_text(models: Sequence[str]) -> str:
+    """Say that these models judge what they wrote themselves; empty without any."""
+    if not models:
+        return ""
+    return (
+        f"The judge is the captioner's own model ({', '.join(models)}), which tends to overlook its own "
+        'errors; the how-to "A second model as judge" sets up another'
+    )
 
 
 def table(title: str | None, texts: Iterable[str], numbers: Iterable[str], *last: str) -> Table:

@@ -26,9 +26,10 @@ from capflow_tasks.entries import media_of
 from capflow_tasks.errors import EXIT_OK, EXIT_SERVICE, PlanError, SampleError, ServiceError, SettingsError
 from capflow_tasks.fleet import application, embedded
 from capflow_tasks.media import paths
-from capflow_tasks.records import PlanShard
+from capflow_tasks.records import PlanShard, Stage
 from capflow_tasks.settings import Settings
 from capflow_tasks.store import database, figures, statistics
+from producer.console import own_judge_text
 from producer.reading.annotations import read_entries
 from producer.reading.plan import read_plan
 from producer.services import Broker
@@ -94,6 +95,7 @@ def check_fleet(
     devices = visible_devices()
     yield from _check_gpus(devices, settings.tensor_parallel_size)
     yield from check_models(settings)
+    yield from check_judge(settings)
     if devices and devices[0].memory_mib:
         first, count = devices[0], settings.tensor_parallel_size
         yield from check_capacity(settings, capacity.Gpus(first.name, count, first.memory_mib))
@@ -207,6 +209,14 @@ def check_models(settings: Settings) -> Iterator[Finding]:
             yield fail("model", f"{model} is not a folder here", "correct CAPFLOW_MODEL, or mount the folder")
         else:
             yield _hub_model(model)
+
+
+def check_judge(settings: Settings) -> Iterator[Finding]:
+    """Say so where captions are judged by the model that writes them."""
+    writer, judge = (settings.queue_of(stage) for stage in (Stage.SUMMARIZE, Stage.SCORE))
+    model, engine = settings.model_of(writer), settings.engine_of(writer)
+    if (model, engine) == (settings.model_of(judge), settings.engine_of(judge)):
+        yield ok("judge", own_judge_text([model]))
 
 
 def _server(settings: Settings, model: str) -> Finding:

@@ -8,7 +8,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,10 +16,10 @@ from threading import Event
 from time import monotonic
 from typing import TypeVar
 
-from capflow_tasks.domains.catalogue import Catalogue, load_catalogue
+from capflow_tasks.domains.catalogue import Catalogue, load_workflow
 from capflow_tasks.entries import media_of, task_of
 from capflow_tasks.errors import BadEntry, PlanError, SettingsError, UserError
-from capflow_tasks.records import Failure, JsonObject, Modality, PlanShard, Stage
+from capflow_tasks.records import Failure, JsonObject, Modality, PlanShard, Stage, Workflow
 from capflow_tasks.settings import Settings
 from capflow_tasks.store import claims, runs, states, statistics, views
 from producer import services
@@ -75,6 +75,8 @@ class Order:
     min_confidence: float = 0.0
     #: Whether only the workers of a shard's rank may take it.
     pin_ranks: bool = False
+    #: The name of its workflow, or the folder of its domain files.
+    workflow: str = Workflow.STANDARD
     #: What it may spend; None for no limit.
     budget: Budget | None = None
 
@@ -112,6 +114,7 @@ class OpenRun:
             order.stages,
             order.min_confidence,
             pin_ranks=order.pin_ranks,
+            workflow=order.workflow,
         )
         #: In the order given.
         self.shards = self.runs.add_shards(self.id, shards)
@@ -344,9 +347,16 @@ class CaptionRun:
     """The captioning of one plan. Raises PlanError or WorkflowError before anything starts."""
 
     def __init__(self, order: Order, settings: Settings) -> None:
-        self._order = order
         self._settings = settings
-        self._catalogue = load_catalogue(settings.domains)
+        self._catalogue = load_workflow(order.workflow, settings.domains)
+        known = [stage for stage in Stage if stage in self._catalogue.stages]
+        stages = tuple(stage for stage in order.stages if stage in known)
+        if not stages:
+            raise UserError(
+                f"workflow {order.workflow} has no agent in {', '.join(order.stages)}; "
+                f"its stages are {', '.join(known)}"
+            )
+        self._order = replace(order, stages=stages)
         self.plan = checked_plan(order.source, self._catalogue)
 
     def run(

@@ -51,7 +51,8 @@ class ScoreRun:
     """The scoring of one folder. Raises UserError before anything starts.
 
     `plan` is a split plan that names folder and task of each dataset's media, `root` the folder of others.
-    The scored files go to `output`, by default to the folder itself.
+    The scored files go to `output`, by default to the folder itself. Scoring `anew` ignores the scores that
+    the folder's records have; those in `output` stay.
     """
 
     def __init__(
@@ -63,9 +64,13 @@ class ScoreRun:
         plan: Path | None,
         output: Path | None,
         processes: int,
+        anew: bool = False,
     ) -> None:
         self._folder = folder.resolve()
         self._output = output.resolve() if output else self._folder
+        if anew and self._output == self._folder:
+            raise UserError("--anew: the earlier scores lie in this folder; name another one with --output")
+        self._anew = anew
         self._settings = settings
         self._catalogue = load_catalogue(settings.domains)
         self._rubrics = Rubrics(self._catalogue)
@@ -76,7 +81,7 @@ class ScoreRun:
             # Rank0_node0_<dataset>.jsonl
             shard = by_dataset.get(path.stem.split("_", 2)[-1])
             found.append(shard_of(path, Path(shard.root) if shard else root, shard.task if shard else None))
-        survey_file = partial(survey, self._catalogue, self._output)
+        survey_file = partial(survey, self._catalogue, self._output, anew=anew)
         #: The caption files; those without anything to score have no samples.
         self.files = call_all(survey_file, found, processes, ProgressLines("caption files read"))
 
@@ -95,7 +100,7 @@ class ScoreRun:
         """
         started = monotonic()
         # Never the name of a plan's run: the shards of files that have changed are removed.
-        name = f"score-{run or name_of_run(self._folder)}"
+        name = f"score-{run or name_of_run(self._output if self._anew else self._folder)}"
         # Where a domain is known, the chain begins with the judge.
         stages = (Stage.ROUTE, Stage.SCORE)
         order = Order(self._folder, self._output, name, batch_size, window, stages, budget=budget)
@@ -122,7 +127,7 @@ class ScoreRun:
 
     def _read_samples(self, shard: PlanShard, start_idx: int) -> Iterator[NewSample]:
         """Read the lines of a file that have no scores, numbered from 0. Raises PlanError."""
-        lines = enumerate(unscored_lines(shard, self._output, self._rubrics))
+        lines = enumerate(unscored_lines(shard, self._output, self._rubrics, anew=self._anew))
         try:
             for index, (line, identity) in islice(lines, start_idx, shard.end_idx):
                 yield sample_of(self._catalogue, shard, index, line, identity)
@@ -140,7 +145,7 @@ class ScoreRun:
 
     def _publish_file(self, summary: ScoreSummary, file: PlanShard, scoring: OpenRun | None) -> ScoreSummary:
         finished = _finished_samples(scoring, file) if scoring else ()
-        return publish(file, self._output, finished, self._rubrics, summary)
+        return publish(file, self._output, finished, self._rubrics, summary, anew=self._anew)
 
 
 def _finished_samples(scoring: OpenRun, file: PlanShard) -> Iterator[FinishedSample]:
@@ -167,23 +172,32 @@ def shard_of(path: Path, root: Path | None, task: str | None) -> PlanShard:
     )
 
 
-def survey(catalogue: Catalogue, output: Path, file: PlanShard) -> PlanShard:
+def survey(catalogue: Catalogue, output: Path, file: PlanShard, *, anew: bool = False) -> PlanShard:
     """Count and digest what is to be scored in a file. Raises UserError where it cannot be read on."""
     digest, to_score = blake2b(digest_size=16), 0
-    for _, identity in unscored_lines(file, output, Rubrics(catalogue)):
+    for _, identity in unscored_lines(file, output, Rubrics(catalogue), anew=anew):
         to_score += 1
         digest.update(identity.encode())
     return replace(file, end_idx=to_score, version=digest.hexdigest())
 
 
-def unscored_lines(file: PlanShard, output: Path, rubrics: Rubrics) -> Iterator[tuple[CaptionLine, str]]:
+def unscored_lines(
+    file: PlanShard, output: Path, rubrics: Rubrics, *, anew: bool = False
+) -> Iterator[tuple[CaptionLine, str]]:
     """Read the lines without scores, with their identities. Raises UserError where the file breaks off."""
     known = _published(caption_files.scored_beside(output / file.dataset), rubrics)
-    return ((line, identity) for line, identity, scores in _all_lines(file, rubrics, known) if not scores)
+    lines = _all_lines(file, rubrics, known, anew=anew)
+    return ((line, identity) for line, identity, scores in lines if not scores)
 
 
 def publish(
-    file: PlanShard, output: Path, finished: Iterable[FinishedSample], rubrics: Rubrics, summary: ScoreSummary
+    file: PlanShard,
+    output: Path,
+    finished: Iterable[FinishedSample],
+    rubrics: Rubrics,
+    summary: ScoreSummary,
+    *,
+    anew: bool = False,
 ) -> ScoreSummary:
     """Write the scored and the failed records in the order of the file; both files appear whole.
 
@@ -198,7 +212,7 @@ def publish(
     added, failed_samples = _sort(finished, rubrics)
     fresh = added.keys() - known.keys()
     with whole_file(path) as scored, whole_file(failed_path) as failed:
-        for line, identity, scores in _all_lines(file, rubrics, added | known):
+        for line, identity, scores in _all_lines(file, rubrics, added | known, anew=anew):
             if scores is not None:
                 summary.add(scores, is_fresh=identity in fresh)
                 scored.write(line.raw)
@@ -218,19 +232,19 @@ def publish(
 
 
 def _all_lines(
-    file: PlanShard, rubrics: Rubrics, known: Mapping[str, str]
+    file: PlanShard, rubrics: Rubrics, known: Mapping[str, str], *, anew: bool
 ) -> Iterator[tuple[CaptionLine, str, Scores | None]]:
     """Every line as the scored file has it, its identity, and its own valid scores, else the known ones.
 
-    A line that has brought its scores itself needs no identity, and has none.
+    A line that has brought its scores itself needs no identity, and has none. With `anew` none brings any.
     """
     for line in caption_files.read_captions(Path(file.annotation)):
         record = line.record or {}
         scores = caption_files.scores_of(record, rubrics)
-        if scores.problem is None:
+        if scores.problem is None and not anew:
             yield line, "", scores
             continue
-        identity = _identity(line, record.get("task") or file.task, rubrics)
+        identity = identity_of(line, record.get("task") or file.task, rubrics)
         if identity not in known:
             yield line, identity, None
             continue
@@ -243,7 +257,7 @@ def _all_lines(
         yield replace(line, raw=json_line(record)), identity, None if scores.problem else scores
 
 
-def _identity(line: CaptionLine, task: Any, rubrics: Rubrics) -> str:
+def identity_of(line: CaptionLine, task: Any, rubrics: Rubrics) -> str:
     """Digest what the record says without scores, and the task that it is scored in."""
     record = {key: value for key, value in (line.record or {}).items() if key not in _ADDED_KEYS}
     try:
@@ -263,7 +277,7 @@ def _published(path: Path, rubrics: Rubrics) -> dict[str, str]:
             continue
         # Its task may have been given, or found by the router.
         for task in (None, line.record.get("task")):
-            known[_identity(line, task, rubrics)] = _added(line.record)
+            known[identity_of(line, task, rubrics)] = _added(line.record)
     return known
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,8 @@ def a_sample(
     domain: str | None = "Natural",
     confidence: float | None = 0.9,
     root: str = "/data",
+    guard: dict[str, Any] | None = None,
+    errors: Sequence[str] = (),
     **entry: Any,
 ) -> ShownSample:
     """A captioned sample; one without caption has failed."""
@@ -39,9 +43,10 @@ def a_sample(
         results.append(an_answer(Stage.ROUTE, "router", "A", {domain: confidence, "Other": 1 - confidence}))
     results.append(an_answer(Stage.PERCEIVE, "natural", f"report of {index}"))
     if caption is not None:
-        results.append(an_answer(Stage.SUMMARIZE, "general_summary", caption))
+        results.append(replace(an_answer(Stage.SUMMARIZE, "general_summary", caption), guard=guard))
     if caption is not None and overall is not None:
-        results.append(an_answer(Stage.SCORE, "judge", "{}", {**GRADES, "overall": overall}))
+        said = json.dumps({"errors": list(errors)})
+        results.append(an_answer(Stage.SCORE, "judge", said, {**GRADES, "overall": overall}))
     failure = None
     if caption is None:
         failure = Failure(
@@ -72,7 +77,7 @@ def an_overview(samples: int, name: str = "run") -> Overview:
         open_batches=0,
         running_batches=0,
     )
-    return Overview(run, [], [], {}, [], cost_of([], read_prices()), None, None, 60)
+    return Overview(run, [], [], {}, [], [], cost_of([], read_prices()), None, None, 60)
 
 
 def write_report(folder: Path, samples: Sequence[ShownSample], size: Size = SIZE, name: str = "run") -> Path:

@@ -11,6 +11,7 @@ from capflow_tasks.domains.catalogue import Agent, Catalogue, Domain
 from capflow_tasks.entries import media_of
 from capflow_tasks.errors import BadAnswer, BadEntry, SampleError, WorkflowError
 from capflow_tasks.media import paths, video
+from capflow_tasks.observe import metrics
 from capflow_tasks.store.states import Claim, Outcome, PendingSample, Route
 
 
@@ -130,6 +131,8 @@ class Conversation:
                 self._refuse(agent, answer, checked.faults)
             else:
                 self._keep(agent, answer, checked, self._read(agent, answer))
+                for repair in checked.repairs:
+                    metrics.GUARD.labels(repair.rule, records.GuardOutcome.REPAIRED).inc()
         except SampleError as error:
             self.fail(error)
 
@@ -145,10 +148,14 @@ class Conversation:
                 "completion_tokens": answer.completion_tokens,
             }
         )
-        if len(refused) < self.rules.attempts:
+        outcome = self._outcome_of_refusal(agent, len(refused))
+        metrics.GUARD.labels(faults[0].rule, outcome).inc()
+        tokens = answer.prompt_tokens + answer.completion_tokens
+        metrics.REFUSED_TOKENS.labels(faults[0].rule).inc(tokens)
+        if outcome is records.GuardOutcome.ASKED_AGAIN:
             sampling = self._sampling.get(agent.name, agent.sampling)
             self._sampling[agent.name] = guard.changed_sampling(sampling, faults)
-        elif agent.optional:
+        elif outcome is records.GuardOutcome.LEFT_OUT:
             # Its tokens are counted with the refused attempts.
             nothing = replace(answer, prompt_tokens=0, cached_tokens=0, completion_tokens=0)
             self._keep(agent, nothing, guard.Checked(""), None)
@@ -157,6 +164,11 @@ class Conversation:
             raise guard.ERRORS[faults[0].rule](
                 f"{agent.name}: {faults[0].rule} in each of {times}, last: {faults[0].evidence}"
             )
+
+    def _outcome_of_refusal(self, agent: Agent, attempts: int) -> records.GuardOutcome:
+        if attempts < self.rules.attempts:
+            return records.GuardOutcome.ASKED_AGAIN
+        return records.GuardOutcome.LEFT_OUT if agent.optional else records.GuardOutcome.FAILED
 
     def _keep(
         self,

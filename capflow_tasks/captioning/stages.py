@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,10 +20,10 @@ from capflow_tasks.captioning.guard import Guard
 from capflow_tasks.captioning.heartbeat import Heartbeat
 from capflow_tasks.domains.catalogue import Catalogue
 from capflow_tasks.engine.interface import Engine
-from capflow_tasks.errors import EngineDead, Quarantined, ServiceError
+from capflow_tasks.errors import EngineDead, Quarantined, ServiceError, WorkflowError, WorkflowMissing
 from capflow_tasks.media.video import Windows
 from capflow_tasks.observe import logs, metrics
-from capflow_tasks.records import Stage
+from capflow_tasks.records import Failure, Stage
 from capflow_tasks.settings import Settings
 from capflow_tasks.store.claims import BatchStore, NotClaimed
 from capflow_tasks.store.states import Claim, Outcome, PendingSample, RetryPolicy, stage_after, stages_from
@@ -77,7 +77,8 @@ class StageRunner:
     """Runs stages of batches; one per worker, shared by its threads."""
 
     store: BatchStore
-    catalogue: Catalogue
+    #: Returns a workflow by its name or folder. Raises WorkflowError.
+    workflow_of: Callable[[str], Catalogue]
     engines: Mapping[Stage, Engine]
     heartbeat: Heartbeat
     settings: Settings
@@ -182,8 +183,14 @@ class StageRunner:
 
     def _ask(self, claim: Claim, sample: PendingSample) -> Outcome:
         """Ask the agents of one stage about one sample."""
+        try:
+            catalogue = self.workflow_of(claim.workflow)
+        except WorkflowError as fault:
+            error = WorkflowMissing(f"{claim.owner}: {fault}; let every worker see the folder, then retry")
+            failure = Failure(claim.stage, error.kind, str(error), error.is_retryable)
+            return Outcome(sample.id, failure=failure)
         engine = self.engines[claim.stage]
-        conversation = Conversation(claim, sample, self.catalogue, engine.model, self.windows, self._guard)
+        conversation = Conversation(claim, sample, catalogue, engine.model, self.windows, self._guard)
         if claim.tries > self.settings.max_tries:
             conversation.fail(Quarantined(f"its engine or worker died in {claim.tries - 1} tries"))
         room, in_flight = self._rooms[id(engine)], metrics.REQUESTS_IN_FLIGHT.labels(claim.stage)

@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass
 
 from capflow_tasks.domains.yaml_file import Keys, read_yaml
 from capflow_tasks.errors import WorkflowError
-from capflow_tasks.records import BUDGET_PAIRS, LANGUAGES, JsonObject, Modality, Sampling, Stage
+from capflow_tasks.records import BUDGET_PAIRS, LANGUAGES, JsonObject, Modality, Sampling, Stage, Workflow
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +109,11 @@ class Catalogue:
         raise WorkflowError(f"there is no domain {task!r}; use one of: {allowed}")
 
     @property
+    def stages(self) -> frozenset[Stage]:
+        """The stages in which any domain has an agent, and that of the router."""
+        return frozenset({Stage.ROUTE, *(agent.stage for domain in self.domains for agent in domain.agents)})
+
+    @property
     def routable(self) -> tuple[Domain, ...]:
         """The domains that the router chooses from: all for images, in catalogue order."""
         return tuple(domain for domain in self.domains if domain.modality is Modality.IMAGE)
@@ -131,17 +136,30 @@ def _folded(name: str) -> str:
     return " ".join(name.split()).casefold()
 
 
-def load_catalogue(folder: Path | None = None, language: str = "en") -> Catalogue:
+def load_workflow(workflow: str, folder: Path | None = None, language: str = "en") -> Catalogue:
+    """Load a run's workflow: one with a name, or a folder of domain files that takes the place of `folder`.
+
+    Raises WorkflowError with a line per fault.
+    """
+    is_named = workflow in set(Workflow)
+    return load_catalogue(folder if is_named else Path(workflow), language, is_fast=workflow == Workflow.FAST)
+
+
+def load_catalogue(folder: Path | None = None, language: str = "en", *, is_fast: bool = False) -> Catalogue:
     """Load the packaged domains, then those of `folder`, in the order of their file names.
 
-    `language` is the ISO 639-1 code of the captions where no file names another.
+    `language` is the ISO 639-1 code of the captions where no file names another. In the fast workflow each
+    domain's agents make way for one that captions at once, and its judges see the caption only.
     A file in `folder` replaces the packaged file of its name; its `_defaults.yaml` is merged key by key.
     Raises WorkflowError with a line per fault.
     """
     ours, (theirs, faults) = dict(_packaged()), _read_folder(folder) if folder else ({}, [])
     defaults = _merged_defaults(ours.pop(_DEFAULTS), theirs.pop(_DEFAULTS, {"agents": {}}))
     defaults.setdefault("language", language)
-    sources = [_with_merged_agents(keys, defaults) for keys in (ours | theirs).values()]
+    read = list((ours | theirs).values())
+    if is_fast:
+        read = [_fast(keys, defaults["agents"]) for keys in read]
+    sources = [_with_merged_agents(keys, defaults) for keys in read]
     faults += _name_faults(sources)
     faults += (fault for keys in sources for fault in _agents_faults(keys))
     faults += (
@@ -274,6 +292,20 @@ def _merged_defaults(ours: JsonObject, theirs: JsonObject) -> JsonObject:
     sampling = {"sampling": defaults["sampling"]}
     defaults["router"] = _merged(sampling, ours["router"], theirs.get("router", {}))
     return defaults
+
+
+#: The agent of the fast workflow, by the domain's modality.
+_FAST_CAPTIONERS = {Modality.IMAGE: "fast_caption", Modality.VIDEO: "fast_video_caption"}
+
+
+def _fast(keys: JsonObject, shared: JsonObject) -> JsonObject:
+    """Leave of the domain's agents its judges, without what they see, after one that captions at once."""
+    judges = {
+        name: own | {"sees": []}
+        for name, own in keys["agents"].items()
+        if (shared.get(name, {}) | own).get("stage") == Stage.SCORE
+    }
+    return keys | {"agents": {_FAST_CAPTIONERS[Modality(keys["modality"])]: {}} | judges}
 
 
 def _with_merged_agents(keys: JsonObject, defaults: JsonObject) -> JsonObject:

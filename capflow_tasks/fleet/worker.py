@@ -10,7 +10,7 @@ import signal
 import sys
 import uuid
 from collections.abc import Callable, Collection
-from functools import partial
+from functools import cache, partial
 from http import HTTPStatus
 from math import nan, prod
 from threading import Timer
@@ -28,14 +28,14 @@ from prometheus_client import REGISTRY
 from capflow_tasks import errors
 from capflow_tasks.captioning.heartbeat import Heartbeat
 from capflow_tasks.captioning.stages import StageRunner, StageSummary
-from capflow_tasks.domains.catalogue import load_catalogue
+from capflow_tasks.domains.catalogue import load_workflow
 from capflow_tasks.engine.devices import visible_devices
 from capflow_tasks.engine.interface import Engine, EngineState, build_engine
 from capflow_tasks.fleet.application import is_stopping, shared_queue, task_name
 from capflow_tasks.fleet.embedded import database_url
 from capflow_tasks.media import budget, decoders, video
 from capflow_tasks.observe import metrics, pages
-from capflow_tasks.records import JsonObject, Stage
+from capflow_tasks.records import JsonObject, Stage, Workflow
 from capflow_tasks.settings import Settings, read_settings
 from capflow_tasks.store import claims, database
 
@@ -217,7 +217,8 @@ class EngineStep(bootsteps.StartStopStep):
         vitals.serve(settings)
         store = database.connect(database_url(settings), pool_size=_STAGE_CONNECTIONS)
         database.upgrade(store)
-        catalogue = load_catalogue(settings.domains, settings.language)
+        workflow_of = cache(partial(load_workflow, folder=settings.domains, language=settings.language))
+        workflow_of(Workflow.STANDARD)
         queues = frozenset(
             name for name in worker.app.amqp.queues.consume_from if shared_queue(name) in settings.queues
         )
@@ -235,7 +236,7 @@ class EngineStep(bootsteps.StartStopStep):
         files = decoders.shared_video_files(settings.video_decoders)
         windows = video.Windows(budget.budget_of(settings), files)
         _controller = worker
-        _runner = StageRunner(claims.BatchStore(store), catalogue, engines, heartbeat, settings, windows)
+        _runner = StageRunner(claims.BatchStore(store), workflow_of, engines, heartbeat, settings, windows)
         _set_batch_limit()
         worker.app.conf.task_routes[0].become_worker(worker.hostname, queues)
 

@@ -8,7 +8,7 @@ the metrics of the model loaded last.
 import psutil
 from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 
-from capflow_tasks.records import Stage
+from capflow_tasks.records import GuardOutcome, Rule, Stage
 
 # They double the number of series and no panel uses them.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -41,6 +41,14 @@ CACHED_TOKENS = Counter(
 COMPLETION_TOKENS = Counter(
     "capflow_completion_tokens_total", "Completion tokens of written results.", ["stage"]
 )
+GUARD = Counter(
+    "capflow_guard_answers_total",
+    "Answers that broke a rule of the guard, by the worst rule and by what became of them.",
+    ["rule", "outcome"],
+)
+REFUSED_TOKENS = Counter(
+    "capflow_guard_refused_tokens_total", "Prompt and completion tokens of refused answers.", ["rule"]
+)
 BATCHES_IN_FLIGHT = Gauge("capflow_batches_in_flight", "Batches that this worker runs.", ["stage"])
 REQUESTS_IN_FLIGHT = Gauge(
     "capflow_requests_in_flight", "Model calls that the engine has not answered yet.", ["stage"]
@@ -65,13 +73,17 @@ MEMORY_LIMIT = Gauge("capflow_memory_limit_bytes", "CAPFLOW_MAX_RSS_MIB in bytes
 
 
 def start_at_zero() -> None:
-    """Create the series of all stages at 0, since Prometheus sees no increase in one that starts at 1."""
+    """Create all series by stage and rule at 0, since Prometheus sees no increase in one that starts at 1."""
     counters = (SAMPLES, PROMPT_TOKENS, CACHED_TOKENS, COMPLETION_TOKENS)
     for stage in Stage:
         for counter in (*counters, STAGE_SECONDS, BATCHES_IN_FLIGHT, REQUESTS_IN_FLIGHT):
             counter.labels(stage)
         for how in STAGE_ENDS:
             STAGES.labels(stage, how)
+    for rule in Rule:
+        REFUSED_TOKENS.labels(rule)
+        for outcome in GuardOutcome:
+            GUARD.labels(rule, outcome)
 
 
 def watch_memory(limit_mib: int | None) -> None:

@@ -67,7 +67,7 @@ class BatchStore(tables.Store):
             )
             .returning(Batch.attempt, free.c.tries, Batch.start_idx, Batch.end_idx, Shard.dataset)
             .returning(Shard.root, Shard.modality, Shard.run_id, Run.stages, Run.min_confidence)
-            .returning(Run.name.label("run"), Shard.id.label("shard_id"))
+            .returning(Run.name.label("run"), Shard.id.label("shard_id"), Run.workflow)
         )
         with self.engine.begin() as connection:
             row = connection.execute(takes).one_or_none()

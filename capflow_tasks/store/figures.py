@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from capflow_tasks.records import Stage
+from capflow_tasks.records import GuardOutcome, Rule, Stage, Workflow
 from capflow_tasks.store.states import BatchState, SampleState, Tally
 
 
@@ -48,6 +48,8 @@ class RunFigures:
     #: Unfinished batches, and those among them that a worker holds.
     open_batches: int
     running_batches: int
+    #: A name, or the folder of its domain files.
+    workflow: str = Workflow.STANDARD
 
     @property
     def remaining(self) -> int:
@@ -206,6 +208,19 @@ class GradeCount:
 
 
 @dataclass(frozen=True, slots=True)
+class GuardCount:
+    """Answers of one agent that broke the same rule and went the same way."""
+
+    agent: str
+    #: The worst rule that each of them broke.
+    rule: Rule
+    outcome: GuardOutcome
+    answers: int
+    #: What they cost; 0 for repaired ones, which were used.
+    tokens: Tokens
+
+
+@dataclass(frozen=True, slots=True)
 class Throughput:
     """What was finished in the last seconds."""
 
@@ -268,6 +283,7 @@ class Totals:
     usages: Sequence[Usage]
     economy: PromptEconomy
     grades: Sequence[GradeCount]
+    guard: Sequence[GuardCount] = ()
 
     @property
     def judged(self) -> int:
@@ -276,6 +292,14 @@ class Totals:
 
 def total_tokens(usages: Iterable[Usage]) -> Tokens:
     return sum((usage.tokens for usage in usages), Tokens())
+
+
+def own_judges(usages: Iterable[Usage]) -> list[str]:
+    """Return the models that have graded captions and written some, too."""
+    by_stage: defaultdict[Stage, set[str]] = defaultdict(set)
+    for usage in usages:
+        by_stage[usage.stage].add(usage.model)
+    return sorted(by_stage[Stage.SUMMARIZE] & by_stage[Stage.SCORE])
 
 
 def worker_seconds(usages: Iterable[Usage]) -> float:

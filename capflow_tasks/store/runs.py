@@ -15,8 +15,8 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from capflow_tasks.errors import BadEntry
-from capflow_tasks.records import Failure, PlanShard, Stage
+from capflow_tasks.errors import BadEntry, UserError
+from capflow_tasks.records import Failure, PlanShard, Stage, Workflow
 from capflow_tasks.store import states, tables
 from capflow_tasks.store.claims import insert_results
 from capflow_tasks.store.states import BatchState, NewBatch, NewSample, ReadyBatch, SampleState, ShardRow
@@ -78,8 +78,12 @@ class RunStore(tables.Store):
         min_confidence: float = 0,
         *,
         pin_ranks: bool = False,
+        workflow: str = Workflow.STANDARD,
     ) -> int:
-        """Insert the run of this name, or update it and let it go on if it was stopped; return its id."""
+        """Insert the run of this name, or update it and let it go on if it was stopped; return its id.
+
+        Raises UserError when the run has another workflow: captions of two would be mixed.
+        """
         values = {
             "plan": plan,
             "output": output,
@@ -88,10 +92,19 @@ class RunStore(tables.Store):
             "pin_ranks": pin_ranks,
             "stopped_at": None,
         }
-        statement = upsert(Run).values(name=name, **values)
-        statement = statement.on_conflict_do_update(index_elements=[Run.name], set_=values)
+        statement = upsert(Run).values(name=name, workflow=workflow, **values)
+        statement = statement.on_conflict_do_update(
+            index_elements=[Run.name], set_=values, where=Run.workflow == workflow
+        )
         with self.engine.begin() as connection:
-            return connection.execute(statement.returning(Run.id)).scalar_one()
+            run_id = connection.execute(statement.returning(Run.id)).scalar_one_or_none()
+            if run_id is None:
+                other = connection.execute(sa.select(Run.workflow).where(Run.name == name)).scalar_one()
+                raise UserError(
+                    f"run {name} was started with --workflow {other}, not {workflow}: "
+                    "go on with that, or give this one a --run of its own"
+                )
+            return run_id
 
     def stop(self, run_id: int) -> states.StoppedRun:
         """Send no more batches of the run, and take back those that are queued."""
@@ -216,10 +229,13 @@ class RunStore(tables.Store):
         These are finished batches with stages still to do, and batches with held samples above the bar now.
         """
         of_run = _is_of_run(run_id)
+        # A batch that waits for `perceive` goes on with `summarize` where the run has only that.
+        left = {stage.value: states.stages_from(stage, stages) for stage in Stage}
+        follows = {stage: following[0].value for stage, following in left.items() if following}
         further = (
             sa.update(Batch)
-            .where(of_run, Batch.state == BatchState.DONE, Batch.next_stage.in_(stages))
-            .values(**opened())
+            .where(of_run, Batch.state == BatchState.DONE, Batch.next_stage.in_(follows))
+            .values(next_stage=sa.case(follows, value=Batch.next_stage), **opened())
             .returning(Batch.id)
         )
         held = (

@@ -26,7 +26,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from capflow_tasks.records import Failure, JsonObject, Modality, PlanShard, Result, Stage
+from capflow_tasks.records import Failure, JsonObject, Modality, PlanShard, Result, Stage, Workflow
 
 
 class BatchState(StrEnum):
@@ -157,6 +157,8 @@ class Claim:
     #: Name of the run.
     run: str = ""
     shard_id: int = 0
+    #: The run's workflow: a name, or the folder of its domain files.
+    workflow: str = Workflow.STANDARD
 
     def holds(self, route: Route | None) -> bool:
         """Return whether a sample with this route is held."""

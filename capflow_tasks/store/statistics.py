@@ -16,7 +16,7 @@ from typing import Any
 
 from sqlalchemy import Engine, TextClause, func, select, text
 
-from capflow_tasks.records import Stage
+from capflow_tasks.records import GuardOutcome, Rule, Stage
 from capflow_tasks.store import figures
 from capflow_tasks.store.states import STAGE_ORDER, BatchState, SampleState, Tally
 from capflow_tasks.store.tables import Shard, Store
@@ -105,6 +105,18 @@ class Statistics(Store):
             found.append(figures.GradeCount(row["domain"], dimensions, overall, row["count"]))
         return found
 
+    def guard(self, run_id: int) -> list[figures.GuardCount]:
+        """Answers that the guard repaired or refused, the most frequent first. Reads all results.
+
+        The refused answers of samples that failed are in no table; `failures` counts these samples.
+        """
+        return [
+            figures.GuardCount(
+                row["agent"], Rule(row["rule"]), GuardOutcome(row["outcome"]), row["answers"], _tokens(row)
+            )
+            for row in self._ask("guard", run_id=run_id)
+        ]
+
     def confidences(self, run_id: int) -> list[int]:
         """Routed samples by the router's confidence, in ten equal steps from 0 to 1. Reads all samples."""
         counts = {row["step"]: row["samples"] for row in self._ask("confidences", run_id=run_id, steps=10)}
@@ -135,6 +147,7 @@ class Statistics(Store):
             usages=self.usage(run_id),
             economy=self.prompt_economy(run_id),
             grades=self.grades(run_id),
+            guard=self.guard(run_id),
         )
 
     def workers(self, lease_seconds: float) -> list[figures.WorkerFigures]:

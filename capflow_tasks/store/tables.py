@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, DOUBLE_PRECISION, REAL, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from capflow_tasks.records import Modality, Result, Stage
+from capflow_tasks.records import Modality, Result, Stage, Workflow
 from capflow_tasks.store.states import STAGE_ORDER, BatchState, SampleState, Tally
 
 #: Names of constraints, so that a migration can name what it drops.
@@ -63,6 +63,8 @@ class Run(Table):
     min_confidence: Mapped[float] = mapped_column(server_default="0")
     #: Whether only the workers of a shard's rank may take its batches.
     pin_ranks: Mapped[bool] = mapped_column(server_default="false")
+    #: A name, or the folder of its domain files.
+    workflow: Mapped[str] = mapped_column(server_default=Workflow.STANDARD)
     created_at: Mapped[datetime] = mapped_column(server_default=sa.func.now())
     #: When the run was stopped; None for a run whose batches may be sent.
     stopped_at: Mapped[datetime | None]

@@ -16,6 +16,7 @@ COMMANDS = {
     "delete": "runs",
     "report": "runs",
     "score": "caption",
+    "agreement": "agreement",
     "filter": "filter",
     "export": "runs",
     "domains": "domains",

@@ -88,6 +88,7 @@ def _run_options(*, has_defaults: bool) -> cli.Decorator:
 
 @click.command(cls=cli.Command, exit_codes=(0, 1, 2, 3, 4, 5, 130), shows_settings=True)
 @click.argument("plan", type=cli.ANY_PATH, required=False)
+@cli.workflow_option
 @_run_options(has_defaults=True)
 @cli.flag("--dry-run", "Check the plan and count its samples; send nothing.")
 @cli.flag("--reconcile", "Without PLAN: resend batches that runs lost, until stopped.")
@@ -102,6 +103,7 @@ def caption(plan: Path | None, as_json: bool, dry_run: bool, reconcile: bool, **
       capflow caption plan.jsonl
       CAPFLOW_MODEL=/models/Qwen2.5-VL-7B-Instruct capflow caption plan.jsonl -o captions
       capflow caption plan.jsonl --dry-run
+      capflow caption plan.jsonl --workflow fast --run plan-fast -o captions-fast
       capflow caption plan.jsonl --stages route --min-confidence 0.6
       capflow caption plan.jsonl --max-cost 250 --prices prices.yaml
       capflow caption --reconcile
@@ -160,7 +162,7 @@ def _as_started(run_or_plan: str, options: dict[str, Any]) -> dict[str, Any]:
     plan = Path(run_or_plan) if Path(run_or_plan).is_file() else Path(run.plan)
     if plan.is_dir():
         raise UserError(f"run {run.name} scores {plan}; `capflow score {plan}` tries its failures again")
-    kept = {name: getattr(run, name) for name in ("stages", "min_confidence", "pin_ranks")}
+    kept = {name: getattr(run, name) for name in ("stages", "min_confidence", "pin_ranks", "workflow")}
     given = {name: value for name, value in options.items() if value not in (None, False)}
     return {"source": plan, "run": run.name, "output": Path(run.output)} | kept | given
 
@@ -229,6 +231,7 @@ def stop_on_signals() -> Iterator[Event]:
 )
 @cli.processes_option("Caption files scanned", "SCORE_PROCESSES")
 @cli.budget_options
+@cli.flag("--anew", "Score records that have scores, too, and leave these as they are; needs --output.")
 @cli.flag("--dry-run", "Count the records without scores; send nothing.")
 @cli.json_option()
 def score(
@@ -247,6 +250,7 @@ def score(
       capflow score Output/Caption --plan plan.jsonl
       capflow score Output/Caption --root /data/vqa -o Output/Scored
       capflow score Output/Caption --root /data/vqa --dry-run
+      CAPFLOW_MODEL=/models/judge capflow score Output/Caption --plan plan.jsonl --anew -o Output/Second
     """
     from capflow_tasks.settings import read_settings
     from producer.scoring import ScoreRun

@@ -32,18 +32,19 @@ def domains() -> None:
 
 @domains.command(name="list", cls=cli.Command, exit_codes=(0, 2))
 @_folder_option
+@cli.workflow_option
 @cli.json_option("a JSON list with an object per domain")
-def list_domains(folder: Path | None, as_json: bool) -> None:
+def list_domains(folder: Path | None, workflow: str, as_json: bool) -> None:
     """List every domain with its agents by stage: "perceive > reason > summarize > score".
 
     Examples:
       capflow domains list
       capflow domains list --domains my-domains --json | jq '.[].name'
     """
-    from capflow_tasks.domains.catalogue import load_catalogue
+    from capflow_tasks.domains.catalogue import load_workflow
     from capflow_tasks.settings import read_settings
 
-    catalogue = load_catalogue(folder, read_settings().language)
+    catalogue = load_workflow(workflow, folder, read_settings().language)
     if as_json:
         shown = ("name", "aliases", "modality", "version", "digest")
         listed = [{name: getattr(domain, name) for name in shown} for domain in catalogue.domains]
@@ -69,8 +70,9 @@ def list_domains(folder: Path | None, as_json: bool) -> None:
     help="Show the prompts as the model would get them for this picture or video, instead of the templates.",
 )
 @_folder_option
+@cli.workflow_option
 @cli.json_option("the domain as one JSON object, with its prompts if --render is given")
-def show(name: str, sample: Path | None, folder: Path | None, as_json: bool) -> None:
+def show(name: str, sample: Path | None, folder: Path | None, workflow: str, as_json: bool) -> None:
     """Show the domain NAME (or an alias of it): its agents, what each sees, and its prompts.
 
     With --render each call is shown as the model reads it: the system line, a line in place of the picture or
@@ -79,15 +81,16 @@ def show(name: str, sample: Path | None, folder: Path | None, as_json: bool) -> 
 
     Examples:
       capflow domains show Natural
+      capflow domains show Natural --workflow fast
       capflow domains show "Chart & Math" --render chart.png
       capflow domains show Video --render clip.mp4 --json | jq -r '.prompts[].instruction'
     """
-    from capflow_tasks.domains.catalogue import load_catalogue
+    from capflow_tasks.domains.catalogue import load_workflow
     from capflow_tasks.settings import read_settings
     from producer.domains import describe_media, render
 
     settings = read_settings()
-    catalogue = load_catalogue(folder, settings.language)
+    catalogue = load_workflow(workflow, folder, settings.language)
     domain = catalogue.resolve(name)
     calls: list[tuple[Agent, JsonObject | None]] = [(agent, None) for agent in domain.agents]
     if sample:

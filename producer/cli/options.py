@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import click
 
 from capflow_tasks.errors import EXIT_INTERRUPTED, CapflowError, redacted
+from capflow_tasks.records import Workflow
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -209,6 +210,23 @@ def processes_option(what: str, variable: str) -> Decorator:
     default, shown = min(4, os.cpu_count() or 1), "one per CPU, at most 4"
     return option("--processes", text, default, click.IntRange(1, 256), variable, show_default=shown)
 
+
+def _parse_workflow(context: click.Context, option: click.Parameter, value: str) -> str:
+    """Return a name as it is, and a folder as an absolute path."""
+    if value in set(Workflow):
+        return str(value)
+    if not Path(value).is_dir():
+        raise click.BadParameter(f"{value!r} is no folder of domain files; {nearest(value, list(Workflow))}")
+    return str(Path(value).resolve())
+
+
+workflow_option = option(
+    "--workflow",
+    "The agents: standard (those of each domain), fast (one call and the judge), or a folder of domain files "
+    "that every worker sees at this path.",
+    Workflow.STANDARD,
+    callback=_parse_workflow,
+)
 
 prices_option = option(
     "--prices", "Price table (YAML) whose entries override the built-in ones.", kind=EXISTING_FILE

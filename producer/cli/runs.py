@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from capflow_tasks.errors import EXIT_SAMPLES_FAILED, UserError
+from capflow_tasks.records import Workflow
 from producer.cli import options as cli
 
 if TYPE_CHECKING:
@@ -144,7 +145,8 @@ def _command_of(run: RunFigures) -> str:
     if Path(run.plan).is_dir():
         return shlex.join(["capflow", "score", run.plan])
     name = [] if run.name == name_of_run(Path(run.plan)) else ["--run", run.name]
-    return shlex.join(["capflow", "caption", run.plan, *name])
+    workflow = [] if run.workflow == Workflow.STANDARD else ["--workflow", run.workflow]
+    return shlex.join(["capflow", "caption", run.plan, *workflow, *name])
 
 
 @click.command(cls=cli.Command, exit_codes=(0, 2, 3, 130))

@@ -20,10 +20,11 @@ from typing import Any
 from capflow_tasks.captioning.answers import errors_named
 from capflow_tasks.entries import media_of
 from capflow_tasks.errors import BadEntry
-from capflow_tasks.records import FinishedSample, JsonObject, Modality, PlanShard, Result, Stage
+from capflow_tasks.records import FinishedSample, GuardOutcome, JsonObject, Modality, PlanShard, Result, Stage
 from capflow_tasks.store.states import SampleState, ShardRow
 from capflow_tasks.store.views import PAGE, Views
 from producer.report.pictures import Drawn, PictureTask, draw_all
+from producer.writing.captions import guard_findings
 
 #: Samples of one chunk.
 CHUNK = 200
@@ -32,7 +33,11 @@ CHUNK = 200
 MOST_PICTURES = 4
 
 #: What the index holds of each sample.
-_COLUMNS = ("domains", "states", "grades", "confidences", "has_small")
+_COLUMNS = ("domains", "states", "grades", "confidences", "has_small", "guards", "errors", "is_cut_off")
+
+
+#: Begins the kind of a failure by a rule of the guard.
+_ANSWER_FAULT = "answer_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +76,22 @@ class ShownSample:
         """What the judge found wrong or missing."""
         judgement = self._last(Stage.SCORE)
         return errors_named(judgement.text) if judgement else []
+
+    @property
+    def guard_labels(self) -> list[str]:
+        """What the guard did for it: outcomes such as "asked again", and each with its rule."""
+        found = {(each["outcome"], each["rule"]) for each in guard_findings(self.sample.results)}
+        failure = self.sample.failure
+        if failure and failure.kind.startswith(_ANSWER_FAULT):
+            found.add((GuardOutcome.FAILED, failure.kind.removeprefix(_ANSWER_FAULT)))
+        labels = {outcome for outcome, _ in found} | {f"{outcome}: {rule}" for outcome, rule in found}
+        return sorted(label.replace("_", " ") for label in labels)
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether its caption ended at the limit."""
+        summary = self._last(Stage.SUMMARIZE)
+        return summary is not None and summary.finish_reason == "length"
 
     @property
     def domain_shares(self) -> JsonObject:
@@ -125,7 +146,10 @@ class Gallery:
     size: Size
     #: Names of domains, in the order in which the index numbers them.
     domains: list[str | None] = field(default_factory=list)
-    #: Per sample: domain and state by number, overall grade, confidence, whether there is a small picture.
+    #: Labels of what the guard did, in the order in which the index numbers them.
+    guards: list[str] = field(default_factory=list)
+    #: Per sample: domain and state by number, overall grade, confidence, whether there is a small picture,
+    #: labels of the guard by number, number of errors that the judge found, whether the caption is cut off.
     columns: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in _COLUMNS})
 
     @property
@@ -141,6 +165,7 @@ class Gallery:
             self._write_chunk(number, chunk)
             progress(number * CHUNK + len(chunk))
         names = {"chunk": CHUNK, "domain_names": self.domains, "state_names": list(SampleState)}
+        names["guard_names"] = self.guards
         self._write_script("index", names | self.columns)
         return len(self.columns["states"])
 
@@ -176,12 +201,17 @@ class Gallery:
         domain, confidence = shown.sample.domain, shown.sample.confidence
         if domain not in self.domains:
             self.domains.append(domain)
+        labels = shown.guard_labels
+        self.guards += (label for label in labels if label not in self.guards)
         values = (
             self.domains.index(domain),
             list(SampleState).index(shown.state),
             overall(shown),
             None if confidence is None else round(confidence, 4),
             int(bool(pictures) and pictures[0][1].reason is None),
+            [self.guards.index(label) for label in labels],
+            len(shown.errors),
+            int(shown.is_cut_off),
         )
         for column, value in zip(self.columns.values(), values, strict=True):
             column.append(value)
@@ -257,6 +287,7 @@ def _answer(result: Result) -> dict[str, Any]:
         "completion_tokens": result.completion_tokens,
         "finish_reason": result.finish_reason,
         "seconds": round(result.seconds, 3),
+        "guard": guard_findings([result]),
     }
 
 

@@ -1,6 +1,7 @@
 """Makes the report of a run: the page, its overview and gallery, as a folder that appears whole."""
 
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -12,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from sqlalchemy import Engine
 
 from capflow_tasks.errors import UserError
-from capflow_tasks.records import Stage
+from capflow_tasks.records import GuardOutcome, Rule, Stage
 from capflow_tasks.store import figures
 from capflow_tasks.store.statistics import Statistics
 from capflow_tasks.store.views import Views
@@ -76,6 +77,7 @@ class Overview:
     #: Captions by grade, by dimension.
     grades: Mapping[str, Mapping[int, int]]
     failures: Sequence[figures.FailureKind]
+    guard: Sequence[figures.GuardCount]
     cost: Cost
     #: None where no sample was routed.
     confidences: Chart | None
@@ -92,6 +94,18 @@ class Overview:
     def tokens_by_stage(self) -> dict[Stage, figures.Tokens]:
         stages = groupby(self.usages, lambda usage: usage.stage)
         return {stage: figures.total_tokens(usages) for stage, usages in stages}
+
+    @property
+    def guard_by_rule(self) -> dict[Rule, Counter[GuardOutcome]]:
+        """Answers by what became of them, by the rule that they broke; the most frequent rule first."""
+        found: dict[Rule, Counter[GuardOutcome]] = {}
+        for each in self.guard:
+            found.setdefault(each.rule, Counter())[each.outcome] += each.answers
+        return dict(sorted(found.items(), key=lambda pair: -pair[1].total()))
+
+    @property
+    def own_judge_text(self) -> str:
+        return console.own_judge_text(figures.own_judges(self.usages))
 
     @property
     def most_tokens(self) -> int:
@@ -117,6 +131,7 @@ def overview_of(run: figures.RunFigures, statistics: Statistics, prices: Prices)
         domains=statistics.domains(run.id),
         grades=figures.grade_histograms(statistics.grades(run.id)),
         failures=statistics.failures(run.id),
+        guard=statistics.guard(run.id),
         cost=cost_of(usages, prices),
         confidences=_confidence_chart(statistics.confidences(run.id)),
         throughput=_throughput_chart(statistics.finished_by_time(run.id, stretch), stretch),

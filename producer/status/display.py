@@ -14,11 +14,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from capflow_tasks.records import JsonObject
+from capflow_tasks.records import GuardOutcome, JsonObject
 from capflow_tasks.store import figures
 from capflow_tasks.store.states import SampleState
 from capflow_tasks.store.statistics import Statistics
-from producer.console import count, duration, percent, short_count, table, usd, workers_text
+from producer.console import count, duration, own_judge_text, percent, short_count, table, usd, workers_text
 from producer.status.snapshot import Snapshot, retry_line, run_document, runs_document
 
 #: A snapshot of a large run takes long; the database then rests for so many times as long.
@@ -137,6 +137,8 @@ def run_tables(snapshot: Snapshot) -> Iterator[RenderableType]:
         yield _domains(snapshot.totals)
     if snapshot.run.shards > 1:
         yield _shards(snapshot.totals)
+    if snapshot.totals.guard:
+        yield _guard(snapshot.totals.guard)
     yield Text("\n".join([*_cost_lines(snapshot), ""]))
     if snapshot.failures:
         yield from _failures(snapshot)
@@ -151,7 +153,8 @@ def _headline(snapshot: Snapshot) -> Text:
     )
     batches = "batch" if run.running_batches == 1 else "batches"
     return Text.assemble(
-        *("Run ", (run.name, "bold"), " is ", (run.state, _COLOURS[run.state]), f"; {run.plan}\n"),
+        *("Run ", (run.name, "bold"), " is ", (run.state, _COLOURS[run.state])),
+        f"; {run.plan}, workflow {run.workflow}\n",
         f"{count(tally.total)} of {count(run.samples)} samples are finished: ",
         f"{count(tally.done)} done, {count(tally.failed)} failed{held}\n",
         pace if run.open_batches else "",
@@ -205,6 +208,20 @@ def _shards(totals: figures.Totals) -> Table:
     return made
 
 
+def _guard(counts: Sequence[figures.GuardCount]) -> Table:
+    """Only answers of samples that went on; the others are among the failed samples, as `answer_<rule>`."""
+    outcomes = (GuardOutcome.REPAIRED, GuardOutcome.ASKED_AGAIN, GuardOutcome.LEFT_OUT)
+    heads = [outcome.replace("_", " ") for outcome in outcomes]
+    made = table("Answers that broke a rule of the guard", ["agent", "rule"], [*heads, "tokens thrown away"])
+    for agent, rule in dict.fromkeys((each.agent, each.rule) for each in counts):
+        found = [each for each in counts if (each.agent, each.rule) == (agent, rule)]
+        answers = {each.outcome: each.answers for each in found}
+        tokens = sum((each.tokens for each in found), figures.Tokens())
+        cells = [*(answers.get(outcome, 0) for outcome in outcomes), tokens.prompt + tokens.completion]
+        made.add_row(escape(agent), rule, *map(count, cells))
+    return made
+
+
 def _cost_lines(snapshot: Snapshot) -> Iterator[str]:
     cost, economy, judged = snapshot.cost, snapshot.totals.economy, snapshot.totals.judged
     if economy.samples:
@@ -216,6 +233,8 @@ def _cost_lines(snapshot: Snapshot) -> Iterator[str]:
     if judged:
         share = percent(snapshot.accepted / judged)
         yield f"Accepted captions: {count(snapshot.accepted)} of {count(judged)} judged, {share}"
+    if own_judge := own_judge_text(figures.own_judges(snapshot.totals.usages)):
+        yield own_judge
     yield f"Worker time: {duration(cost.worker_seconds)}"
     yield (
         f"Cost: {usd(cost.usd)}; per 100 samples {usd(snapshot.usd_per_100_samples)}; "

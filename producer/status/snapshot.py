@@ -115,7 +115,9 @@ def run_document(snapshot: Snapshot) -> JsonObject:
             "judged": totals.judged,
             "accepted": snapshot.accepted,
             "histograms": figures.grade_histograms(totals.grades),
+            "own_judges": figures.own_judges(totals.usages),
         },
+        "guard": [_guard(each) for each in totals.guard],
         "cost": {
             "usd": cost.usd,
             "usd_per_100_samples": snapshot.usd_per_100_samples,
@@ -171,6 +173,19 @@ def _model(model: str, usages: Sequence[figures.Usage]) -> JsonObject:
         "model": model,
         "answers": sum(usage.answers for usage in own),
         **_tokens(figures.total_tokens(own)),
+    }
+
+
+def _guard(found: figures.GuardCount) -> JsonObject:
+    tokens = found.tokens
+    return {
+        "agent": found.agent,
+        "rule": found.rule,
+        "outcome": found.outcome,
+        "answers": found.answers,
+        "prompt_tokens": tokens.prompt,
+        "cached_tokens": tokens.cached,
+        "completion_tokens": tokens.completion,
     }
 
 

@@ -30,11 +30,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from capflow_tasks.captioning.answers import errors_named, is_grade
-from capflow_tasks.domains.catalogue import load_catalogue
+from capflow_tasks.domains.catalogue import load_workflow
 from capflow_tasks.entries import media_of
 from capflow_tasks.errors import BadEntry, MediaCorrupt, SampleError, UserError
 from capflow_tasks.media.paths import check_file, file_errors, resolve_media
-from capflow_tasks.records import FinishedSample, JsonObject, Modality, PlanShard, Result, Stage
+from capflow_tasks.records import FinishedSample, GuardOutcome, JsonObject, Modality, PlanShard, Result, Stage
 from capflow_tasks.store.figures import RunFigures
 from capflow_tasks.store.states import SampleState, ShardRow, Tally
 from capflow_tasks.store.views import Views
@@ -93,7 +93,7 @@ def export_run(
             yield sample
 
     if form == "parquet":
-        files = export_parquet(read, rows, folder, Rubrics(load_catalogue(domains)).dimensions)
+        files = export_parquet(read, rows, folder, Rubrics(load_workflow(run.workflow, domains)).dimensions)
     elif form == "webdataset":
         files = export_webdataset(read, rows, folder, file_name_part(run.name), shard_size)
     else:
@@ -147,13 +147,14 @@ def guard_findings(results: Sequence[Result]) -> list[JsonObject]:
     found: list[JsonObject] = []
     for result in results:
         guard = result.guard or {}
-        outcome = "asked_again" if result.text else "left_out"
+        outcome = GuardOutcome.ASKED_AGAIN if result.text else GuardOutcome.LEFT_OUT
         faults = [
             (rule, outcome, evidence)
             for attempt in guard.get("attempts", ())
             for rule, evidence in attempt["faults"].items()
         ]
-        repairs = [(rule, "repaired", evidence) for rule, evidence in guard.get("repairs", {}).items()]
+        repaired = GuardOutcome.REPAIRED
+        repairs = [(rule, repaired, evidence) for rule, evidence in guard.get("repairs", {}).items()]
         found += (
             {"agent": result.agent, "rule": rule, "outcome": outcome, "evidence": evidence}
             for rule, outcome, evidence in faults + repairs

@@ -123,6 +123,7 @@ def build(settings: Settings, model: str) -> RecordingEngine:
 #: What an engine of `build_flawed` says about a picture of this name, in its first answer or in each.
 FLAWS = {
     "loops-once.png": "keep at " * 40,
+    "loops.png": "keep at " * 40,
     "refuses.png": "I'm sorry, but I can't help with that.",
     "opens.png": "Here is a detailed description:\nA lamp on a desk.",
     "thinks-once.png": "<think>hmm",

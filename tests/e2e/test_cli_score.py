@@ -132,6 +132,38 @@ def test_a_folder_is_scored_once_whatever_is_killed_and_filtered_by_its_scores(
     assert {path.name: path.read_bytes() for path in captions.glob("*.scored*")} == scored
 
 
+def test_a_second_judge_scores_the_same_captions_anew_and_is_compared(quick_cli: Cli) -> None:
+    cli, captions = quick_cli, write_folder(quick_cli.folder)
+    (captions / f"{ADE}.jsonl").unlink()
+    command = ("capflow-score", "Output/Caption", "--root", "media")
+    assert cli.run(*command).returncode == 0
+    before = {path.name: path.read_bytes() for path in captions.iterdir()}
+
+    anew = cli.run(*command, "--anew", "-o", "second", "--json")
+    again = cli.run(*command, "--anew", "-o", "second", "--json")
+    compared = cli.run("capflow", "agreement", "Output/Caption", "second", "--json")
+
+    assert json.loads(anew.stdout)["scored"] == 4, anew.stderr
+    assert json.loads(again.stdout)["scored"] == 0
+    assert {path.name: path.read_bytes() for path in captions.iterdir()} == before
+    assert [record["overall"] for record in read_lines(cli.folder / "second" / f"{OURS}.scored.jsonl")] == [
+        3
+    ] * 4
+    figures = json.loads(compared.stdout)
+    assert (figures["captions"], figures["only_first"], figures["only_second"]) == (4, 0, 0)
+    # The captions' own grades are 3, 2, 3, 3.
+    assert figures["dimensions"]["overall"] == {
+        "captions": 4,
+        "exact": 0.75,
+        "mean_difference": 0.25,
+        "kappa": 0.0,
+    }
+    assert "second minus first" in cli.run("capflow", "agreement", "Output/Caption", "second").stdout
+    refused = cli.run(*command, "--anew")
+    assert refused.returncode == 2
+    assert "name another one with --output" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -25,7 +25,7 @@ COUNT = 120
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Samples of two domains and three grades; 7 is hostile, 8 has failed, 9 is a video."""
+    """Samples of two domains and three grades; 7 is hostile, 8 failed, 9 is a video, 10 was repaired."""
     folder = tmp_path_factory.mktemp("report")
     media = folder / "media"
     for number in range(3):
@@ -45,6 +45,15 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     samples[8] = a_sample(8, None, root=str(media))
     samples[9] = a_sample(
         9, "A clip.", domain="Video & Temporal", root=str(media), image="", video="clip.mp4"
+    )
+    refused = {"faults": {"loop": "keep at keep at"}, "finish_reason": "length"}
+    samples[10] = a_sample(
+        10,
+        "A repaired lamp.",
+        overall=2,
+        root=str(media),
+        guard={"repairs": {"meta_opening": ATTACK}, "attempts": [refused]},
+        errors=["the lamp is red", ATTACK],
     )
     return write_report(folder / "report", samples, SIZE, name=ATTACK)
 
@@ -125,6 +134,26 @@ def test_filters_narrow_the_gallery_and_stand_in_the_address(reader: Reader, pag
     assert reader.numbers() == list(range(0, 120, 12))
     reader.open(page, "#state=failed")
     assert reader.numbers() == [8]
+
+
+def test_what_the_guard_did_is_on_the_card_filters_it_and_stands_with_the_sample(
+    reader: Reader, page: Path
+) -> None:
+    reader.open(page)
+    reader.choose("guard", "asked again: loop")
+    reader.wait_for("1 of 120 samples", lambda: reader.text("#count"))
+    assert reader.numbers() == [10]
+    assert {"asked again", "repaired", "2 errors"} <= set(reader.text(".badges").splitlines())
+    reader.open(page, "#guard=none&text=lamp")
+    assert reader.numbers() == []
+
+    reader.open(page, "#sample=10")
+    reader.wait_for("set[10]", reader.open_sample)
+    shown = reader.text("#detail-body")
+    assert "asked again: loop (general summary)" in shown
+    assert "repaired: meta opening (general summary)" in shown
+    assert "the lamp is red" in shown
+    assert reader.browser.title != "taken"
 
 
 def test_a_search_looks_at_captions_and_files_of_all_samples(reader: Reader, page: Path) -> None:

@@ -14,7 +14,7 @@ from sqlalchemy.exc import OperationalError
 
 from capflow_tasks.captioning.heartbeat import Heartbeat
 from capflow_tasks.captioning.stages import NotFinished, StageRunner, StageSummary
-from capflow_tasks.domains.catalogue import load_catalogue
+from capflow_tasks.domains.catalogue import Catalogue, load_catalogue, load_workflow
 from capflow_tasks.engine.interface import Answer
 from capflow_tasks.errors import EngineDead, MediaCorrupt
 from capflow_tasks.records import Request, Stage
@@ -42,10 +42,11 @@ def a_runner(
     owner: str = "worker",
     engine: ScriptedEngine | None = None,
     settings: Settings = SETTINGS,
+    workflow_of: Callable[[str], Catalogue] = lambda workflow: CATALOGUE,
 ) -> StageRunner:
     heartbeat = Heartbeat(WorkerStore(fleet.engine), owner, lease_seconds=60)
     engines = dict.fromkeys(Stage, engine or ScriptedEngine(answer))
-    return StageRunner(fleet.batches, CATALOGUE, engines, heartbeat, settings)
+    return StageRunner(fleet.batches, workflow_of, engines, heartbeat, settings)
 
 
 def run_to_the_end(fleet: Fleet, runner: StageRunner) -> None:
@@ -114,7 +115,7 @@ def test_samples_go_on_by_themselves_and_nothing_is_asked_twice(fleet: Fleet, ev
     engine = ScriptedEngine()
     with _beating(fleet, lease_seconds=60) as heartbeat:
         eventually(has_leases)
-        runner = StageRunner(fleet.batches, CATALOGUE, dict.fromkeys(Stage, engine), heartbeat, SETTINGS)
+        runner = StageRunner(fleet.batches, lambda _: CATALOGUE, dict.fromkeys(Stage, engine), heartbeat, SETTINGS)
         runner.run(fleet.batch_ids[0], Stage.ROUTE)
         eventually(has_asked_ahead)
         # Only what is claimed is written.
@@ -348,3 +349,16 @@ def test_a_database_that_stays_away_is_given_up_in_time(pair: Fleet) -> None:
 
     with pytest.raises(OperationalError):
         a_runner(pair, settings=settings).run(pair.batch_ids[0], Stage.PERCEIVE)
+
+
+def test_a_workflow_that_this_worker_cannot_read_fails_the_samples_and_says_what_to_do(
+    engine: Engine, tmp_path: Path
+) -> None:
+    folder = tmp_path / "gone"
+    fleet = Fleet(engine, entries_with_pictures(tmp_path, 2), domain="Natural", root=str(tmp_path))
+
+    run_to_the_end(fleet, a_runner(fleet, workflow_of=lambda workflow: load_workflow(str(folder))))
+
+    failures = fleet.views.failures(fleet.run_id)
+    assert [(each.failure.kind, each.attempts) for each in failures] == [("workflow_missing", 2)] * 2
+    assert f"{folder}: not a folder" in failures[0].failure.message

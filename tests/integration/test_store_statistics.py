@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from capflow_tasks.errors import BadAnswer, MediaMissing
-from capflow_tasks.records import Result, Stage
+from capflow_tasks.records import GuardOutcome, JsonObject, Result, Rule, Stage
 from capflow_tasks.store.claims import WorkerStore
 from capflow_tasks.store.figures import (
     GradeCount,
@@ -291,3 +291,34 @@ def test_a_worker_that_is_silent_for_a_lease_is_not_alive(engine: Engine) -> Non
     assert (gone.node, gone.is_alive, gone.running_batches) == ("celery@a", False, 0)
     assert (here.node, here.is_alive, here.running_batches) == ("celery@b", True, 1)
     assert here.silent_seconds < LEASE_SECONDS
+
+
+def test_the_guard_is_counted_by_agent_worst_rule_and_outcome_over_all_windows(engine: Engine) -> None:
+    fleet = Fleet(engine, some_entries(1), domain="Natural")
+    (sample_id,) = fleet.sample_ids()
+    tokens = {"prompt_tokens": 100, "cached_tokens": 60, "completion_tokens": 7}
+    loop, both = ({"faults": faults, **tokens} for faults in ({"loop": "x"}, {"refusal": "I", "loop": "x"}))
+    guards: dict[str, tuple[str, JsonObject | None]] = {
+        "video@00:00:00-00:01:00": ("A car.", {"repairs": {"markup": "```"}, "attempts": [loop]}),
+        "video@00:01:00-00:02:00": ("A dog.", {"attempts": [both, loop]}),
+        "optional": ("", {"attempts": [loop, both]}),
+        "clean": ("A cat.", None),
+    }
+    results = tuple(
+        replace(a_result(Stage.PERCEIVE, agent), text=text, guard=guard)
+        for agent, (text, guard) in guards.items()
+    )
+    fleet.finish(fleet.claim(Stage.PERCEIVE), [Outcome(sample_id, results)])
+
+    found = {
+        (each.agent, each.rule, each.outcome): (each.answers, each.tokens)
+        for each in Statistics(engine).guard(fleet.run_id)
+    }
+
+    assert found == {
+        ("video", Rule.MARKUP, GuardOutcome.REPAIRED): (1, Tokens()),
+        ("video", Rule.LOOP, GuardOutcome.ASKED_AGAIN): (2, Tokens(200, 120, 14)),
+        ("video", Rule.REFUSAL, GuardOutcome.ASKED_AGAIN): (1, Tokens(100, 60, 7)),
+        ("optional", Rule.LOOP, GuardOutcome.ASKED_AGAIN): (1, Tokens(100, 60, 7)),
+        ("optional", Rule.REFUSAL, GuardOutcome.LEFT_OUT): (1, Tokens(100, 60, 7)),
+    }

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from capflow_tasks.captioning.conversation import Conversation
 from capflow_tasks.domains.catalogue import Catalogue, load_catalogue
@@ -215,6 +216,23 @@ def test_a_repaired_answer_is_kept_with_what_was_repaired(root: Path) -> None:
     assert result.text == "A tree."
     assert result.guard is not None
     assert result.guard["repairs"].keys() == {"meta_opening"}
+
+
+def test_metrics_count_what_the_guard_repairs_and_refuses_by_rule_and_outcome(root: Path) -> None:
+    def counted() -> list[float]:
+        pairs = [("meta_opening", "repaired"), ("loop", "asked_again"), ("loop", "failed")]
+        series = [{"rule": rule, "outcome": outcome} for rule, outcome in pairs]
+        values = [REGISTRY.get_sample_value("capflow_guard_answers_total", labels) for labels in series]
+        values.append(REGISTRY.get_sample_value("capflow_guard_refused_tokens_total", {"rule": "loop"}))
+        return [value or 0 for value in values]
+
+    before = counted()
+    conversation = talk(root, Stage.PERCEIVE)
+    conversation.take(conversation.calls()[0].agent, completion("Here is the description:\nA tree."))
+    for _ in range(3):
+        conversation.take(conversation.calls()[0].agent, completion(LOOP))
+
+    assert [after - earlier for after, earlier in zip(counted(), before, strict=True)] == [1, 2, 1, 3 * 12]
 
 
 @pytest.mark.parametrize(

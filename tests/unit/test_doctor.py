@@ -10,7 +10,7 @@ import pytest
 
 from capflow_tasks.settings import Settings
 from capflow_tasks.store.figures import WorkerFigures
-from producer.doctor import Finding, check_models, check_workers
+from producer.doctor import Finding, check_judge, check_models, check_workers
 
 FILES = [
     "config.json",
@@ -54,6 +54,17 @@ def test_an_incomplete_model_fails_with_what_it_lacks(checkpoint: Path, removed:
     finding = only_finding(model=str(checkpoint))
 
     assert (finding.level, finding.said) == ("fail", f"{checkpoint} lacks {lacking}")
+
+
+def test_a_model_that_judges_itself_is_named_and_a_second_one_is_not() -> None:
+    shared = {"model": "writer", "engine": "vllm"}
+    second = {"stage_queues": {"score": "judge"}, "queue_models": {"judge": "other"}}
+
+    (finding,) = check_judge(Settings.model_validate(shared))
+
+    assert finding.level == "ok"
+    assert "The judge is the captioner's own model (writer)" in finding.said
+    assert list(check_judge(Settings.model_validate(shared | second))) == []
 
 
 def test_the_model_of_every_queue_is_checked(checkpoint: Path) -> None:

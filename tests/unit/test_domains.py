@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from capflow_tasks.domains.catalogue import Catalogue, Domain, load_catalogue
+from capflow_tasks.domains.catalogue import Catalogue, Domain, load_catalogue, load_workflow
 from capflow_tasks.domains.yaml_file import Keys, read_yaml
 from capflow_tasks.errors import UserError, WorkflowError
 from capflow_tasks.records import Modality, Stage
@@ -542,3 +542,19 @@ def test_each_limit_leaves_room_for_the_words_that_the_prompt_allows(packaged: C
         for agent in domain.agents:
             if words := re.search(r"at most (\d+) words", agent.prompt):
                 assert agent.sampling.max_tokens >= 2.5 * int(words[1]), (domain.name, agent.name)
+
+
+def test_fast_is_one_call_and_the_judges_of_each_domain(packaged: Catalogue, tmp_path: Path) -> None:
+    (tmp_path / "aerial.yaml").write_text(MINIMAL)
+    fast = load_workflow("fast", tmp_path)
+
+    assert load_workflow("standard").domains == packaged.domains
+    assert [domain.name for domain in fast.domains] == [*(each.name for each in packaged.domains), "Aerial"]
+    for domain in packaged.domains:
+        captioner, *judges = fast.resolve(domain.name).agents
+        assert captioner.name == ("fast_video_caption" if domain.name.startswith("Video") else "fast_caption")
+        assert (captioner.sees, captioner.media) == ((), True)
+        assert [judge.name for judge in judges] == [each.name for each in domain.agents_of(Stage.SCORE)]
+        assert all(judge.sees == (captioner.name,) for judge in judges)
+    assert fast.stages == {Stage.ROUTE, Stage.SUMMARIZE, Stage.SCORE}
+    assert [agent.name for agent in fast.resolve("Aerial").agents] == ["fast_caption"]

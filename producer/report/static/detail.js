@@ -68,7 +68,7 @@ capflow.detail = (() => {
     return section(
       "Scores",
       make("dl", { className: "grades" }, ...rows.flatMap(gradeRow)),
-      errors.length ? make("ul", { className: "errors", ariaLabel: "Errors that the judge found" }, ...errors) : "",
+      ...(errors.length ? [make("p", { className: "quiet", textContent: "Errors that the judge found:" }), make("ul", {}, ...errors)] : []),
     );
   };
 
@@ -81,6 +81,14 @@ capflow.detail = (() => {
     );
     const text = make("p", { className: "said", dir: "auto", textContent: answer.text });
     return make("details", { open: ["perceive", "reason"].includes(answer.stage) }, summary, text);
+  };
+
+  const finding = ({ agent, rule, outcome, evidence }) =>
+    make("li", {}, `${words(outcome)}: ${words(rule)} (${words(agent)}) `, make("q", { className: "quiet", dir: "auto", textContent: evidence }));
+
+  const guard = (sample) => {
+    const findings = sample.said.flatMap((answer) => answer.guard);
+    return findings.length ? section("What the guard did", make("ul", {}, ...findings.map(finding))) : null;
   };
 
   const reports = (sample) => {
@@ -121,7 +129,7 @@ capflow.detail = (() => {
 
   const texts = (sample) => {
     const caption = sample.caption === null ? null : make("p", { className: "caption", dir: "auto", textContent: sample.caption });
-    const parts = [facts(sample), caption, failure(sample), grades(sample), reports(sample), provenance(sample), entry(sample)];
+    const parts = [facts(sample), caption, failure(sample), grades(sample), guard(sample), reports(sample), provenance(sample), entry(sample)];
     return make("div", { className: "texts" }, ...parts.filter(Boolean));
   };
 

@@ -2,7 +2,7 @@
 "use strict";
 
 capflow.filters = (() => {
-  const CHOICES = ["domain", "state", "grade", "order", "text"];
+  const CHOICES = ["domain", "state", "grade", "guard", "order", "text"];
   let haystacks = null;
 
   /** The view in the address. */
@@ -36,12 +36,14 @@ capflow.filters = (() => {
     const index = await capflow.data.index();
     const domain = view.domain === "none" ? null : view.domain;
     const grade = view.grade === "none" ? null : Number(view.grade);
+    const guard = index.guard_names.indexOf(view.guard);
     const hasText = view.text.trim() ? await search(view.text) : () => true;
     const numbers = index.states.map((_, number) => number).filter(
       (number) =>
         (view.domain === "" || index.domain_names[index.domains[number]] === domain) &&
         (view.state === "" || index.state_names[index.states[number]] === view.state) &&
         (view.grade === "" || index.grades[number] === grade) &&
+        (view.guard === "" || (view.guard === "none" ? !index.guards[number].length : index.guards[number].includes(guard))) &&
         hasText(number),
     );
     const rank = Object.hasOwn(ORDERS, view.order) ? ORDERS[view.order](index) : null;

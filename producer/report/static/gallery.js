@@ -14,10 +14,14 @@ capflow.gallery = (() => {
 
   const percent = (share) => `${Math.round(100 * share)} %`;
 
+  /** What the guard did for the sample, without rules. */
+  const outcomes = (index, number) => index.guards[number].map((label) => index.guard_names[label]).filter((label) => !label.includes(":"));
+
   const badges = (index, number) => {
     const confidence = index.confidences[number];
     const grade = index.grades[number];
     const state = index.state_names[index.states[number]];
+    const errors = index.errors[number];
     const domain = index.domain_names[index.domains[number]] ?? "no domain";
     return make(
       "span",
@@ -25,6 +29,9 @@ capflow.gallery = (() => {
       make("span", { className: "domain", textContent: domain }),
       confidence === null ? null : make("span", { className: "confidence", textContent: percent(confidence), title: "The router's confidence" }),
       state === "done" ? null : make("span", { className: "state", textContent: state, dataset: { state } }),
+      ...outcomes(index, number).map((outcome) => make("span", { className: "note", textContent: outcome, title: "What the guard did with an answer" })),
+      index.is_cut_off[number] ? make("span", { className: "note", textContent: "cut off", title: "The caption ended at its limit" }) : null,
+      errors ? make("span", { className: "note", textContent: `${errors} ${errors === 1 ? "error" : "errors"}`, title: "Errors that the judge found" }) : null,
       grade === null ? null : make("span", { className: "grade", textContent: String(grade), title: `Overall grade ${grade} of 3`, dataset: { grade } }),
     );
   };
@@ -67,7 +74,7 @@ capflow.gallery = (() => {
     }
   };
 
-  const key = (view) => JSON.stringify([view.domain, view.state, view.grade, view.order, view.text, view.page]);
+  const key = (view) => JSON.stringify([view.domain, view.state, view.grade, view.guard, view.order, view.text, view.page]);
 
   /** Show the page of the view; nothing is redrawn if it is shown already. */
   const draw = async (view) => {

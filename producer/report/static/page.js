@@ -23,11 +23,12 @@
     draw();
   };
 
-  const addDomains = async () => {
-    const { domain_names: names } = await capflow.data.index();
+  const addChoices = async () => {
+    const { domain_names: names, guard_names: guards } = await capflow.data.index();
     const options = names.filter((name) => name !== null).sort().map((name) => new Option(name, name));
     if (names.includes(null)) options.push(new Option("no domain", "none"));
     form.elements.domain.append(...options);
+    form.elements.guard.append(...[...guards].sort().map((label) => new Option(label, label)));
   };
 
   const KEYS = {
@@ -56,5 +57,5 @@
   });
   window.addEventListener("hashchange", draw);
   window.addEventListener("popstate", draw);
-  addDomains().then(draw, draw);
+  addChoices().then(draw, draw);
 })();
