@@ -80,18 +80,24 @@ def _unstorable(entry: JsonObject) -> str | None:
     return "holds a NUL character (\\u0000); remove it" if has_nul else None
 
 
-def media_of(entry: JsonObject, modality: Modality) -> tuple[tuple[Modality, str], ...]:
+def media_of(
+    entry: JsonObject, modality: Modality, *, keep_repeats: bool = False
+) -> tuple[tuple[Modality, str], ...]:
     """Return the pictures and videos of a sample as (kind, path as written). Raises BadEntry.
 
     The entry's own keys decide the kind. An entry with both kinds gives both, the shard's modality first.
-    A key that is null, "" or [] counts as absent; a path under two keys counts once.
+    A key that is null, "" or [] counts as absent; a path under two keys counts once. So does one that a key
+    lists twice, except with `keep_repeats`.
     """
     keys = _KEYS[modality]
-    media = [(kind, path) for kind, key in keys for path in _paths(entry, key)]
+    media: list[tuple[Modality, str]] = []
+    for kind, key in keys:
+        earlier = set(media)
+        media += [medium for path in _paths(entry, key) if (medium := (kind, path)) not in earlier]
     if not media:
         expected = ", ".join(f'"{key}"' for _, key in keys)
         raise BadEntry(f"the entry names no media; expected {expected} with a path or a list of paths")
-    return tuple(dict.fromkeys(media))
+    return tuple(media if keep_repeats else dict.fromkeys(media))
 
 
 def _paths(entry: JsonObject, key: str) -> list[str]:

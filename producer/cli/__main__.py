@@ -18,7 +18,7 @@ COMMANDS = {
     "score": "caption",
     "agreement": "agreement",
     "filter": "filter",
-    "export": "runs",
+    "export": "export",
     "domains": "domains",
     "doctor": "fleet",
     "metrics": "fleet",

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from capflow_tasks.records import Rule
 from producer.cli import options as cli
 
 if TYPE_CHECKING:
@@ -31,11 +30,7 @@ _OUTCOMES = ("kept", "rejected", "invalid")
     variable="OUTPUT",
 )
 @cli.minimum_options
-@cli.repeatable(
-    "--drop-guard rules",
-    "Reject captions in whose making the guard found this, though it was repaired or asked again",
-    type=click.Choice([rule.value for rule in Rule]),
-)
+@cli.drop_guard_option
 @cli.output_option("Folder of the folders kept and rejected.", "FILTERED", show_default="FOLDER")
 @cli.json_option("the counts as one JSON object")
 def filter(  # noqa: A001
@@ -62,13 +57,13 @@ def filter(  # noqa: A001
     from capflow_tasks.domains.catalogue import load_catalogue
     from capflow_tasks.settings import read_settings
     from producer.filtering import CaptionFilter
-    from producer.reading.caption_files import Rubrics
+    from producer.reading.caption_files import Criteria, Rubrics
 
     catalogue = load_catalogue(read_settings().domains)
     rubrics = Rubrics(catalogue)
     folder = folder or data_folder
-    minimums = cli.minimums_of(catalogue, rubrics, asked)
-    result = CaptionFilter(minimums, rubrics, output or folder, frozenset(rules))
+    criteria = Criteria(rubrics, cli.minimums_of(catalogue, rubrics, asked), frozenset(rules))
+    result = CaptionFilter(criteria, output or folder)
     shown_at = monotonic()
     for path in result.run(folder):
         if monotonic() - shown_at >= _LINE_SECONDS:

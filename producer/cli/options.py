@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import click
 
 from capflow_tasks.errors import EXIT_INTERRUPTED, CapflowError, redacted
-from capflow_tasks.records import Workflow
+from capflow_tasks.records import Rule, Workflow
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -257,22 +257,28 @@ def combined(*decorators: Decorator) -> Decorator:
     return decorate
 
 
+def min_option(text: str) -> Decorator:
+    return repeatable("--min dimensions", text, partial(_grades, "="), metavar="DIMENSION=GRADE")
+
+
 #: The options that `minimums_of` reads.
 minimum_options = combined(
     option("--min-overall", "Lowest overall grade to keep.", 3, click.IntRange(1, 3)),
     option("--min-dim-score", "Lowest grade to keep in each dimension.", 3, click.IntRange(1, 3)),
-    repeatable(
-        "--min dimensions",
-        "Lowest grade in this dimension, instead of --min-dim-score",
-        partial(_grades, "="),
-        metavar="DIMENSION=GRADE",
-    ),
+    min_option("Lowest grade in this dimension, instead of --min-dim-score"),
     repeatable(
         "--min-domain domains",
         "Lowest overall grade in this domain, instead of --min-overall",
         partial(_grades, ":"),
         metavar="DOMAIN:OVERALL",
     ),
+)
+
+
+drop_guard_option = repeatable(
+    "--drop-guard rules",
+    "Leave out captions in whose making the guard found this, though it was repaired or asked again",
+    type=click.Choice([rule.value for rule in Rule]),
 )
 
 

@@ -1,22 +1,20 @@
-"""Commands about a run: status, stop, delete, report and export."""
+"""Commands about a run: status, stop, delete and report."""
 
 from __future__ import annotations
 
 import shlex
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from capflow_tasks.errors import EXIT_SAMPLES_FAILED, UserError
+from capflow_tasks.errors import UserError
 from capflow_tasks.records import Workflow
 from producer.cli import options as cli
 
 if TYPE_CHECKING:
     from capflow_tasks.store.figures import RunFigures
-    from producer.writing.captions import Exported
 
 
 @click.command(cls=cli.Command, exit_codes=(2, 3), exit_meanings={0: "shown"})
@@ -201,65 +199,3 @@ def report(run: str, output: Path, prices: Path | None, as_json: bool, **options
         cli.print_json(asdict(made) | {"page": str(made.page)})
     else:
         click.echo(f"{made.page}: {made.shown} of {made.samples} samples, {made.pictures} with pictures")
-
-
-@click.command(
-    cls=cli.Command,
-    exit_codes=(0, 2, 3, 130),
-    exit_meanings={
-        0: "everything that is captioned is in the files",
-        1: "some media could not be read; see *.left_out.jsonl",
-    },
-)
-@cli.run_argument
-@cli.option(
-    "--format form",
-    "Caption files as `capflow caption` writes them, Parquet, or tars that hold the media too.",
-    "jsonl",
-    click.Choice(["jsonl", "parquet", "webdataset"]),
-    "EXPORT_FORMAT",
-)
-@cli.output_option("Folder of the files.", "EXPORT", "Output/Export")
-@cli.option("--shard-size SAMPLES", "Size of a tar.", 1000, click.IntRange(1))
-@cli.json_option("what was written as one JSON object")
-def export(run_or_plan: str, form: str, output: Path, shard_size: int, as_json: bool) -> None:
-    """Write what is captioned of RUN, finished or not.
-
-    RUN is a run's name or the plan that it came from. Export captions nothing. Each file appears whole, and
-    the same state gives the same bytes. Run it again when more is captioned.
-
-    Examples:
-      capflow export plan.jsonl --format webdataset -o Output/Tars
-      capflow export plan-2c792dcc --format parquet -o Output/Parquet
-      capflow export plan.jsonl --json | jq .remaining
-    """
-    from capflow_tasks.settings import read_settings
-    from capflow_tasks.store.views import Views
-    from producer.writing.captions import export_run
-
-    with cli.open_run(run_or_plan) as (run, engine):
-        exported = export_run(Views(engine), run, form, output, shard_size, read_settings().domains)
-    if as_json:
-        left = {"remaining": exported.remaining, "left_out": exported.left_out}
-        files = [{"path": str(file.path), "samples": file.samples} for file in exported.files]
-        cli.print_json({"run": run.name, "format": form, **asdict(exported.ended), **left, "files": files})
-    else:
-        for file in exported.files:
-            click.echo(f"{file.path}: {file.samples} samples")
-    click.echo(_summary(exported), err=True)
-    if exported.left_out:
-        sys.exit(EXIT_SAMPLES_FAILED)
-
-
-def _summary(exported: Exported) -> str:
-    """Say how far the run is, and what the files lack."""
-    ended = exported.ended
-    counts = {
-        "captioned": ended.done,
-        "failed": ended.failed,
-        "held back": ended.held,
-        "not finished yet": exported.remaining,
-        "left out, as media cannot be read": exported.left_out,
-    }
-    shown = [f"{count} {what}" for what, count in counts.items() if count]
-    return f"{ended.total + exported.remaining} samples: {', '.join(shown) or 'none in the plan'}"

@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -183,6 +183,37 @@ class Minimums:
             for name, grade in scores.grades.items()
             if grade < (minimum := minimums.get(name, self.each_dimension))
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Criteria:
+    """What a caption has to be to be kept."""
+
+    rubrics: Rubrics
+    #: None to keep captions whatever their grades.
+    minimums: Minimums | None
+    #: Rules of the guard; a caption in whose making one was found is not kept.
+    dropped_rules: Set[str] = frozenset()
+
+    def missed(self, record: JsonObject, scores: Scores) -> dict[str, str]:
+        """Return why the record is not kept, by dimension and by `guard: <rule>`; empty when it is."""
+        missed = self.minimums.missed(scores) if self.minimums else {}
+        for rule in _rules_found(record) & self.dropped_rules:
+            missed[f"guard: {rule}"] = f"the guard found {rule}"
+        return missed
+
+    def keeps(self, record: JsonObject) -> bool:
+        """Whether the record meets the criteria; without valid scores it meets no minimum."""
+        scores = scores_of(record, self.rubrics)
+        is_unknown = self.minimums is not None and scores.problem is not None
+        return not is_unknown and not self.missed(record, scores)
+
+
+def _rules_found(record: JsonObject) -> set[str]:
+    """Return the guard's rules that a record lists; one that Capflow has not written may hold anything."""
+    listed = record.get("guard")
+    findings = listed if isinstance(listed, list) else []
+    return {str(finding.get("rule")) for finding in findings if isinstance(finding, dict)}
 
 
 def scores_of(record: JsonObject, rubrics: Rubrics) -> Scores:

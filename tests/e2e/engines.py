@@ -148,3 +148,22 @@ class FlawedEngine(ScriptedEngine):
 
 def build_flawed(settings: Settings, model: str) -> FlawedEngine:
     return FlawedEngine()
+
+
+class QuotingEngine(ScriptedEngine):
+    """Quotes placeholders in everything it writes, and gives pictures named `poor` the lowest grades."""
+
+    def __init__(self) -> None:
+        super().__init__(self._quoting)
+
+    def _quoting(self, request: Request) -> str:
+        text = scripted_text(request)
+        if request.schema and Path(request.media[0].path).stem.startswith("poor"):
+            fields = request.schema["properties"].items()
+            return json.dumps({name: field["enum"][0] if "enum" in field else [] for name, field in fields})
+        is_free = not request.choices and not request.schema
+        return f"{text} It has the tags <image> and <video>." if is_free else text
+
+
+def build_quoting(settings: Settings, model: str) -> QuotingEngine:
+    return QuotingEngine()

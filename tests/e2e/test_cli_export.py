@@ -65,6 +65,7 @@ def test_a_run_is_exported_as_far_as_it_has_come(quick_cli: Cli, fleet: Fleet) -
         "failed": 1,
         "held": 0,
         "remaining": 1,
+        "rejected": 0,
         "left_out": 0,
         "files": [{"path": str(out / "Rank0_node0_set.parquet"), "samples": 3}],
     }

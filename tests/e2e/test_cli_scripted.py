@@ -142,7 +142,7 @@ def test_a_plan_becomes_caption_files_and_is_not_worked_on_twice(cli: Cli, event
     for record in records:
         assert {record["overall"], *record["scores"].values()} <= {1, 2, 3}
         assert record["conversations"][-1] == {"from": "gpt", "value": record["caption"]}
-    assert records[1]["conversations"][0] == entries[1]["conversations"][0]
+    assert records[1]["source_conversations"] == entries[1]["conversations"]
     eventually(lambda: _assert_nothing_runs(cli))
 
     log = cli.worker_log

@@ -27,7 +27,7 @@ with atheris.instrument_imports(include=["producer", "capflow_tasks"]):
     from producer.filtering import CaptionFilter
     from producer.planning.metafile import read_metafile
     from producer.reading.annotations import read_entries
-    from producer.reading.caption_files import Minimums, Rubrics
+    from producer.reading.caption_files import Criteria, Minimums, Rubrics
     from producer.reading.plan import read_plan
 
 CATALOGUE = load_catalogue()
@@ -98,7 +98,7 @@ def read_annotation(path: Path) -> None:
 
 def read_captions(path: Path) -> None:
     minimums = Minimums(overall=3, each_dimension=3)
-    list(CaptionFilter(minimums, Rubrics(CATALOGUE), path.parent).run(path.parent))
+    list(CaptionFilter(Criteria(Rubrics(CATALOGUE), minimums), path.parent).run(path.parent))
 
 
 #: Too long or too deep for some part of a reader.

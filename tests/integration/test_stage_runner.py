@@ -115,7 +115,8 @@ def test_samples_go_on_by_themselves_and_nothing_is_asked_twice(fleet: Fleet, ev
     engine = ScriptedEngine()
     with _beating(fleet, lease_seconds=60) as heartbeat:
         eventually(has_leases)
-        runner = StageRunner(fleet.batches, lambda _: CATALOGUE, dict.fromkeys(Stage, engine), heartbeat, SETTINGS)
+        engines = dict.fromkeys(Stage, engine)
+        runner = StageRunner(fleet.batches, lambda workflow: CATALOGUE, engines, heartbeat, SETTINGS)
         runner.run(fleet.batch_ids[0], Stage.ROUTE)
         eventually(has_asked_ahead)
         # Only what is claimed is written.

@@ -12,6 +12,7 @@ import pytest
 from capflow_tasks.errors import ServiceError
 from capflow_tasks.records import Failure, FinishedSample, JsonObject, Result, Stage
 from producer.writing.captions import caption_record, failed_record
+from producer.writing.conversations import ConversationStyle
 from producer.writing.whole import write_lines
 
 ENTRY: JsonObject = {
@@ -59,7 +60,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 def test_a_record_holds_the_entry_and_all_that_was_found_out() -> None:
-    record = caption_record(sample())
+    record = caption_record(sample(), ConversationStyle(keeps_question=True))
 
     assert record == {
         **ENTRY,
@@ -75,9 +76,11 @@ def test_a_record_holds_the_entry_and_all_that_was_found_out() -> None:
         "workflow": "digest of general_summary",
         "finish_reason": "stop",
         "guard": [],
+        "source_conversations": ENTRY["conversations"],
         "conversations": [
-            *ENTRY["conversations"][:2],
-            {"from": "gpt", "value": "A cat sleeps.", "weight": 1},
+            {"from": "system", "value": "S"},
+            {"from": "human", "value": "<image>\n Q"},
+            {"from": "gpt", "value": "A cat sleeps."},
         ],
     }
     assert list(record)[:5] == ["id", "image", "conversations", "width", "task"]
@@ -104,41 +107,6 @@ def test_the_domain_takes_the_place_of_the_entrys_task() -> None:
 
     assert list(record)[:2] == ["task", "image"]
     assert (record["task"], record["confidence"]) == ("Natural", None)
-
-
-@pytest.mark.parametrize(
-    ("entry", "question"),
-    [
-        ({"image": "a.jpg"}, "<image>\nDescribe this image in detail."),
-        ({"video": "a.mp4", "conversations": []}, "<video>\nDescribe this video in detail."),
-        ({"images": ["a", "b"], "conversations": "?"}, "<image>\n<image>\nDescribe these images in detail."),
-        ({}, "<image>\nDescribe this image in detail."),
-    ],
-)
-def test_an_entry_without_conversation_gets_a_question_and_the_caption(
-    entry: JsonObject, question: str
-) -> None:
-    assert caption_record(sample(entry))["conversations"] == [
-        {"from": "human", "value": question},
-        {"from": "gpt", "value": "A cat sleeps."},
-    ]
-
-
-def test_a_conversation_that_ends_with_a_question_gets_the_caption_as_its_answer() -> None:
-    turns = ENTRY["conversations"][:2]
-
-    assert caption_record(sample({"image": "a", "conversations": turns}))["conversations"] == [
-        *turns,
-        {"from": "gpt", "value": "A cat sleeps."},
-    ]
-
-
-def test_a_conversation_without_a_question_gets_one_before_the_answer() -> None:
-    turns = ENTRY["conversations"][:1]
-
-    record = caption_record(sample({"image": "a", "conversations": turns}))
-
-    assert [turn["from"] for turn in record["conversations"]] == ["system", "human", "gpt"]
 
 
 def test_stages_that_have_not_run_leave_their_keys_out() -> None:

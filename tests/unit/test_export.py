@@ -3,21 +3,33 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from pyarrow import parquet
 
-from capflow_tasks.errors import MediaMissing
+from capflow_tasks.errors import MediaMissing, UserError
 from capflow_tasks.records import FinishedSample, JsonObject, Result, Stage
 from capflow_tasks.store.states import SampleState, ShardRow
-from producer.writing import captions
-from producer.writing.captions import ReadSamples, export, export_parquet, export_webdataset, key_of, latest
+from producer.writing import parquet as parquet_files
+from producer.writing.captions import (
+    Captioned,
+    ExportedFile,
+    ReadSamples,
+    caption_record,
+    export,
+    key_of,
+    latest,
+    listing_left_out,
+)
+from producer.writing.parquet import Columns, schema_of, write_parquet
+from producer.writing.tars import Packing, values_of
 from tests.datasets import read_lines
 from tests.stores import a_failure, a_result, a_shard
 
 GRADES = {"wit": 2, "factual_accuracy": 3, "overall": 3}
-DIMENSIONS = ["factual_accuracy", "professionalism"]
+COLUMNS = Columns(["factual_accuracy", "professionalism"])
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "files.md"
 
 
@@ -66,10 +78,33 @@ def row(media: Path, shard_id: int = 1, **changes: object) -> ShardRow:
     return ShardRow(shard_id, 9, a_shard(9, str(media), **{"dataset": "s.e t", **changes}))
 
 
+def captioned(read: ReadSamples, rows: Sequence[ShardRow]) -> Iterator[Captioned]:
+    for each in rows:
+        for sample in read(each.id, SampleState.DONE):
+            yield Captioned(each.shard, sample, caption_record(sample))
+
+
+def pack_all(folder: Path, read: ReadSamples, size: int, rows: Sequence[ShardRow]) -> list[ExportedFile]:
+    """The tars and the list of what was left out."""
+    files: list[ExportedFile] = []
+    with listing_left_out(folder / "run.left_out.jsonl", files) as left_out:
+        tars = Packing(folder, "run", size).write(captioned(read, rows), left_out)
+    return tars + files
+
+
 def pack(media: Path, read: ReadSamples, size: int = 1000, rows: Sequence[ShardRow] = ()) -> list[Path]:
     """The tars, in `media`'s neighbour."""
-    files = export_webdataset(read, rows or [row(media)], media.parent / "tars", "run", size)
+    files = pack_all(media.parent / "tars", read, size, rows or [row(media)])
     return [file.path for file in files]
+
+
+def tabulate(path: Path, read: ReadSamples, shard: ShardRow, columns: Columns = COLUMNS) -> list[JsonObject]:
+    """Write a Parquet file and return its rows."""
+    with listing_left_out(path.with_suffix(".left_out.jsonl"), []) as left_out:
+        count = write_parquet(path, captioned(read, [shard]), columns, left_out)
+    rows: list[JsonObject] = parquet.read_table(path).to_pylist()
+    assert len(rows) == count
+    return rows
 
 
 def unpacked(path: Path) -> dict[str, dict[str, bytes]]:
@@ -118,10 +153,8 @@ def test_failures_that_are_fixed_leave_no_file_behind(tmp_path: Path) -> None:
 def test_a_parquet_file_has_a_typed_row_per_sample(tmp_path: Path, media: Path) -> None:
     entry = {"id": 7, "images": ["a.JPG", "b.png"], "source": {"größe": [1]}}
 
-    (file,) = export_parquet(reader(entry), [row(media)], tmp_path, DIMENSIONS)
+    (found,) = tabulate(tmp_path / "a.parquet", reader(entry), row(media))
 
-    assert (file.path.name, file.samples) == ("Rank0_node0_s.e_t.parquet", 1)
-    (found,) = parquet.read_table(file.path).to_pylist()
     assert found == {
         "dataset": "s.e t",
         "index": 0,
@@ -132,7 +165,7 @@ def test_a_parquet_file_has_a_typed_row_per_sample(tmp_path: Path, media: Path) 
         "confidence": 0.5,
         "caption": "A cat.",
         "conversations": [
-            {"from": "human", "value": "<image>\n<image>\nDescribe these images in detail."},
+            {"from": "human", "value": "<image>\n<image>\nProvide a comprehensive caption for these images."},
             {"from": "gpt", "value": "A cat."},
         ],
         "reports": [{"agent": "natural", "text": "Fur."}],
@@ -153,9 +186,8 @@ def test_a_parquet_file_has_a_typed_row_per_sample(tmp_path: Path, media: Path) 
 def test_a_parquet_file_takes_whatever_an_entry_brought_along(tmp_path: Path, media: Path) -> None:
     entry = {"image": 1, "caption": ["x"], "scores": "good", "reports": 1, "overall": 99, "conversations": {}}
 
-    (file,) = export_parquet(reader(entry, said=()), [row(media)], tmp_path, DIMENSIONS)
+    (found,) = tabulate(tmp_path / "a.parquet", reader(entry, said=()), row(media))
 
-    (found,) = parquet.read_table(file.path).to_pylist()
     assert found["caption"] == '["x"]'
     assert found["overall"] is None
     assert [found[name] for name in ("media", "scores", "reports", "conversations")] == [[]] * 4
@@ -164,24 +196,25 @@ def test_a_parquet_file_takes_whatever_an_entry_brought_along(tmp_path: Path, me
 def test_parquet_comes_out_the_same_in_row_groups_of_one_size(
     tmp_path: Path, media: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(captions, "ROW_GROUP", 3)
+    monkeypatch.setattr(parquet_files, "ROW_GROUP", 3)
     read = reader(*[{"image": "a.JPG"}] * 7)
+    first, second, empty = (tmp_path / f"{number}.parquet" for number in range(3))
 
-    (first,) = export_parquet(read, [row(media)], tmp_path / "1", DIMENSIONS)
-    (second,) = export_parquet(read, [row(media)], tmp_path / "2", reversed(DIMENSIONS))
-    (empty,) = export_parquet(reader(), [row(media)], tmp_path / "3", DIMENSIONS)
+    tabulate(first, read, row(media))
+    tabulate(second, read, row(media), Columns(COLUMNS.dimensions[::-1]))
 
-    assert first.path.read_bytes() == second.path.read_bytes()
-    groups = parquet.ParquetFile(first.path).metadata
+    assert first.read_bytes() == second.read_bytes()
+    groups = parquet.ParquetFile(first).metadata
     assert [groups.row_group(number).num_rows for number in range(3)] == [3, 3, 1]
-    assert parquet.read_table(empty.path).num_rows == 0
-    assert parquet.read_schema(empty.path) == parquet.read_schema(first.path)
+    assert tabulate(empty, reader(), row(media)) == []
+    assert parquet.read_schema(empty) == parquet.read_schema(first)
 
 
 def test_every_column_is_documented() -> None:
     text = DOCUMENT.read_text("utf-8")
 
-    assert [name for name in captions.schema_of(["factual_accuracy"]).names if f"`{name}`" not in text] == []
+    columns = Columns(["factual_accuracy"], embeds=True)
+    assert [name for name in schema_of(columns).names if f"`{name}`" not in text] == []
 
 
 def test_a_tar_holds_captions_and_media_under_keys_without_dots(media: Path) -> None:
@@ -191,9 +224,9 @@ def test_a_tar_holds_captions_and_media_under_keys_without_dots(media: Path) -> 
         {"video": "clip.Mp4", "image": "a.JPG"},
     ]
 
-    (path,) = pack(media, reader(*entries))
+    paths = pack(media, reader(*entries))
 
-    found = unpacked(path)
+    found = unpacked(paths[0]) | unpacked(paths[1]) | unpacked(paths[2])
     assert list(found) == [f"Rank0_node0_s~e_t-00000000{index}" for index in range(3)]
     one, two, film = found.values()
     assert list(one) == ["json", "txt", "jpg"]
@@ -213,9 +246,10 @@ def test_a_suffix_that_would_mislead_gives_way_to_the_kind(media: Path) -> None:
         {"video": "sub.dir/bare"},
     ]
 
-    (path,) = pack(media, reader(*entries))
+    pictures, film = pack(media, reader(*entries))
 
-    assert [list(sample)[2] for sample in unpacked(path).values()] == ["image", "image", "image", "video"]
+    assert [list(sample)[2] for sample in unpacked(pictures).values()] == ["image"] * 3
+    assert [list(sample)[2] for sample in unpacked(film).values()] == ["video"]
 
 
 def test_tars_are_full_come_out_the_same_and_leave_no_earlier_ones(media: Path) -> None:
@@ -242,10 +276,10 @@ def test_a_sample_whose_media_are_gone_is_listed_and_the_rest_goes_on(media: Pat
         {"image": "b.png"},
     ]
 
-    tar, left_out = export_webdataset(reader(*entries), [row(media)], media.parent, "run", 2)
+    *tars, left_out = pack_all(media.parent, reader(*entries), 2, [row(media)])
 
     assert (left_out.samples, left_out.is_left_out) == (2, True)
-    assert [key[-1] for key in unpacked(tar.path)] == ["0", "3"]
+    assert [key[-1] for tar in tars for key in unpacked(tar.path)] == ["0", "3"]
     reasons = [json.loads(line) for line in left_out.path.read_text().splitlines()]
     assert [(reason["key"][-1], reason["kind"]) for reason in reasons] == [
         ("1", "media_missing"),
@@ -260,15 +294,17 @@ def test_a_file_that_breaks_while_it_is_read_leaves_nothing_in_the_tar(media: Pa
     if not liar.exists() or liar.stat().st_size <= len(liar.read_bytes()):
         pytest.skip("needs Linux's sysfs")
     root = Path("/")
-    entries = [{"image": str(media / name)} for name in ("a.JPG", "b.png")]
+    entries = [
+        {"images": [str(media / "b.png"), str(media / name)]} for name in ("sub.dir/bare", "sub.dir/bare")
+    ]
     broken = {"images": [str(media / "b.png"), str(liar)]}
 
     read = reader(entries[0], broken, entries[1])
-    tar, left_out = export_webdataset(read, [row(root)], media.parent, "run", 9)
+    tar, left_out = pack_all(media.parent, read, 9, [row(root)])
 
     found = unpacked(tar.path)
     assert (left_out.samples, [key[-1] for key in found]) == (1, ["0", "2"])
-    assert list(found.values())[1]["png"] == (media / "b.png").read_bytes()
+    assert list(found.values())[1]["0.png"] == (media / "b.png").read_bytes()
     assert "became shorter" in left_out.path.read_text()
 
 
@@ -289,3 +325,49 @@ def test_a_plan_line_that_has_changed_stands_for_its_earlier_self(media: Path) -
     rows = [row(media, 1), row(media, 2, shard_index=1), row(media, 3, task="Natural")]
 
     assert [each.id for each in latest(rows)] == [2, 3]
+
+
+def test_all_samples_of_a_tar_have_the_same_suffixes_and_fields_of_the_same_types(media: Path) -> None:
+    names = ["a.JPG", "b.png", "a.JPG", "clip.Mp4", "b.png"]
+    entries = [{"image": name, "id": number} for number, name in enumerate(names)]
+
+    def read(shard_id: int, state: SampleState) -> Iterator[FinishedSample]:
+        for sample in reader(*entries)(shard_id, state):
+            yield replace(sample, confidence=0.5 if sample.index % 2 else None)
+
+    tars = [unpacked(path) for path in pack(media, read)]
+
+    assert [{tuple(sample) for sample in tar.values()} for tar in tars] == [
+        {("json", "txt", "jpg")},
+        {("json", "txt", "png")},
+        {("json", "txt", "mp4")},
+    ]
+    values = [json.loads(sample["json"]) for tar in tars for sample in tar.values()]
+    assert {tuple((key, type(value)) for key, value in each.items()) for each in values} == {
+        tuple((key, type(value)) for key, value in values[0].items())
+    }
+    assert json.loads(values[0]["scores"]) == {"wit": 2, "factual_accuracy": 3}
+
+
+def test_media_can_be_embedded_and_columns_chosen(tmp_path: Path, media: Path) -> None:
+    entries: list[JsonObject] = [{"images": ["a.JPG", "b.png"]}, {"image": "gone.png"}, {"video": "clip.Mp4"}]
+    columns = Columns([], ("caption", "images", "videos"), embeds=True)
+
+    pictures, film = tabulate(tmp_path / "a.parquet", reader(*entries), row(media), columns)
+
+    assert list(pictures) == ["caption", "images", "videos"]
+    assert pictures["images"] == [
+        {"bytes": (media / name).read_bytes(), "path": name} for name in ("a.JPG", "b.png")
+    ]
+    assert film["videos"] == [{"bytes": (media / "clip.Mp4").read_bytes(), "path": "clip.Mp4"}]
+    left_out = read_lines(tmp_path / "a.left_out.jsonl")
+    assert [line["kind"] for line in left_out] == ["media_missing"]
+
+
+def test_an_unknown_column_is_refused_with_the_known_ones(media: Path) -> None:
+    (sample,) = captioned(reader({"image": "a.JPG"}), [row(media)])
+
+    with pytest.raises(UserError, match=r"--fields: there is no field colour; use some of: dataset, index"):
+        schema_of(Columns([], ("colour",)))
+    with pytest.raises(UserError, match="no field colour"):
+        values_of(sample, ("caption", "colour"))

@@ -14,7 +14,15 @@ from capflow_tasks.errors import UserError
 from capflow_tasks.records import JsonObject
 from producer.filtering import CaptionFilter
 from producer.reading import caption_files as reader
-from producer.reading.caption_files import NO_DOMAIN, Minimums, Rubrics, Scores, read_captions, scores_of
+from producer.reading.caption_files import (
+    NO_DOMAIN,
+    Criteria,
+    Minimums,
+    Rubrics,
+    Scores,
+    read_captions,
+    scores_of,
+)
 
 RUBRICS = Rubrics(load_catalogue())
 IMAGE = (
@@ -53,7 +61,7 @@ def split(tmp_path: Path) -> Callable[..., CaptionFilter]:
     def split(*lines: JsonObject | bytes, minimums: Minimums = Minimums(3, 3)) -> CaptionFilter:  # noqa: B008
         encoded = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
         (tmp_path / NAME).write_bytes(b"\n".join(encoded))
-        report = CaptionFilter(minimums, RUBRICS, tmp_path)
+        report = CaptionFilter(Criteria(RUBRICS, minimums), tmp_path)
         assert list(report.run(tmp_path)) == [tmp_path / NAME]
         assert len(report.invalid_examples) == min(report.all["invalid"], 10)
         return report
@@ -245,7 +253,7 @@ def test_a_folder_that_would_be_overwritten_is_refused(tmp_path: Path) -> None:
     (folder / NAME).write_text(json.dumps(a_record()))
 
     with pytest.raises(UserError, match="would be overwritten"):
-        list(CaptionFilter(Minimums(3, 3), RUBRICS, tmp_path).run(folder))
+        list(CaptionFilter(Criteria(RUBRICS, Minimums(3, 3)), tmp_path).run(folder))
 
 
 def test_filtering_what_was_kept_again_needs_no_other_folder(
@@ -253,7 +261,7 @@ def test_filtering_what_was_kept_again_needs_no_other_folder(
 ) -> None:
     split(a_record(), a_record(2), minimums=Minimums(2, 2))
 
-    list(CaptionFilter(Minimums(3, 3), RUBRICS, tmp_path / "kept").run(tmp_path / "kept"))
+    list(CaptionFilter(Criteria(RUBRICS, Minimums(3, 3)), tmp_path / "kept").run(tmp_path / "kept"))
 
     assert lines_of(tmp_path / "kept", "kept") == [a_record()]
 
@@ -308,7 +316,7 @@ def test_every_line_is_kept_or_rejected(tmp_path: Path, contents: list[bytes]) -
     (tmp_path / NAME).write_bytes(b"\n".join(contents))
     expected = len(list(read_captions(tmp_path / NAME)))
 
-    report = CaptionFilter(Minimums(1, 1), RUBRICS, tmp_path)
+    report = CaptionFilter(Criteria(RUBRICS, Minimums(1, 1)), tmp_path)
     list(report.run(tmp_path))
 
     assert report.all.total() == expected
@@ -326,7 +334,7 @@ def test_captions_in_whose_making_the_guard_found_a_given_rule_can_be_dropped(tm
     ]
     (tmp_path / NAME).write_text("\n".join(map(json.dumps, records)))
 
-    result = CaptionFilter(Minimums(3, 3), RUBRICS, tmp_path, frozenset({"loop", "refusal"}))
+    result = CaptionFilter(Criteria(RUBRICS, Minimums(3, 3), frozenset({"loop", "refusal"})), tmp_path)
     assert list(result.run(tmp_path)) == [tmp_path / NAME]
 
     assert result.rejected_by == {"guard: loop": 1}
