@@ -48,6 +48,13 @@ def parse_scores(text: str, agent: Agent) -> dict[str, int]:
     return grades | {"overall": overall_grade(grades, agent.dimensions)}
 
 
+def softened(shares: Mapping[str, float], temperature: float) -> dict[str, float]:
+    """Raise probabilities to the power 1/temperature; they sum to 1 again."""
+    powers = {name: share ** (1 / temperature) for name, share in shares.items()}
+    total = sum(powers.values())
+    return {name: power / total for name, power in powers.items()} if total else dict(shares)
+
+
 _GRADES = ("1", "2", "3")
 _NAME = re.compile(r'"([^"]+)"\s*:\s*\Z')
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from capflow_tasks import records
 from capflow_tasks.captioning import guard
-from capflow_tasks.captioning.answers import expected_grades, parse_scores
+from capflow_tasks.captioning.answers import expected_grades, parse_scores, softened
 from capflow_tasks.domains import prompts
 from capflow_tasks.domains.catalogue import Agent, Catalogue, Domain
 from capflow_tasks.entries import media_of
@@ -230,7 +230,7 @@ class Conversation:
             if not shares:
                 raise BadAnswer(f"the router's answer {answer.text[:80]!r} is none of {', '.join(letters)}")
             domain = max(shares, key=shares.__getitem__)
-            self._route = Route(domain, shares[domain])
+            self._route = Route(domain, softened(shares, agent.confidence_temperature)[domain])
             return dict(shares)
         if agent.answer == "scores":
             return dict(parse_scores(answer.text, agent))

@@ -63,6 +63,8 @@ class Agent:
     optional: bool = False
     #: Whether a model that can is to think before its answer, for up to `sampling.thinking_tokens`.
     thinking: bool = False
+    #: What puts the router's confidence right; see `capflow domains calibrate`.
+    confidence_temperature: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +234,7 @@ class _AgentKeys(Keys):
     verbatim: bool | None = None
     optional: bool | None = None
     thinking: bool | None = None
+    confidence_temperature: Annotated[float, Field(ge=0.05, le=20)] | None = None
     windows: bool | None = None
     budget: _BudgetKeys | None = None
     sampling: _SamplingKeys | None = None
@@ -393,6 +396,8 @@ def _stage_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
             yield f"dimensions: {name} is always given; remove it or choose another name"
     if keys.get("windows") and (stage is not Stage.PERCEIVE or not keys.get("media", True)):
         yield "windows: for an agent of stage perceive that gets the media; remove it, or change those"
+    if "confidence_temperature" in keys and stage is not Stage.ROUTE:
+        yield "confidence_temperature: for the router; remove it"
     if keys.get("optional") and stage not in (Stage.PERCEIVE, Stage.REASON):
         yield "optional: for an agent of stage perceive or reason, since others need its answer; remove it"
     budget = keys["budget"]
@@ -433,7 +438,7 @@ def _agent(name: str, keys: JsonObject, earlier: tuple[Agent, ...], context: lis
     agent = Agent(name=name, **keys | {"sees": _seen(keys, earlier), "sampling": sampling})
     seen = [other.digest for other in earlier if other.name in agent.sees]
     # without these keys the digest is the same as before the keys existed
-    late = ("windows", "budget", "optional", "thinking")
+    late = ("windows", "budget", "optional", "thinking", "confidence_temperature")
     said = {key: value for key, value in asdict(agent).items() if key not in late}
     said["sampling"] = {key: value for key, value in said["sampling"].items() if value is not None}
     media = [{"windows": True}] * agent.windows + [keys["budget"]] * bool(keys["budget"])

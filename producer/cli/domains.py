@@ -15,6 +15,7 @@ from producer.cli import options as cli
 
 if TYPE_CHECKING:
     from capflow_tasks.domains.catalogue import Agent, Domain
+    from producer.calibration import Calibration
 
 
 _folder_option = cli.option(
@@ -123,6 +124,62 @@ def check(folder: Path, as_json: bool) -> None:
     if faults:
         raise WorkflowError("\n".join(faults))
     click.echo(f"{folder}: nothing to fix; {len(load_catalogue(folder).domains)} domains with it")
+
+
+@domains.command(cls=cli.Command, exit_codes=(2,), exit_meanings={0: "measured"})
+@click.argument("run_or_plan", metavar="RUN")
+@cli.option("--label KEY", "Key of the entries that names the true domain.", "label")
+@_folder_option
+@cli.json_option("the figures as one JSON object")
+def calibrate(run_or_plan: str, label: str, folder: Path | None, as_json: bool) -> None:
+    """Measure the router's confidence on samples whose domain is known, and find what puts it right.
+
+    RUN has routed entries that name their domain under KEY and have no `task`. The tables show by confidence
+    how many choices were right. The temperature goes into `_defaults.yaml`, for the model that routed:
+    choices stay as they are, while confidences change, and so does what --min-confidence holds back.
+
+    Examples:
+      capflow caption labelled.jsonl --stages route && capflow domains calibrate labelled.jsonl
+      capflow domains calibrate labelled.jsonl --label category --json | jq .temperature
+    """
+    from capflow_tasks.domains.catalogue import load_catalogue
+    from capflow_tasks.store.states import SampleState
+    from capflow_tasks.store.views import Views
+    from producer.calibration import calibrate, labelled
+
+    catalogue = load_catalogue(folder)
+    with cli.open_run(run_or_plan) as (run, engine):
+        views = Views(engine)
+        shards = views.shards(run.id)
+        samples = (each for row in shards for each in views.finished_samples(row.id, SampleState.DONE))
+        found = calibrate(labelled(samples, label, lambda name: catalogue.resolve(name).name))
+    if as_json:
+        cli.print_json(asdict(found))
+    else:
+        _show_calibration(found)
+
+
+def _show_calibration(found: Calibration) -> None:
+    from rich.console import Console
+
+    from producer.console import count, percent, table
+
+    console = Console(highlight=False)
+    shown = (
+        ("as the model gives it", found.before),
+        (f"with temperature {found.temperature:g}", found.after),
+    )
+    for title, bins in shown:
+        reliability = table(f"Confidence {title}", [], ["confidence", "samples", "right"])
+        for each in bins:
+            reliability.add_row(percent(each.confidence), count(each.samples), percent(each.right))
+        console.print(reliability)
+    click.echo(
+        f"Confidence and share of right choices are {found.error_before:.3f} apart on the mean, "
+        f"{found.error_after:.3f} with the temperature (each half with that of the other half).\n"
+        "Put this into _defaults.yaml of your domain files, the folder that CAPFLOW_DOMAINS names:\n\n"
+        f"router:\n  confidence_temperature: {found.temperature:g}"
+    )
 
 
 def _show_domain(domain: Domain) -> None:

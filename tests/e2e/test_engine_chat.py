@@ -124,4 +124,5 @@ def test_further_arguments_are_merged_into_ours() -> None:
         "enable_in_reasoning": True,
         "reasoning_parser": "qwen3",
     }
-    assert merged["limit_mm_per_prompt"] == {"image": 3, "video": 0}
+    assert merged["limit_mm_per_prompt"]["video"] == 0
+    assert merged["limit_mm_per_prompt"]["image"]["count"] == 3
