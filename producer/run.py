@@ -27,6 +27,7 @@ from producer.budget import Budget, Spending
 from producer.console import progress
 from producer.reading.annotations import read_entries
 from producer.reading.plan import Plan, read_plan
+from producer.refresh import Refresh
 from producer.summary import SHOWN_FAILURES, Summary
 from producer.writing.captions import export
 
@@ -348,7 +349,7 @@ class CaptionRun:
 
     def __init__(self, order: Order, settings: Settings) -> None:
         self._settings = settings
-        self._catalogue = load_workflow(order.workflow, settings.domains)
+        self._catalogue = load_workflow(order.workflow, settings.domains, settings.language)
         known = [stage for stage in Stage if stage in self._catalogue.stages]
         stages = tuple(stage for stage in order.stages if stage in known)
         if not stages:
@@ -360,13 +361,19 @@ class CaptionRun:
         self.plan = checked_plan(order.source, self._catalogue)
 
     def run(
-        self, stopping: Event, *, retry: bool = False, kinds: Sequence[str] = (), domains: Sequence[str] = ()
+        self,
+        stopping: Event,
+        *,
+        retry: bool = False,
+        refresh: bool = False,
+        kinds: Sequence[str] = (),
+        domains: Sequence[str] = (),
     ) -> Summary:
         """Caption what is not captioned yet, then export; export nothing when stopped before that.
 
         Failed samples are tried again only if asked for: all, or those of some kinds and domains, by name or
-        alias. Raises ServiceError when database, broker or model is not available at the start; later it
-        waits.
+        alias. With `refresh`, stale answers are asked for again. Raises ServiceError when database, broker or
+        model is not available at the start; later it waits.
         """
         started = monotonic()
         domains = [self._catalogue.resolve(domain).name for domain in domains]
@@ -374,6 +381,15 @@ class CaptionRun:
             run = OpenRun(fleet, self._order, self.plan.shards)
             if retry:
                 run.retry_failed(kinds, domains)
+            stale = Refresh(fleet.engine, run.id, self._catalogue, self._settings)
+            if refresh:
+                samples = stale.forget()
+                log.info("asking again about %s", "1 sample" if samples == 1 else f"{samples} samples")
+            elif stale.is_needed():
+                log.warning(
+                    "some answers of this run were given to other prompts or by another model, and are kept; "
+                    "`capflow caption --refresh` shows them"
+                )
             is_complete = run.finish(partial(read_samples, self._catalogue), stopping)
             seconds = monotonic() - started
             return services.through_outages(partial(_export, run, is_complete, seconds), stopping)

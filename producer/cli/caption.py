@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -17,6 +18,7 @@ from capflow_tasks.records import Stage
 from producer.cli import options as cli
 
 if TYPE_CHECKING:
+    from producer.run import Order
     from producer.summary import ScoreSummary, Summary
 
 batch_size_option = cli.option(
@@ -91,8 +93,21 @@ def _run_options(*, has_defaults: bool) -> cli.Decorator:
 @cli.workflow_option
 @_run_options(has_defaults=True)
 @cli.flag("--dry-run", "Check the plan and count its samples; send nothing.")
+@cli.flag(
+    "--refresh",
+    "Show which answers are stale, as prompts or the model have changed, and what they cost.",
+)
+@cli.flag("--yes", "With --refresh: ask for those answers again, and for those that depend on them.")
 @cli.flag("--reconcile", "Without PLAN: resend batches that runs lost, until stopped.")
-def caption(plan: Path | None, as_json: bool, dry_run: bool, reconcile: bool, **options: Any) -> None:
+def caption(
+    plan: Path | None,
+    as_json: bool,
+    dry_run: bool,
+    refresh: bool,
+    yes: bool,
+    reconcile: bool,
+    **options: Any,
+) -> None:
     """Caption every sample of the split plan PLAN and write the caption files.
 
     The same command continues a run that was stopped. Without CAPFLOW_DATABASE_URL and
@@ -105,6 +120,7 @@ def caption(plan: Path | None, as_json: bool, dry_run: bool, reconcile: bool, **
       capflow caption plan.jsonl --dry-run
       capflow caption plan.jsonl --workflow fast --run plan-fast -o captions-fast
       capflow caption plan.jsonl --stages route --min-confidence 0.6
+      capflow caption plan.jsonl --refresh && capflow caption plan.jsonl --refresh --yes
       capflow caption plan.jsonl --max-cost 250 --prices prices.yaml
       capflow caption --reconcile
     """
@@ -113,6 +129,8 @@ def caption(plan: Path | None, as_json: bool, dry_run: bool, reconcile: bool, **
 
     if reconcile == (plan is not None):
         raise click.UsageError("name a PLAN, or use --reconcile alone")
+    if yes and not refresh:
+        raise click.UsageError("--yes is for --refresh; leave it out, or give both")
     if plan is None:
         with stop_on_signals() as stopping:
             reconcile_until_stopped(read_settings(), stopping)
@@ -123,9 +141,47 @@ def caption(plan: Path | None, as_json: bool, dry_run: bool, reconcile: bool, **
         checked = captioning.plan
         click.echo(f"{plan}: {len(checked.shards)} shards, {checked.sample_count} samples, nothing to fix")
         return
+    if refresh and not yes:
+        _show_stale(order, as_json)
+        return
     with stop_on_signals() as stopping:
-        summary = captioning.run(stopping)
+        summary = captioning.run(stopping, refresh=refresh)
     finish(summary, as_json)
+
+
+def _show_stale(order: Order, as_json: bool) -> None:
+    """Print the stale answers by domain and agent, with their cost."""
+    from rich.console import Console
+
+    from capflow_tasks.domains.catalogue import load_workflow
+    from capflow_tasks.settings import read_settings
+    from producer.console import count, table
+    from producer.refresh import Refresh
+
+    settings = read_settings()
+    catalogue = load_workflow(order.workflow, settings.domains, settings.language)
+    with cli.open_run(order.run_name) as (run, engine):
+        stale = Refresh(engine, run.id, catalogue, settings).stale()
+    keys = ("domain", "agent", "model", "answers")
+    if as_json:
+        rows = [{name: getattr(each.answers, name) for name in keys} for each in stale]
+        for row, each in zip(rows, stale, strict=True):
+            row |= {"changed": each.changed, **asdict(each.answers.tokens)}
+        cli.print_json({"run": run.name, "stale": rows})
+        return
+    numbers = ["answers", "prompt tokens", "completion tokens"]
+    shown = table(None, ["domain", "agent", "changed", "model"], numbers)
+    for each in stale:
+        answers, tokens = each.answers, each.answers.tokens
+        figures = map(count, (answers.answers, tokens.prompt, tokens.completion))
+        shown.add_row(answers.domain, answers.agent, each.changed, answers.model, *figures)
+    if stale:
+        Console(highlight=False).print(shown)
+        click.echo(
+            "They took so many tokens; with --yes they are asked for again, and so are those that read them."
+        )
+    else:
+        click.echo(f"run {run.name}: no answer is stale")
 
 
 @click.command(cls=cli.Command, exit_codes=(0, 1, 2, 3, 4, 5, 130))
