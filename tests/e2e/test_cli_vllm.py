@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from sqlalchemy import Engine, select
 
 from capflow_tasks.media.budget import MediaBudget
 from capflow_tasks.media.pictures import count_tokens, fit_image
+from capflow_tasks.records import Rule
 from capflow_tasks.store.tables import AgentResult, Sample
 from tests.checkpoints import NOISE_RULES
 from tests.conftest import Eventually
@@ -18,6 +20,18 @@ from tests.e2e.conftest import Cli
 pytestmark = pytest.mark.e2e
 
 SMALL, LARGE = (64, 48), (1120, 840)
+
+
+def vllm_with(model: Path) -> dict[str, str]:
+    return {
+        "CAPFLOW_ENGINE": "vllm",
+        "CAPFLOW_MODEL": str(model),
+        "CAPFLOW_MAX_MODEL_LEN": "16384",
+        "CAPFLOW_MAX_ANSWER_TOKENS": "48",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "TORCHDYNAMO_DISABLE": "1",
+    }
 
 
 def test_pictures_and_a_video_are_captioned_and_a_damaged_picture_fails_alone(
@@ -31,16 +45,7 @@ def test_pictures_and_a_video_are_captioned_and_a_damaged_picture_fails_alone(
     film_video(media / "clip.mp4")
     entries = [{"id": number, "image": f"{number}.png"} for number in range(4)]
     plan = write_plan(quick_cli.folder, [*entries, {"id": 4, "video": "clip.mp4"}])
-    quick_cli.environment |= {
-        "CAPFLOW_ENGINE": "vllm",
-        "CAPFLOW_MODEL": str(tiny_model),
-        "CAPFLOW_MAX_MODEL_LEN": "16384",
-        "CAPFLOW_MAX_ANSWER_TOKENS": "48",
-        "CAPFLOW_GUARD_OFF": NOISE_RULES,
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "TORCHDYNAMO_DISABLE": "1",
-    }
+    quick_cli.environment |= vllm_with(tiny_model) | {"CAPFLOW_GUARD_OFF": NOISE_RULES}
 
     answer = quick_cli.run("capflow-produce", plan, "--output", "out")
 
@@ -55,6 +60,7 @@ def test_pictures_and_a_video_are_captioned_and_a_damaged_picture_fails_alone(
         assert record["caption"]
         assert all(record["reports"].values())
         assert {record["overall"], *record["scores"].values()} <= {1, 2, 3}
+        assert record["expected_scores"].keys() == {"overall", *record["scores"]}
         assert record["model"] == str(tiny_model)
     *pictures, video = records
     assert all(0 < record["confidence"] <= 1 for record in pictures)
@@ -81,3 +87,22 @@ def _check_tokens(engine: Engine) -> None:
 
 def _assert_nothing_runs(cli: Cli) -> None:
     assert cli.processes() == []
+
+
+def test_what_random_weights_never_end_is_asked_for_again_and_fails_as_cut_off(
+    quick_cli: Cli, tiny_model: Path
+) -> None:
+    draw_picture(quick_cli.folder / "media" / "0.png", 0, SMALL)
+    plan = write_plan(quick_cli.folder, [{"id": 0, "image": "0.png", "task": "Natural"}])
+    quick_cli.environment |= vllm_with(tiny_model) | {
+        "CAPFLOW_ANSWER_ATTEMPTS": "2",
+        "CAPFLOW_MAX_ATTEMPTS": "1",
+        "CAPFLOW_GUARD_OFF": json.dumps([rule for rule in Rule if rule != Rule.CUT_OFF]),
+    }
+
+    answer = quick_cli.run("capflow", "caption", plan, "--workflow", "fast", "-o", "out")
+
+    assert answer.returncode == 1, answer.stderr + quick_cli.worker_log[-4000:]
+    (failed,) = read_lines(quick_cli.folder / "out" / "Rank0_node0_set.failed.jsonl")
+    assert failed["error"]["kind"] == "answer_cut_off"
+    assert "in each of 2 attempts" in failed["error"]["message"]
