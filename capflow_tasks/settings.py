@@ -131,6 +131,9 @@ class Settings(BaseSettings):
     video_decoders: int = Field(4, ge=1, description="videos decoded at once, each in its own process")
     videos_in_flight: int = Field(16, ge=1, description="requests with a video in the engine at once")
     max_media_mib: int = Field(4096, ge=1, description="largest media file, MiB")
+    max_source_pixels: int = Field(
+        150_000_000, ge=1, description="largest picture or frame as stored, pixels"
+    )
     max_images: int = Field(4, ge=1, description="most pictures in one sample")
     max_videos: int = Field(1, ge=0, le=1, description="most videos in one sample; 0 for pictures only")
     media_cache_mib: int = Field(1024, ge=0, description="decoded media cached for a sample's next call, MiB")

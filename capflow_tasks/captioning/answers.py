@@ -50,6 +50,8 @@ def parse_scores(text: str, agent: Agent) -> dict[str, int]:
 
 def softened(shares: Mapping[str, float], temperature: float) -> dict[str, float]:
     """Raise probabilities to the power 1/temperature; they sum to 1 again."""
+    if temperature == 1:
+        return dict(shares)
     powers = {name: share ** (1 / temperature) for name, share in shares.items()}
     total = sum(powers.values())
     return {name: power / total for name, power in powers.items()} if total else dict(shares)

@@ -86,7 +86,7 @@ class MediaBudget:
     max_windows: int = 64
     #: Maximum bytes per file.
     max_file_bytes: int = 16 * 2**30
-    #: Maximum pixels per stored picture or frame; for pictures Pillow stops at 178,956,970 anyway.
+    #: Maximum pixels per stored picture or frame.
     max_source_pixels: int = 150_000_000
     #: Seconds to read and decode one video.
     timeout_seconds: float = 300.0
@@ -175,6 +175,7 @@ def budget_of(settings: Settings) -> MediaBudget:
         window_frames=settings.video_window_frames,
         max_windows=settings.video_max_windows,
         max_file_bytes=settings.max_media_mib * 2**20,
+        max_source_pixels=settings.max_source_pixels,
         timeout_seconds=settings.media_timeout_seconds,
     )
 
@@ -182,5 +183,7 @@ def budget_of(settings: Settings) -> MediaBudget:
 def check_source_size(path: str, width: int, height: int, budget: MediaBudget) -> None:
     """Refuse a picture or frame by the size in its header, before any pixel is decoded."""
     if width * height > budget.max_source_pixels:
-        limit = f"the limit is {budget.max_source_pixels:,} pixels"
-        raise MediaTooLarge(f"{path} is {width} x {height} = {width * height:,} pixels; {limit}.")
+        raise MediaTooLarge(
+            f"{path} is {width} x {height} = {width * height:,} pixels; the limit is "
+            f"{budget.max_source_pixels:,} (CAPFLOW_MAX_SOURCE_PIXELS)."
+        )

@@ -13,7 +13,7 @@ from functools import partial
 from threading import Lock
 from typing import Any
 
-from capflow_tasks.errors import PromptTooLong
+from capflow_tasks.errors import PromptTooLong, RequestRefused
 from capflow_tasks.media import decoders, pictures, player, video
 from capflow_tasks.media.budget import MediaBudget, MediaForm, budget_of
 from capflow_tasks.observe import metrics
@@ -134,6 +134,7 @@ class MediaLoader:
         self._threads = ThreadPoolExecutor(settings.media_threads, thread_name_prefix="media")
         self._cache = MediaCache(self._threads, settings.media_cache_mib * 2**20)
         self._budget, self._form = budget_of(settings), form
+        self._max_images = settings.max_images
         self._videos = videos or decoders.shared_video_files(settings.video_decoders)
         self._in_flight = asyncio.Semaphore(settings.videos_in_flight)
 
@@ -150,6 +151,11 @@ class MediaLoader:
         budget = self._budget.overridden_by(request.budget).for_model(self._form)
         images = [ref for ref in request.media if ref.kind is Modality.IMAGE]
         videos = [ref for ref in request.media if ref.kind is Modality.VIDEO]
+        if len(images) > self._max_images:
+            raise RequestRefused(
+                f"the sample has {len(images)} pictures; the limit is {self._max_images}: start the workers "
+                f"with CAPFLOW_MAX_IMAGES={len(images)}, then `capflow retry --kind request_refused`"
+            )
         loaded = {ref: await self._load(ref, budget, sent) for ref in images}
         taken = sum(each.tokens for each in loaded.values())
         for ref in videos:

@@ -6,13 +6,18 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
+from unicodedata import normalize
 
 from capflow_tasks import errors
 
 
 def resolve_media(root: str, relative: str) -> str:
-    """Return the absolute path, links resolved, of an existing file inside `root`. Raises SampleError."""
+    """Return the absolute path, links resolved, of an existing file inside `root`. Raises SampleError.
+
+    A name is found in any Unicode normal form. Links of a Hugging Face snapshot may lead to its blobs.
+    """
     if not isinstance(relative, str) or not relative.strip() or "\0" in relative:
         raise errors.BadEntry(f"A media path must be a non-empty string without NUL, not {relative!r:.80}.")
     if re.match(r"([a-z][a-z0-9+.-]*://|data:)", relative, re.IGNORECASE):
@@ -22,17 +27,63 @@ def resolve_media(root: str, relative: str) -> str:
     try:
         real_root = Path(root or "/").resolve()
         path = (real_root / relative).resolve()
+        with file_errors(str(path)):
+            path = path if path.exists() else _as_spelt_on_disk(real_root / relative).resolve()
     except RuntimeError as error:  # Python 3.11 and 3.12, for a loop of links
         raise errors.MediaMissing(f"{relative:.500} is a link that leads back to itself.") from error
     except UnicodeEncodeError as error:
         raise errors.BadEntry(f"The media path {relative!r:.200} names no file: {error.reason}.") from error
-    if not path.is_relative_to(real_root):
+    blobs = _blobs_of(real_root)
+    if not (path.is_relative_to(real_root) or (blobs and path.is_relative_to(blobs))):
         raise errors.MediaOutsideRoot(
-            f"The media path {relative!r:.200} leads to {path}, outside {real_root}."
+            f"The media path {relative!r:.200} leads to {path}, outside {real_root}; "
+            "name a root that holds both, or copy the files that links lead to."
         )
     with file_errors(str(path)):
+        if not path.exists() and (near := _near_match(path)):
+            raise errors.MediaMissing(f"{path} does not exist, but {near!r} does; correct the entry.")
         path.stat()
     return str(path)
+
+
+def _blobs_of(root: Path) -> Path | None:
+    """Return the folder that holds the files of a Hugging Face snapshot, None for any other root.
+
+    Layout: `REPOSITORY/snapshots/REVISION/...` holds links to `REPOSITORY/blobs/...`.
+    """
+    for folder in (root, *root.parents):
+        if folder.parent.name == "snapshots" and (blobs := folder.parent.parent / "blobs").is_dir():
+            return blobs.resolve()
+    return None
+
+
+def _as_spelt_on_disk(path: Path) -> Path:
+    """Return the path with each name in the Unicode normal form that exists, else as it is.
+
+    macOS and some archives decompose "é" into "e" and an accent, which are other bytes on Linux.
+    """
+    found = Path(path.anchor)
+    for name in path.parts[1:]:
+        forms = (name, normalize("NFC", name), normalize("NFD", name))
+        found /= next((form for form in forms if (found / form).exists()), name)
+    return found
+
+
+#: How many names of a folder are compared with one that is missing.
+_NAMES = 10_000
+
+
+def _near_match(path: Path) -> str | None:
+    """Return a name in the folder that differs only by case, blanks at its ends, Unicode form, or "jpeg"."""
+    if not path.parent.is_dir():
+        return None
+    wanted = _folded(path.name)
+    with os.scandir(path.parent) as entries:
+        return next((entry.name for entry in islice(entries, _NAMES) if _folded(entry.name) == wanted), None)
+
+
+def _folded(name: str) -> str:
+    return re.sub(r"\.jpeg$", ".jpg", normalize("NFKC", name).casefold().strip())
 
 
 @contextmanager
@@ -62,14 +113,16 @@ def check_file(path: str, max_bytes: int) -> os.stat_result:
     if found.st_size == 0:
         raise errors.MediaCorrupt(f"{path} is empty: zero bytes.")
     if found.st_size > max_bytes:
-        raise errors.MediaTooLarge(f"{path} has {found.st_size:,} bytes; the limit is {max_bytes:,}.")
+        raise errors.MediaTooLarge(
+            f"{path} has {found.st_size:,} bytes; the limit is {max_bytes:,} (CAPFLOW_MAX_MEDIA_MIB)."
+        )
     return found
 
 
 #: (offset, bytes there, what the file is); a file type that ends in "picture" or "video" can be decoded.
 _SIGNATURES = (
     (0, b"\xff\xd8\xff", "a JPEG picture"),
-    (0, b"\x89PNG\r\n\x1a\n", "a PNG picture"),
+    (0, b"\x89PNG", "a PNG picture"),
     (0, b"GIF8", "a GIF picture"),
     (8, b"WEBP", "a WebP picture"),
     (0, b"II*\0", "a TIFF picture"),

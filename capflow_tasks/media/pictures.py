@@ -2,15 +2,20 @@
 
 import hashlib
 import json
+import re
 import warnings
 from dataclasses import asdict
+from io import BytesIO
 from math import ceil, floor, prod, sqrt
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+import simplejpeg
+from PIL import ExifTags, Image, ImageColor, UnidentifiedImageError
 
 from capflow_tasks.errors import MediaCorrupt, MediaTooLarge, MediaUnsupported, SampleError
+from capflow_tasks.media import integrity
 from capflow_tasks.media.budget import FRAMES_PER_TOKEN, MediaBudget, check_source_size
 from capflow_tasks.media.paths import check_file, file_errors, unrecognised
 from capflow_tasks.records import Span
@@ -78,43 +83,127 @@ _UPRIGHT = {
 
 
 def load_image(path: str, budget: MediaBudget) -> Image.Image:
-    """Read a picture, or an animation's first frame, as upright RGB on white, resized to the budget."""
+    """Read a picture, or an animation's first frame, as upright RGB of the budget's size.
+
+    Transparent parts get a background that contrasts. Raises SampleError.
+    """
     check_file(path, budget.max_file_bytes)
     # Pillow warns of odd metadata, and of sizes that are checked here; repeated calls add no second filter
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    if Image.MAX_IMAGE_PIXELS is not None:  # Pillow's limit must not stand below the budget's
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, budget.max_source_pixels)
     with file_errors(path):
         try:
-            with Image.open(path, formats=_FORMATS) as image:
-                return _prepare(image, path, budget)
+            with Path(path).open("rb") as file:
+                return _read(file, path, budget)
         except UnidentifiedImageError as error:
             raise unrecognised(path, "picture") from error
         except Image.DecompressionBombError as error:
-            raise MediaTooLarge(f"{path} has more pixels than Pillow decodes: {error}") from error
+            limit = f"{budget.max_source_pixels:,} pixels (CAPFLOW_MAX_SOURCE_PIXELS)"
+            raise MediaTooLarge(f"{path} has more than the limit of {limit}.") from error
+        except integrity.Damage as error:
+            raise MediaCorrupt(f"{path} is damaged: {error}.") from error
         except (SampleError, OSError, MemoryError):
             raise
         except Exception as error:  # Pillow's readers may raise anything on a malformed file
             raise MediaCorrupt(f"{path} is damaged: {type(error).__name__}: {error}.") from error
 
 
-def _prepare(image: Image.Image, path: str, budget: MediaBudget) -> Image.Image:
-    check_source_size(path, image.width, image.height, budget)
+def _read(file: BinaryIO, path: str, budget: MediaBudget) -> Image.Image:
+    if file.read(3) == b"\xff\xd8\xff":
+        file.seek(0)
+        return _read_jpeg(file.read(), path, budget)
+    file.seek(0)
+    with Image.open(integrity.checked(file), formats=_FORMATS) as image:
+        check_source_size(path, image.width, image.height, budget)
+        integrity.check_strips(image, file)
+        return _upright(_resized(image, budget), image)
+
+
+def _read_jpeg(data: bytes, path: str, budget: MediaBudget) -> Image.Image:
+    """Read a JPEG by libjpeg-turbo, whose warnings Pillow does not pass on."""
+    pixels = integrity.jpeg_pixels(data)
+    try:
+        resized = _decode_jpeg(pixels, path, budget)
+    except (ValueError, KeyError) as error:
+        if _JPEG_DAMAGE.search(str(error)) and not _JPEG_PADDING.search(str(error)):
+            raise integrity.Damage(str(error).removeprefix("Corrupt JPEG data: ")) from error
+        with Image.open(BytesIO(pixels), formats=["JPEG"]) as image:  # padded, or of a rare sampling
+            check_source_size(path, image.width, image.height, budget)
+            resized = _resized(image, budget)
+    try:
+        with Image.open(BytesIO(data), formats=["JPEG"]) as image:
+            return _upright(resized, image)
+    except Exception:  # broken metadata must not cost a good picture
+        return resized
+
+
+#: What libjpeg says of damaged pixels; its other warnings are about how the file is written.
+_JPEG_DAMAGE = re.compile("Corrupt JPEG data|Premature end|Inconsistent progression")
+#: Some cameras pad the data with a few bytes before the end.
+_JPEG_PADDING = re.compile("data: [1-4] extraneous bytes before marker 0xd9")
+#: By libjpeg's name of the stored colours: what is asked for, and Pillow's mode.
+_JPEG_MODES = {"Gray": ("GRAY", "L"), "CMYK": ("CMYK", "CMYK"), "YCCK": ("CMYK", "CMYK")}
+
+
+def _decode_jpeg(data: bytes, path: str, budget: MediaBudget) -> Image.Image:
+    height, width, stored, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+    check_source_size(path, width, height, budget)
+    size = fit_image(width, height, budget)
+    # it decodes directly to 1/2, 1/4 or 1/8; twice the target size is kept for resampling
+    room = min(width // (2 * size[0]), height // (2 * size[1]))
+    shrink = next(factor for factor in (8, 4, 2, 1) if factor <= max(room, 1))
+    asked, mode = _JPEG_MODES.get(stored, ("RGB", "RGB"))
+    values = simplejpeg.decode_jpeg(
+        data, asked, min_height=-(-height // shrink), min_width=-(-width // shrink), strict=True
+    )
+    if mode == "CMYK":  # stored as Adobe does, inverted
+        values = 255 - values
+    image = Image.fromarray(values[:, :, 0] if mode == "L" else values, mode)
+    return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+
+
+def _resized(image: Image.Image, budget: MediaBudget) -> Image.Image:
+    """Decode the picture as RGB of the budget's size."""
     size = fit_image(image.width, image.height, budget)
-    # JPEG decodes directly to 1/2, 1/4 or 1/8; twice the target size is kept for resampling
     image.draft(None, (2 * size[0], 2 * size[1]))
     image.load()
     if image.mode.startswith("I") or image.mode == "F":
         rgb = _from_deep(image)
     elif image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        rgb = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+        rgba = image.convert("RGBA")
+        rgb = Image.alpha_composite(Image.new("RGBA", image.size, _background(rgba)), rgba).convert("RGB")
     else:
-        rgb = image.convert("RGB")
-    resized = rgb.resize(size, Image.Resampling.BICUBIC)
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
+    return rgb.resize(size, Image.Resampling.BICUBIC)
+
+
+#: Backgrounds for transparent pictures, the first that hides little.
+_BACKGROUNDS = ("white", "black", "gray")
+#: Share of what is visible that a background may hide, and the distance (of 255) at which a colour is seen.
+_MAX_HIDDEN, _CONTRAST = 0.1, 32
+
+
+def _background(image: Image.Image) -> str:
+    """Return the name of the background on which the visible parts of an RGBA picture stand out."""
+    sample = np.asarray(image.resize((min(image.width, 256), min(image.height, 256)), Image.Resampling.BOX))
+    colours, alpha = sample[..., :3].astype(np.int16), sample[..., 3].astype(np.float64)
+    hidden = {}
+    for name in _BACKGROUNDS:
+        near = np.abs(colours - np.array(ImageColor.getrgb(name))).max(axis=-1) < _CONTRAST
+        hidden[name] = float((alpha * near).sum() / max(alpha.sum(), 1))
+        if hidden[name] <= _MAX_HIDDEN:
+            return name
+    return min(_BACKGROUNDS, key=lambda name: hidden[name])
+
+
+def _upright(image: Image.Image, source: Image.Image) -> Image.Image:
+    """Turn the picture as the metadata of its source say."""
     try:
-        turn = _UPRIGHT.get(int(image.getexif().get(ExifTags.Base.Orientation, 1)))
+        turn = _UPRIGHT.get(int(source.getexif().get(ExifTags.Base.Orientation, 1)))
     except Exception:  # broken metadata must not cost a good picture
         turn = None
-    return resized if turn is None else resized.transpose(turn)
+    return image if turn is None else image.transpose(turn)
 
 
 def _from_deep(image: Image.Image) -> Image.Image:

@@ -92,7 +92,7 @@ def _run_options(*, has_defaults: bool) -> cli.Decorator:
 @click.argument("plan", type=cli.ANY_PATH, required=False)
 @cli.workflow_option
 @_run_options(has_defaults=True)
-@cli.flag("--dry-run", "Check the plan and count its samples; send nothing.")
+@cli.flag("--dry-run", "Check the plan, count its samples and their pictures; send nothing.")
 @cli.flag(
     "--refresh",
     "Show which answers are stale, as prompts or the model have changed, and what they cost.",
@@ -125,6 +125,7 @@ def caption(
       capflow caption --reconcile
     """
     from capflow_tasks.settings import read_settings
+    from producer.reading.plan import check_picture_counts
     from producer.run import CaptionRun, Order, reconcile_until_stopped
 
     if reconcile == (plan is not None):
@@ -139,6 +140,7 @@ def caption(
     captioning = CaptionRun(order, read_settings())
     if dry_run:
         checked = captioning.plan
+        check_picture_counts(checked, read_settings().max_images)
         click.echo(f"{plan}: {len(checked.shards)} shards, {checked.sample_count} samples, nothing to fix")
         return
     if refresh and not yes:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from capflow_tasks.domains.catalogue import Domain
-from capflow_tasks.entries import printable, shown, type_name, unstorable
-from capflow_tasks.errors import PlanError, WorkflowError
+from capflow_tasks.entries import media_of, printable, shown, type_name, unstorable
+from capflow_tasks.errors import BadEntry, PlanError, SettingsError, WorkflowError
 from capflow_tasks.records import JsonObject, Modality, PlanShard
+from producer.reading.annotations import Entry, read_entries
 
 #: Returns the domain of this name or alias, or raises WorkflowError.
 Resolve = Callable[[str], Domain]
@@ -70,6 +71,29 @@ def read_plan(path: Path, resolve: Resolve) -> Plan:
     if not shards:
         raise PlanError(f"{path}: holds no shard; write one JSON object per line")
     return Plan(tuple(shards), tuple(_in_order(path, warnings)))
+
+
+def check_picture_counts(plan: Plan, limit: int) -> None:
+    """Read every entry of the plan. Raises SettingsError where one has more pictures than the limit."""
+    counts = [
+        count
+        for shard in plan.shards
+        for entry in read_entries(Path(shard.annotation), shard.start_idx, shard.end_idx)
+        if (count := _picture_count(entry, shard.modality)) > limit
+    ]
+    if counts:
+        samples = "1 sample has" if len(counts) == 1 else f"{len(counts):,} samples have"
+        raise SettingsError(
+            f"{samples} more than {limit} pictures and would fail; set CAPFLOW_MAX_IMAGES={max(counts)}, "
+            "here and for the workers"
+        )
+
+
+def _picture_count(entry: Entry, modality: Modality) -> int:
+    try:
+        return sum(kind is Modality.IMAGE for kind, _ in media_of(entry.value or {}, modality))
+    except BadEntry:
+        return 0
 
 
 def output_name(shard: PlanShard, part: str = "") -> str:

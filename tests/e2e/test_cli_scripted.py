@@ -228,6 +228,19 @@ def test_a_dry_run_counts_and_starts_nothing(cli: Cli) -> None:
     assert not cli.home.exists()
 
 
+def test_a_dry_run_tells_of_samples_with_too_many_pictures(cli: Cli) -> None:
+    entries = entries_with_pictures(cli.folder, 6)
+    several = {"id": 9, "images": [entry["image"] for entry in entries]}
+    plan = write_plan(cli.folder, [*entries, several])
+
+    refused = cli.run("capflow-produce", plan, "--dry-run")
+    assert refused.returncode == 2
+    assert "1 sample has more than 4 pictures and would fail; set CAPFLOW_MAX_IMAGES=6" in refused.stderr
+
+    cli.environment |= {"CAPFLOW_MAX_IMAGES": "6"}
+    assert cli.run("capflow-produce", plan, "--dry-run").returncode == 0
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "code", "named"),
     [

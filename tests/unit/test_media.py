@@ -23,10 +23,12 @@ from capflow_tasks.errors import (
     MediaUnsupported,
     SettingsError,
 )
-from capflow_tasks.media.budget import MediaBudget
+from capflow_tasks.media.budget import MediaBudget, budget_of
 from capflow_tasks.media.loader import load_media
 from capflow_tasks.media.pictures import count_tokens, fit, fit_image, load_image, media_key
 from capflow_tasks.records import MediaRef, Modality
+from capflow_tasks.settings import Settings
+from tests.fuzz.pictures import DAMAGES, damaged, is_refused, photographs, read, with_odd_metadata
 
 #: Between 4 and 64 tokens, so that tests stay quick.
 BUDGET = MediaBudget(min_pixels=4 * 28 * 28, max_pixels=64 * 28 * 28)
@@ -283,7 +285,7 @@ def test_a_disk_that_fails_while_reading_is_worth_another_try(
     def fail(*_: object, **__: object) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(Image, "open", fail)
+    monkeypatch.setattr(Path, "open", fail)
     with pytest.raises(MediaUnreadable, match="Input/output error") as caught:
         load_image(path, BUDGET)
     assert caught.value.is_retryable
@@ -380,3 +382,116 @@ def test_a_picture_is_handed_to_the_engine_with_its_bytes_and_tokens(tmp_path: P
     assert loaded.value.size == (112, 56)
     assert loaded.nbytes == 112 * 56 * 3
     assert loaded.tokens == 8 == count_tokens(fit_image(112, 56, BUDGET), BUDGET)
+
+
+#: The least share of 6 damaged files that is found, by format and damage; what is left out cannot be told.
+FOUND = {
+    "PNG": dict.fromkeys(DAMAGES, 1.0),
+    "JPEG, baseline": {
+        "one bit flipped": 0.15,
+        "512 bytes zero": 1.0,
+        "cut short": 1.0,
+        "rest zero": 1.0,
+        "LF to CRLF": 1.0,
+    },
+    "JPEG, progressive": {
+        "one bit flipped": 0.15,
+        "512 bytes zero": 1.0,
+        "cut short": 1.0,
+        "rest zero": 1.0,
+        "LF to CRLF": 1.0,
+    },
+    "WebP, lossy": {"512 bytes zero": 0.8, "cut short": 1.0, "rest zero": 1.0, "LF to CRLF": 0.8},
+    "WebP, lossless": {"512 bytes zero": 0.8, "cut short": 1.0, "rest zero": 1.0, "LF to CRLF": 1.0},
+    "AVIF": {"512 bytes zero": 0.8, "cut short": 1.0, "rest zero": 1.0, "LF to CRLF": 1.0},
+    "GIF": {"512 bytes zero": 1.0, "cut short": 1.0, "rest zero": 1.0, "LF to CRLF": 1.0},
+    "TIFF, deflate": dict.fromkeys(DAMAGES, 1.0),
+    "TIFF, LZW": {"512 bytes zero": 1.0, "cut short": 1.0, "rest zero": 1.0, "LF to CRLF": 1.0},
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_damage_is_found_where_the_format_can_tell(tmp_path: Path, name: str) -> None:
+    for damage, share in FOUND[name].items():
+        files = list(damaged(name, damage, 6))
+        found = sum(is_refused(content, tmp_path / "a") for content in files)
+        assert found >= share * len(files), f"{damage}: {found} of {len(files)}"
+
+
+def test_metadata_never_decides_over_pixels(tmp_path: Path) -> None:
+    for name, whole, odd in with_odd_metadata(1):
+        assert read(odd, tmp_path / "a") == read(whole, tmp_path / "a"), name
+
+
+def test_a_damaged_picture_says_what_is_wrong(tmp_path: Path) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (120, 160, 3), np.uint8))
+    png, jpeg, webp = tmp_path / "a.png", tmp_path / "a.jpg", tmp_path / "a.webp"
+    for path in (png, jpeg, webp):
+        noise.save(path)
+    png.write_bytes(png.read_bytes()[:-2] + b"\0\0")
+    with pytest.raises(MediaCorrupt, match=r"the checksum of its chunk 'IEND' at byte .* is wrong"):
+        load_image(str(png), BUDGET)
+    content = jpeg.read_bytes()
+    jpeg.write_bytes(content[:2048] + bytes(1024) + content[3072:])
+    with pytest.raises(MediaCorrupt, match="1,024 bytes from 2,048 on are zero"):
+        load_image(str(jpeg), BUDGET)
+    jpeg.write_bytes(content[:3000] + content[5000:])
+    with pytest.raises(MediaCorrupt, match=r"damaged: .*(extraneous|premature|Huffman)"):
+        load_image(str(jpeg), BUDGET)
+    webp.write_bytes(webp.read_bytes().replace(b"\n", b"\r\n"))
+    with pytest.raises(MediaCorrupt, match="copy it in binary mode"):
+        load_image(str(webp), BUDGET)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "avif"])
+@pytest.mark.parametrize("size", [(56, 56), (2000, 1000)])
+def test_a_plain_white_picture_whose_data_are_mostly_zeros_is_sound(
+    tmp_path: Path, suffix: str, size: tuple[int, int]
+) -> None:
+    options = {"progressive": True} if suffix == "jpg" else {}
+    path = save(tmp_path / f"a.{suffix}", Image.new("RGB", size, WHITE), **options)
+    assert is_near(pixel(load_image(path, BUDGET), 0.5, 0.5), WHITE)
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "RGB"])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+def test_a_jpeg_has_the_pixels_that_pillow_decodes(tmp_path: Path, mode: str, subsampling: int) -> None:
+    image = next(photographs(1)).convert(mode)
+    size = fit_image(*image.size, BUDGET)
+    path = save(tmp_path / "a.jpg", image, subsampling=subsampling)
+    with Image.open(path) as opened:
+        opened.draft(None, (2 * size[0], 2 * size[1]))
+        expected = opened.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    assert np.array_equal(np.asarray(load_image(path, BUDGET)), np.asarray(expected))
+
+
+@pytest.mark.parametrize(
+    ("colour", "background"),
+    [(WHITE, (0, 0, 0)), ((250, 250, 240), (0, 0, 0)), ((20, 20, 20), WHITE), (BLUE, WHITE)],
+)
+def test_a_transparent_picture_stands_out_from_its_background(
+    tmp_path: Path, colour: tuple[int, int, int], background: tuple[int, int, int]
+) -> None:
+    logo = Image.new("RGBA", (112, 56), (*WHITE, 0))
+    logo.paste((*colour, 255), (56, 0, 112, 56))
+    loaded = load_image(save(tmp_path / "a.png", logo), BUDGET)
+    assert is_near(pixel(loaded, 0.2, 0.5), background)
+    assert is_near(pixel(loaded, 0.8, 0.5), colour)
+
+
+def test_a_logo_in_black_and_white_stands_on_gray(tmp_path: Path) -> None:
+    logo = Image.new("RGBA", (168, 56), (0, 0, 0, 0))
+    logo.paste((*WHITE, 255), (56, 0, 112, 56))
+    logo.paste((0, 0, 0, 255), (112, 0, 168, 56))
+    loaded = load_image(save(tmp_path / "a.png", logo), BUDGET)
+    assert is_near(pixel(loaded, 0.1, 0.5), (128, 128, 128))
+
+
+def test_a_large_scan_is_read_once_the_setting_that_the_message_names_allows_it(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = save(tmp_path / "a.jpg", Image.new("L", (14_000, 13_000)), exif=exif)
+    with pytest.raises(MediaTooLarge, match=r"182,000,000 pixels; .*150,000,000 \(CAPFLOW_MAX_SOURCE_PIXELS"):
+        load_image(path, budget_of(Settings()))
+    upright = load_image(path, budget_of(Settings(max_source_pixels=182_000_000)))
+    assert upright.height > upright.width

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from capflow_tasks.errors import MediaCorrupt, PromptTooLong
+from capflow_tasks.errors import MediaCorrupt, PromptTooLong, RequestRefused
 from capflow_tasks.media.decoders import VideoFiles
 from capflow_tasks.media.loader import Media, MediaCache, MediaLoader, Room, SentMedia
 from capflow_tasks.records import MediaRef, Modality, Request, Sampling, Span
@@ -290,3 +290,15 @@ def test_a_failure_reaches_those_who_wait_and_is_not_cached(threads: ThreadPoolE
     settle(threads)
 
     assert load("a") == "pixels of a"
+
+
+def test_a_sample_with_too_many_pictures_names_the_setting_that_helps(
+    tmp_path: Path, decoders: VideoFiles
+) -> None:
+    paths = [tmp_path / f"{number}.png" for number in range(5)]
+    for number, path in enumerate(paths):
+        draw_picture(path, number)
+    asked = request(*(MediaRef(Modality.IMAGE, str(path)) for path in paths))
+    with pytest.raises(RequestRefused, match=r"5 pictures; the limit is 4: .* CAPFLOW_MAX_IMAGES=5"):
+        load(MediaLoader(SETTINGS, decoders), asked)
+    assert len(load(MediaLoader(SETTINGS.model_copy(update={"max_images": 5}), decoders), asked)) == 5

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
+from unicodedata import normalize
 
 import pytest
 
@@ -17,6 +19,8 @@ from capflow_tasks.errors import (
     MediaUnsupported,
 )
 from capflow_tasks.media.paths import check_file, file_errors, resolve_media, unrecognised
+
+Form = Literal["NFC", "NFD"]
 
 
 @pytest.fixture
@@ -194,3 +198,51 @@ def test_paths_are_resolved_without_torch_or_a_codec() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("on_disk", "asked"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_name_is_found_in_either_unicode_form(root: Path, on_disk: Form, asked: Form) -> None:
+    folder = root / normalize(on_disk, "été")
+    folder.mkdir()
+    (folder / normalize(asked, "café.jpg")).write_bytes(b"x")
+    (folder / normalize(on_disk, "crème.jpg")).write_bytes(b"x")
+    for name in ("café.jpg", "crème.jpg"):
+        found = resolve_media(str(root), normalize(asked, f"été/{name}"))
+        assert Path(found).read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("asked", ["sub/A B.PNG", "sub/a b.png ", "sub/ａ b.png"])
+def test_a_missing_name_is_told_with_the_one_that_was_probably_meant(root: Path, asked: str) -> None:
+    with pytest.raises(MediaMissing, match=r"does not exist, but 'a b\.png' does; correct the entry"):
+        resolve_media(str(root), asked)
+
+
+def test_a_name_that_is_only_similar_is_not_proposed(root: Path) -> None:
+    (root / "a.txt").write_bytes(b"x")
+    with pytest.raises(MediaMissing, match=r"a\.png does not exist\.$"):
+        resolve_media(str(root), "a.png")
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path) -> Path:
+    """A dataset as huggingface_hub keeps it."""
+    folder = tmp_path / "datasets--org--name"
+    (folder / "blobs").mkdir(parents=True)
+    (folder / "blobs" / "5d41").write_bytes(b"x")
+    (folder / "secret.png").write_bytes(b"x")
+    revision = folder / "snapshots" / "8c1f"
+    (revision / "images").mkdir(parents=True)
+    (revision / "images" / "1.png").symlink_to("../../../blobs/5d41")
+    return revision
+
+
+@pytest.mark.parametrize(("below", "asked"), [("", "images/1.png"), ("images", "1.png")])
+def test_links_of_a_hugging_face_snapshot_lead_to_its_blobs(snapshot: Path, below: str, asked: str) -> None:
+    assert resolve_media(str(snapshot / below), asked).endswith("blobs/5d41")
+
+
+def test_links_of_a_snapshot_lead_nowhere_else(snapshot: Path) -> None:
+    (snapshot / "2.png").symlink_to("../../secret.png")
+    for path in ("2.png", "../../secret.png"):
+        with pytest.raises(MediaOutsideRoot, match="name a root that holds both"):
+            resolve_media(str(snapshot), path)
