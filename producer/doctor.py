@@ -17,6 +17,7 @@ from packaging import specifiers, version
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from sqlalchemy.exc import DBAPIError
 
+from capflow_tasks import outages
 from capflow_tasks.curator.qwen_vl import has_all_weights
 from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.engine import capacity, demand
@@ -335,6 +336,9 @@ def _check_database(settings: Settings) -> Generator[Finding, None, Sequence[fig
         remedy = f"upgrade the server to PostgreSQL {_OLDEST_POSTGRES} or newer"
         is_recent = health.server_version >= _OLDEST_POSTGRES
         yield fail("database", said, remedy, unless=is_recent)
+        if health.is_read_only:
+            remedy = "set CAPFLOW_DATABASE_URL to the primary, or wait for the failover"
+            yield fail("database", f"{name}: takes no writes, as a standby", remedy, code=EXIT_SERVICE)
         yield _schema(health)
         said = f"{health.connections} of {health.max_connections} connections are open"
         remedy = "raise max_connections, or put PgBouncer in front of the server"
@@ -344,9 +348,8 @@ def _check_database(settings: Settings) -> Generator[Finding, None, Sequence[fig
         workers = statistics.Statistics(engine).workers(settings.lease_seconds)
         return [each for each in workers if each.is_alive]
     except DBAPIError as error:
-        reason = str(error.orig).strip().splitlines()[0]
-        remedy = "start PostgreSQL, or correct CAPFLOW_DATABASE_URL"
-        yield fail("database", f"{name}: {reason}", remedy, code=EXIT_SERVICE)
+        remedy = outages.remedy(error) or "start PostgreSQL, or correct CAPFLOW_DATABASE_URL"
+        yield fail("database", f"{name}: {outages.reason(error)}", remedy, code=EXIT_SERVICE)
         return []
     finally:
         engine.dispose()
@@ -377,6 +380,9 @@ def _check_broker(app: Celery) -> Generator[Finding, None, bool]:
     # Celery's transport works with no older one.
     is_recent = tuple(map(int, redis_version.split(".")[:2])) >= (6, 2)
     yield fail("broker", said, "upgrade Redis to 6.2 or newer", unless=is_recent)
+    if (refusal := application.refusal_of_broker(app)) is not None:
+        said, remedy = outages.reason(refusal), outages.remedy(refusal) or "read the server's log"
+        yield fail("broker", f"{url}: takes no messages: {said}", remedy, code=EXIT_SERVICE)
     policy = facts.get("maxmemory_policy", "unknown")
     is_safe = policy == "noeviction"
     said = f"{policy}: Redis {'keeps all' if is_safe else 'drops'} messages when memory is short"

@@ -20,8 +20,9 @@ from kombu.exceptions import OperationalError as BrokerAway
 from kombu.utils.json import loads
 from redis.exceptions import RedisError
 from sqlalchemy import Engine
-from sqlalchemy.exc import OperationalError, ProgrammingError
+from sqlalchemy.exc import DBAPIError, ProgrammingError
 
+from capflow_tasks import outages
 from capflow_tasks.engine.devices import visible_devices
 from capflow_tasks.errors import WORKER_ERROR_MARK, ServiceError, SettingsError, UserError
 from capflow_tasks.fleet import application, embedded
@@ -29,7 +30,7 @@ from capflow_tasks.lifeline import die_with_parent
 from capflow_tasks.records import Stage
 from capflow_tasks.settings import Settings
 from capflow_tasks.store import figures, states, statistics
-from capflow_tasks.store.database import connect, unreachable, upgrade
+from capflow_tasks.store.database import connect, unavailable, upgrade
 
 log = logging.getLogger(__name__)
 
@@ -229,11 +230,12 @@ def through_outages(call: Callable[[], T], stopping: Event) -> T:
     while True:
         try:
             return call()
-        except (OperationalError, BrokerAway) as error:
+        except Exception as error:
+            if not outages.is_outage(error):
+                raise
             if stopping.is_set():
                 raise ServiceError("stopped while the database or the broker was away") from error
-            reason = str(error).partition("\n")[0]
-            log.warning("waiting for the database and the broker: %s", reason)
+            log.warning("waiting for the database and the broker: %s", outages.explained(error))
             stopping.wait(_OUTAGE_WAIT_SECONDS)
 
 
@@ -391,10 +393,10 @@ def reading(url: str) -> Iterator[Engine]:
     engine = connect(url)
     try:
         yield engine
-    except OperationalError as error:
-        raise unreachable(engine, error) from error
     except ProgrammingError as error:
         raise ServiceError("the database lacks Capflow's tables; run capflow db upgrade") from error
+    except DBAPIError as error:
+        raise unavailable(engine, error) from error
     finally:
         engine.dispose()
 

@@ -9,8 +9,32 @@ from statistics import fmean
 from typing import Any
 
 from capflow_tasks.domains.catalogue import Agent, Dimension
+from capflow_tasks.entries import unstorable
 from capflow_tasks.errors import BadAnswer
-from capflow_tasks.records import Token
+from capflow_tasks.records import Completion, Token
+
+#: More than the longest contexts hold; longer text is a fault of the server.
+_MAX_CHARACTERS = 1_000_000
+#: What a column of type integer holds.
+_MAX_TOKENS = 2**31 - 1
+
+
+def check_storable(answer: Completion) -> None:
+    """Raise BadAnswer for an answer that PostgreSQL cannot store: NaN, NUL, broken text, out of any range."""
+    if len(answer.text) > _MAX_CHARACTERS:
+        raise BadAnswer(f"the answer has {len(answer.text):,} characters, more than {_MAX_CHARACTERS:,}")
+    counts = answer.prompt_tokens, answer.cached_tokens, answer.completion_tokens
+    if not all(0 <= count <= _MAX_TOKENS for count in counts):
+        raise BadAnswer(f"the answer's token counts are {', '.join(map(str, counts))}")
+    parts = {
+        "text": answer.text,
+        "finish_reason": answer.finish_reason,
+        "seconds": answer.seconds,
+        "probabilities": dict(answer.probabilities),
+    }
+    if (reason := unstorable(parts)) is not None:
+        fault, _, _ = reason.partition(";")
+        raise BadAnswer(f"the answer cannot be stored: {fault}")
 
 
 def is_grade(value: object) -> bool:
@@ -76,7 +100,7 @@ def expected_grades(tokens: Sequence[Token], dimensions: Collection[str]) -> dic
                 for each, probability in token.probabilities.items()
                 if each.strip() in _GRADES
             }
-            if total := sum(shares.values()):
+            if (total := sum(shares.values())) > 0:
                 found[name[1]] = round(sum(grade * share for grade, share in shares.items()) / total, 3)
         text += token.text
     if not found or found.keys() != set(dimensions):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from capflow_tasks import records
 from capflow_tasks.captioning import guard
-from capflow_tasks.captioning.answers import expected_grades, parse_scores, softened
+from capflow_tasks.captioning.answers import check_storable, expected_grades, parse_scores, softened
 from capflow_tasks.domains import prompts
 from capflow_tasks.domains.catalogue import Agent, Catalogue, Domain
 from capflow_tasks.entries import media_of
@@ -126,6 +126,7 @@ class Conversation:
         try:
             if isinstance(answer, SampleError):
                 raise answer
+            check_storable(answer)
             checked = self.rules.check(agent, answer)
             if checked.faults:
                 self._refuse(agent, answer, checked.faults)

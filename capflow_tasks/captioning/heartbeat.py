@@ -9,6 +9,7 @@ from time import monotonic
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from capflow_tasks import outages
 from capflow_tasks.store.claims import WorkerStore
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class Heartbeat:
         try:
             self._store.resign(self.owner)
         except SQLAlchemyError as error:
-            log.warning("leases are not given back and will run out: %s", error)
+            log.warning("leases are not given back and will run out: %s", outages.explained(error))
 
     @property
     def age_seconds(self) -> float:
@@ -77,6 +78,6 @@ class Heartbeat:
                 self._beaten_at = monotonic()
             except SQLAlchemyError as error:
                 # The next beat may succeed; a worker whose lease ran out meanwhile writes nothing.
-                log.warning("leases are not extended: %s", error)
+                log.warning("leases are not extended: %s", outages.explained(error))
             if self._stopping.wait(self._lease_seconds / 3):
                 return

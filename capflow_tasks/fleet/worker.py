@@ -9,29 +9,31 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import cache, partial
 from http import HTTPStatus
 from math import nan, prod
 from threading import Timer
-from time import monotonic
-from typing import Any
+from time import monotonic, sleep
+from typing import Any, NoReturn
 
 import psutil
-from celery import Celery, Task, bootsteps, shared_task
+from celery import Celery, Task, bootsteps, shared_task, signals
+from celery.concurrency.thread import TaskPool as ThreadPool
 from celery.exceptions import Ignore
 from celery.utils.nodenames import worker_direct
 from celery.worker import components
 from celery.worker import state as worker_state
+from celery.worker.consumer.connection import Connection
 from prometheus_client import REGISTRY
 
-from capflow_tasks import errors
+from capflow_tasks import errors, outages
 from capflow_tasks.captioning.heartbeat import Heartbeat
 from capflow_tasks.captioning.stages import StageRunner, StageSummary
 from capflow_tasks.domains.catalogue import load_workflow
 from capflow_tasks.engine.devices import visible_devices
 from capflow_tasks.engine.interface import Engine, EngineState, build_engine
-from capflow_tasks.fleet.application import is_stopping, shared_queue, task_name
+from capflow_tasks.fleet.application import is_stopping, refusal_of_broker, shared_queue, task_name
 from capflow_tasks.fleet.embedded import database_url
 from capflow_tasks.media import budget, decoders, video
 from capflow_tasks.observe import metrics, pages
@@ -43,8 +45,19 @@ log = logging.getLogger(__name__)
 
 #: Connections that all stages of a worker share: each holds one for a few milliseconds.
 _STAGE_CONNECTIONS = 3
+#: Celery's flags that its pool of threads ignores or fails on, and what does the same here.
+_REFUSED_FLAGS = {
+    "autoscale": "set CAPFLOW_CONCURRENCY, and scale workers: one per GPU",
+    "max_tasks_per_child": "set CAPFLOW_MAX_RSS_MIB to have a worker restarted",
+    "max_memory_per_child": "set CAPFLOW_MAX_RSS_MIB to have a worker restarted",
+    "time_limit": "set CAPFLOW_REQUEST_TIMEOUT_SECONDS",
+    "soft_time_limit": "set CAPFLOW_REQUEST_TIMEOUT_SECONDS",
+    "pool_start_method": "a worker starts no child processes for its tasks",
+}
 #: After the drain's deadline, for Celery's own shutdown, seconds.
 _EXIT_GRACE_SECONDS = 15.0
+#: Between two attempts to write to a broker that refuses.
+_OUTAGE_WAIT_SECONDS = 2.0
 #: Age of the consumer loop's timestamp at which the loop is taken to hang; it is set every few seconds.
 LOOP_LIMIT_SECONDS = 60.0
 
@@ -61,11 +74,31 @@ _controller: Any = None
 def install(app: Celery) -> None:
     """Add Capflow's bootsteps to the application's workers."""
     app.steps["worker"].add(EngineStep)
+    app.steps["consumer"].add(BrokerReadyStep)
     app.steps["consumer"].add(DrainStep)
     app.steps["consumer"].add(LoopTimestampStep)
     app.steps["consumer"].add(AdmissionStep)
     # Celery orders bootsteps by what they require: tasks must find the engines up.
+    signals.celeryd_init.connect(_check_flags, weak=False)
     components.Pool.requires = (*components.Pool.requires, EngineStep)  # type: ignore[misc]
+    Connection.requires = (BrokerReadyStep,)
+
+
+def _check_flags(options: Mapping[str, Any], conf: Any, **_: Any) -> None:
+    """Exit with one sentence on a flag of Celery's that a worker cannot honour."""
+    refused = [(name, remedy) for name, remedy in _REFUSED_FLAGS.items() if options.get(name) is not None]
+    if options.get("concurrency") not in (None, conf.worker_concurrency):
+        refused.append(("concurrency", "set CAPFLOW_CONCURRENCY"))
+    if not issubclass(options.get("pool") or ThreadPool, ThreadPool):
+        refused.append(("pool", "a worker's tasks share one engine, so they run in threads; leave it out"))
+    if refused:
+        name, remedy = refused[0]
+        _give_up(errors.SettingsError(f"--{name.replace('_', '-')} has no use here: {remedy}"))
+
+
+def _give_up(error: errors.CapflowError) -> NoReturn:
+    print(errors.redacted(f"{errors.WORKER_ERROR_MARK}{error}"), file=sys.stderr, flush=True)
+    raise SystemExit(error.exit_code) from error
 
 
 def _make_task(stage: Stage) -> Task[[int], str]:
@@ -204,8 +237,7 @@ class EngineStep(bootsteps.StartStopStep):
         try:
             self._start(worker)
         except errors.CapflowError as error:
-            print(errors.redacted(f"{errors.WORKER_ERROR_MARK}{error}"), file=sys.stderr, flush=True)
-            raise SystemExit(error.exit_code) from error
+            _give_up(error)
 
     def stop(self, worker: Any) -> None:
         for each in self._started:
@@ -268,10 +300,26 @@ def _gpus_per_model(settings: Settings, queues: Collection[str]) -> float | None
     return float(prod(arguments.get(name, 1) for name in names)) / len(models)
 
 
+class BrokerReadyStep(bootsteps.StartStopStep):
+    """Waits before each connection until the broker takes writes.
+
+    A replica, or a server without memory, lets workers connect and refuses what they do then. Celery would
+    connect again without a pause.
+    """
+
+    def start(self, consumer: Any) -> None:
+        while (refusal := refusal_of_broker(consumer.app)) is not None:
+            log.warning("waiting for the broker: %s", outages.explained(refusal))
+            sleep(_OUTAGE_WAIT_SECONDS)
+            worker_state.maybe_shutdown()
+
+
 class LoopTimestampStep(bootsteps.StartStopStep):
     """Timestamps the consumer loop, so that probes can see it hang; starts with each connection."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
+    #: None until the first connection is complete; Celery also stops the steps of one that failed half way.
+    _timer: Any = None
 
     def start(self, consumer: Any) -> None:
         vitals.timestamp_loop()
@@ -280,7 +328,8 @@ class LoopTimestampStep(bootsteps.StartStopStep):
 
     def stop(self, consumer: Any) -> None:
         vitals.is_connected = False
-        self._timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
 
     shutdown = stop
 

@@ -12,6 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert as upsert
 
+from capflow_tasks import outages
 from capflow_tasks.records import Stage
 from capflow_tasks.store import states, tables
 from capflow_tasks.store.states import STAGE_ORDER, BatchState, Claim, Outcome, PendingSample, SampleState
@@ -133,13 +134,14 @@ class BatchStore(tables.Store):
     ) -> bool:
         """Write the outcomes and move the batch on, in one transaction.
 
-        The batch `stays` with its owner when its next message goes to that worker's own queue.
-        Return False, with nothing written, when the lease was lost to another worker.
+        The batch `stays` with its owner when its next message goes to that worker's own queue. A lease that
+        ran out while the database was away does not matter until another worker has claimed the batch: then
+        return False, with nothing written.
         """
         with self.engine.begin() as connection:
             mine = (
                 sa.select(Run.stopped_at)
-                .where(*_is_mine(claim), Batch.shard_id == Shard.id, Shard.run_id == Run.id)
+                .where(*_is_newest(claim), Batch.shard_id == Shard.id, Shard.run_id == Run.id)
                 .with_for_update(of=Batch)
             )
             batch = connection.execute(mine).one_or_none()
@@ -168,6 +170,22 @@ class BatchStore(tables.Store):
                 )
         return True
 
+    def refusal_of(self, outcome: Outcome) -> str | None:
+        """Return why PostgreSQL refuses the results of this outcome; None when it takes them.
+
+        Writes nothing. Raises errors that are not the results' fault: a server away, a missing table.
+        """
+        with self.engine.connect() as connection:
+            try:
+                insert_results(connection, [outcome])
+            except (sa.exc.ProgrammingError, sa.exc.InternalError):
+                raise
+            except (sa.exc.StatementError, ValueError) as error:
+                if outages.is_outage(error):
+                    raise
+                return f"the answer cannot be stored: {outages.reason(error)}"
+        return None
+
 
 def _is_mine(claim: Claim) -> tuple[sa.ColumnElement[bool], ...]:
     """The batch is still held by this claim."""
@@ -175,6 +193,16 @@ def _is_mine(claim: Claim) -> tuple[sa.ColumnElement[bool], ...]:
         Batch.id == claim.batch_id,
         Batch.state == BatchState.RUNNING,
         Batch.lease_owner == claim.owner,
+        Batch.attempt == claim.attempt,
+    )
+
+
+def _is_newest(claim: Claim) -> tuple[sa.ColumnElement[bool], ...]:
+    """The batch waits for this claim's stage, and has not been claimed since."""
+    return (
+        Batch.id == claim.batch_id,
+        Batch.state != BatchState.DONE,
+        Batch.next_stage == claim.stage,
         Batch.attempt == claim.attempt,
     )
 

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 from tenacity import retry, retry_if_exception, stop_after_delay, wait_fixed
 
+from capflow_tasks import outages
 from capflow_tasks.errors import ServiceError
 
 if TYPE_CHECKING:
@@ -53,22 +54,22 @@ def shown(url: str) -> str:
 def upgrade(engine: Engine) -> str:
     """Migrate the schema to its newest revision, if it is older, and return the revision.
 
-    Waits for a server that is starting. Raises ServiceError when it cannot be reached, and when a newer
-    Capflow made the schema.
+    Waits for a server that answers that it cannot serve yet. Raises ServiceError when it still cannot after
+    30 s or nobody answers, and when a newer Capflow made the schema.
     """
     try:
         _upgrade(engine)
-    except OperationalError as error:
-        raise unreachable(engine, error) from error
+    except DBAPIError as error:
+        raise unavailable(engine, error) from error
     return SCHEMA_REVISION
 
 
-def _is_starting(error: BaseException) -> bool:
-    """Return whether the server does not take connections yet; libpq passes on its text, not its code."""
-    return isinstance(error, OperationalError) and "the database system is " in str(error.orig)
+def _has_answered(error: BaseException) -> bool:
+    """Return whether a server is there that may serve in a moment."""
+    return outages.is_outage(error) and outages.remedy(error) is not None
 
 
-@retry(retry=retry_if_exception(_is_starting), stop=stop_after_delay(30), wait=wait_fixed(0.5), reraise=True)
+@retry(retry=retry_if_exception(_has_answered), stop=stop_after_delay(30), wait=wait_fixed(0.5), reraise=True)
 def _upgrade(engine: Engine) -> None:
     with engine.begin() as connection:
         if revision_of(connection) == SCHEMA_REVISION:
@@ -96,11 +97,13 @@ def revision_of(connection: Connection) -> str | None:
     return revision
 
 
-def unreachable(engine: Engine, error: OperationalError) -> ServiceError:
-    reason = str(error.orig).strip().splitlines()[0]
+def unavailable(engine: Engine, error: DBAPIError) -> ServiceError:
+    """Say why the database is away. Raises the error itself when it is not."""
+    if not outages.is_outage(error):
+        raise error
+    remedy = outages.remedy(error) or "start it, or correct CAPFLOW_DATABASE_URL"
     return ServiceError(
-        f"the database {shown(str(engine.url))} cannot be reached: {reason}; "
-        "start it, or correct CAPFLOW_DATABASE_URL"
+        f"the database {shown(str(engine.url))} cannot be reached: {outages.reason(error)}; {remedy}"
     )
 
 
@@ -128,6 +131,8 @@ class DatabaseHealth:
     head: str | None
     #: Whether this installation knows the schema's revision; if not, a newer Capflow made it.
     is_known: bool
+    #: Whether it takes no writes, as a standby.
+    is_read_only: bool
     #: Open connections, and how many the server allows.
     connections: int
     max_connections: int
@@ -143,7 +148,9 @@ def health_of(engine: Engine) -> DatabaseHealth:
         known = {None, *(script.revision for script in scripts.walk_revisions())}
         numbers = connection.exec_driver_sql(
             "SELECT current_setting('server_version_num')::int / 10000, count(*),"
-            " current_setting('max_connections')::int FROM pg_stat_activity WHERE datid IS NOT NULL"
+            " current_setting('max_connections')::int, current_setting('transaction_read_only')::bool"
+            " FROM pg_stat_activity WHERE datid IS NOT NULL"
         )
-        version, used, most = numbers.one()
-        return DatabaseHealth(version, revision, scripts.get_current_head(), revision in known, used, most)
+        version, used, most, is_read_only = numbers.one()
+        head, is_known = scripts.get_current_head(), revision in known
+        return DatabaseHealth(version, revision, head, is_known, is_read_only, used, most)

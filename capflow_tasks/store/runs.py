@@ -336,9 +336,9 @@ def _copy_samples(
     try:
         with driver.cursor() as cursor, cursor.copy(_COPY_SAMPLES) as copy:
             copy.write("".join(lines))
-    except psycopg.OperationalError as error:
-        # As SQLAlchemy would raise it, for callers that wait for a server to restart.
-        raise sa.exc.OperationalError(_COPY_SAMPLES, None, error) from error
+    except psycopg.Error as error:
+        # As SQLAlchemy would raise it, for callers that wait for a server that is away.
+        raise sa.exc.DBAPIError.instance(_COPY_SAMPLES, None, error, psycopg.Error) from error
 
 
 def _line(place: str, sample: NewSample) -> str:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
-from capflow_tasks.errors import EXIT_INTERRUPTED, CapflowError, redacted
+from capflow_tasks.errors import EXIT_INTERRUPTED, CapflowError, ServiceError, redacted
 from capflow_tasks.records import Rule, Workflow
 
 if TYPE_CHECKING:
@@ -159,12 +159,27 @@ class Command(Explained):
             return super().invoke(context)
         except KeyboardInterrupt:
             context.exit(EXIT_INTERRUPTED)
-        except CapflowError as error:
-            if is_verbose:
+        except (click.ClickException, click.exceptions.Exit):
+            raise
+        except Exception as error:
+            known = _known_error(error)
+            if is_verbose or known is None:
                 raise
-            for line in str(error).splitlines():
+            for line in str(known).splitlines():
                 click.echo(redacted(f"{context.command_path}: error: {line}"), err=True)
-            context.exit(error.exit_code)
+            context.exit(known.exit_code)
+
+
+def _known_error(error: Exception) -> CapflowError | None:
+    """Return what to say without a traceback: Capflow's own errors, and those of servers that are away."""
+    if isinstance(error, CapflowError):
+        return error
+    # Imported here because few commands fail so, and some never touch a server.
+    from capflow_tasks import outages
+
+    if outages.is_outage(error):
+        return ServiceError(f"a server cannot be reached: {outages.explained(error)}")
+    return None
 
 
 class Group(Explained, click.Group):

@@ -65,7 +65,13 @@ def run(rounds: Iterable[tuple[str, int]], samples: int, folder: Path) -> Iterat
     folder.mkdir(parents=True, exist_ok=True)
     with postgres(folder) as server:
         for name, seed in rounds:
-            yield play(name, seed, samples, server, folder / f"{name}-{seed}")
+            try:
+                # A scenario that could not be played may have left it stopped.
+                server.start()
+                verdict = play(name, seed, samples, server, folder / f"{name}-{seed}")
+            except Exception as error:
+                verdict = Verdict(name, seed, samples, complaints=[f"could not be played: {error!r}"])
+            yield verdict
 
 
 def table(verdicts: Sequence[Verdict]) -> Table:

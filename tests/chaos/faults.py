@@ -5,11 +5,15 @@ from __future__ import annotations
 import signal
 import subprocess
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from threading import Event
+
+from redis import Redis
 
 from capflow_tasks.errors import EXIT_RESTART
 from capflow_tasks.records import Stage
 from capflow_tasks.store.states import BatchState
+from tests import refusals
 from tests.chaos.fleet import engine_cores
 from tests.chaos.scene import OpenBatch, Scene
 
@@ -19,6 +23,8 @@ Fault = Callable[[Scene], None]
 #: Longer than the fleet's lease in these scenarios.
 _OUTAGE_SECONDS = 7
 _DRAIN_SECONDS = 45
+#: Several leases.
+_REFUSAL_SECONDS = 15
 
 
 def kill_worker_in(stage: Stage) -> Fault:
@@ -101,6 +107,32 @@ def take_postgres_away(scene: Scene) -> None:
     scene.postgres.stop()
     Event().wait(_OUTAGE_SECONDS)
     scene.postgres.start()
+
+
+def make_servers_read_only(scene: Scene) -> None:
+    """Have PostgreSQL and Redis refuse writes, as in the middle of a failover."""
+    _refuse(scene, refusals.read_only_database, refusals.replica)
+
+
+def fill_servers(scene: Scene) -> None:
+    """Take every connection of PostgreSQL and all memory of Redis."""
+    _refuse(scene, refusals.no_connections, refusals.no_memory)
+
+
+def _refuse(
+    scene: Scene,
+    refuse_database: Callable[[str], AbstractContextManager[None]],
+    refuse_broker: Callable[[Redis], AbstractContextManager[None]],
+) -> None:
+    scene.until(lambda: _running(scene), "a worker ran anything")
+    scene.struck(scene.held())
+    url = scene.engine.url.render_as_string(hide_password=False)
+    starts = [worker.starts for worker in scene.fleet.workers.values()]
+    with refuse_database(url), refuse_broker(scene.redis.client):
+        Event().wait(_REFUSAL_SECONDS)
+    scene.fleet.tend()
+    if starts != [worker.starts for worker in scene.fleet.workers.values()]:
+        scene.complaints.append("a worker exited because a server refused")
 
 
 def kill_producer(scene: Scene) -> None:

@@ -94,6 +94,8 @@ SCENARIOS: Mapping[str, Scenario] = {
     "redis-restart": Scenario(faults.restart_redis),
     "postgres-restart": Scenario(faults.restart_postgres),
     "postgres-away": Scenario(faults.take_postgres_away),
+    "servers-read-only": Scenario(faults.make_servers_read_only),
+    "servers-full": Scenario(faults.fill_servers),
     "producer": Scenario(faults.kill_producer_early),
     "second-producer": Scenario(faults.second_producer_takes_over, environment={"CAPFLOW_WINDOW": "4"}),
     "poison-engine": _poison("engine"),

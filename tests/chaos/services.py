@@ -18,7 +18,7 @@ import redis
 from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 
-from capflow_tasks.fleet.embedded import embedded_postgres, open_log
+from capflow_tasks.fleet.embedded import embedded_postgres, open_log, start_postgres
 from capflow_tasks.lifeline import die_with_parent
 from capflow_tasks.records import JsonObject
 from capflow_tasks.store.database import connect, upgrade
@@ -63,7 +63,7 @@ class Postgres:
 
     def start(self) -> None:
         """Come back at the same address, through the library that embeds it and must know the new process."""
-        self._server.ensure_postgres_running()
+        start_postgres(self._server)
 
     def _administer(self, statement: str) -> None:
         engine = create_engine(self._url, isolation_level="AUTOCOMMIT")

@@ -20,3 +20,11 @@ def test_a_fleet_that_is_struck_in_every_way_loses_repeats_and_doubles_nothing()
 
     assert [verdict for verdict in verdicts if not verdict.is_clean] == []
     assert all(verdict.faults for verdict in verdicts)
+
+
+def test_a_scenario_that_cannot_be_played_does_not_end_the_others() -> None:
+    with tempfile.TemporaryDirectory(prefix="capflow-chaos-", ignore_cleanup_errors=True) as folder:
+        unplayed, played = run([("no-such-scenario", 1), ("flushall", 1)], 64, Path(folder))
+
+    assert (unplayed.is_clean, played.is_clean) == (False, True)
+    assert "could not be played" in " ".join(unplayed.complaints)

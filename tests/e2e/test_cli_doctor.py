@@ -10,6 +10,7 @@ import redis
 
 from capflow_tasks.store.claims import WorkerStore
 from capflow_tasks.store.database import connect
+from tests import refusals
 from tests.datasets import entries_with_pictures, write_plan
 from tests.e2e.conftest import Cli
 
@@ -76,6 +77,24 @@ def test_an_empty_database_and_a_broker_that_forgets_fail_with_what_fixes_them(
     assert (found["schema"]["level"], found["schema"]["remedy"]) == ("fail", "capflow db upgrade")
     assert found["broker policy"]["level"] == "fail"
     assert "noeviction" in found["broker policy"]["remedy"]
+
+
+def test_servers_that_take_no_writes_fail_with_what_fixes_them(
+    quick_cli: Cli, broker_url: str, database_url: str
+) -> None:
+    quick_cli.environment["CAPFLOW_BROKER_URL"] = broker_url
+    with (
+        redis.Redis(unix_socket_path=broker_url.removeprefix("redis+socket://")) as client,
+        refusals.read_only_database(database_url),
+        refusals.replica(client),
+    ):
+        code, found = examine(quick_cli)
+
+    assert code == 3
+    assert "takes no writes" in found["database"]["said"]
+    assert "CAPFLOW_DATABASE_URL to the primary" in found["database"]["remedy"]
+    assert "read only replica" in found["broker"]["said"]
+    assert "CAPFLOW_BROKER_URL to the primary" in found["broker"]["remedy"]
 
 
 def test_services_that_cannot_be_reached_decide_the_exit_code_and_show_no_password(cli: Cli) -> None:

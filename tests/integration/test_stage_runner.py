@@ -10,7 +10,7 @@ from threading import Event, Lock
 
 import pytest
 from sqlalchemy import Engine, event, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from capflow_tasks.captioning.heartbeat import Heartbeat
 from capflow_tasks.captioning.stages import NotFinished, StageRunner, StageSummary
@@ -233,16 +233,42 @@ def test_a_sample_that_kills_the_engine_every_time_is_found_and_put_aside(fleet:
     assert fleet.views.tally(fleet.run_id).done == 3
 
 
-def test_text_that_postgresql_cannot_hold_is_made_to_fit(fleet: Fleet) -> None:
-    run_to_the_end(
-        fleet,
-        a_runner(
-            fleet,
-            lambda request: scripted_text(request) if request.choices or request.schema else "a\0b \ud800",
-        ),
-    )
+def test_an_answer_that_postgresql_cannot_hold_fails_its_sample_and_no_other(fleet: Fleet) -> None:
+    def spoilt(request: Request) -> str:
+        is_bad = not (request.choices or request.schema) and request.media[0].path.endswith("1.png")
+        return "a\0b \ud800" if is_bad else scripted_text(request)
 
-    assert fleet.views.tally(fleet.run_id).total == 4
+    run_to_the_end(fleet, a_runner(fleet, spoilt))
+
+    (failed,) = fleet.views.failures(fleet.run_id)
+    assert (failed.idx, failed.failure.kind) == (1, "bad_answer")
+    assert fleet.views.tally(fleet.run_id).done == 3
+
+
+def test_what_only_postgresql_knows_to_refuse_fails_its_sample_and_no_other(pair: Fleet) -> None:
+    with pair.engine.begin() as connection:
+        connection.execute(text("ALTER TABLE results ADD CHECK (text NOT LIKE '%forbidden%')"))
+
+    def forbidden(request: Request) -> str:
+        is_bad = request.media[0].path.endswith("1.png")
+        return "A forbidden word." if is_bad else scripted_text(request)
+
+    summary = a_runner(pair, forbidden).run(pair.batch_ids[0], Stage.PERCEIVE)
+
+    assert isinstance(summary, StageSummary)
+    assert (summary.done, dict(summary.failures)) == (1, {"bad_answer": 1})
+    assert (pair.batch().state, pair.batch().tries) == ("queued", 0)
+
+
+def test_a_database_without_our_tables_gives_the_batch_back_and_blames_nobody(pair: Fleet) -> None:
+    runner = a_runner(pair)
+    with pair.engine.begin() as connection:
+        connection.execute(text("ALTER TABLE results RENAME COLUMN guard TO other"))
+
+    with pytest.raises(ProgrammingError):
+        runner.run(pair.batch_ids[0], Stage.PERCEIVE)
+
+    assert (pair.batch().state, pair.batch().tries) == ("ready", 0)
 
 
 def test_a_heartbeat_keeps_a_batch_that_takes_longer_than_its_lease(

@@ -55,6 +55,19 @@ def test_a_batch_whose_lease_ran_out_goes_to_the_next_and_its_old_owner_writes_n
     assert fleet.count("results") == 4
 
 
+def test_a_stage_that_is_written_late_is_kept_when_nobody_has_claimed_the_batch_since(fleet: Fleet) -> None:
+    late = fleet.claim(Stage.PERCEIVE, "slow")
+    fleet.let_leases_run_out()
+    assert fleet.runs.requeue_stale() == 1
+
+    assert fleet.finish(late)
+
+    assert fleet.count("results") == 4
+    assert fleet.batch().next_stage == Stage.REASON
+    assert not fleet.finish(late)
+    assert fleet.batches.claim(fleet.batch_ids[0], Stage.PERCEIVE, "other", 60) is NotClaimed.PASSED
+
+
 def test_a_node_that_claims_again_is_not_mistaken_for_its_earlier_self(fleet: Fleet) -> None:
     first = fleet.claim(Stage.PERCEIVE, "same")
     fleet.let_leases_run_out()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -140,10 +142,45 @@ def test_what_was_said_before_a_failure_is_kept_and_nothing_more_is_asked(root: 
     assert (outcome.failure.stage, outcome.failure.kind) == (Stage.PERCEIVE, "media_corrupt")
 
 
+@pytest.mark.parametrize(
+    ("answer", "named"),
+    [
+        (completion("a\0b"), '"text" holds a NUL character'),
+        (completion("half a pair \ud83d"), "half of a surrogate pair"),
+        (completion("word " * 300_000), "1,500,000 characters, more than 1,000,000"),
+        (replace(completion("A tree."), seconds=nan), '"seconds" holds NaN or an infinite number'),
+        (replace(completion("A tree."), finish_reason="\0"), '"finish_reason" holds a NUL character'),
+        (replace(completion("A tree."), prompt_tokens=2**31), "token counts are 2147483648, 5, 2"),
+        (replace(completion("A tree."), completion_tokens=-1), "token counts are 10, 5, -1"),
+    ],
+)
+def test_an_answer_that_cannot_be_stored_is_bad_at_once(root: Path, answer: Completion, named: str) -> None:
+    conversation = talk(root, Stage.PERCEIVE)
+    conversation.take(conversation.calls()[0].agent, answer)
+
+    failure = conversation.outcome().failure
+    assert failure is not None
+    assert (failure.kind, failure.is_retryable) == ("bad_answer", True)
+    assert named in failure.message
+
+
+@pytest.mark.parametrize("share", [nan, inf, -inf])
+def test_a_route_of_numbers_that_are_none_is_a_bad_answer(root: Path, share: float) -> None:
+    conversation = talk(root, Stage.ROUTE, domain=None)
+    (call,) = conversation.calls()
+    conversation.take(call.agent, completion("A", probabilities=dict.fromkeys(call.request.choices, share)))
+
+    outcome = conversation.outcome()
+    assert (outcome.route, outcome.results) == (None, ())
+    assert outcome.failure is not None
+    assert outcome.failure.kind == "bad_answer"
+    assert "NaN or an infinite number" in outcome.failure.message
+
+
 LOOP = "keep at " * 40
 
 
-@pytest.mark.parametrize("text", ["", "  \n", "\0"])
+@pytest.mark.parametrize("text", ["", "  \n", "\ufffd"])
 def test_an_answer_without_words_is_asked_for_again_and_then_a_failure(root: Path, text: str) -> None:
     conversation = talk(root, Stage.PERCEIVE)
     for _ in range(3):
