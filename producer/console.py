@@ -69,8 +69,9 @@ def usd(amount: float | None) -> str:
     return f"${amount:,.2f}"
 
 
-def workers_text(alive: int) -> str:
-    return f"{alive} {'worker' if alive == 1 else 'workers'}"
+def counted(number: int, noun: str) -> str:
+    """`1 sample`, `1,200 samples`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def own_judge_text(models: Sequence[str]) -> str:
@@ -136,7 +137,7 @@ class RunProgress:
             f"{throughput.samples_per_second:.1f} samples/s, ETA {duration(activity.eta_seconds(remaining))}",
             f"{', '.join(stages) or 'none running'}; {short_count(throughput.tokens_per_second)} tokens/s, "
             f"{percent(throughput.tokens.prefix_hit_rate)} of prompts cached; "
-            f"{workers_text(activity.workers_alive)}",
+            f"{counted(activity.workers_alive, 'worker')}",
         )
 
 

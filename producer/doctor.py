@@ -166,7 +166,10 @@ def check_capacity(settings: Settings, gpus: capacity.Gpus) -> Iterator[Finding]
     """Say what vLLM would use for each model on these GPUs, whether it fits, and what helps where not."""
     queues = {settings.model_of(queue): queue for queue in settings.queues}
     for model in sorted(queues):
-        if settings.engine_of(queues[model]) != "vllm":
+        if (engine := settings.engine_of(queues[model])) != "vllm":
+            yield ok(
+                "capacity", f"nothing is computed for the engine {engine}; unset CAPFLOW_ENGINE for vLLM's"
+            )
             continue
         config = demand.read_config(model)
         size = capacity.size_of(model, config)

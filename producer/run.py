@@ -24,7 +24,7 @@ from capflow_tasks.settings import Settings
 from capflow_tasks.store import claims, runs, states, statistics, views
 from producer import services
 from producer.budget import Budget, Spending
-from producer.console import progress
+from producer.console import counted, progress
 from producer.reading.annotations import read_entries
 from producer.reading.plan import Plan, read_plan
 from producer.refresh import Refresh
@@ -138,7 +138,7 @@ class OpenRun:
     def retry_failed(self, kinds: Sequence[str] = (), domains: Sequence[str] = ()) -> None:
         """Try failed samples again: all, or those of some kinds and domains, by canonical names."""
         if count := self.runs.retry_failed(self.id, kinds, domains):
-            log.info("trying %s again", "1 failed sample" if count == 1 else f"{count} failed samples")
+            log.info("trying %s again", counted(count, "failed sample"))
 
     def finish(self, read_samples: ReadSamples, stopping: Event) -> bool:
         """Send what is not done and wait for it; return False when stopped before the end.
@@ -384,7 +384,7 @@ class CaptionRun:
             stale = Refresh(fleet.engine, run.id, self._catalogue, self._settings)
             if refresh:
                 samples = stale.forget()
-                log.info("asking again about %s", "1 sample" if samples == 1 else f"{samples} samples")
+                log.info("asking again about %s", counted(samples, "sample"))
             elif stale.is_needed():
                 log.warning(
                     "some answers of this run were given to other prompts or by another model, and are kept; "

@@ -21,7 +21,7 @@ from capflow_tasks.records import Failure, JsonObject, Stage
 from capflow_tasks.store.figures import DomainFigures
 from capflow_tasks.store.states import Tally
 from capflow_tasks.store.views import FailedSample
-from producer.console import table
+from producer.console import counted, table
 from producer.reading.caption_files import Scores
 from producer.writing.captions import ExportedFile
 
@@ -78,7 +78,7 @@ class Summary:
         if self.failures:
             console.print(self._failures())
         for file in self.files:
-            samples = "1 sample" if file.samples == 1 else f"{file.samples} samples"
+            samples = counted(file.samples, "sample")
             console.print(f"{escape(str(file.path))}: {samples}", soft_wrap=True, highlight=False)
 
     def _domains(self) -> Table:
@@ -101,6 +101,8 @@ class Summary:
         made = table("Router's confidence", ["confidence"], ["samples"], "")
         steps, most = len(self.confidences), max(self.confidences)
         for number, count in enumerate(self.confidences):
+            if not count:
+                continue
             bar = "█" * -(-count * _BAR_WIDTH // most)
             made.add_row(f"{number / steps:.1f} to {(number + 1) / steps:.1f}", str(count), bar)
         return made

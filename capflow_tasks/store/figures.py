@@ -247,7 +247,7 @@ class WorkerFigures:
     node: str
     started_at: datetime
     #: Since its last heartbeat.
-    silent_seconds: float
+    silent_seconds: float | None
     is_alive: bool
     #: Batches that it holds.
     running_batches: int

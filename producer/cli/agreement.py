@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,7 +64,7 @@ def _show(found: Comparison) -> None:
     for name, each in sorted(found.dimensions.items(), key=lambda pair: (pair[0] == "overall", pair[0])):
         kappa = "-" if each.kappa is None else f"{each.kappa:.2f}"
         shown.add_row(name, count(each.captions), percent(each.exact), f"{each.mean_difference:+.2f}", kappa)
-    console = Console(highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     console.print(shown)
     if found.only_first or found.only_second:
         console.print(

@@ -125,6 +125,7 @@ def caption(
       capflow caption --reconcile
     """
     from capflow_tasks.settings import read_settings
+    from producer.console import counted
     from producer.reading.plan import check_picture_counts
     from producer.run import CaptionRun, Order, reconcile_until_stopped
 
@@ -141,7 +142,8 @@ def caption(
     if dry_run:
         checked = captioning.plan
         check_picture_counts(checked, read_settings().max_images)
-        click.echo(f"{plan}: {len(checked.shards)} shards, {checked.sample_count} samples, nothing to fix")
+        found = f"{counted(len(checked.shards), 'shard')}, {counted(checked.sample_count, 'sample')}"
+        click.echo(f"{plan}: {found}, nothing to fix; models and workers are checked by capflow doctor")
         return
     if refresh and not yes:
         _show_stale(order, as_json)

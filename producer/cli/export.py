@@ -121,6 +121,7 @@ def export(run_or_plan: str, form: str, output: Path, as_json: bool, **asked: An
     from capflow_tasks.domains.catalogue import load_workflow
     from capflow_tasks.settings import read_settings
     from capflow_tasks.store.views import Views
+    from producer.console import counted
     from producer.writing.conversations import ConversationStyle
     from producer.writing.export import Order, export_run
     from producer.writing.selection import Choice
@@ -138,7 +139,7 @@ def export(run_or_plan: str, form: str, output: Path, as_json: bool, **asked: An
         cli.print_json({"run": run.name, "format": form, **asdict(exported.ended), **left, "files": files})
     else:
         for file in exported.files:
-            click.echo(f"{file.path}: {file.samples} samples")
+            click.echo(f"{file.path}: {counted(file.samples, 'sample')}")
     if not exported.has_card:
         click.echo(f"{output / 'README.md'} is not Capflow's; no data set card was written", err=True)
     click.echo(_summary(exported), err=True)

@@ -195,7 +195,7 @@ def templates() -> Environment:
         "percent": console.percent,
         "short_count": console.short_count,
         "thousands": console.count,
-        "workers_text": console.workers_text,
+        "counted": console.counted,
     }
     return environment
 

@@ -18,7 +18,7 @@ from capflow_tasks.records import GuardOutcome, JsonObject
 from capflow_tasks.store import figures
 from capflow_tasks.store.states import SampleState
 from capflow_tasks.store.statistics import Statistics
-from producer.console import count, duration, own_judge_text, percent, short_count, table, usd, workers_text
+from producer.console import count, counted, duration, own_judge_text, percent, short_count, table, usd
 from producer.status.snapshot import Snapshot, retry_line, run_document, runs_document
 
 #: A snapshot of a large run takes long; the database then rests for so many times as long.
@@ -125,7 +125,7 @@ def run_line(snapshot: Snapshot) -> str:
 
 
 def _alive(workers: Sequence[figures.WorkerFigures]) -> str:
-    return f"{workers_text(sum(worker.is_alive for worker in workers))} alive"
+    return f"{counted(sum(worker.is_alive for worker in workers), 'worker')} alive"
 
 
 @group()
@@ -256,6 +256,6 @@ def _failures(snapshot: Snapshot) -> Iterator[RenderableType]:
     yield made
     lines = [retry_line(snapshot.run, failure) for failure in snapshot.failures]
     if any(lines):
-        yield Text("To try them again:")
+        yield Text("To try them again, once their cause is gone:")
     # Not folded, so that users can copy them.
     yield from (Text(line, overflow="ignore", no_wrap=True) for line in lines if line)

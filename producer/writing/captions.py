@@ -159,7 +159,8 @@ def failed_record(sample: FinishedSample) -> JsonObject:
         "attempts": sample.attempts,
         "retryable": failure.is_retryable,
     }
-    return {**sample.entry, "error": error}
+    # what is no JSON object has no keys of its own by which to find it
+    return {**(sample.entry or {"index": sample.index}), "error": error}
 
 
 def export(

@@ -290,6 +290,7 @@ def test_a_worker_that_is_silent_for_a_lease_is_not_alive(engine: Engine) -> Non
 
     assert (gone.node, gone.is_alive, gone.running_batches) == ("celery@a", False, 0)
     assert (here.node, here.is_alive, here.running_batches) == ("celery@b", True, 1)
+    assert here.silent_seconds is not None
     assert here.silent_seconds < LEASE_SECONDS
 
 
