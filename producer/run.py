@@ -21,10 +21,11 @@ from capflow_tasks.entries import media_of, task_of
 from capflow_tasks.errors import BadEntry, PlanError, SettingsError, UserError
 from capflow_tasks.records import Failure, JsonObject, Modality, PlanShard, Stage, Workflow
 from capflow_tasks.settings import Settings
-from capflow_tasks.store import claims, runs, states, statistics, views
+from capflow_tasks.store import claims, edits, runs, states, statistics, views
 from producer import services
 from producer.budget import Budget, Spending
 from producer.console import counted, progress
+from producer.edits import ReadSamples, follow_plan, read_again
 from producer.reading.annotations import read_entries
 from producer.reading.plan import Plan, read_plan
 from producer.refresh import Refresh
@@ -34,9 +35,6 @@ from producer.writing.captions import export
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-#: Reads a shard's samples from an index on; raises PlanError where the file behind the shard breaks off.
-ReadSamples = Callable[[PlanShard, int], Iterator[states.NewSample]]
 
 #: Batches inserted in one transaction, at most.
 _CHUNK = 64
@@ -124,10 +122,15 @@ class OpenRun:
         self._window = _LEAST_WINDOW
         #: One message for each file that broke off; the other shards went on.
         self.problems: list[str] = []
+        self._unreadable: list[str] = []
         #: The limit that paused the run; None when none did.
         self.pause: str | None = None
         if forget_other_shards:
             self.runs.forget_other_shards(self.id, [row.id for row in self.shards])
+        else:
+            follow_plan(edits.EditStore(fleet.engine), self.views, self.id, self.shards, order.source)
+            stored = {row.id: row.expanded_to for row in self.views.shards(self.id)}
+            self.shards = [replace(row, expanded_to=stored[row.id]) for row in self.shards]
         if other_stages := self.views.open_stages(self.id) - set(order.stages):
             raise UserError(
                 f"run {order.run_name} has batches that wait for {', '.join(sorted(other_stages))}: "
@@ -140,10 +143,17 @@ class OpenRun:
         if count := self.runs.retry_failed(self.id, kinds, domains):
             log.info("trying %s again", counted(count, "failed sample"))
 
+    def read_again(self, read_samples: ReadSamples, *, refused_too: bool) -> None:
+        """Correct the samples whose entries have changed; `refused_too` where only the domains may have."""
+        store, stages = edits.EditStore(self._fleet.engine), self.order.stages
+        found = read_again(store, self.id, self.shards, read_samples, stages, refused_too=refused_too)
+        self._unreadable = found
+
     def finish(self, read_samples: ReadSamples, stopping: Event) -> bool:
         """Send what is not done and wait for it; return False when stopped before the end.
 
-        Waits while the database or the broker is away. Raises ServiceError when no worker can start.
+        Waits while the database or the broker is away. Raises ServiceError when no worker can start, and
+        UserError when another command has changed what the run consists of.
         """
         fleet = self._fleet
         ranks = {row.shard.assign_rank for row in self.shards} if self.order.pin_ranks else set()
@@ -170,7 +180,13 @@ class OpenRun:
         tally = self.views.tally(self.id)
         arrivals = Arrivals(self.views, self.id)
         has_begun = False
+        shard_ids = [row.id for row in self.shards]
         while not (stopping.is_set() or self.runs.is_stopped(self.id)):
+            if not self.views.has_shards(self.id, shard_ids):
+                raise UserError(
+                    f"run {self.order.run_name} goes on with an edited plan, which a later command has read; "
+                    "this command ends, and nothing is lost"
+                )
             is_inserted = next(inserting, True)
             if in_flight and spending and (reached := spending.limit_reached()):
                 self.pause = reached
@@ -178,7 +194,7 @@ class OpenRun:
                 return False
             dispatcher.send()
             tally = sum(arrivals.take_from(in_flight), tally)
-            if tally.total < self._sample_count:
+            if in_flight:
                 worker.check()
             has_begun = has_begun or self.views.running(self.id) > 0
             show(tally, has_begun)
@@ -192,7 +208,7 @@ class OpenRun:
 
     def _insert(self, read_samples: ReadSamples, in_flight: set[int]) -> Iterator[bool]:
         """Insert the shards, and add their batches to those in flight; yield False when these are enough."""
-        self.problems = []
+        self.problems = list(self._unreadable)
         order = self.order
         # How far each shard is inserted may have changed since it was added.
         stored = {row.id: row for row in self.views.shards(self.id)}
@@ -215,7 +231,7 @@ class OpenRun:
                     cursor = chunk[-1].end_idx
                     in_flight.update(ids)
             except PlanError as error:
-                self.problems.append(str(error))
+                self.problems += [] if str(error) in self.problems else [str(error)]
                 log.error("%s", error)
 
     def _is_full(self, in_flight: int) -> bool:
@@ -314,17 +330,9 @@ def batches_of(
     samples: Iterator[states.NewSample], batch_size: int, stages: Sequence[Stage]
 ) -> Iterator[states.NewBatch]:
     """Group samples into batches; a PlanError from reading them comes after those read before it."""
-    return (states.NewBatch(_first_stage(group, stages), group) for group in _groups(samples, batch_size))
-
-
-def _first_stage(samples: Sequence[states.NewSample], stages: Sequence[Stage]) -> Stage | None:
-    """Find where the chain begins: routing is skipped when every domain is known already."""
-    alive = [sample for sample in samples if sample.failure is None]
-    if not alive:
-        return None
-    is_routed = all(sample.domain for sample in alive)
-    wanted = [stage for stage in stages if not (is_routed and stage is Stage.ROUTE)]
-    return wanted[0] if wanted else stages[0]
+    return (
+        states.NewBatch(states.first_stage(group, stages), group) for group in _groups(samples, batch_size)
+    )
 
 
 def _groups(items: Iterator[T], size: int) -> Iterator[list[T]]:
@@ -381,6 +389,8 @@ class CaptionRun:
             run = OpenRun(fleet, self._order, self.plan.shards)
             if retry:
                 run.retry_failed(kinds, domains)
+            read = partial(read_samples, self._catalogue)
+            run.read_again(read, refused_too=retry)
             stale = Refresh(fleet.engine, run.id, self._catalogue, self._settings)
             if refresh:
                 samples = stale.forget()
@@ -390,7 +400,7 @@ class CaptionRun:
                     "some answers of this run were given to other prompts or by another model, and are kept; "
                     "`capflow caption --refresh` shows them"
                 )
-            is_complete = run.finish(partial(read_samples, self._catalogue), stopping)
+            is_complete = run.finish(read, stopping)
             seconds = monotonic() - started
             return services.through_outages(partial(_export, run, is_complete, seconds), stopping)
 

@@ -148,10 +148,13 @@ class RunStore(tables.Store):
         ]
 
     def expand(self, shard_id: int, cursor: int, batches: Sequence[NewBatch]) -> list[int] | None:
-        """Insert the shard's next batches; return their ids, None when another producer moved the cursor."""
+        """Insert the shard's next batches; return their ids, None when another producer moved the cursor.
+
+        That one may also have set the shard aside.
+        """
         moves = (
             sa.update(Shard)
-            .where(Shard.id == shard_id, Shard.expanded_to == cursor)
+            .where(Shard.id == shard_id, Shard.expanded_to == cursor, Shard.run_id.is_not(None))
             .values(expanded_to=batches[-1].end_idx)
             .returning(Shard.id)
         )

@@ -78,6 +78,16 @@ class NewSample:
     results: tuple[Result, ...] = ()
 
 
+def first_stage(samples: Sequence[NewSample], stages: Sequence[Stage]) -> Stage | None:
+    """Return where they begin: behind routing when every domain is known; None when all have failed."""
+    alive = [sample for sample in samples if sample.failure is None]
+    if not alive:
+        return None
+    is_routed = all(sample.domain for sample in alive)
+    wanted = [stage for stage in stages if not (is_routed and stage is Stage.ROUTE)]
+    return wanted[0] if wanted else stages[0]
+
+
 @dataclass(frozen=True, slots=True)
 class NewBatch:
     """Contiguous samples to insert; at least one."""

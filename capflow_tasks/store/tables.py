@@ -76,7 +76,10 @@ class Shard(Table):
     __tablename__ = "shards"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    run_id: Mapped[int] = mapped_column(sa.ForeignKey("runs.id", ondelete="CASCADE"))
+    #: None for a shard that the run's plan no longer names.
+    run_id: Mapped[int | None] = mapped_column(sa.ForeignKey("runs.id", ondelete="CASCADE"))
+    #: The run whose plan no longer names the shard, but may name its samples again.
+    set_aside_by: Mapped[int | None] = mapped_column(sa.ForeignKey("runs.id", ondelete="CASCADE"))
     #: Digest of what identifies the line, so that a line may move inside its plan.
     key: Mapped[str]
     dataset: Mapped[str]
@@ -92,10 +95,14 @@ class Shard(Table):
     line: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
     #: Samples before this index have been inserted.
     expanded_to: Mapped[int]
+    #: Size and time of the annotation file when these were read; None where they are not known.
+    annotation_stamp: Mapped[str | None]
 
     __table_args__ = (
         # Prevents a second row for a line when its plan is captioned again.
         sa.UniqueConstraint("run_id", "key"),
+        # Prevents a shard that counts although no plan names it, and one that no `delete` would remove.
+        sa.CheckConstraint("num_nonnulls(run_id, set_aside_by) = 1", name="has_one_run"),
         # Prevents a cursor outside the shard.
         sa.CheckConstraint("expanded_to BETWEEN start_idx AND end_idx", name="expanded_to_inside"),
     )

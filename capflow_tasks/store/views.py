@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Row, func, or_, select
+from sqlalchemy import ColumnElement, Row, func, or_, select
 
 from capflow_tasks.records import Failure, FinishedSample, PlanShard, Result, Stage
 from capflow_tasks.store.states import BatchState, SampleState, ShardRow, Tally
@@ -33,13 +33,26 @@ class Views(Store):
 
     def shards(self, run_id: int) -> list[ShardRow]:
         """The run's shards in the order in which they were added."""
+        return self._shards(Shard.run_id == run_id)
+
+    def set_aside(self, run_id: int) -> list[ShardRow]:
+        """The shards that the run's plan no longer names."""
+        return self._shards(Shard.set_aside_by == run_id)
+
+    def _shards(self, are_wanted: ColumnElement[bool]) -> list[ShardRow]:
         names = [field.name for field in fields(PlanShard) if field.name in Shard.__table__.columns]
         columns = [getattr(Shard, name) for name in names]
-        statement = select(Shard.id, Shard.expanded_to, *columns).where(Shard.run_id == run_id)
+        statement = select(Shard.id, Shard.expanded_to, *columns).where(are_wanted)
         return [
             ShardRow(shard_id, expanded_to, PlanShard(**dict(zip(names, values, strict=True))))
             for shard_id, expanded_to, *values in self.rows(statement.order_by(Shard.id))
         ]
+
+    def has_shards(self, run_id: int, shard_ids: Collection[int]) -> bool:
+        """Whether all of these shards are the run's, and none was set aside or deleted."""
+        theirs = select(func.count(Shard.id)).where(Shard.run_id == run_id, is_among(Shard.id, shard_ids))
+        ((count,),) = self.rows(theirs)
+        return bool(count == len(shard_ids))
 
     def ended(self, shard_ids: Collection[int]) -> Tally:
         """How the samples of these shards ended; reads all of them."""

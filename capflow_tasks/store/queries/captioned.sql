@@ -9,7 +9,8 @@ WITH file_batches AS NOT MATERIALIZED (
                AND 'summarize' = ANY(runs.stages) AS is_captioned
     FROM batches
     JOIN shards ON shards.id = batches.shard_id
-    JOIN runs ON runs.id = shards.run_id
+    -- What a run has set aside is captioned, too.
+    JOIN runs ON runs.id = coalesce(shards.run_id, shards.set_aside_by)
     WHERE shards.annotation = ANY(:annotations)
 )
 SELECT annotation, start_idx, end_idx

@@ -1,0 +1,178 @@
+"""What a run takes over when its plan or its annotation files have been edited, and what it captions anew."""
+
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from itertools import groupby, takewhile
+from pathlib import Path
+
+from capflow_tasks.entries import shown
+from capflow_tasks.errors import PlanError
+from capflow_tasks.records import PlanShard, Stage
+from capflow_tasks.store.edits import EditStore, StoredEntry
+from capflow_tasks.store.states import NewSample, ShardRow, first_stage
+from capflow_tasks.store.views import Views
+
+log = logging.getLogger(__name__)
+
+#: Reads a shard's samples from an index on; raises PlanError where the file behind the shard breaks off.
+ReadSamples = Callable[[PlanShard, int], Iterator[NewSample]]
+
+#: Edited lines that are told one by one.
+_SHOWN = 10
+#: The keys of a plan line that have another name in a shard, and those that identify no shard.
+_PLAN_KEYS = {"dataset": "data_name", "annotation": "json_url"}
+_NO_KEYS = {"line", "line_number", "version"}
+
+
+def follow_plan(store: EditStore, views: Views, run_id: int, rows: Sequence[ShardRow], plan: Path) -> None:
+    """Set aside the shards that the plan no longer names, give the new ones what they hold, and say so.
+
+    Only shards of which nothing has been inserted take over samples.
+    """
+    newly_aside = store.set_aside_others(run_id, [row.id for row in rows])
+    by_file: defaultdict[str, list[ShardRow]] = defaultdict(list)
+    for earlier in views.set_aside(run_id):
+        by_file[Path(earlier.shard.annotation).name].append(earlier)
+    said, replaced = [], set()
+    for row in rows if by_file else ():
+        shard = row.shard
+        overlapping = [
+            earlier for earlier in by_file[Path(shard.annotation).name] if _inserted_in(earlier, shard)
+        ]
+        replaced |= {earlier.id for earlier in overlapping}
+        if overlapping and row.expanded_to == shard.start_idx < shard.end_idx:
+            taken = store.take_over(row, [each.id for each in overlapping if _asks_the_same(each, row)])
+            said.append(_replacement(plan, shard, overlapping, taken))
+    gone = [row for rows in by_file.values() for row in rows if row.id in newly_aside - replaced]
+    said += [
+        f"{_name(row.shard)} is no longer in {plan}: what is captioned of it is kept, counts no more, "
+        "and is taken over when a plan of this run names it again"
+        for row in gone
+        if row.expanded_to > row.shard.start_idx
+    ]
+    for sentence in said[:_SHOWN]:
+        log.info("%s", sentence)
+    if len(said) > _SHOWN:
+        log.info("and so on, for %s more lines of the plan", len(said) - _SHOWN)
+    store.drop_emptied(run_id)
+
+
+def _inserted_in(earlier: ShardRow, shard: PlanShard) -> int:
+    """Count the samples of the shard that the earlier one has, or had before another took them over."""
+    if earlier.shard.dataset != shard.dataset and earlier.shard.annotation != shard.annotation:
+        return 0
+    return max(0, min(earlier.expanded_to, shard.end_idx) - max(earlier.shard.start_idx, shard.start_idx))
+
+
+def _asks_the_same(earlier: ShardRow, row: ShardRow) -> bool:
+    """Whether equal entries get equal captions; whether the entries are equal is read later."""
+    old, new = earlier.shard, row.shard
+    return (old.task, old.modality) == (new.task, new.modality) and _has_moved(old.root, new.root)
+
+
+@lru_cache(maxsize=1024)
+def _has_moved(old: str, new: str) -> bool:
+    """Whether the folder is the same one, or the old one is gone: two that exist may hold other media."""
+    return old == new or not Path(old).exists() or Path(old).samefile(new)
+
+
+def _replacement(plan: Path, shard: PlanShard, earlier: Sequence[ShardRow], taken: int) -> str:
+    again = min(sum(_inserted_in(row, shard) for row in earlier), shard.sample_count) - taken
+    counts = [
+        f"{taken} of its {shard.sample_count} samples are taken over",
+        f"{again} are captioned again",
+        f"{shard.sample_count - taken - again} are new",
+    ]
+    names = ", ".join(_name(row.shard) for row in earlier[:3]) + (", ..." if len(earlier) > 3 else "")
+    changes = _changes(earlier[0].shard, shard) if len(earlier) == 1 else ""
+    return f"{plan}:{shard.line_number} replaces {names} of an earlier plan{changes}: {', '.join(counts)}"
+
+
+def _changes(old: PlanShard, new: PlanShard) -> str:
+    """List the keys that differ: ` ("end_idx" was 4, is 3)`."""
+    before, after = asdict(old), asdict(new)
+    changed = [
+        f'"{_PLAN_KEYS.get(key, key)}" was {shown(before[key])}, is {shown(after[key])}'
+        for key in before
+        if key not in _NO_KEYS and before[key] != after[key]
+    ]
+    return f" ({'; '.join(changed)})" if changed else ""
+
+
+def _name(shard: PlanShard) -> str:
+    return f"{shard.dataset}[{shard.start_idx}-{shard.end_idx - 1}]"
+
+
+def read_again(
+    store: EditStore,
+    run_id: int,
+    rows: Sequence[ShardRow],
+    read: ReadSamples,
+    stages: Sequence[Stage],
+    *,
+    refused_too: bool,
+) -> list[str]:
+    """Compare what was read of annotation files that have changed, and open again the samples that differ.
+
+    With `refused_too` those are compared, too, of which entries were refused: a domain may exist by now.
+    Return a message for each file that could not be read on.
+    """
+    noted = store.stamps(run_id)
+    refused = store.with_refused(run_id) if refused_too else set()
+    stamps = {row.id: _stamp(row.shard.annotation) for row in rows}
+    problems: dict[str, None] = {}
+    changed: Counter[str] = Counter()
+    for row in rows:
+        has_changed = stamps[row.id] != noted[row.id] and row.expanded_to > row.shard.start_idx
+        if not has_changed and row.id not in refused:
+            continue
+        try:
+            count, is_complete = _compare(store, row, read, stages)
+            changed[row.shard.annotation] += count
+            if not is_complete:
+                del stamps[row.id]
+        except PlanError as error:
+            problems[str(error)] = None
+            del stamps[row.id]
+    for annotation, count in changed.items():
+        if count:
+            entries = "1 entry has" if count == 1 else f"{count} entries have"
+            log.info("%s: %s changed and will be captioned again", annotation, entries)
+    store.note_stamps({key: stamp for key, stamp in stamps.items() if stamp != noted[key]})
+    return list(problems)
+
+
+def _compare(store: EditStore, row: ShardRow, read: ReadSamples, stages: Sequence[Stage]) -> tuple[int, bool]:
+    """Correct the shard's samples; return how many, and whether no worker had one of them."""
+    entries = takewhile(lambda new: new.idx < row.expanded_to, read(row.shard, row.shard.start_idx))
+    pairs = zip(store.entries(row.id), entries, strict=False)
+    differing = (pair for pair in pairs if _differs(*pair))
+    count, is_complete = 0, True
+    for batch_id, group in groupby(differing, key=lambda pair: pair[0].batch_id):
+        changed = list(group)
+        to_caption = [new for old, new in changed if not (old.refusal and new.failure)]
+        stage = (first_stage(to_caption, stages) or stages[0]) if to_caption else None
+        if store.correct(batch_id, {old.sample_id: new for old, new in changed}, stage):
+            count += len(changed)
+            continue
+        is_complete = False
+        log.warning(
+            "%s: a worker captions entries that have changed; run the command again when it has finished",
+            row.shard.annotation,
+        )
+    return count, is_complete
+
+
+def _differs(old: StoredEntry, new: NewSample) -> bool:
+    """Whether the entry says something else, or is refused no more, or for another reason."""
+    refusal = new.failure and new.failure.message
+    return bool(old.entry != new.entry or (old.refusal and old.refusal != refusal))
+
+
+def _stamp(annotation: str) -> str:
+    """Return the file's size and time in nanoseconds, which change when its content does."""
+    found = Path(annotation).stat()
+    return f"{found.st_size} {found.st_mtime_ns}"

@@ -1,0 +1,103 @@
+"""What a run takes over from lines of a plan that were edited, whatever state its batches are in."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from threading import Event
+
+import pytest
+from sqlalchemy import Engine, text
+
+from capflow_tasks.errors import UserError
+from capflow_tasks.fleet.application import make_app
+from capflow_tasks.fleet.embedded import Services
+from capflow_tasks.records import PlanShard, Stage
+from capflow_tasks.settings import Settings
+from capflow_tasks.store.states import Tally
+from capflow_tasks.store.statistics import coverage_of
+from producer import services
+from producer.run import OpenRun, Order
+from tests.stores import Fleet, a_shard, some_entries
+
+pytestmark = pytest.mark.integration
+
+ROUTE = (Stage.ROUTE,)
+
+
+@pytest.fixture
+def reached(engine: Engine, database_url: str, broker_url: str) -> services.Fleet:
+    urls = Services(database_url, broker_url)
+    settings = Settings(database_url=database_url, broker_url=broker_url)
+    return services.Fleet(settings, urls, engine, services.Broker(make_app(settings, broker_url)))
+
+
+def open_run(reached: services.Fleet, *shards: PlanShard) -> OpenRun:
+    order = Order(Path("/plan.jsonl"), Path("/out"), "run", batch_size=4, stages=ROUTE)
+    return OpenRun(reached, order, shards)
+
+
+def samples_by_batch(engine: Engine) -> list[tuple[int, int, str, list[int]]]:
+    asked = text(
+        "SELECT start_idx, end_idx, batches.state, array_agg(idx ORDER BY idx) AS held FROM batches"
+        " JOIN samples ON samples.batch_id = batches.id AND samples.shard_id = batches.shard_id"
+        " GROUP BY batches.id ORDER BY start_idx"
+    )
+    with engine.connect() as connection:
+        return [(row.start_idx, row.end_idx, row.state, row.held) for row in connection.execute(asked)]
+
+
+def test_a_plan_that_is_split_over_other_ranks_takes_over_every_sample(reached: services.Fleet) -> None:
+    fleet = Fleet(reached.engine, some_entries(8), stages=ROUTE)
+    fleet.finish(fleet.claim(Stage.ROUTE))
+    running = fleet.claim(Stage.ROUTE, batch_id=fleet.batch_ids[1])
+
+    cuts = [(0, 3), (3, 6), (6, 8)]
+    shards = [
+        a_shard(end, start_idx=start, shard_index=number, num_shards=3)
+        for number, (start, end) in enumerate(cuts)
+    ]
+    run = open_run(reached, *shards)
+
+    assert [row.expanded_to for row in run.shards] == [3, 6, 8]
+    assert samples_by_batch(reached.engine) == [
+        (0, 3, "done", [0, 1, 2]),
+        (3, 4, "done", [3]),
+        (4, 6, "ready", [4, 5]),
+        (6, 8, "ready", [6, 7]),
+    ]
+    assert run.views.tally(run.id) == Tally(done=4)
+    assert not fleet.finish(running)
+
+
+def test_lines_that_become_one_are_taken_over_together(reached: services.Fleet) -> None:
+    Fleet(reached.engine, some_entries(8), stages=ROUTE)
+    halves = [a_shard(4), a_shard(8, start_idx=4, shard_index=1)]
+    assert [row.expanded_to for row in open_run(reached, *halves).shards] == [4, 8]
+
+    run = open_run(reached, a_shard(9))
+
+    assert [row.expanded_to for row in run.shards] == [8]
+    assert run.views.set_aside(run.id) == []
+
+
+def test_a_line_that_is_gone_counts_no_more_and_is_captioned_still(
+    reached: services.Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet = Fleet(reached.engine, some_entries(4), domain="Natural", stages=(Stage.SUMMARIZE,))
+    fleet.finish(fleet.claim(Stage.SUMMARIZE))
+    caplog.set_level(logging.INFO)
+
+    run = open_run(reached, a_shard(4, dataset="other", annotation="/data/other.json"))
+
+    assert run.views.tally(run.id) == Tally()
+    assert "set[0-3] is no longer in /plan.jsonl" in caplog.text
+    assert coverage_of(reached.engine, lambda name: name)["/data/set.json"].captioned == [range(4)]
+
+
+def test_a_command_whose_run_got_another_plan_ends_with_one_sentence(reached: services.Fleet) -> None:
+    run = open_run(reached, a_shard(4))
+    open_run(reached, a_shard(4, task="Natural"))
+
+    with pytest.raises(UserError, match="run run goes on with an edited plan"):
+        run.finish(lambda shard, start: iter(()), Event())
