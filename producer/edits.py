@@ -173,6 +173,9 @@ def _differs(old: StoredEntry, new: NewSample) -> bool:
 
 
 def _stamp(annotation: str) -> str:
-    """Return the file's size and time in nanoseconds, which change when its content does."""
-    found = Path(annotation).stat()
+    """Return the file's size and time, which change when its content does. Raises PlanError."""
+    try:
+        found = Path(annotation).stat()
+    except OSError as error:
+        raise PlanError(f"{annotation}: {error.strerror}; put it back, or correct the plan") from error
     return f"{found.st_size} {found.st_mtime_ns}"
