@@ -30,8 +30,8 @@ pytestmark = pytest.mark.e2e
 CAPTIONS = "Rank0_node0_set.jsonl"
 FAILED = "Rank0_node0_set.failed.jsonl"
 FILLED_KEYS = [
-    *("task", "confidence", "caption", "reports", "scores", "overall", "errors", "model", "workflow"),
-    *("finish_reason", "guard", "expected_scores"),
+    *("task", "confidence", "caption", "reports", "scores", "overall", "errors", "expected_scores"),
+    *("model", "workflow", "finish_reason", "guard"),
 ]
 
 
@@ -224,7 +224,7 @@ def test_a_dry_run_counts_and_starts_nothing(cli: Cli) -> None:
     answer = cli.run("capflow-produce", plan, "--dry-run")
 
     assert answer.returncode == 0
-    assert "1 shards, 2 samples" in answer.stdout
+    assert "1 shard, 2 samples" in answer.stdout
     assert not cli.home.exists()
 
 
