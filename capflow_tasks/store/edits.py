@@ -19,6 +19,9 @@ from capflow_tasks.store.tables import AgentResult, Batch, Sample, Shard, is_amo
 #: Samples read at a time.
 _PAGE = 2000
 
+#: Values of a batch whose samples change: who claimed it before, even if its lease ran out, writes nothing.
+_FENCED = {"attempt": Batch.attempt + 1}
+
 # A sample that the producer refused, which no worker has seen.
 _IS_REFUSED = sa.and_(
     Sample.state == SampleState.FAILED, Sample.error_kind == BadEntry.kind, Sample.failed_by.is_(None)
@@ -129,7 +132,7 @@ class EditStore(tables.Store):
                 if batch.state is not BatchState.DONE:
                     stage = min(stage, batch.next_stage, key=STAGE_ORDER.__getitem__)
                 reopens = sa.update(Batch).where(Batch.id == batch_id)
-                connection.execute(reopens.values(next_stage=stage, **opened()))
+                connection.execute(reopens.values(next_stage=stage, **_FENCED, **opened()))
         return True
 
 
@@ -145,7 +148,7 @@ def _cut(connection: sa.Connection, batch_id: int, at: int) -> int:
     connection.execute(sa.update(Batch).where(Batch.id == batch_id).values(end_idx=at))
     for half in (batch_id, new_id):
         of_half = sa.update(Batch).where(Batch.id == half)
-        connection.execute(of_half.where(Batch.state != BatchState.DONE).values(**unleased()))
+        connection.execute(of_half.where(Batch.state != BatchState.DONE).values(**_FENCED, **unleased()))
         tally = tables.tally_of(connection, Sample.batch_id == half)
         counts = {"done_count": tally.done, "failed_count": tally.failed, "held_count": tally.held}
         connection.execute(of_half.where(Batch.state == BatchState.DONE).values(**counts))
