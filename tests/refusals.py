@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import redis
 from sqlalchemy import create_engine
@@ -33,16 +33,17 @@ def no_connections(url: str) -> Iterator[None]:
     """End the sessions of this database, and hold every connection that the server allows."""
     name = make_url(url).database
     engine = create_engine(_administrator(url), pool_size=0, isolation_level="AUTOCOMMIT")
-    with ExitStack() as held:
-        first = held.enter_context(engine.connect())
-        first.exec_driver_sql(_END_SESSIONS.format(name))
-        try:
-            while True:
-                held.enter_context(engine.connect())
-        except OperationalError:
-            first.exec_driver_sql(_END_SESSIONS.format(name))
-        yield
-    engine.dispose()
+    try:
+        with ExitStack() as held:
+            first = held.enter_context(engine.connect())
+            # whoever is ended connects again, until all connections are taken
+            while first.exec_driver_sql(_END_SESSIONS.format(name)).rowcount:
+                with suppress(OperationalError):
+                    while True:
+                        held.enter_context(engine.connect())
+            yield
+    finally:
+        engine.dispose()
 
 
 @contextmanager

@@ -69,7 +69,7 @@ def test_a_metafile_becomes_a_balanced_plan(cli: Cli) -> None:
     dry_run = cli.run("capflow-produce", "plan.jsonl", "--dry-run")
 
     assert dry_run.returncode == 0, dry_run.stderr
-    assert "9 shards, 1042 samples" in dry_run.stdout
+    assert "9 shards, 1,042 samples" in dry_run.stdout
 
 
 def test_what_a_run_has_captioned_is_left_out_of_the_plan_of_the_rest(quick_cli: Cli) -> None:
