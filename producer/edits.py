@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 #: Reads a shard's samples from an index on; raises PlanError where the file behind the shard breaks off.
 ReadSamples = Callable[[PlanShard, int], Iterator[NewSample]]
 
-#: Edited lines that are told one by one.
+#: Edited lines that are logged one by one.
 _SHOWN = 10
 #: The keys of a plan line that have another name in a shard, and those that identify no shard.
 _PLAN_KEYS = {"dataset": "data_name", "annotation": "json_url"}

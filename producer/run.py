@@ -181,8 +181,11 @@ class OpenRun:
         arrivals = Arrivals(self.views, self.id)
         has_begun = False
         shard_ids = [row.id for row in self.shards]
+        checked_at = -_CHECK_SECONDS
         while not (stopping.is_set() or self.runs.is_stopped(self.id)):
-            if not self.views.has_shards(self.id, shard_ids):
+            is_due = monotonic() - checked_at >= _CHECK_SECONDS
+            checked_at = monotonic() if is_due else checked_at
+            if is_due and not self.views.has_shards(self.id, shard_ids):
                 raise UserError(
                     f"run {self.order.run_name} goes on with an edited plan, which a later command has read; "
                     "this command ends, and nothing is lost"

@@ -126,9 +126,7 @@ class Conversation:
         try:
             if isinstance(answer, SampleError):
                 raise answer
-            if records.Rule.MOJIBAKE in self.rules.off:
-                # who lets broken text pass gets NUL, too, as a sign that can be stored
-                answer = replace(answer, text=answer.text.replace("\0", "\N{REPLACEMENT CHARACTER}"))
+            answer = self.rules.with_broken_signs(answer)
             check_storable(answer)
             checked = self.rules.check(agent, answer)
             if checked.faults:

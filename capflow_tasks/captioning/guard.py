@@ -61,6 +61,12 @@ class Guard:
     #: Rules that are left out.
     off: frozenset[Rule] = frozenset()
 
+    def with_broken_signs(self, answer: Completion) -> Completion:
+        """Return the answer with NUL replaced where broken text may pass: PostgreSQL cannot store NUL."""
+        if Rule.MOJIBAKE not in self.off:
+            return answer
+        return replace(answer, text=answer.text.replace("\0", "\N{REPLACEMENT CHARACTER}"))
+
     def check(self, agent: Agent, answer: Completion) -> Checked:
         """Repair what can be repaired, and name what cannot; letters and scores have rules of their own."""
         text = answer.text.strip()

@@ -120,7 +120,7 @@ def _text_part(text: str) -> dict[str, str]:
 
 
 def thinking_marks(template: str) -> tuple[str, str] | None:
-    """Return what encloses a model's thinking, told from its chat template; None if it does not think."""
+    """Return what encloses a model's thinking, found in its chat template; None if it does not think."""
     return next((marks for marks in _THINKING_MARKS if marks[1] in template), None)
 
 

@@ -63,8 +63,6 @@ LOOP_LIMIT_SECONDS = 60.0
 
 #: Between two looks at whether the engines have room for further batches.
 _ADMISSION_SECONDS = 0.1
-#: Connections of a worker to PostgreSQL: those of its stages, and one for the heartbeat, which must not wait.
-_STAGE_CONNECTIONS = 3
 
 _runner: StageRunner | None = None
 #: Celery's controller of this worker.

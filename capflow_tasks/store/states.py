@@ -127,7 +127,7 @@ class ReadyBatch:
 
 @dataclass(frozen=True, slots=True)
 class WaitingMessages:
-    """Which messages wait in the broker, told by the first of each queue."""
+    """Which messages wait in the broker, as the first of each queue shows."""
 
     #: `queued_until` of the message that is taken next from each shared queue, by its stage and rank.
     next_until: Mapping[tuple[Stage, int | None], datetime]

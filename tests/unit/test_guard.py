@@ -88,6 +88,12 @@ def test_a_rule_can_be_left_out() -> None:
     assert lenient.check(AGENTS["visual_guideline"], completion(text, "length")) == Checked(text)
 
 
+def test_nul_is_replaced_where_broken_text_may_pass() -> None:
+    assert Guard().with_broken_signs(completion("a\0b")).text == "a\0b"
+    lenient = Guard(off=frozenset({Rule.MOJIBAKE}))
+    assert lenient.with_broken_signs(completion("a\0b")).text == "a\N{REPLACEMENT CHARACTER}b"
+
+
 def test_asking_again_changes_the_sampling_by_what_was_wrong() -> None:
     greedy = Sampling(max_tokens=100, temperature=0.0)
     loop, cut = checked("keep at " * 40).faults, checked("A dog on", "length").faults
