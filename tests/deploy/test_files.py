@@ -7,12 +7,14 @@ import re
 import shutil
 import subprocess
 import tomllib
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from sqlalchemy import Engine, text
 
 from capflow_tasks.settings import Settings
@@ -32,6 +34,18 @@ def seconds(pattern: str, name: str) -> int:
     found = re.search(pattern, read(name))
     assert found, f"{pattern} is not in {name}"
     return int(found[1])
+
+
+def test_whatever_an_installed_package_requires_is_pinned() -> None:
+    """Setup installs with --no-deps; torchaudio, torchcodec and triton are left out on purpose."""
+    required = {
+        canonicalize_name(requirement.name)
+        for distribution in distributions()
+        for requirement in map(Requirement, distribution.requires or [])
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+    }
+    pinned = set(re.findall(r"^([a-z0-9-]+)==", read("constraints.txt"), re.MULTILINE))
+    assert required - pinned == {"torchaudio", "torchcodec", "triton"}
 
 
 @pytest.mark.parametrize(
