@@ -16,25 +16,29 @@ export LANG := $(if $(LANG),$(LANG),C.UTF-8)
 # because otherwise the first answer with probabilities waits 20 s for the compiler.
 run := HF_HUB_OFFLINE=1 TORCHDYNAMO_DISABLE=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 \
   XDG_CACHE_HOME=$(CURDIR)/.capflow/cache XDG_CONFIG_HOME=$(CURDIR)/.capflow/config
-# The demo's random weights write noise, which these rules of the guard would refuse.
-noise := ["cut_off", "loop", "wrong_language", "mojibake"]
+model := $(CURDIR)/deploy/demo/model
+domains := $(CURDIR)/deploy/demo/world/domains
+world = $(run) OMP_WAIT_POLICY=passive PYTHONPATH=deploy/demo $(bin)/python -W ignore
 # A broken link or anchor, or a page missing from the navigation, is an error. With --quiet, none of them would be.
 site := $(bin)/mkdocs build --strict
 
-.PHONY: help demo demo-model test test-unit check fix docs bench chaos soak screenshots clean setup
+.PHONY: help demo demo-model demo-results test test-unit check fix docs bench chaos soak screenshots clean setup
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
-demo: setup $(demo)/plan.jsonl $(demo)/model/config.json ## caption 35 pictures and 3 videos with a tiny model on this machine
-	@$(run) CAPFLOW_MODEL=$(abspath $(demo)/model) CAPFLOW_HOME=.capflow \
-	  CAPFLOW_MAX_MODEL_LEN=16384 CAPFLOW_MAX_ANSWER_TOKENS=64 CAPFLOW_GUARD_OFF='$(noise)' \
+demo: setup $(demo)/plan.jsonl ## caption pictures and videos of known facts with a small model on this machine
+	@$(run) CAPFLOW_MODEL=$(model) CAPFLOW_DOMAINS=$(domains) CAPFLOW_HOME=.capflow \
 	  $(bin)/capflow caption $(demo)/plan.jsonl --output $(demo)/captions
+	@$(run) $(bin)/capflow report $(demo)/plan.jsonl --output $(demo)/report
 	@$(run) $(bin)/python deploy/demo/show.py $(demo)/captions
 
 # OMP_WAIT_POLICY lets threads sleep while they wait for each other: much faster beside other work.
 demo-model: setup ## train the demo's model from nothing; stop and resume as you like (hours on 2 cores)
-	@$(run) OMP_WAIT_POLICY=passive PYTHONPATH=deploy/demo $(bin)/python -W ignore -m world.train .capflow/demo-model
+	@$(world) -m world.train .capflow/demo-model
+
+demo-results: setup ## measure the demo's model on held-out scenes and write its card (minutes)
+	@$(world) -m world.measure $(model) .capflow/demo-results
 
 test: setup ## run every test that needs no GPU
 	@deploy/setup-browser.sh
@@ -71,9 +75,9 @@ chaos: setup ## inject faults into a real fleet, and count what was lost or repe
 soak: setup ## work for half an hour and draw the memory it takes
 	@$(run) $(bin)/python -m tests.chaos.soak --minutes 30
 
-screenshots: setup $(demo)/plan.jsonl ## take the pictures in docs/pictures again
+screenshots: setup .capflow/pictures/plan.jsonl ## take the pictures in docs/pictures again
 	@deploy/setup-browser.sh fonts-inter
-	@$(run) $(bin)/python deploy/screenshots.py $(demo)/plan.jsonl docs/pictures
+	@$(run) $(bin)/python deploy/screenshots.py .capflow/pictures/plan.jsonl docs/pictures
 
 clean: ## remove the environment, the demo's files, the site and all caches
 	rm -rf .venv .capflow build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -82,8 +86,8 @@ clean: ## remove the environment, the demo's files, the site and all caches
 setup:
 	@deploy/setup-venv.sh
 
-$(demo)/plan.jsonl: $(filter-out %/tiny_checkpoint.py %/model_families.py %/show.py %/narrator.py,$(wildcard deploy/demo/*.py)) | setup
-	@$(run) $(bin)/python deploy/demo/pictures.py $(@D)
+$(demo)/plan.jsonl: $(wildcard deploy/demo/*.py deploy/demo/world/*.py) | setup
+	@$(world) -m world.exhibit $(@D) --scenes 27
 
-$(demo)/model/config.json: deploy/demo/tiny_checkpoint.py deploy/demo/model_families.py $(wildcard capflow_tasks/domains/*.yaml) | setup
-	@$(run) $(bin)/python deploy/demo/tiny_checkpoint.py $(@D)
+.capflow/pictures/plan.jsonl: $(wildcard deploy/demo/*.py) | setup
+	@$(run) $(bin)/python deploy/demo/pictures.py $(@D)

@@ -1,6 +1,6 @@
 """An engine that answers with hand-written captions of the demo's pictures, for the screenshots.
 
-CAPFLOW_ENGINE=narrator:build PYTHONPATH=deploy/demo capflow caption .capflow/demo/plan.jsonl
+CAPFLOW_ENGINE=narrator:build PYTHONPATH=deploy/demo capflow caption .capflow/pictures/plan.jsonl
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Make the demo's data: 35 pictures and 3 videos of all nine domains, annotation files and a split plan.
+"""Make pictures for the screenshots: 35 and 3 videos, of all nine domains, with annotations and a plan.
 
     python deploy/demo/pictures.py FOLDER
 
@@ -227,7 +227,7 @@ def write_annotations(folder: Path, name: str, entries: list[dict[str, Any]]) ->
     (folder / f"{name}.json").write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
-def write_demo(folder: Path) -> None:
+def write_data(folder: Path) -> None:
     """Write the media, the annotations and, last, the plan."""
     folder.mkdir(parents=True, exist_ok=True)
     plan = []
@@ -244,4 +244,4 @@ def write_demo(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    write_demo(Path(sys.argv[1]).absolute())
+    write_data(Path(sys.argv[1]).absolute())

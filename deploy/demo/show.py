@@ -1,50 +1,76 @@
-"""Print one caption record of the demo, its files, and how to continue with real weights.
+"""Print what three pictures of the demo show beside their captions, and how to continue with real weights.
 
 python deploy/demo/show.py FOLDER_OF_CAPTIONS
 """
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
+from world.facts import read
+
+SHOWN = 3
 FAREWELL = """\
-[bold yellow]The demo's model has random weights, so its captions are noise.[/] Everything else is real:
-vLLM, PostgreSQL, Redis and Celery. On a machine with a GPU, install Capflow and name real weights:
+A small model that knows only this drawn world wrote these captions; of photographs it knows nothing.
+On a machine with a GPU, install Capflow and name a model that knows what you have:
 
     pip install '.\\[gpu,embedded]'
     CAPFLOW_MODEL=Qwen/Qwen2.5-VL-7B-Instruct capflow caption plan.jsonl --output captions"""
 
-
-def caption_files(folder: Path) -> list[Path]:
-    return sorted(
-        path for path in folder.glob("Rank*_node*_*.jsonl") if not path.name.endswith(".failed.jsonl")
-    )
+Record = dict[str, Any]
 
 
-def count_lines(path: Path) -> int:
-    with path.open("rb") as lines:
-        return sum(1 for _ in lines)
+def records(folder: Path) -> list[Record]:
+    """Return the records of drawn scenes, whose facts are known."""
+    names = [path for path in sorted(folder.glob("Rank*_node*_*.jsonl")) if "photographs" not in path.name]
+    return [
+        json.loads(line)
+        for path in names
+        if not path.name.endswith(".failed.jsonl")
+        for line in path.open(encoding="utf-8")
+    ]
 
 
-def _samples(count: int) -> str:
-    return f"{count} sample{'s' if count != 1 else ''}"
+def compared(record: Record) -> Text:
+    """Return the caption, with what is no fact in red."""
+    facts = read(record["facts"])
+    parts = [Text(said, style="green" if said in facts else "bold red") for said in read(record["caption"])]
+    return Text("; ").join(parts)
+
+
+def right(record: Record) -> tuple[int, int]:
+    """Return how many of a caption's statements are facts, and how many it makes."""
+    facts, said = read(record["facts"]), read(record["caption"])
+    return sum(each in facts for each in said), len(said)
+
+
+def first_of_each_domain(given: Iterable[Record]) -> list[Record]:
+    return list({record["domain"]: record for record in reversed(list(given))}.values())[::-1]
 
 
 def show(folder: Path) -> None:
-    console = Console(soft_wrap=True)
-    files = caption_files(folder)
-    if not files:
-        sys.exit(f"show.py: {folder} has no caption files; run make demo")
-    with files[0].open(encoding="utf-8") as lines:
-        record = json.loads(next(lines))
-    console.print("\n[bold]One caption record[/]")
-    console.print_json(data=record, ensure_ascii=False)
-    console.print("\n[bold]Caption files[/]")
-    for path in sorted(folder.glob("Rank*_node*_*.jsonl")):
-        console.print(f"  {path}  {_samples(count_lines(path))}", highlight=False)
-    console.print(f"\n{FAREWELL}", highlight=False)
+    console = Console(width=110)
+    found = records(folder)
+    if not found:
+        sys.exit(f"show.py: {folder} has no captions of drawn scenes; run make demo")
+    table = Table(
+        "picture", "what it shows", "caption (what is wrong is red)", title="Look at the pictures and compare"
+    )
+    for record in first_of_each_domain(found)[:SHOWN]:
+        table.add_row(record["image"], record["facts"], compared(record), end_section=True)
+    console.print(table)
+    good, said = (sum(each) for each in zip(*map(right, found), strict=True))
+    console.print(f"{good} of the {said} statements in {len(found)} captions are facts.", highlight=False)
+    console.print(
+        f"Pictures: {folder.parent / 'media'}; captions: {folder}\n", highlight=False, soft_wrap=True
+    )
+    console.print(FAREWELL, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

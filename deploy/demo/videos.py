@@ -13,7 +13,7 @@ WIDTH, HEIGHT, FRAMES_PER_SECOND = 448, 336, 12
 
 
 def encode(path: Path, frames: Iterable[Image.Image]) -> int:
-    """Write `frames` as an MP4 and return their number."""
+    """Write `frames`, all of one size, as an MP4 and return their number."""
     # x264's other presets, and more than one thread, give different bytes from run to run.
     codec, options = (
         ("libx264", {"preset": "ultrafast"}) if "libx264" in av.codecs_available else ("mpeg4", {})
@@ -21,9 +21,10 @@ def encode(path: Path, frames: Iterable[Image.Image]) -> int:
     count = 0
     with av.open(path, "w") as container:
         stream = cast("VideoStream", container.add_stream(codec, rate=FRAMES_PER_SECOND, options=options))
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        stream.codec_context.thread_count = 1
         for frame in frames:
+            if count == 0:
+                stream.width, stream.height = frame.size
+                stream.pix_fmt, stream.codec_context.thread_count = "yuv420p", 1
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.asarray(frame), format="rgb24")))
             count += 1
         container.mux(stream.encode(None))

@@ -88,7 +88,7 @@ class Reader:
                 yield part, self._inputs(each, [calls[number] for number in part])
 
     def _inputs(self, kind: str, calls: Sequence[Call]) -> dict[str, Any]:
-        media = np.stack([call.frames for call in calls])
+        media = torch.from_numpy(np.stack([call.frames for call in calls]))
         steps, side = max(1, media.shape[1] // 2), media.shape[2] // 14
         pad = f"<|{kind}_pad|>"
         texts = [
@@ -99,7 +99,7 @@ class Reader:
         is_media = inputs["input_ids"] == self.tokenizer.convert_tokens_to_ids(pad)
         inputs["mm_token_type_ids"] = is_media.int() * (1 if kind == "image" else 2)
         grid = torch.tensor([[steps, side, side]] * len(calls))
-        patches = cut_patches(media.repeat(2, 1) if kind == "image" else media).flatten(0, 1)
+        patches = cut_patches(media.repeat_interleave(2, 1) if kind == "image" else media).flatten(0, 1)
         self.model.model.rope_deltas = None
         if kind == "image":
             return inputs | {"pixel_values": patches, "image_grid_thw": grid}

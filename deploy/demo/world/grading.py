@@ -20,8 +20,8 @@ class GradedCaption:
 
     @property
     def named_errors(self) -> list[str]:
-        """The errors as the judge lists them."""
-        return [] if self.errors == "none." else [self.errors.removesuffix(".")]
+        """The errors as the judge lists them, without quotes: vLLM's grammar keeps those out."""
+        return [] if self.errors == "none." else [self.errors.removesuffix(".").replace('"', "")]
 
 
 def _graded(

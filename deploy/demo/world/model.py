@@ -1,11 +1,10 @@
 """The model of the demo: a small Qwen2.5-VL, and a forward pass that shares a picture among its questions."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
@@ -16,17 +15,17 @@ from model_families import Shape, qwen25_vl_config
 SHAPE = Shape(192, 384, 6, 6, 2, vision_hidden=128, vision_depth=3)
 PATCH, MERGE, FRAMES = 14, 2, 2
 #: As in the image processor.
-_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
-_DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(slots=True)
 class Batch:
     """Rows of tokens: each a medium, then questions about it that do not see each other."""
 
-    #: RGB: (pictures, height, width, 3) and (videos, frames, height, width, 3).
-    pictures: NDArray[np.uint8]
-    videos: NDArray[np.uint8]
+    #: RGB bytes: (pictures, height, width, 3) and (videos, frames, height, width, 3).
+    pictures: Tensor
+    videos: Tensor
     #: The rows that hold the pictures, then those that hold the videos.
     order: Tensor
     #: (rows, length)
@@ -39,6 +38,9 @@ class Batch:
     weights: Tensor
     tasks: Tensor
 
+    def to(self, device: torch.device) -> Self:
+        return type(self)(*(getattr(self, each.name).to(device) for each in fields(self)))
+
 
 def build_model(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
     """Build the model with random weights; each picture is looked at as a whole, not in windows."""
@@ -50,14 +52,15 @@ def build_model(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration
     return Qwen2_5_VLForConditionalGeneration(config)
 
 
-def cut_patches(frames: NDArray[np.uint8]) -> Tensor:
-    """Cut (media, frames, height, width, 3) into (media, patches, values), as the processors do."""
+def cut_patches(frames: Tensor) -> Tensor:
+    """Cut bytes (media, frames, height, width, 3) into (media, patches, values), as the processors do."""
     media, count, height, width, _ = frames.shape
-    values = (frames.astype(np.float32) / 255 - _MEAN) / _DEVIATION
+    mean, deviation = frames.new_tensor([_MEAN, _DEVIATION], dtype=torch.float32)
+    values = (frames / 255 - mean) / deviation
     rows, columns = height // PATCH // MERGE, width // PATCH // MERGE
     grid = values.reshape(media, count // FRAMES, FRAMES, rows, MERGE, PATCH, columns, MERGE, PATCH, 3)
-    patches = grid.transpose(0, 1, 3, 6, 4, 7, 9, 2, 5, 8)
-    return torch.from_numpy(patches.reshape(media, -1, 3 * FRAMES * PATCH * PATCH))
+    patches = grid.permute(0, 1, 3, 6, 4, 7, 9, 2, 5, 8)
+    return patches.reshape(media, -1, 3 * FRAMES * PATCH * PATCH)
 
 
 def see(visual: Any, patches: Tensor, side: int) -> Tensor:
@@ -67,7 +70,7 @@ def see(visual: Any, patches: Tensor, side: int) -> Tensor:
     places = np.stack([each.transpose(0, 2, 1, 3).reshape(-1) for each in (row, column)], axis=1)
     embed = visual.patch_embed.proj.weight
     hidden = patches @ embed.view(len(embed), -1).T
-    angles = visual.rotary_pos_emb(hidden, torch.from_numpy(places))
+    angles = visual.rotary_pos_emb(hidden, torch.from_numpy(places).to(hidden.device))
     for block in visual.blocks:
         attention = block.attn
         shape = (*hidden.shape[:2], 3, attention.num_heads, -1)
@@ -85,7 +88,7 @@ def predict(model: Qwen2_5_VLForConditionalGeneration, batch: Batch) -> tuple[Te
     text = model.model.language_model
     media = [
         _see_all(model.model.visual, frames)
-        for frames in (batch.pictures[:, None].repeat(FRAMES, 1), batch.videos)
+        for frames in (batch.pictures[:, None].repeat_interleave(FRAMES, 1), batch.videos)
         if len(frames)
     ]
     embeddings = text.embed_tokens(batch.tokens)
@@ -105,7 +108,7 @@ def predict(model: Qwen2_5_VLForConditionalGeneration, batch: Batch) -> tuple[Te
     return model.lm_head(hidden[chosen]), following[chosen]
 
 
-def _see_all(visual: Any, frames: NDArray[np.uint8]) -> Tensor:
+def _see_all(visual: Any, frames: Tensor) -> Tensor:
     """Encode (media, frames, side, side, 3), two frames at a time: (media, tokens, width)."""
     media, count, side = frames.shape[:3]
     patches = cut_patches(frames).reshape(media * count // FRAMES, -1, 3 * FRAMES * PATCH * PATCH)
@@ -117,5 +120,5 @@ def _visible(segments: Tensor) -> Tensor:
     """Let each token see what is before it in its own question and in the part that all share."""
     own, seen = segments[:, None, :, None], segments[:, None, None, :]
     length = segments.shape[1]
-    before = torch.ones(length, length, dtype=torch.bool).tril()
+    before = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
     return ((seen == 0) | (seen == own)) & before

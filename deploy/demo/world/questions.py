@@ -85,12 +85,16 @@ def ask_router(scene_domain: str, draw: random.Random) -> Question:
 
 
 def ask_judge(scene: Scene, caption: GradedCaption, draw: random.Random | None) -> Question:
-    """Ask for the grades of a caption; without `draw`, in the words of the domain file."""
+    """Ask for the grades of a caption; without `draw`, in the words of the domain file.
+
+    The answer is written as vLLM's grammar lets a model write it: without blanks between its parts.
+    """
     domain = catalogue().resolve(scene.domain)
     (judge,) = domain.agents_of(Stage.SCORE)
     asked = _reworded(judge, draw) if draw else judge
     instruction = instruction_for(asked, domain, {domain.captioner.name: caption.text})
-    return Question("grade", instruction, json.dumps({"errors": caption.named_errors, **caption.grades}))
+    answer = json.dumps({"errors": caption.named_errors, **caption.grades}, separators=(",", ":"))
+    return Question("grade", instruction, answer)
 
 
 def ask_critic(caption: GradedCaption) -> Question:

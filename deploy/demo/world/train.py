@@ -1,15 +1,17 @@
 """Train the demo's model from nothing, or go on where an earlier call was stopped.
 
-    OMP_WAIT_POLICY=passive PYTHONPATH=deploy/demo python -m world.train FOLDER [--steps 6000] [--seed 1]
+    PYTHONPATH=deploy/demo python -m world.train FOLDER [--steps 6000] [--rows 16] [--seed 1]
 
-The variable lets threads sleep while they wait for each other: four times as fast on a busy machine.
+With OMP_WAIT_POLICY=passive, threads sleep while they wait for each other: four times as fast on a busy
+machine. Uses a GPU if there is one; that takes more rows a step in the same time.
 
-FOLDER gets `state.pt`, to go on from; `log.jsonl`, a line of losses and held-out results now and then;
-`curve.png`; and at the end `model`, which vLLM loads.
+FOLDER gets `state.pt` and `tokenizer`, to go on from; `log.jsonl`, a line of losses and held-out results now
+and then; `curve.png`; and at the end `model`, which vLLM loads.
 """
 
 import argparse
 import json
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -30,20 +32,22 @@ from world.lessons import SEEING, TASKS, RowMaker, build_tokenizer, collate
 from world.model import Batch, build_model, predict
 from world.muon import Muon
 
-#: While it learns to see, and later.
-MANY_ROWS, FEW_ROWS = 24, 16
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+#: While it learns to see, the rows are short, and so many more go into a step.
+MORE_ROWS = 1.5
 LEARNING_RATE, WARM_UP_STEPS, WEIGHT_DECAY = 3e-3, 100, 0.05
 #: Share of the training at whose end the learning rate has fallen to zero.
 FALLING = 0.35
 SECONDS_PER_SAVE, STEPS_PER_LINE, STEPS_PER_TEST = 180, 25, 250
-HELD_OUT_BATCHES = 8
+HELD_OUT_BATCHES, HELD_OUT_ROWS = 8, 16
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How long to train, and from which seed; a call that goes on may change the steps."""
+    """How long to train, with how many rows a step, and from which seed; only the seed must stay the same."""
 
     steps: int
+    rows: int
     seed: int
 
 
@@ -56,8 +60,9 @@ class Batches(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         progress = step / self._plan.steps
-        count = MANY_ROWS if progress < SEEING else FEW_ROWS
-        return collate([self._maker.make(step * MANY_ROWS + number, progress) for number in range(count)])
+        most = round(self._plan.rows * MORE_ROWS)
+        count = most if progress < SEEING else self._plan.rows
+        return collate([self._maker.make(step * most + number, progress) for number in range(count)])
 
 
 class Optimizers:
@@ -100,8 +105,8 @@ class Tally:
         self._counts = torch.zeros(len(TASKS))
 
     def add(self, tasks: Tensor, values: Tensor) -> None:
-        self._sums.index_add_(0, tasks, values)
-        self._counts.index_add_(0, tasks, torch.ones_like(values))
+        self._sums.index_add_(0, tasks.cpu(), values.cpu())
+        self._counts.index_add_(0, tasks.cpu(), torch.ones(len(values)))
 
     def means(self) -> dict[str, float]:
         pairs = zip(TASKS, (self._sums / self._counts).tolist(), self._counts.tolist(), strict=True)
@@ -110,6 +115,7 @@ class Tally:
 
 def learn(model: Qwen2_5_VLForConditionalGeneration, batch: Batch, tally: Tally) -> float:
     """Add the gradient of one batch; return its weighted loss."""
+    batch = batch.to(DEVICE)
     logits, following = predict(model, batch)
     losses = cross_entropy(logits, following, reduction="none")
     chosen = batch.weights > 0
@@ -126,7 +132,7 @@ def test(model: Qwen2_5_VLForConditionalGeneration, batches: list[Batch]) -> dic
     tally = Tally()
     for batch in batches:
         with torch.no_grad():
-            logits, following = predict(model, batch)
+            logits, following = (each.cpu() for each in predict(model, batch.to(DEVICE)))
         chosen = batch.weights > 0
         rows, _ = torch.where(chosen)
         question = rows * 1000 + batch.segments[chosen]
@@ -192,7 +198,7 @@ class Training:
         path = self.folder / "state.pt"
         if not path.exists():
             return
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location=DEVICE, weights_only=True)
         if state["seed"] != self.plan.seed:
             raise SystemExit(f"{path} has the seed {state['seed']}; give that one, or another folder")
         self.model.load_state_dict(state["model"])
@@ -207,12 +213,13 @@ class Training:
     def run(self) -> None:
         """Train until the last step, or until `stop` is called."""
         held_out = list(_held_out(self.tokenizer))
+        workers = max(1, (os.cpu_count() or 2) - 1)
         batches = DataLoader(
             Batches(self.plan, self.tokenizer),
             batch_size=None,
             sampler=range(self.step, self.plan.steps),
-            num_workers=1,
-            prefetch_factor=8,
+            num_workers=workers,
+            prefetch_factor=max(2, 8 // workers),
         )
         stretch, saved = Stretch(), time.monotonic()
         for batch in batches:
@@ -258,19 +265,26 @@ class Training:
 
 def _held_out(tokenizer: Qwen2Tokenizer) -> Iterator[Batch]:
     maker = RowMaker(tokenizer, 0, is_held_out=True)
-    for first in range(0, HELD_OUT_BATCHES * FEW_ROWS, FEW_ROWS):
-        yield collate([maker.make(first + number, 1.0) for number in range(FEW_ROWS)])
+    for first in range(0, HELD_OUT_BATCHES * HELD_OUT_ROWS, HELD_OUT_ROWS):
+        yield collate([maker.make(first + number, 1.0) for number in range(HELD_OUT_ROWS)])
 
 
 def _percentages(shares: dict[str, float]) -> str:
     return ", ".join(f"{task} {100 * share:.0f} %" for task, share in shares.items())
 
 
+def open_tokenizer(folder: Path) -> Qwen2Tokenizer:
+    """Open the tokenizer that the training began with, so that the lessons may change on the way."""
+    if not folder.exists():
+        build_tokenizer().save_pretrained(folder)
+    return Qwen2Tokenizer.from_pretrained(folder)
+
+
 def train(folder: Path, plan: Plan) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = build_tokenizer()
+    tokenizer = open_tokenizer(folder / "tokenizer")
     torch.manual_seed(plan.seed)
-    model = build_model(tokenizer)
+    model = build_model(tokenizer).to(DEVICE)
+    torch.set_float32_matmul_precision("high")  # TF32 where the GPU has it
     training = Training(folder, plan, tokenizer, model, Optimizers(model, plan))
     training.load()
     for each in (signal.SIGTERM, signal.SIGINT):
@@ -286,9 +300,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    train(arguments.folder, Plan(arguments.steps, arguments.seed))
+    train(arguments.folder, Plan(arguments.steps, arguments.rows, arguments.seed))
 
 
 if __name__ == "__main__":
