@@ -136,9 +136,22 @@ def busy_share(records: Sequence[Exchange | Turn], start: float, end: float) -> 
     )
 
 
+def mean_requests(records: Sequence[Exchange | Turn], start: float, end: float) -> float:
+    """Return how many unanswered requests all engines have together, the mean from start to end."""
+    turns = [record for record in records if isinstance(record, Turn)]
+    spans = [
+        (turn.requests, seconds)
+        for worker in {turn.worker for turn in turns}
+        for turn, seconds in _spans([turn for turn in turns if turn.worker == worker], start, end)
+    ]
+    return sum(requests * seconds for requests, seconds in spans) / (end - start)
+
+
 def _busy(turns: Sequence[Turn], start: float, end: float) -> float:
-    seconds = 0.0
+    return sum(seconds for turn, seconds in _spans(turns, start, end) if turn.requests) / (end - start)
+
+
+def _spans(turns: Sequence[Turn], start: float, end: float) -> Iterator[tuple[Turn, float]]:
+    """Yield each turn of one engine and its seconds between start and end."""
     for turn, until in zip(turns, [*(turn.at for turn in turns[1:]), end], strict=True):
-        if turn.requests:
-            seconds += max(0.0, min(until, end) - max(turn.at, start))
-    return seconds / (end - start)
+        yield turn, max(0.0, min(until, end) - max(turn.at, start))

@@ -11,7 +11,15 @@ from transformers import AutoProcessor
 
 from capflow_tasks.records import JsonObject, Modality
 from tests.benchmarks.fleet import Fleet, write_plan
-from tests.benchmarks.journal import JOURNALS, LENGTHS, Exchange, Turn, busy_share, read_journals
+from tests.benchmarks.journal import (
+    JOURNALS,
+    LENGTHS,
+    Exchange,
+    Turn,
+    busy_share,
+    mean_requests,
+    read_journals,
+)
 from tests.benchmarks.minimum import PromptCost
 from tests.benchmarks.workload import IN_FLIGHT, samples_of
 from tests.benchmarks.workload import Sample as Calls
@@ -44,6 +52,10 @@ class Round:
     @property
     def busy_share(self) -> float:
         return busy_share(self.records, self.start, self.end)
+
+    @property
+    def mean_requests(self) -> float:
+        return mean_requests(self.records, self.start, self.end)
 
     @property
     def samples(self) -> list[Calls]:

@@ -14,12 +14,13 @@ from tests.benchmarks.lengths import with_length
 
 
 def test_the_arguments_of_the_rehearsal_parse() -> None:
-    arguments = ["--tiny", "--images", "8", "--videos", "3", "--in-flight", "8", "--bare"]
+    arguments = ["--tiny", "--images", "8", "--videos", "3", "--in-flight", "8", "--rival", "bare"]
     more = ["--rival-samples", "2", "--engine-args", '{"max_num_seqs": 64}']
 
     given = main.make_context("gpu", [*arguments, *more]).params
 
     assert (given["tiny"], given["in_flight"], given["engine_args"]) == (True, 8, {"max_num_seqs": 64})
+    assert given["rivals"] == ("bare",)
 
 
 def test_without_a_gpu_it_names_the_rehearsal(monkeypatch: pytest.MonkeyPatch) -> None:

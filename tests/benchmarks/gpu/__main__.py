@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from functools import partial
 from pathlib import Path
 from shutil import which
 
@@ -13,9 +12,8 @@ import click
 from rich.console import Console
 
 from capflow_tasks.records import JsonObject, Modality
-from tests.benchmarks.claims import Bench, Row, Study, rows_of
 from tests.benchmarks.gpu.model import ARCHITECTURES, write_model
-from tests.benchmarks.gpu.summary import summary
+from tests.benchmarks.gpu.summary import RIVALS, summary
 from tests.benchmarks.report import draw, table, write_json
 
 _PLAIN_WIDTH = 150
@@ -37,8 +35,15 @@ def parse_object(context: click.Context, option: click.Parameter, value: str) ->
 @click.option("--videos", default=128, type=click.IntRange(0), help="Clips of 32 frames, at most.")
 @click.option("--minutes", default=1.5, help="Time for each of the two, by the warm-up's pace.")
 @click.option("--in-flight", default=64, type=click.IntRange(1), help="Samples that run at a time.")
-@click.option("--bare/--no-bare", default=True, help="Measure the engine without the fleet as well.")
-@click.option("--rival-samples", default=64, help="Samples for static batches and --bare; 0 for neither.")
+@click.option(
+    "--rival",
+    "rivals",
+    multiple=True,
+    default=tuple(RIVALS),
+    type=click.Choice([*RIVALS, "none"]),
+    help="Measure this on the same requests as well; may be repeated.",
+)
+@click.option("--rival-samples", default=64, type=click.IntRange(1), help="Samples per rival, at most.")
 @click.option("--engine-args", default="{}", callback=parse_object, help="More arguments of vLLM, JSON.")
 @click.option("--tiny", is_flag=True, help="Rehearse on a CPU: small model, media and answers.")
 @click.option("--work", type=click.Path(path_type=Path), help="Folder of logs.  [default: a temporary one]")
@@ -49,7 +54,7 @@ def main(
     videos: int,
     minutes: float,
     in_flight: int,
-    bare: bool,
+    rivals: tuple[str, ...],
     rival_samples: int,
     engine_args: JsonObject,
     tiny: bool,
@@ -64,31 +69,25 @@ def main(
     from tests.benchmarks.gpu.measure import Setup, measure
 
     name = "tiny" if tiny else model
-    rivals = ("static_batches", "bare")[: bare + 1 if rival_samples else 0]
-    arguments = ARCHITECTURES[name].engine_args | engine_args
-    rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="capflow-gpu-", ignore_cleanup_errors=True) as temporary:
         # PostgreSQL, which runs as another user when root starts it, must be able to read the folder.
         Path(temporary).chmod(0o755)
         folder = (work or Path(temporary)).absolute()
         write_model(folder / "model", ARCHITECTURES[name])
-        for kind, samples in ((Modality.IMAGE, images), (Modality.VIDEO, videos)):
-            if samples:
-                setup = Setup(
-                    name=name,
-                    model=folder / "model",
-                    kind=kind,
-                    load=TINY if tiny else REALISTIC,
-                    engine_args=arguments,
-                    in_flight=in_flight,
-                    samples=samples,
-                    minutes=minutes,
-                    rivals=rivals,
-                    rival_samples=rival_samples,
-                    is_on_cpu=tiny,
-                )
-                (folder / kind).mkdir(exist_ok=True)
-                rows += rows_of(Study(setup.goals, partial(measure, setup)), Bench(folder / kind))
+        counts = {Modality.IMAGE: images, Modality.VIDEO: videos}
+        setup = Setup(
+            name=name,
+            model=folder / "model",
+            load=TINY if tiny else REALISTIC,
+            engine_args=ARCHITECTURES[name].engine_args | engine_args,
+            in_flight=in_flight,
+            samples={kind: count for kind, count in counts.items() if count},
+            minutes=minutes,
+            rivals=[rival for rival in rivals if rival != "none"],
+            rival_samples=rival_samples,
+            is_on_cpu=tiny,
+        )
+        rows = measure(setup, folder)
     write_json(rows, output / "gpu.json")
     draw(rows, output / "gpu.png")
     shown = table(rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from transformers import AutoProcessor
@@ -17,22 +18,19 @@ from capflow_tasks.records import JsonObject, Modality
 from capflow_tasks.settings import Settings
 from capflow_tasks.store.figures import Tokens, Usage
 from capflow_tasks.store.statistics import Statistics
-from tests.benchmarks.claims import Bench, Goal, Measured
+from tests.benchmarks.claims import Bench, Goal, Measured, Row, Study, rows_of
 from tests.benchmarks.fleet import Fleet, fleet
 from tests.benchmarks.gpu.card import Card, watched_card
 from tests.benchmarks.gpu.load import FRAMES, Load
-from tests.benchmarks.gpu.summary import PUBLISHED
+from tests.benchmarks.gpu.summary import PUBLISHED, RIVALS
 from tests.benchmarks.journal import JOURNALS, LENGTHS
 from tests.benchmarks.minimum import BLOCK_TOKENS, PromptCost
 from tests.benchmarks.scene import Round, play
-from tests.benchmarks.workload import rival
+from tests.benchmarks.workload import RivalProcess, rival
+from tests.checkpoints import NOISE_RULES
 
 _BATCH = 8
 _GPU_BLOCK_TOKENS = 16
-_RIVALS = {
-    "static_batches": "vllm.LLM.generate, stage by stage, media last",
-    "bare": "the same engine and requests, no fleet",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,35 +41,37 @@ class Setup:
     name: str
     #: Its folder.
     model: Path
-    kind: Modality
     load: Load
     #: vLLM's arguments.
     engine_args: JsonObject
     in_flight: int
-    #: Samples to caption, at most.
-    samples: int
-    #: Time that they may take, by the warm-up's pace.
+    #: Samples of each kind to caption, at most.
+    samples: Mapping[Modality, int]
+    #: Time that those of a kind may take, by the warm-up's pace.
     minutes: float
     rivals: Sequence[str]
     #: Samples that each rival replays.
     rival_samples: int
     is_on_cpu: bool = False
 
-    def claim(self, name: str) -> str:
-        return f"{self.name}_{self.kind}{name}"
+    def claim(self, kind: Modality, name: str) -> str:
+        return f"{self.name}_{kind}{name}"
 
-    @property
-    def goals(self) -> dict[str, Goal]:
+    def fleet_goals(self, kind: Modality) -> dict[str, Goal]:
         goals = {
-            "s_per_hour": Goal(PUBLISHED[self.kind] if self.name == "72b" else None),
+            "s_per_hour": Goal(PUBLISHED[kind] if self.name == "72b" else None),
             "_prefix_hit_rate": Goal(),
             "_computed_over_minimum": Goal(1.1, is_ceiling=True),
             "_engine_busy_share": Goal(0.95),
+            "_requests_in_engine": Goal(),
             "_card_busy_share": Goal(),
             "_peak_gib": Goal(),
-            **{f"_over_{name}": Goal(0.97 if name == "bare" else 1) for name in self.rivals},
         }
-        return {self.claim(name): goal for name, goal in goals.items()}
+        return {self.claim(kind, name): goal for name, goal in goals.items()}
+
+    def rival_goals(self, rival: str) -> dict[str, Goal]:
+        goal = Goal(0.97 if rival == "bare" else 1)
+        return {self.claim(kind, f"_over_{rival}"): goal for kind in self.samples}
 
     def environment(self, folder: Path) -> dict[str, str]:
         """Return the variables of the fleet and its rivals; `folder` has the journals."""
@@ -84,6 +84,7 @@ class Setup:
             "CAPFLOW_MAX_NUM_SEQS": str(self.in_flight),
             # Random weights write answers that are refused now and then; no sample waits for a second try.
             "CAPFLOW_MAX_ATTEMPTS": "1",
+            "CAPFLOW_GUARD_OFF": NOISE_RULES,
             "CAPFLOW_VIDEO_MAX_FRAMES": str(FRAMES),
             "CAPFLOW_VIDEOS_IN_FLIGHT": str(self.in_flight),
             "CAPFLOW_MEDIA_CACHE_MIB": "8192",
@@ -94,10 +95,10 @@ class Setup:
             **({"TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"} if self.is_on_cpu else {}),
         }
 
-    def least_tokens(self, measured: Round) -> int:
+    def least_tokens(self, kind: Modality, measured: Round) -> int:
         """Return the prompt tokens that a perfect prefix cache would have computed."""
         budget = budget_of(Settings(video_max_frames=FRAMES))
-        if self.kind is Modality.IMAGE:
+        if kind is Modality.IMAGE:
             media_tokens = count_tokens(fit_image(*self.load.picture, budget), budget)
         else:
             facts = VideoFacts(FRAMES, 0.0, FRAMES / budget.fps, *self.load.frame)
@@ -123,28 +124,37 @@ class Take:
         return self.samples / self.round.seconds * 3600
 
 
-def measure(setup: Setup, bench: Bench) -> Mapping[str, Measured]:
+def measure(setup: Setup, folder: Path) -> list[Row]:
     """Measure the fleet, then each rival on the fleet's requests; one engine at a time has the card."""
-    folder = bench.folder
-    (folder / "journals").mkdir(exist_ok=True)
-    environment = setup.environment(folder)
-    with watched_card() as card:
-        with fleet(folder, environment) as running:
-            running.add_workers(1)
-            warm_up = _caption(running, folder, setup, first=0, count=setup.in_flight)
-            affordable = round(warm_up.per_hour * setup.minutes / 60)
-            count = max(min(setup.samples, affordable), 1)
-            take = _caption(running, folder, setup, first=setup.in_flight, count=count)
-        found = dict(_figures(setup, take, card))
+    (folder / "journals").mkdir()
+    bench, takes = Bench(folder), dict[Modality, Take]()
+    rows: list[Row] = []
+    with watched_card() as card, fleet(folder, setup.environment(folder)) as running:
+        running.add_workers(1)
+        for kind in setup.samples:
+            study = partial(_measure_fleet, setup, running, kind, card, takes)
+            rows += rows_of(Study(setup.fleet_goals(kind), study), bench)
     for name in setup.rivals:
-        found[f"_over_{name}"] = _against(folder, setup, take, name)
-    return {setup.claim(name): measured for name, measured in found.items()}
+        rows += rows_of(Study(setup.rival_goals(name), partial(_measure_rival, setup, name, takes)), bench)
+    return rows
 
 
-def _caption(running: Fleet, folder: Path, setup: Setup, first: int, count: int) -> Take:
-    name = f"{setup.kind}-{first}"
-    entries = setup.load.entries(setup.kind, folder / "media", first, count)
-    measured = play(running, folder, name, entries, _BATCH, setup.kind)
+def _measure_fleet(
+    setup: Setup, running: Fleet, kind: Modality, card: Card, takes: dict[Modality, Take], bench: Bench
+) -> dict[str, Measured]:
+    """Caption samples of this kind, and add what was done to `takes`."""
+    warm_up = _caption(running, bench.folder, setup, kind, first=0, count=setup.in_flight)
+    affordable = round(warm_up.per_hour * setup.minutes / 60)
+    count = max(min(setup.samples[kind], affordable), 1)
+    takes[kind] = _caption(running, bench.folder, setup, kind, first=setup.in_flight, count=count)
+    figures = _figures(setup, kind, takes[kind], card)
+    return {setup.claim(kind, name): measured for name, measured in figures}
+
+
+def _caption(running: Fleet, folder: Path, setup: Setup, kind: Modality, first: int, count: int) -> Take:
+    name = f"{kind}-{first}"
+    entries = setup.load.entries(kind, folder / "media", first, count)
+    measured = play(running, folder, name, entries, _BATCH, kind)
     statistics = Statistics(running.engine)
     (run,) = statistics.runs(name=name)
     if not run.tally.done:
@@ -152,7 +162,7 @@ def _caption(running: Fleet, folder: Path, setup: Setup, first: int, count: int)
     return Take(measured, run.tally.done, run.tally.failed, statistics.usage(run.id))
 
 
-def _figures(setup: Setup, take: Take, card: Card) -> Iterator[tuple[str, Measured]]:
+def _figures(setup: Setup, kind: Modality, take: Take, card: Card) -> Iterator[tuple[str, Measured]]:
     measured = take.round
     tokens = sum((usage.tokens for usage in take.usage), Tokens())
     per_answer = ", ".join(f"{each.stage} {each.tokens.completion / each.answers:.0f}" for each in take.usage)
@@ -160,27 +170,40 @@ def _figures(setup: Setup, take: Take, card: Card) -> Iterator[tuple[str, Measur
     yield "s_per_hour", Measured(take.per_hour, f"{ended}; {card.name}; tokens per answer: {per_answer}")
     prompts = f"of {tokens.prompt / take.samples:,.0f} prompt tokens per sample"
     yield "_prefix_hit_rate", Measured(tokens.prefix_hit_rate, prompts)
-    least = setup.least_tokens(measured)
+    least = setup.least_tokens(kind, measured)
     per_sample = f"{least / take.samples:,.0f} tokens per sample"
     yield "_computed_over_minimum", Measured(measured.computed_tokens / least, per_sample)
     yield (
         "_engine_busy_share",
         Measured(measured.busy_share, "share of the time in which vLLM has a request"),
     )
+    most = f"mean; at most {setup.in_flight} run in one engine step, the others wait in the engine"
+    yield "_requests_in_engine", Measured(measured.mean_requests, most)
     share = card.busy_share(measured.start, measured.end)
     yield "_card_busy_share", Measured(share, "nvidia-smi: share of the time in which a kernel runs")
     yield "_peak_gib", Measured(card.peak_gib(), "nvidia-smi; vLLM takes all it may use for its cache")
 
 
-def _against(folder: Path, setup: Setup, take: Take, name: str) -> Measured:
-    """Compare samples per hour for the same requests."""
-    *others, last = take.round.samples
-    samples = others[: setup.rival_samples] or [last]
-    with rival(name, folder, setup.environment(folder)) as other:
+def _measure_rival(
+    setup: Setup, name: str, takes: Mapping[Modality, Take], bench: Bench
+) -> dict[str, Measured]:
+    with rival(name, bench.folder, setup.environment(bench.folder)) as other:
         other.wait_until_ready()
-        # The first request compiles kernels; no measured time includes that.
-        other.replay([last])
-        theirs = other.replay(samples)
+        return {
+            setup.claim(kind, f"_over_{name}"): _against(other, name, takes.get(kind), setup.rival_samples)
+            for kind in setup.samples
+        }
+
+
+def _against(other: RivalProcess, name: str, take: Take | None, count: int) -> Measured:
+    """Compare samples per hour for the same requests."""
+    if take is None:
+        return Measured(None, "the fleet failed")
+    *others, last = take.round.samples
+    samples = others[:count] or [last]
+    # The first request compiles kernels; no measured time includes that.
+    other.replay([last])
+    theirs = other.replay(samples)
     rate = len(samples) / theirs.seconds * 3600
     computed = f"{theirs.computed_tokens:,} of {theirs.prompt_tokens:,} prompt tokens computed"
-    return Measured(take.per_hour / rate, f"{_RIVALS[name]}: {rate:,.0f} per hour, {computed}")
+    return Measured(take.per_hour / rate, f"{RIVALS[name]}: {rate:,.0f} per hour, {computed}")

@@ -11,6 +11,11 @@ from tests.benchmarks.claims import Row
 
 #: Samples per hour of the CapFlow scripts with Qwen2.5-VL-72B on one H200 (arXiv 2510.12126).
 PUBLISHED = {Modality.IMAGE: 2542.0, Modality.VIDEO: 245.0}
+#: Other ways to run the fleet's requests on the same card.
+RIVALS = {
+    "static_batches": "vllm.LLM.generate, stage by stage, media last",
+    "bare": "the same engine and requests, no fleet",
+}
 
 
 def summary(rows: Sequence[Row], model: str) -> Table:
@@ -27,8 +32,10 @@ def summary(rows: Sequence[Row], model: str) -> Table:
 
 def _figures(rows: Sequence[Row], model: str, kind: Modality) -> dict[str, float | None]:
     found = {row.claim: row.measured for row in rows if isinstance(row.measured, float)}
-    names = ("s_per_hour", "_over_bare", "_computed_over_minimum", "_prefix_hit_rate")
-    per_hour, over_bare, over_least, hit_rate = (found.get(f"{model}_{kind}{name}") for name in names)
+    names = ("s_per_hour", "_over_bare", "_computed_over_minimum", "_prefix_hit_rate", "_requests_in_engine")
+    per_hour, over_bare, over_least, hit_rate, requests = (
+        found.get(f"{model}_{kind}{name}") for name in names
+    )
     return {
         "fleet, per hour": per_hour,
         "scripts with 72B on one H200, as published, per hour": PUBLISHED[kind],
@@ -36,6 +43,7 @@ def _figures(rows: Sequence[Row], model: str, kind: Modality) -> dict[str, float
         "fleet over bare engine (goal: 0.97)": over_bare,
         "computed prompt tokens over the least (goal: 1.1)": over_least,
         "share of prompt tokens from the prefix cache": hit_rate,
+        "requests in the engine, mean": requests,
     }
 
 
