@@ -10,6 +10,7 @@ from capflow_tasks.records import MediaRef, Modality, Request, Sampling
 from tests.benchmarks.claims import Row
 from tests.benchmarks.gpu.__main__ import main
 from tests.benchmarks.gpu.summary import summary
+from tests.benchmarks.journal import Turn, mean_requests
 from tests.benchmarks.lengths import with_length
 
 
@@ -47,6 +48,12 @@ def test_answers_differ_in_length_as_asked_and_are_the_same_for_every_contender(
 @pytest.mark.parametrize("options", [{"choices": ("A", "B")}, {"schema": {"type": "object"}}])
 def test_an_answer_that_ends_by_itself_is_not_cut(options: dict[str, object]) -> None:
     assert with_length(request(0, **options), 180, 600) == request(0, **options)
+
+
+def test_the_requests_of_all_engines_are_averaged_over_the_time_that_is_measured() -> None:
+    first, second = (Turn(0.0, 6, 1), Turn(6.0, 0, 1)), (Turn(4.0, 2, 2),)
+    # from 2 to 10: 4 s with six requests of the first engine, 6 s with two of the second
+    assert mean_requests([*first, *second], 2.0, 10.0) == (4 * 6 + 6 * 2) / 8
 
 
 def test_the_last_table_has_the_published_figures_beside_the_measured() -> None:
