@@ -118,10 +118,10 @@ def broker_url(redis_url: str) -> str:
 
 @pytest.fixture
 def eventually() -> Eventually:
-    return _eventually
+    return wait_until
 
 
-def _eventually(assertion: Callable[[], object], timeout_seconds: float = 20) -> None:
+def wait_until(assertion: Callable[[], object], timeout_seconds: float = 20) -> None:
     """Repeat the assertion until it holds; its last failure is the test's when time is up."""
     deadline = monotonic() + timeout_seconds
     never = Event()

@@ -24,13 +24,14 @@ from capflow_tasks.domains.catalogue import Agent
 from capflow_tasks.domains.prompts import instruction_for, router_instruction
 from capflow_tasks.errors import BadAnswer
 from capflow_tasks.records import Stage
+from world.exhibit import draw_scenes
 from world.facts import Scene, falsified
 from world.grading import CORRUPTIONS, GradedCaption
 from world.lessons import VIDEO, draw_media, render
 from world.measures import Overlap, area_under_curve, calibration_error, overlap
 from world.model import cut_patches
 from world.questions import ask_judge, ask_verifier, catalogue
-from world.scenes import STORIES, draw_scene
+from world.scenes import draw_scene
 
 BATCH = 32
 
@@ -119,12 +120,8 @@ class Exhibit:
     frames: NDArray[np.uint8]
 
 
-def draw_exhibits(count: int, seed: int = 7, *, is_held_out: bool = True) -> list[Exhibit]:
-    """Draw held-out scenes, the domains in turn."""
-    draw = random.Random(f"exhibits/{seed}")
-    domains = list(STORIES)
-    scenes = [draw_scene(domains[number % 9], draw, is_held_out=is_held_out) for number in range(count)]
-    return [Exhibit(scene, draw_media(scene)) for scene in scenes]
+def draw_exhibits(count: int) -> list[Exhibit]:
+    return [Exhibit(scene, draw_media(scene)) for scene in draw_scenes(count)]
 
 
 def write_captions(reader: Reader, exhibits: Sequence[Exhibit]) -> list[str]:

@@ -26,7 +26,7 @@ VIDEO_SECONDS = 4
 PHOTOGRAPHS = {"cat": "chelsea.png", "coffee": "coffee.png", "rocket": "rocket.jpg"}
 
 
-def draw_exhibits(count: int, seed: int = 7, *, is_held_out: bool = True) -> list[Scene]:
+def draw_scenes(count: int, seed: int = 7, *, is_held_out: bool = True) -> list[Scene]:
     """Draw scenes, the domains in turn."""
     draw = random.Random(f"exhibits/{seed}")
     domains = list(STORIES)
@@ -100,7 +100,7 @@ def by_kind(entries: Iterable[Entry], suffix: str = "") -> dict[str, list[Entry]
 
 def write_exhibit(folder: Path, count: int, seed: int) -> None:
     """Write media and annotations and, last, the plan."""
-    entries = [write_medium(folder, number, scene) for number, scene in enumerate(draw_exhibits(count, seed))]
+    entries = [write_medium(folder, number, scene) for number, scene in enumerate(draw_scenes(count, seed))]
     path = write_plan(folder, by_kind(entries) | {"photographs": _write_photographs(folder)})
     print(f"{path}: {count + len(PHOTOGRAPHS)} samples")
 

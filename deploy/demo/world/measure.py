@@ -19,7 +19,7 @@ from string import Template
 from typing import Any
 
 from world.evaluate import Exhibit, Reader, measure_verifier
-from world.exhibit import Entry, by_kind, draw_exhibits, write_medium, write_plan
+from world.exhibit import Entry, by_kind, draw_scenes, write_medium, write_plan
 from world.facts import Scene
 from world.grading import CORRUPTIONS
 from world.lessons import draw_media
@@ -109,7 +109,7 @@ def judged(records: Iterable[Record]) -> dict[str, float]:
     return {kind: area_under_curve(good, bad) for kind, bad in (scores | {"all of them": everything}).items()}
 
 
-def write_captions(product: Product, records: Sequence[Record], folder: Path) -> None:
+def write_captions(records: Sequence[Record], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, each in by_kind(records).items():
         lines = "".join(f"{json.dumps(record)}\n" for record in each)
@@ -117,14 +117,14 @@ def write_captions(product: Product, records: Sequence[Record], folder: Path) ->
 
 
 def measure(checkpoint: Path, folder: Path, count: int) -> dict[str, Any]:
-    product, scenes = Product(checkpoint, folder), draw_exhibits(count, SEED)
+    product, scenes = Product(checkpoint, folder), draw_scenes(count, SEED)
     data, captions, graded = folder / "data", folder / "captions", folder / "graded"
     entries = [write_medium(data, number, scene) for number, scene in enumerate(scenes)]
     wrong = swapped(entries, scenes)
     plan = write_plan(data, by_kind(entries) | by_kind(wrong, "_swapped"))
     product.run("caption", plan, "-o", captions)
     made = product.records(captions, "Rank*_node*_*.jsonl")
-    write_captions(product, corrupted(entries[: count // 2], scenes[: count // 2]), graded)
+    write_captions(corrupted(entries[: count // 2], scenes[: count // 2]), graded)
     product.run("score", graded, "--root", data / "media")
     grades = product.records(graded, "*.scored.jsonl")
     exhibits = [Exhibit(scene, draw_media(scene)) for scene in scenes]

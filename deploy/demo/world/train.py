@@ -280,6 +280,14 @@ def open_tokenizer(folder: Path) -> Qwen2Tokenizer:
     return Qwen2Tokenizer.from_pretrained(folder)
 
 
+def write_model(folder: Path, model: Qwen2_5_VLForConditionalGeneration, tokenizer: Qwen2Tokenizer) -> None:
+    """Write the weights in bfloat16, to be computed with in float32, which is fast on any CPU."""
+    write_checkpoint(folder, model, tokenizer, FAMILIES["qwen2.5-vl"])
+    path = folder / "config.json"
+    config = json.loads(path.read_text("utf-8")) | {"dtype": "float32"}
+    path.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+
+
 def train(folder: Path, plan: Plan) -> None:
     tokenizer = open_tokenizer(folder / "tokenizer")
     torch.manual_seed(plan.seed)
@@ -291,7 +299,7 @@ def train(folder: Path, plan: Plan) -> None:
         signal.signal(each, training.stop)
     training.run()
     if training.step == plan.steps:
-        write_checkpoint(folder / "model", model, tokenizer, FAMILIES["qwen2.5-vl"])
+        write_model(folder / "model", model, tokenizer)
     else:
         print(f"stopped after step {training.step}; the same command goes on from there", flush=True)
 
