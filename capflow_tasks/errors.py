@@ -8,6 +8,11 @@
     ├── ServiceError              the database, the broker or the model cannot be reached
     │   └── NoProbabilities
     ├── EngineDead                the batch is sent again; the engine is rebuilt
+    ├── NodeFault                 the batch goes to other workers; this one pauses until its node is well
+    │   ├── MediaAway
+    │   ├── WorkflowMissing
+    │   ├── NodeExhausted
+    │   └── DecodersBroken
     └── SampleError               one sample fails; its neighbours go on
         ├── FatalSampleError      a second try cannot help
         │   ├── BadEntry
@@ -24,13 +29,13 @@
             ├── MediaUnreadable
             ├── RequestTimeout
             ├── RequestFailed
-            ├── BadAnswer
-            └── WorkflowMissing
+            └── BadAnswer
 
 The docstring of an error is its default message.
 """
 
 import re
+from collections.abc import Callable
 from typing import ClassVar
 
 EXIT_OK = 0
@@ -85,6 +90,37 @@ class NoProbabilities(ServiceError):
 
 class EngineDead(CapflowError):
     """The engine died; its batches are sent again."""
+
+
+class NodeFault(CapflowError):
+    """This node cannot do what others can, so no sample is to blame."""
+
+    def is_over(self) -> bool:
+        """Return whether the node seems well again; where nothing can be checked, a batch must be tried."""
+        return True
+
+
+class MediaAway(NodeFault):
+    """The folder of the media is away on this node."""
+
+    def __init__(self, message: str, is_over: Callable[[], bool]) -> None:
+        super().__init__(message)
+        self._is_over = is_over
+
+    def is_over(self) -> bool:
+        return self._is_over()
+
+
+class WorkflowMissing(NodeFault):
+    """The worker lacks domain files that the run needs."""
+
+
+class NodeExhausted(NodeFault):
+    """The node has no disk, memory or open files left."""
+
+
+class DecodersBroken(NodeFault):
+    """The processes that decode videos cannot start on this node."""
 
 
 class SampleError(CapflowError):
@@ -199,10 +235,6 @@ class RequestFailed(RetryableSampleError):
 
 class BadAnswer(RetryableSampleError):
     """The model's answer cannot be used."""
-
-
-class WorkflowMissing(RetryableSampleError):
-    """The worker cannot read the domain files of the run's workflow."""
 
 
 def failure_kinds(base: type[SampleError] = SampleError) -> list[str]:

@@ -30,6 +30,7 @@ from producer.reading.annotations import read_entries
 from producer.reading.plan import Plan, read_plan
 from producer.refresh import Refresh
 from producer.summary import SHOWN_FAILURES, Summary
+from producer.watch import Watch
 from producer.writing.captions import export
 
 log = logging.getLogger(__name__)
@@ -179,6 +180,7 @@ class OpenRun:
         spending = budget and Spending(budget, statistics.Statistics(fleet.engine), self.id)
         tally = self.views.tally(self.id)
         arrivals = Arrivals(self.views, self.id)
+        watch = Watch(statistics.Statistics(fleet.engine), fleet.settings.lease_seconds)
         has_begun = False
         shard_ids = [row.id for row in self.shards]
         checked_at = -_CHECK_SECONDS
@@ -190,6 +192,8 @@ class OpenRun:
                     f"run {self.order.run_name} goes on with an edited plan, which a later command has read; "
                     "this command ends, and nothing is lost"
                 )
+            if is_due:
+                watch.look()
             is_inserted = next(inserting, True)
             if in_flight and spending and (reached := spending.limit_reached()):
                 self.pause = reached

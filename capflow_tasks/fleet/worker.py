@@ -111,7 +111,7 @@ TASKS = [_make_task(stage) for stage in Stage]
 
 
 def _run_stage(batch_id: int, stage: Stage) -> str:
-    """Run the stage and return what Flower shows; end the chain when another message has the batch."""
+    """Run the stage and return what Flower shows; end the chain when another worker is to have the batch."""
     metrics.LAST_MESSAGE.set_to_current_time()
     if _runner is None:
         raise errors.ServiceError("stages run in a worker only: celery -A capflow_tasks worker -Q gpu")
@@ -122,6 +122,10 @@ def _run_stage(batch_id: int, stage: Stage) -> str:
         print(errors.redacted(f"{errors.WORKER_ERROR_MARK}{error}"), file=sys.stderr, flush=True)
         _stop_worker(errors.EXIT_SERVICE)
         raise
+    except errors.NodeFault as fault:
+        # Other workers have the batch, and this one pauses.
+        _set_batch_limit()
+        raise Ignore from fault
     except BaseException as error:
         # A MemoryError or SystemExit would occupy the pool's thread for good.
         raise errors.CapflowError(f"batch {batch_id}: {stage} failed: {error!r}") from error
@@ -191,6 +195,7 @@ class Vitals:
             "engines_up": bool(states) and all(state is EngineState.UP for state in states),
             "broker_connected": self.is_connected,
             "leases_kept": self.heartbeat is not None and self.heartbeat.is_fresh,
+            "node_well": not (_runner and _runner.pause.fault),
             "not_draining": not (self.is_draining or is_stopping()),
         }
 
@@ -201,6 +206,7 @@ class Vitals:
         metrics.LOOP_AGE.set_function(lambda: monotonic() - self._looped_at)
         metrics.CONNECTED.set_function(lambda: float(self.is_connected))
         metrics.DRAINING.set_function(lambda: float(self.is_draining or is_stopping()))
+        metrics.PAUSED.set_function(lambda: float(bool(_runner and _runner.pause.fault)))
         metrics.watch_memory(settings.max_rss_mib)
         metrics.start_at_zero()
         if settings.metrics_port is None:
@@ -268,7 +274,8 @@ class EngineStep(bootsteps.StartStopStep):
         _controller = worker
         _runner = StageRunner(claims.BatchStore(store), workflow_of, engines, heartbeat, settings, windows)
         _set_batch_limit()
-        worker.app.conf.task_routes[0].become_worker(worker.hostname, queues)
+        pause = _runner.pause
+        worker.app.conf.task_routes[0].become_worker(worker.hostname, queues, lambda: pause.fault is None)
 
     def _start_engines(self, settings: Settings, queues: Collection[str]) -> dict[Stage, Engine]:
         """Return the engine of each stage that these queues carry; queues with the same model share one."""

@@ -98,6 +98,11 @@ class BatchStore(tables.Store):
         values = unleased(wait_seconds) | {"tries": claim.tries - 1 if is_blameless else claim.tries}
         self.change(sa.update(Batch).where(*_is_mine(claim)).values(**values))
 
+    def release_queued(self, owner: str) -> None:
+        """Give back the batches that wait in the owner's own queue."""
+        is_waiting = sa.and_(Batch.lease_owner == owner, Batch.state == BatchState.QUEUED)
+        self.change(sa.update(Batch).where(is_waiting).values(**unleased()))
+
     def split(self, claim: Claim) -> None:
         """Give the batch back as two with one more try each, to find the sample that kills the engine."""
         middle = (claim.start_idx + claim.end_idx) // 2
@@ -306,13 +311,18 @@ def _set_failures(connection: sa.Connection, claim: Claim, outcomes: Sequence[Ou
 class WorkerStore(tables.Store):
     """What a worker's heartbeat writes: the list of workers, and their leases. Thread-safe."""
 
-    def beat(self, owner: str, batch_ids: Sequence[int], lease_seconds: float) -> None:
+    def beat(
+        self, owner: str, batch_ids: Sequence[int], lease_seconds: float, fault: str | None = None
+    ) -> None:
         """Extend the owner's leases of the batches it runs and of those in its own queue.
 
-        Lists the worker too, at its first beat and after it was removed by mistake. An owner is `node/...`.
+        Lists the worker too, at its first beat and after it was removed by mistake, with the fault that keeps
+        it from work. An owner is `node/...`.
         """
-        lists = upsert(Worker).values(owner=owner, node=owner.partition("/")[0])
-        lists = lists.on_conflict_do_update(index_elements=[Worker.owner], set_={"seen_at": sa.func.now()})
+        said = fault and tables.storable(fault)
+        lists = upsert(Worker).values(owner=owner, node=owner.partition("/")[0], fault=said)
+        seen = {"seen_at": sa.func.now(), "fault": said}
+        lists = lists.on_conflict_do_update(index_elements=[Worker.owner], set_=seen)
         is_kept = sa.or_(
             sa.and_(Batch.state == BatchState.RUNNING, Batch.id.in_(batch_ids)),
             Batch.state == BatchState.QUEUED,

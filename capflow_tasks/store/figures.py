@@ -251,6 +251,8 @@ class WorkerFigures:
     is_alive: bool
     #: Batches that it holds.
     running_batches: int
+    #: Why it takes no work; None while it takes some.
+    fault: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,7 +125,9 @@ def run_line(snapshot: Snapshot) -> str:
 
 
 def _alive(workers: Sequence[figures.WorkerFigures]) -> str:
-    return f"{counted(sum(worker.is_alive for worker in workers), 'worker')} alive"
+    alive = [worker for worker in workers if worker.is_alive]
+    paused = [f"; {worker.node} takes no work: {worker.fault}" for worker in alive if worker.fault]
+    return "".join([f"{counted(len(alive), 'worker')} alive", *paused])
 
 
 @group()
