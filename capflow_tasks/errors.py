@@ -12,6 +12,7 @@
     │   ├── MediaAway
     │   ├── WorkflowMissing
     │   ├── NodeExhausted
+    │   ├── FailureSurge
     │   └── DecodersBroken
     └── SampleError               one sample fails; its neighbours go on
         ├── FatalSampleError      a second try cannot help
@@ -43,7 +44,7 @@ EXIT_SAMPLES_FAILED = 1
 EXIT_USAGE = 2
 EXIT_SERVICE = 3
 EXIT_SAMPLES_HELD = 4
-#: The run has spent what it may.
+#: The run has paused by itself: it has spent what it may, or too much fails.
 EXIT_PAUSED = 5
 #: A worker exits so to be started again by its supervisor.
 EXIT_RESTART = 75
@@ -117,6 +118,10 @@ class WorkflowMissing(NodeFault):
 
 class NodeExhausted(NodeFault):
     """The node has no disk, memory or open files left."""
+
+
+class FailureSurge(NodeFault):
+    """Most of the worker's latest samples failed alike."""
 
 
 class DecodersBroken(NodeFault):

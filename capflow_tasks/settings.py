@@ -151,6 +151,14 @@ class Settings(BaseSettings):
     max_tries: int = Field(3, ge=1, description="dead engines or workers before a batch is split")
     max_attempts: int = Field(3, ge=1, description="tries of a sample whose failure may pass")
     retry_seconds: float = Field(5, ge=0, description="wait before the second try, then doubled, seconds")
+    mixed_workers: bool = Field(
+        False, description="1 to let a worker start that differs from the others of its queues"
+    )
+    surge_samples: int = Field(
+        64,
+        ge=0,
+        description="latest samples of which most must fail alike to pause a worker or run; 0: never",
+    )
     log_level: LogLevel = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
     log_format: Literal["text", "json"] = Field("text", description="format of a worker's log: text or json")
     log_text: bool = Field(False, description="1 to log every answer of the model")

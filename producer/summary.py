@@ -49,7 +49,7 @@ class Summary:
     #: Empty before the run is complete.
     files: Sequence[ExportedFile]
     seconds: float
-    #: The limit that paused the run; None when none did.
+    #: Why the run paused by itself, and how it goes on; None when it did not.
     pause: str | None = None
 
     @property
@@ -139,7 +139,7 @@ class ScoreSummary:
     #: The scored files; empty before the run is complete.
     files: list[Path] = field(default_factory=list)
     seconds: float = 0.0
-    #: The limit that paused the scoring; None when none did.
+    #: Why the scoring paused by itself, and how it goes on; None when it did not.
     pause: str | None = None
 
     @property

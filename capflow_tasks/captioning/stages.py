@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from itertools import takewhile
+from threading import Lock
 from time import monotonic
 
 import tenacity
@@ -21,11 +22,13 @@ from capflow_tasks.captioning.conversation import Conversation
 from capflow_tasks.captioning.guard import Guard
 from capflow_tasks.captioning.heartbeat import Heartbeat
 from capflow_tasks.captioning.pause import Pause
+from capflow_tasks.captioning.surge import Surge
 from capflow_tasks.domains.catalogue import Catalogue
 from capflow_tasks.engine.interface import Engine
 from capflow_tasks.errors import (
     BadAnswer,
     EngineDead,
+    FailureSurge,
     NodeFault,
     Quarantined,
     ServiceError,
@@ -40,6 +43,10 @@ from capflow_tasks.store.claims import BatchStore, NotClaimed
 from capflow_tasks.store.states import Claim, Outcome, PendingSample, RetryPolicy, stage_after, stages_from
 
 log = logging.getLogger(__name__)
+
+
+#: Characters of a failure's message in the text of a pause.
+_MESSAGE_LENGTH = 200
 
 
 class NotFinished(StrEnum):
@@ -101,6 +108,9 @@ class StageRunner:
         self._turns = SharedOrAlone()
         #: While this node is at fault.
         self.pause = Pause(self._tell)
+        #: By run and stage.
+        self._surges: dict[tuple[int, Stage], Surge] = {}
+        self._surges_lock = Lock()
         # A worker that lost its leases, as after a long pause, would ask for what another one asks for.
         self._chains = SampleChains(self._ask, may_go_on=lambda: self.heartbeat.is_fresh)
         #: By engine; one without these attributes has no limit.
@@ -195,11 +205,30 @@ class StageRunner:
             metrics.STAGES.labels(claim.stage, "lost").inc()
             return NotFinished.LEASE_LOST
         summary = summarize(claim, outcomes, monotonic() - started)
-        if summary.passed:
-            self.pause.passed()
+        self._watch(claim, outcomes, summary)
         count_stage(summary)
         log_stage(summary, outcomes)
         return summary
+
+    def _watch(self, claim: Claim, outcomes: Sequence[Outcome], summary: StageSummary) -> None:
+        """End the trial after a pause if the stage went well, and begin a pause in a surge of failures."""
+        if summary.passed:
+            self.pause.passed()
+        failures = [outcome.failure for outcome in outcomes]
+        kinds = [
+            each.kind if each and each.kind not in claim.accepted_failures else None for each in failures
+        ]
+        with self._surges_lock:
+            surge = self._surges.setdefault((claim.run_id, claim.stage), Surge(self.settings.surge_samples))
+            kind = surge.add(kinds)
+        if kind is not None:
+            last = next((each.message for each in failures if each and each.kind == kind), "")
+            self.pause.begin(
+                FailureSurge(
+                    f"most of its latest {self.settings.surge_samples} samples of run {claim.run} failed in "
+                    f"{claim.stage} as {kind}, last: {last[:_MESSAGE_LENGTH]}"
+                )
+            )
 
     def _outcomes(self, claim: Claim, samples: Sequence[PendingSample]) -> list[Outcome]:
         if claim.tries == 1:

@@ -33,6 +33,7 @@ from capflow_tasks.captioning.stages import StageRunner, StageSummary
 from capflow_tasks.domains.catalogue import load_workflow
 from capflow_tasks.engine.devices import visible_devices
 from capflow_tasks.engine.interface import Engine, EngineState, build_engine
+from capflow_tasks.fleet import agreement
 from capflow_tasks.fleet.application import is_stopping, refusal_of_broker, shared_queue, task_name
 from capflow_tasks.fleet.embedded import database_url
 from capflow_tasks.media import budget, decoders, video
@@ -258,11 +259,17 @@ class EngineStep(bootsteps.StartStopStep):
         queues = frozenset(
             name for name in worker.app.amqp.queues.consume_from if shared_queue(name) in settings.queues
         )
-        engines = self._start_engines(settings, set(map(shared_queue, queues)))
         # A restarted node is another owner: it must not finish what it held before.
         owner = f"{worker.hostname}/{uuid.uuid4().hex[:8]}"
         # A connection of its own, so that no stage can keep a heartbeat waiting.
         pulse = claims.WorkerStore(database.connect(database_url(settings), pool_size=1))
+        broker = agreement.broker_identity(worker.app.conf.broker_url)
+        traits = agreement.traits_of(settings, set(map(shared_queue, queues)))
+        agrees = (owner, broker, traits, 2 * settings.lease_seconds)
+        # Before the model is loaded, and again when the worker is listed: another may have been quicker.
+        self._refuse(settings, traits, pulse.rival_of(*agrees))
+        engines = self._start_engines(settings, set(map(shared_queue, queues)))
+        self._refuse(settings, traits, pulse.register(*agrees))
         if gpus := _gpus_per_model(settings, set(map(shared_queue, queues))):
             pulse.note_gpus(owner, gpus)
         heartbeat = Heartbeat(pulse, owner, settings.lease_seconds)
@@ -276,6 +283,15 @@ class EngineStep(bootsteps.StartStopStep):
         _set_batch_limit()
         pause = _runner.pause
         worker.app.conf.task_routes[0].become_worker(worker.hostname, queues, lambda: pause.fault is None)
+
+    def _refuse(self, settings: Settings, traits: JsonObject, rival: claims.Rival | None) -> None:
+        """Raise SettingsError if another worker differs from this one, unless the settings allow that."""
+        if rival is None:
+            return
+        error = agreement.refusal(traits, rival)
+        if not settings.mixed_workers:
+            raise error
+        log.warning("%s", error)
 
     def _start_engines(self, settings: Settings, queues: Collection[str]) -> dict[Stage, Engine]:
         """Return the engine of each stage that these queues carry; queues with the same model share one."""

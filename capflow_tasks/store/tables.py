@@ -196,7 +196,7 @@ class Worker(Table):
     seen_at: Mapped[datetime] = mapped_column(server_default=sa.func.now())
     #: Why it takes no work; None while it takes some.
     fault: Mapped[str | None]
-    #: What it must have in common with the other workers of each of its queues; see `store/agreement.py`.
+    #: `broker`, and by queue what the worker must have in common with the others there.
     traits: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
 
 

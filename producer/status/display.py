@@ -157,6 +157,7 @@ def _headline(snapshot: Snapshot) -> Text:
     return Text.assemble(
         *("Run ", (run.name, "bold"), " is ", (run.state, _COLOURS[run.state])),
         f"; {run.plan}, workflow {run.workflow}\n",
+        f"It has paused by itself: {run.pause}\n" if run.pause else "",
         f"{count(tally.total)} of {count(run.samples)} samples are finished: ",
         f"{count(tally.done)} done, {count(tally.failed)} failed{held}\n",
         pace if run.open_batches else "",

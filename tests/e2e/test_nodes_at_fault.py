@@ -27,7 +27,9 @@ def working(cli: Cli, name: str, folder: Path, **environment: str) -> Iterator[s
     """A worker whose working directory is `folder`; what `/proc/self/cwd` leads to differs by worker."""
     folder.mkdir(exist_ok=True)
     mine = Cli(folder, cli.environment | {"CAPFLOW_HOME": str(cli.home)} | environment, cli.mark)
-    with mine.start("celery", "-A", "capflow_tasks", "worker", "-Q", "gpu", "-n", f"{name}@%h") as worker:
+    # A pipe that nobody reads would hold it up once it is full.
+    options = ("-Q", "gpu", "-n", f"{name}@%h", "--logfile", cli.folder / f"{name}.log")
+    with mine.start("celery", "-A", "capflow_tasks", "worker", *options) as worker:
         try:
             yield worker
         finally:

@@ -86,7 +86,7 @@ def test_the_embedded_worker_takes_the_plans_ranks(quick_cli: Cli) -> None:
     answer = quick_cli.run("capflow-produce", plan, "--pin-ranks", "--output", "out", "--json")
 
     assert json.loads(answer.stdout)["done"] == 2 * SAMPLES_PER_RANK, answer.stderr
-    assert sorted(path.name for path in (quick_cli.folder / "out").iterdir()) == [
+    assert sorted(path.name for path in (quick_cli.folder / "out").glob("[!.]*")) == [
         "Rank0_node0_set.jsonl",
         "Rank1_node1_set.jsonl",
     ]
