@@ -40,7 +40,9 @@ def node_fault(
         return _media_away(root, f"does not answer ({error.__cause__.strerror})")
     if problem := paths.root_problem(root):
         return _media_away(root, problem)
-    if isinstance(error, errors.MediaMissing) and _are_there(root, media):
+    # Only a path that the system did not find may be back; what a file lacks inside stays lacking.
+    is_unfound = isinstance(error, errors.MediaMissing) and isinstance(error.__cause__, OSError)
+    if is_unfound and _are_there(root, media):
         return _media_away(root, "was away for a moment")
     return None
 

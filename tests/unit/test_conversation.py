@@ -324,8 +324,22 @@ def test_a_file_that_is_there_again_was_away_with_its_mount(root: Path) -> None:
     conversation = talk(root, Stage.PERCEIVE)
     call, *_ = conversation.calls()
 
+    with pytest.raises(MediaMissing) as missing, file_errors("a.png"):
+        raise FileNotFoundError(errno.ENOENT, "No such file")
+
     with pytest.raises(MediaAway, match="was away for a moment"):
-        conversation.take(call.agent, MediaMissing("a.png does not exist."))
+        conversation.take(call.agent, missing.value)
+
+
+def test_what_a_file_lacks_inside_is_its_samples_failure(root: Path) -> None:
+    conversation = talk(root, Stage.PERCEIVE)
+    call, *_ = conversation.calls()
+
+    conversation.take(call.agent, MediaMissing("a.png has no such part."))
+
+    failure = conversation.outcome().failure
+    assert failure is not None
+    assert failure.kind == "media_missing"
 
 
 @pytest.mark.parametrize(
