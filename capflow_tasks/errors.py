@@ -16,7 +16,8 @@
     │   └── DecodersBroken
     └── SampleError               one sample fails; its neighbours go on
         ├── FatalSampleError      a second try cannot help
-        │   ├── BadEntry
+        │   ├── BadEntry              the producer refuses it; the entry must be corrected first
+        │   │   └── TextOnly
         │   ├── MediaMissing
         │   ├── MediaOutsideRoot
         │   ├── MediaUnsupported
@@ -154,6 +155,10 @@ class BadEntry(FatalSampleError):
     """The annotation entry cannot be used."""
 
 
+class TextOnly(BadEntry):
+    """The entry names no picture and no video."""
+
+
 class MediaMissing(FatalSampleError):
     """The media file does not exist."""
 
@@ -242,10 +247,16 @@ class BadAnswer(RetryableSampleError):
     """The model's answer cannot be used."""
 
 
+#: Kinds of failures that no retry changes before the entry is corrected.
+REFUSED_KINDS = (BadEntry.kind, TextOnly.kind)
+#: Classes that sort others; no sample fails with them.
+_GROUPS = (SampleError, FatalSampleError, RetryableSampleError, AnswerFault)
+
+
 def failure_kinds(base: type[SampleError] = SampleError) -> list[str]:
     """Return every kind that a failed sample can have."""
-    parts = base.__subclasses__()
-    return [kind for part in parts for kind in failure_kinds(part)] if parts else [base.kind]
+    own = [] if base in _GROUPS else [base.kind]
+    return own + [kind for part in base.__subclasses__() for kind in failure_kinds(part)]
 
 
 #: From a URL's user to the last @ before its host, since a password may hold an @ itself.

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from capflow_tasks.domains.catalogue import Catalogue, load_workflow
 from capflow_tasks.entries import media_of, task_of
-from capflow_tasks.errors import BadEntry, PlanError, SettingsError, UserError
+from capflow_tasks.errors import BadEntry, PlanError, SettingsError, TextOnly, UserError
 from capflow_tasks.records import Failure, JsonObject, Modality, PlanShard, Stage, Workflow
 from capflow_tasks.settings import Settings
 from capflow_tasks.store import claims, edits, runs, states, statistics, views
@@ -80,6 +80,8 @@ class Order:
     workflow: str = Workflow.STANDARD
     #: What it may spend; None for no limit.
     budget: Budget | None = None
+    #: Whether entries without media are passed over: they do not count as failures in the end.
+    skips_text_only: bool = False
     #: Whether it may replace files in the output folder that are not its own.
     overwrites: bool = False
 
@@ -434,6 +436,9 @@ def _export(run: OpenRun, own: OwnFiles, is_complete: bool, seconds: float) -> S
         files=export(run.views.finished_samples, run.shards, run.order.output, own) if is_complete else [],
         seconds=seconds,
         pause=run.pause,
+        skipped=sum(each.count for each in figures.failures(run.id) if each.kind == TextOnly.kind)
+        if run.order.skips_text_only
+        else 0,
     )
 
 
@@ -456,7 +461,7 @@ def read_samples(catalogue: Catalogue, shard: PlanShard, start_idx: int) -> Iter
                 raise BadEntry(entry.problem)
             yield states.NewSample(entry.index, entry.value, domain_of(catalogue, shard, entry.value))
         except BadEntry as error:
-            failure = Failure(Stage.ROUTE, BadEntry.kind, str(error), is_retryable=False)
+            failure = Failure(Stage.ROUTE, error.kind, str(error), is_retryable=False)
             yield states.NewSample(entry.index, entry.value or {}, None, failure)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from sqlalchemy import Engine
 
 from capflow_tasks.captioning.surge import is_rare, most_common_failure
+from capflow_tasks.records import Stage
 from capflow_tasks.settings import Settings
 from capflow_tasks.store.figures import Ending, RunFigures, WorkerFigures
 from capflow_tasks.store.runs import RunStore
@@ -74,9 +75,17 @@ def _sentence(run: RunFigures, failed: Sequence[Ending], count: int) -> str:
     kind, reason = failed[0].kind, (failed[0].reason or "")[:_REASON_LENGTH].rstrip(".")
     by_node = Counter((each.worker or "").partition("/")[0] for each in failed)
     nodes = ", ".join(f"{node} {failures}" for node, failures in by_node.most_common(3))
+    said = (
+        f"{len(failed)} of the latest {count} samples failed as {kind} ({nodes}), few before; for example: "
+        f"{reason}. Once the cause is gone"
+    )
+    if Stage.SCORE in run.stages and Stage.SUMMARIZE not in run.stages:
+        return (
+            f"{said}, the same command tries them again and goes on; if they are right to fail, set "
+            "CAPFLOW_SURGE_SAMPLES=0"
+        )
     name = shlex.quote(run.name)
     return (
-        f"{len(failed)} of the latest {count} samples failed as {kind} ({nodes}), few before; for example: "
-        f"{reason}. Once the cause is gone, `capflow retry {name} --kind {kind}` tries them again and goes "
-        f"on; if they are right to fail, `capflow resume {name}` goes on"
+        f"{said}, `capflow retry {name} --kind {kind}` tries them again and goes on; if they are right to "
+        f"fail, `capflow resume {name}` goes on"
     )

@@ -15,7 +15,7 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from capflow_tasks.errors import BadEntry, UserError
+from capflow_tasks.errors import REFUSED_KINDS, UserError
 from capflow_tasks.records import Failure, PlanShard, Stage, Workflow
 from capflow_tasks.store import states, tables
 from capflow_tasks.store.claims import insert_results
@@ -284,7 +284,7 @@ class RunStore(tables.Store):
         """Open failed samples of these kinds and domains, or all of them; return their count."""
         chosen = [
             Sample.state == SampleState.FAILED,
-            Sample.error_kind != BadEntry.kind,
+            Sample.error_kind.not_in(REFUSED_KINDS),
             # A batch that still runs is left to finish.
             Sample.batch_id == Batch.id,
             Batch.state == BatchState.DONE,

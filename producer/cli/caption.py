@@ -83,6 +83,10 @@ def _run_options(*, has_defaults: bool) -> cli.Decorator:
             is_flag=True,
             **default(False),
         ),
+        cli.flag(
+            "--skip-text-only skips_text_only",
+            "Pass over entries that name no media: count and list them, but not as failures in the end.",
+        ),
         cli.flag("--overwrite overwrites", "Replace files in the output folder that are not this run's own."),
         cli.budget_options,
         cli.json_option(),
