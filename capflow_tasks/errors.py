@@ -97,13 +97,18 @@ class EngineDead(CapflowError):
 class NodeFault(CapflowError):
     """This node cannot do what others can, so no sample is to blame."""
 
+    #: Whether `is_over` knows; otherwise a batch must be tried, ever more rarely.
+    can_be_checked: ClassVar[bool] = False
+
     def is_over(self) -> bool:
-        """Return whether the node seems well again; where nothing can be checked, a batch must be tried."""
+        """Return whether the node is well again, as far as that can be checked."""
         return True
 
 
 class MediaAway(NodeFault):
     """The folder of the media is away on this node."""
+
+    can_be_checked = True
 
     def __init__(self, message: str, is_over: Callable[[], bool]) -> None:
         super().__init__(message)

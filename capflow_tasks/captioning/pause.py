@@ -9,7 +9,7 @@ from capflow_tasks.errors import NodeFault
 
 log = logging.getLogger(__name__)
 
-#: Between two looks at whether the fault is over; the first wait, which doubles while tries fail.
+#: Between two looks at whether the fault is over; also the first wait, which doubles while tries fail.
 _LOOK_SECONDS = 2.0
 #: After so long a batch is tried all the same: it may be of a run that the fault does not concern.
 _LONGEST_SECONDS = 60.0
@@ -23,10 +23,10 @@ class Pause:
     After a pause one batch at a time is tried, until one passes a stage.
     """
 
-    def __init__(self, tell: Callable[[str | None], None], first_wait_seconds: float = _LOOK_SECONDS) -> None:
+    def __init__(self, tell: Callable[[str | None], None]) -> None:
         """`tell` is called with the fault's text, with None once it is over, and at each look in between."""
         self._tell = tell
-        self._first_wait_seconds = self._wait_seconds = first_wait_seconds
+        self._wait_seconds = _LOOK_SECONDS
         self._lock = Lock()
         self._is_on_trial = False
         #: Why the worker takes no batches; None while it takes some.
@@ -37,8 +37,9 @@ class Pause:
         with self._lock:
             if self.fault is not None:
                 return
-            waits = min(2 * self._wait_seconds, _LONGEST_SECONDS)
-            self._wait_seconds = waits if self._is_on_trial else self._first_wait_seconds
+            has_failed_again = self._is_on_trial and not fault.can_be_checked
+            longer = min(2 * self._wait_seconds, _LONGEST_SECONDS)
+            self._wait_seconds = longer if has_failed_again else _LOOK_SECONDS
             self.fault = fault
         log.warning("this worker takes no work: %s", fault)
         Thread(target=self._wait_until_over, args=(fault,), name="pause", daemon=True).start()

@@ -70,7 +70,9 @@ def test_pinned_ranks_keep_their_shards_and_shared_ones_spare_the_slow_worker(
     plan = plan_of_two_ranks(cli_with_workers.folder)
 
     def produce(run: str, *flags: str) -> Counter[str]:
-        answer = cli_with_workers.run("capflow-produce", plan, "--run", run, "--batch-size", 1, *flags)
+        answer = cli_with_workers.run(
+            "capflow-produce", plan, "--run", run, "-o", run, "--batch-size", 1, *flags
+        )
         assert answer.returncode == 0, answer.stderr
         return samples_by_worker(engine, run)
 
