@@ -54,8 +54,9 @@ def broker_identity(url: str) -> str:
     """Tell this broker from others that use the same database, without its password."""
     parts = urlsplit(url)
     if parts.scheme.endswith("socket"):
-        # Another server at the same path is another broker.
-        return f"{socket.gethostname()} {parts.path} {Path(parts.path).stat().st_ctime_ns}"
+        # Another server at the same path is another broker; one that is away is waited for later.
+        path = Path(parts.path)
+        return f"{socket.gethostname()} {path} {path.stat().st_ctime_ns if path.exists() else 0}"
     host = parts.hostname or "localhost"
     here = f"{socket.gethostname()} " if host in ("localhost", "127.0.0.1", "::1") else ""
     return f"{here}{host}:{parts.port or 6379}{parts.path.rstrip('/') or '/0'}"
