@@ -286,7 +286,7 @@ def test_metrics_count_what_the_guard_repairs_and_refuses_by_rule_and_outcome(ro
 
 @pytest.mark.parametrize(
     ("entry", "kind"),
-    [({}, "bad_entry"), ({"image": "gone.png"}, "media_missing"), ({"image": "../a"}, "media_outside_root")],
+    [({}, "text_only"), ({"image": "gone.png"}, "media_missing"), ({"image": "../a"}, "media_outside_root")],
 )
 def test_a_sample_without_usable_media_asks_nothing(root: Path, entry: JsonObject, kind: str) -> None:
     conversation = talk(root, Stage.PERCEIVE, entry=entry)
