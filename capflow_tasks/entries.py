@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from capflow_tasks.errors import BadEntry, WorkflowError
+from capflow_tasks.errors import BadEntry, TextOnly, WorkflowError
 from capflow_tasks.records import JsonObject, Modality
 
 #: The keys that name media, in the order in which they are read.
@@ -96,7 +96,10 @@ def media_of(
         media += [medium for path in _paths(entry, key) if (medium := (kind, path)) not in earlier]
     if not media:
         expected = ", ".join(f'"{key}"' for _, key in keys)
-        raise BadEntry(f"the entry names no media; expected {expected} with a path or a list of paths")
+        raise TextOnly(
+            f"the entry names no media; expected {expected} with a path or a list of paths; "
+            "--skip-text-only lets a run pass over such entries"
+        )
     return tuple(media if keep_repeats else dict.fromkeys(media))
 
 

@@ -8,9 +8,16 @@
     ├── ServiceError              the database, the broker or the model cannot be reached
     │   └── NoProbabilities
     ├── EngineDead                the batch is sent again; the engine is rebuilt
+    ├── NodeFault                 the batch goes to other workers; this one pauses until its node is well
+    │   ├── MediaAway
+    │   ├── WorkflowMissing
+    │   ├── NodeExhausted
+    │   ├── FailureSurge
+    │   └── DecodersBroken
     └── SampleError               one sample fails; its neighbours go on
         ├── FatalSampleError      a second try cannot help
-        │   ├── BadEntry
+        │   ├── BadEntry              the producer refuses it; the entry must be corrected first
+        │   │   └── TextOnly
         │   ├── MediaMissing
         │   ├── MediaOutsideRoot
         │   ├── MediaUnsupported
@@ -24,13 +31,13 @@
             ├── MediaUnreadable
             ├── RequestTimeout
             ├── RequestFailed
-            ├── BadAnswer
-            └── WorkflowMissing
+            └── BadAnswer
 
 The docstring of an error is its default message.
 """
 
 import re
+from collections.abc import Callable
 from typing import ClassVar
 
 EXIT_OK = 0
@@ -38,7 +45,7 @@ EXIT_SAMPLES_FAILED = 1
 EXIT_USAGE = 2
 EXIT_SERVICE = 3
 EXIT_SAMPLES_HELD = 4
-#: The run has spent what it may.
+#: The run has paused by itself: it has spent what it may, or too much fails.
 EXIT_PAUSED = 5
 #: A worker exits so to be started again by its supervisor.
 EXIT_RESTART = 75
@@ -87,6 +94,46 @@ class EngineDead(CapflowError):
     """The engine died; its batches are sent again."""
 
 
+class NodeFault(CapflowError):
+    """This node cannot do what others can, so no sample is to blame."""
+
+    #: Whether `is_over` knows; otherwise a batch must be tried, ever more rarely.
+    can_be_checked: ClassVar[bool] = False
+
+    def is_over(self) -> bool:
+        """Return whether the node is well again, as far as that can be checked."""
+        return True
+
+
+class MediaAway(NodeFault):
+    """The folder of the media is away on this node."""
+
+    can_be_checked = True
+
+    def __init__(self, message: str, is_over: Callable[[], bool]) -> None:
+        super().__init__(message)
+        self._is_over = is_over
+
+    def is_over(self) -> bool:
+        return self._is_over()
+
+
+class WorkflowMissing(NodeFault):
+    """The worker lacks domain files that the run needs."""
+
+
+class NodeExhausted(NodeFault):
+    """The node has no disk, memory or open files left."""
+
+
+class FailureSurge(NodeFault):
+    """Most of the worker's latest samples failed alike."""
+
+
+class DecodersBroken(NodeFault):
+    """The processes that decode videos cannot start on this node."""
+
+
 class SampleError(CapflowError):
     """This sample cannot be captioned."""
 
@@ -111,6 +158,10 @@ class RetryableSampleError(SampleError):
 
 class BadEntry(FatalSampleError):
     """The annotation entry cannot be used."""
+
+
+class TextOnly(BadEntry):
+    """The entry names no picture and no video."""
 
 
 class MediaMissing(FatalSampleError):
@@ -201,14 +252,16 @@ class BadAnswer(RetryableSampleError):
     """The model's answer cannot be used."""
 
 
-class WorkflowMissing(RetryableSampleError):
-    """The worker cannot read the domain files of the run's workflow."""
+#: Kinds of failures that no retry changes before the entry is corrected.
+REFUSED_KINDS = (BadEntry.kind, TextOnly.kind)
+#: Classes that sort others; no sample fails with them.
+_GROUPS = (SampleError, FatalSampleError, RetryableSampleError, AnswerFault)
 
 
 def failure_kinds(base: type[SampleError] = SampleError) -> list[str]:
     """Return every kind that a failed sample can have."""
-    parts = base.__subclasses__()
-    return [kind for part in parts for kind in failure_kinds(part)] if parts else [base.kind]
+    own = [] if base in _GROUPS else [base.kind]
+    return own + [kind for part in base.__subclasses__() for kind in failure_kinds(part)]
 
 
 #: From a URL's user to the last @ before its host, since a password may hold an @ itself.

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -151,6 +151,14 @@ class Settings(BaseSettings):
     max_tries: int = Field(3, ge=1, description="dead engines or workers before a batch is split")
     max_attempts: int = Field(3, ge=1, description="tries of a sample whose failure may pass")
     retry_seconds: float = Field(5, ge=0, description="wait before the second try, then doubled, seconds")
+    mixed_workers: bool = Field(
+        False, description="1 to let a worker start that differs from the others of its queues"
+    )
+    surge_samples: int = Field(
+        64,
+        ge=0,
+        description="latest samples of which most must fail alike to pause a worker or run; 0: never",
+    )
     log_level: LogLevel = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
     log_format: Literal["text", "json"] = Field("text", description="format of a worker's log: text or json")
     log_text: bool = Field(False, description="1 to log every answer of the model")
@@ -188,13 +196,37 @@ _LIKENESS = 0.75
 def read_settings() -> Settings:
     """Read the settings from the environment. Raises SettingsError with one line per unusable variable."""
     try:
-        return Settings()
+        settings = Settings()
     except ValidationError as error:
         raise SettingsError("\n".join(_explain(problem) for problem in error.errors())) from None
     except UnparsableSetting as error:
         field = re.search(r'field "(\w+)"', str(error))
         name = _PREFIX + field[1].upper() if field else str(error)
         raise SettingsError(f'{name}: not JSON; expected an object such as {{"key": "value"}}') from None
+    if conflicts := list(_conflicts(settings)):
+        raise SettingsError("\n".join(conflicts))
+    return settings
+
+
+def _conflicts(settings: Settings) -> Iterator[str]:
+    """Yield a line for each setting that contradicts another."""
+    least, most = settings.min_pixels, settings.max_pixels
+    if least > most:
+        yield f"CAPFLOW_MIN_PIXELS={least} is above CAPFLOW_MAX_PIXELS={most}; change one of them"
+    length, answer = settings.max_model_len, settings.max_answer_tokens
+    if isinstance(length, int) and answer is not None and answer >= length:
+        yield (
+            f"CAPFLOW_MAX_ANSWER_TOKENS={answer} leaves no room for a prompt in "
+            f"CAPFLOW_MAX_MODEL_LEN={length}; lower the one or raise the other"
+        )
+    for name in ("queue_models", "queue_engines", "queue_gpu_memory"):
+        for queue in getattr(settings, name).keys() - set(settings.queues):
+            yield (
+                f"CAPFLOW_{name.upper()}: no stage is sent to the queue {queue!r}, only to "
+                f"{', '.join(settings.queues)}; correct the name, or CAPFLOW_STAGE_QUEUES"
+            )
+    if (share := sum(settings.queue_gpu_memory.values())) > 1:
+        yield f"CAPFLOW_QUEUE_GPU_MEMORY: the shares add up to {share:g} of the GPU's memory; lower one"
 
 
 def _explain(problem: Any) -> str:

@@ -438,6 +438,10 @@ def check_workers(
         running = sum(worker.running_batches for worker in beating)
         batches = "1 batch" if running == 1 else f"{running} batches"
         yield ok("workers", f"{len(alive)} alive, {batches} running: {_some(alive)}")
+    for worker in beating:
+        if worker.fault:
+            remedy = "mend that; it looks every few seconds and takes work again by itself"
+            yield warn("workers", f"{worker.node} takes no work: {worker.fault}", remedy)
     if silent := sorted(nodes - answering.keys()):
         said = f"{_some(silent)}: no answer to Celery; stopping, or cut off from the broker"
         yield warn("workers", said, "run capflow doctor again in a minute, then read the worker's log")

@@ -72,6 +72,7 @@ class FleetCollector(Collector):
             return [_up("database", False)]
         by_state = Counter(run.state for run in runs)
         alive = sum(worker.is_alive for worker in workers)
+        paused = sum(worker.is_alive and bool(worker.fault) for worker in workers)
         stale = sum(worker.running_batches for worker in workers if not worker.is_alive)
         return [
             _up("database", True),
@@ -81,6 +82,7 @@ class FleetCollector(Collector):
                 ["state"],
                 {("alive",): alive, ("silent",): len(workers) - alive},
             ),
+            Family("capflow_paused_workers", "Workers that take no work, as their node is at fault.", paused),
             Family("capflow_stale_batches", "Batches that silent workers hold.", stale),
             _labelled(
                 "capflow_runs", "Runs by state.", ["state"], {(state,): by_state[state] for state in RunState}

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from capflow_tasks.domains.catalogue import Catalogue, load_workflow
 from capflow_tasks.entries import media_of, task_of
-from capflow_tasks.errors import BadEntry, PlanError, SettingsError, UserError
+from capflow_tasks.errors import BadEntry, PlanError, SettingsError, TextOnly, UserError
 from capflow_tasks.records import Failure, JsonObject, Modality, PlanShard, Stage, Workflow
 from capflow_tasks.settings import Settings
 from capflow_tasks.store import claims, edits, runs, states, statistics, views
@@ -30,7 +30,9 @@ from producer.reading.annotations import read_entries
 from producer.reading.plan import Plan, read_plan
 from producer.refresh import Refresh
 from producer.summary import SHOWN_FAILURES, Summary
-from producer.writing.captions import export
+from producer.watch import Watch
+from producer.writing.captions import export, file_names
+from producer.writing.ownership import OwnFiles
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +80,10 @@ class Order:
     workflow: str = Workflow.STANDARD
     #: What it may spend; None for no limit.
     budget: Budget | None = None
+    #: Whether entries without media are passed over: they do not count as failures in the end.
+    skips_text_only: bool = False
+    #: Whether it may replace files in the output folder that are not its own.
+    overwrites: bool = False
 
     @property
     def run_name(self) -> str:
@@ -123,7 +129,7 @@ class OpenRun:
         #: One message for each file that broke off; the other shards went on.
         self.problems: list[str] = []
         self._unreadable: list[str] = []
-        #: The limit that paused the run; None when none did.
+        #: Why the run paused by itself; None when it did not.
         self.pause: str | None = None
         if forget_other_shards:
             self.runs.forget_other_shards(self.id, [row.id for row in self.shards])
@@ -179,6 +185,7 @@ class OpenRun:
         spending = budget and Spending(budget, statistics.Statistics(fleet.engine), self.id)
         tally = self.views.tally(self.id)
         arrivals = Arrivals(self.views, self.id)
+        watch = Watch(fleet.engine, self.id, fleet.settings)
         has_begun = False
         shard_ids = [row.id for row in self.shards]
         checked_at = -_CHECK_SECONDS
@@ -190,11 +197,12 @@ class OpenRun:
                     f"run {self.order.run_name} goes on with an edited plan, which a later command has read; "
                     "this command ends, and nothing is lost"
                 )
+            if is_due:
+                watch.look()
             is_inserted = next(inserting, True)
             if in_flight and spending and (reached := spending.limit_reached()):
-                self.pause = reached
-                self.runs.stop(self.id)
-                return False
+                self.runs.stop(self.id, f"{reached}; the same command with a higher limit goes on from here")
+                break
             dispatcher.send()
             tally = sum(arrivals.take_from(in_flight), tally)
             if in_flight:
@@ -207,6 +215,7 @@ class OpenRun:
                 if not in_flight:
                     return True
             stopping.wait(_POLL_SECONDS)
+        self.pause = self.runs.pause_of(self.id)
         return False
 
     def _insert(self, read_samples: ReadSamples, in_flight: set[int]) -> Iterator[bool]:
@@ -390,6 +399,9 @@ class CaptionRun:
         domains = [self._catalogue.resolve(domain).name for domain in domains]
         with services.reach_fleet(self._settings) as fleet:
             run = OpenRun(fleet, self._order, self.plan.shards)
+            # Before any model call: the folder can be written, and no file there is another's.
+            own = self._own_files(run)
+            own.claim(file_names(self.plan.shards))
             if retry:
                 run.retry_failed(kinds, domains)
             read = partial(read_samples, self._catalogue)
@@ -405,10 +417,14 @@ class CaptionRun:
                 )
             is_complete = run.finish(read, stopping)
             seconds = monotonic() - started
-            return services.through_outages(partial(_export, run, is_complete, seconds), stopping)
+            return services.through_outages(partial(_export, run, own, is_complete, seconds), stopping)
+
+    def _own_files(self, run: OpenRun) -> OwnFiles:
+        order = self._order
+        return OwnFiles(order.output, order.run_name, run.runs.begun_at(run.id), overwrites=order.overwrites)
 
 
-def _export(run: OpenRun, is_complete: bool, seconds: float) -> Summary:
+def _export(run: OpenRun, own: OwnFiles, is_complete: bool, seconds: float) -> Summary:
     figures = statistics.Statistics(run.views.engine)
     return Summary(
         run=run.order.run_name,
@@ -417,9 +433,12 @@ def _export(run: OpenRun, is_complete: bool, seconds: float) -> Summary:
         confidences=figures.confidences(run.id),
         failures=run.views.failures(run.id, SHOWN_FAILURES),
         problems=run.problems,
-        files=export(run.views.finished_samples, run.shards, run.order.output) if is_complete else [],
+        files=export(run.views.finished_samples, run.shards, run.order.output, own) if is_complete else [],
         seconds=seconds,
         pause=run.pause,
+        skipped=sum(each.count for each in figures.failures(run.id) if each.kind == TextOnly.kind)
+        if run.order.skips_text_only
+        else 0,
     )
 
 
@@ -442,7 +461,7 @@ def read_samples(catalogue: Catalogue, shard: PlanShard, start_idx: int) -> Iter
                 raise BadEntry(entry.problem)
             yield states.NewSample(entry.index, entry.value, domain_of(catalogue, shard, entry.value))
         except BadEntry as error:
-            failure = Failure(Stage.ROUTE, BadEntry.kind, str(error), is_retryable=False)
+            failure = Failure(Stage.ROUTE, error.kind, str(error), is_retryable=False)
             yield states.NewSample(entry.index, entry.value or {}, None, failure)
 
 

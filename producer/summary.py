@@ -49,8 +49,10 @@ class Summary:
     #: Empty before the run is complete.
     files: Sequence[ExportedFile]
     seconds: float
-    #: The limit that paused the run; None when none did.
+    #: Why the run paused by itself, and how it goes on; None when it did not.
     pause: str | None = None
+    #: Failed samples that were to be passed over, since their entries name no media.
+    skipped: int = 0
 
     @property
     def tally(self) -> Tally:
@@ -63,6 +65,7 @@ class Summary:
             "pause": self.pause,
             "problems": list(self.problems),
             **asdict(self.tally),
+            "skipped": self.skipped,
             "seconds": round(self.seconds, 3),
             "domains": [
                 {"domain": row.domain, **asdict(row.tally), "stages": row.by_stage} for row in self.domains
@@ -77,6 +80,11 @@ class Summary:
             console.print(self._histogram())
         if self.failures:
             console.print(self._failures())
+        if self.skipped:
+            skipped = "1 entry is" if self.skipped == 1 else f"{self.skipped:,} entries are"
+            console.print(
+                f"{skipped} text only and skipped; the .failed.jsonl files list them", highlight=False
+            )
         for file in self.files:
             samples = counted(file.samples, "sample")
             console.print(f"{escape(str(file.path))}: {samples}", soft_wrap=True, highlight=False)
@@ -139,7 +147,7 @@ class ScoreSummary:
     #: The scored files; empty before the run is complete.
     files: list[Path] = field(default_factory=list)
     seconds: float = 0.0
-    #: The limit that paused the scoring; None when none did.
+    #: Why the scoring paused by itself, and how it goes on; None when it did not.
     pause: str | None = None
 
     @property
@@ -224,6 +232,7 @@ def exit_code(summary: Summary | ScoreSummary) -> int:
         return EXIT_PAUSED if summary.pause else EXIT_INTERRUPTED
     if summary.problems:
         return EXIT_USAGE
-    if summary.tally.failed:
+    skipped = summary.skipped if isinstance(summary, Summary) else 0
+    if summary.tally.failed > skipped:
         return EXIT_SAMPLES_FAILED
     return EXIT_SAMPLES_HELD if summary.tally.held else EXIT_OK

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from capflow_tasks import records
-from capflow_tasks.captioning import guard
+from capflow_tasks.captioning import blame, guard
 from capflow_tasks.captioning.answers import check_storable, expected_grades, parse_scores, softened
 from capflow_tasks.domains import prompts
 from capflow_tasks.domains.catalogue import Agent, Catalogue, Domain
 from capflow_tasks.entries import media_of
-from capflow_tasks.errors import BadAnswer, BadEntry, SampleError, WorkflowError
+from capflow_tasks.errors import BadAnswer, BadEntry, SampleError, WorkflowError, WorkflowMissing
 from capflow_tasks.media import paths, video
 from capflow_tasks.observe import metrics
 from capflow_tasks.store.states import Claim, Outcome, PendingSample, Route
@@ -26,7 +26,10 @@ class Call:
 
 @dataclass(slots=True)
 class Conversation:
-    """Asks the agents of one stage about one sample, each as soon as the agents it sees have answered."""
+    """Asks the agents of one stage about one sample, each as soon as the agents it sees have answered.
+
+    Its methods raise NodeFault where this node, and not the sample, is to blame.
+    """
 
     claim: Claim
     sample: PendingSample
@@ -36,6 +39,8 @@ class Conversation:
     #: None when videos are never cut into windows.
     windows: video.Windows | None = None
     rules: guard.Guard = field(default_factory=guard.Guard)
+    #: Of its media, below the root.
+    _paths: tuple[str, ...] = ()
     _media: tuple[records.MediaRef, ...] = ()
     _domain: Domain | None = None
     _results: list[records.Result] = field(default_factory=list)
@@ -51,16 +56,21 @@ class Conversation:
         try:
             if not isinstance(self.sample.entry, dict):
                 raise BadEntry("the entry is not a JSON object")
+            media = list(media_of(self.sample.entry, self.claim.modality))
+            self._paths = tuple(path for _, path in media)
             self._media = tuple(
-                records.MediaRef(kind, paths.resolve_media(self.claim.root, path))
-                for kind, path in media_of(self.sample.entry, self.claim.modality)
+                records.MediaRef(kind, paths.resolve_media(self.claim.root, path)) for kind, path in media
             )
             if self.sample.domain is not None:
                 self._domain = self.catalogue.resolve(self.sample.domain)
         except SampleError as error:
             self.fail(error)
         except WorkflowError as error:
-            self.fail(BadEntry(str(error)))
+            # The producer's catalogue has it.
+            raise WorkflowMissing(
+                f"no domain file here has {self.sample.domain!r}, which run {self.claim.run} needs; "
+                "start this worker with the CAPFLOW_DOMAINS of `capflow caption`"
+            ) from error
 
     def calls(self) -> list[Call]:
         """Return the requests that can be made now: of agents that have all the answers they see."""
@@ -205,6 +215,9 @@ class Conversation:
         )
 
     def fail(self, error: SampleError) -> None:
+        """Note the error as the sample's failure. Raises NodeFault when it is this node's."""
+        if fault := blame.node_fault(error, self.claim.root, self._paths):
+            raise fault from error
         self._failure = records.Failure(self.claim.stage, error.kind, str(error), error.is_retryable)
 
     def outcome(self) -> Outcome:

@@ -26,14 +26,19 @@ class Heartbeat:
         self._batch_ids: Counter[int] = Counter()
         self._lock = Lock()
         self._beaten_at = float("-inf")
-        self._stopping = Event()
+        #: Why the worker takes no work; None while it takes some.
+        self._fault: str | None = None
+        #: Set when a beat is due at once.
+        self._wake = Event()
+        self._is_stopping = False
         self._thread = Thread(target=self._beat_until_stopped, name="heartbeat", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
-        self._stopping.set()
+        self._is_stopping = True
+        self._wake.set()
         self._thread.join()
         self.resign()
 
@@ -43,6 +48,12 @@ class Heartbeat:
             self._store.resign(self.owner)
         except SQLAlchemyError as error:
             log.warning("leases are not given back and will run out: %s", outages.explained(error))
+
+    def tell(self, fault: str | None) -> None:
+        """Have the list of workers say from now on why this one takes no work; None when it takes some."""
+        if fault != self._fault:
+            self._fault = fault
+            self._wake.set()
 
     @property
     def age_seconds(self) -> float:
@@ -74,10 +85,12 @@ class Heartbeat:
             with self._lock:
                 batch_ids = sorted(self._batch_ids)
             try:
-                self._store.beat(self.owner, batch_ids, self._lease_seconds)
+                self._store.beat(self.owner, batch_ids, self._lease_seconds, self._fault)
                 self._beaten_at = monotonic()
             except SQLAlchemyError as error:
                 # The next beat may succeed; a worker whose lease ran out meanwhile writes nothing.
                 log.warning("leases are not extended: %s", outages.explained(error))
-            if self._stopping.wait(self._lease_seconds / 3):
+            self._wake.wait(self._lease_seconds / 3)
+            self._wake.clear()
+            if self._is_stopping:
                 return

@@ -8,22 +8,28 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from itertools import takewhile
+from threading import Lock
 from time import monotonic
 
 import tenacity
 from sqlalchemy.exc import SQLAlchemyError
 
 from capflow_tasks import outages
+from capflow_tasks.captioning import blame
 from capflow_tasks.captioning.admission import BatchLimit, EngineRoom, SharedOrAlone
 from capflow_tasks.captioning.chains import SampleChains
 from capflow_tasks.captioning.conversation import Conversation
 from capflow_tasks.captioning.guard import Guard
 from capflow_tasks.captioning.heartbeat import Heartbeat
+from capflow_tasks.captioning.pause import Pause
+from capflow_tasks.captioning.surge import Surge
 from capflow_tasks.domains.catalogue import Catalogue
 from capflow_tasks.engine.interface import Engine
 from capflow_tasks.errors import (
     BadAnswer,
     EngineDead,
+    FailureSurge,
+    NodeFault,
     Quarantined,
     ServiceError,
     WorkflowError,
@@ -37,6 +43,10 @@ from capflow_tasks.store.claims import BatchStore, NotClaimed
 from capflow_tasks.store.states import Claim, Outcome, PendingSample, RetryPolicy, stage_after, stages_from
 
 log = logging.getLogger(__name__)
+
+
+#: Characters of a failure's message in the text of a pause.
+_MESSAGE_LENGTH = 200
 
 
 class NotFinished(StrEnum):
@@ -96,6 +106,11 @@ class StageRunner:
         self._retry = RetryPolicy(self.settings.max_attempts, self.settings.retry_seconds)
         self._guard = Guard(self.settings.answer_attempts, frozenset(self.settings.guard_off))
         self._turns = SharedOrAlone()
+        #: While this node is at fault.
+        self.pause = Pause(self._tell)
+        #: By run and stage.
+        self._surges: dict[tuple[int, Stage], Surge] = {}
+        self._surges_lock = Lock()
         # A worker that lost its leases, as after a long pause, would ask for what another one asks for.
         self._chains = SampleChains(self._ask, may_go_on=lambda: self.heartbeat.is_fresh)
         #: By engine; one without these attributes has no limit.
@@ -120,8 +135,8 @@ class StageRunner:
     def run(self, batch_id: int, stage: Stage) -> StageSummary | NotClaimed | NotFinished:
         """Run one stage of one batch.
 
-        Raises EngineDead when the engine died and ServiceError when it cannot be rebuilt; the batch has been
-        given back by then.
+        Raises EngineDead when the engine died, ServiceError when it cannot be rebuilt, and NodeFault, which
+        begins a pause, when this node cannot do the work; the batch has been given back by then.
         """
         settings, owner = self.settings, self.heartbeat.owner
         claim = self._patiently(self.store.claim, batch_id, stage, owner, settings.lease_seconds)
@@ -140,20 +155,36 @@ class StageRunner:
                 return summary
             except BaseException as error:
                 # A database that stayed away for too long cannot take the batch back either.
-                if not outages.is_outage(error):
-                    self._give_back(claim, error)
-                raise
+                if outages.is_outage(error):
+                    raise
+                fault = blame.node_fault(error)
+                self._give_back(claim, fault or error)
+                if fault is None:
+                    raise
+                raise fault from error
             finally:
                 if not goes_on:
                     self._chains.forget(batch_id)
 
     def batch_limit(self) -> int:
         """Return how many batches may be open, so that the engines are full and keep shared prefixes."""
-        return self._limit.limit(self._chains.open_batches, self._chains.new_batches, self._batch_size)
+        limit = self._limit.limit(self._chains.open_batches, self._chains.new_batches, self._batch_size)
+        return self.pause.limit(limit)
 
     def _stays(self, claim: Claim) -> bool:
         """Return whether the batch's next stage is one of this worker."""
-        return stage_after(claim.stage, claim.stages) in self.engines
+        return self.pause.fault is None and stage_after(claim.stage, claim.stages) in self.engines
+
+    def _tell(self, fault: str | None) -> None:
+        """Have the database say why this worker pauses, and give others what waits in its own queue."""
+        self.heartbeat.tell(fault)
+        if fault is None:
+            return
+        try:
+            self.store.release_queued(self.heartbeat.owner)
+        except SQLAlchemyError as error:
+            # At the next look.
+            log.warning("waiting batches are not given back: %s", outages.explained(error))
 
     def _run(self, claim: Claim) -> StageSummary | NotFinished:
         started = monotonic()
@@ -174,9 +205,30 @@ class StageRunner:
             metrics.STAGES.labels(claim.stage, "lost").inc()
             return NotFinished.LEASE_LOST
         summary = summarize(claim, outcomes, monotonic() - started)
+        self._watch(claim, outcomes, summary)
         count_stage(summary)
         log_stage(summary, outcomes)
         return summary
+
+    def _watch(self, claim: Claim, outcomes: Sequence[Outcome], summary: StageSummary) -> None:
+        """End the trial after a pause if the stage went well, and begin a pause in a surge of failures."""
+        if summary.passed:
+            self.pause.passed()
+        failures = [outcome.failure for outcome in outcomes]
+        kinds = [
+            each.kind if each and each.kind not in claim.accepted_failures else None for each in failures
+        ]
+        with self._surges_lock:
+            surge = self._surges.setdefault((claim.run_id, claim.stage), Surge(self.settings.surge_samples))
+            kind = surge.add(kinds)
+        if kind is not None:
+            last = next((each.message for each in failures if each and each.kind == kind), "")
+            self.pause.begin(
+                FailureSurge(
+                    f"most of its latest {self.settings.surge_samples} samples of run {claim.run} failed in "
+                    f"{claim.stage} as {kind}, last: {last[:_MESSAGE_LENGTH]}"
+                )
+            )
 
     def _outcomes(self, claim: Claim, samples: Sequence[PendingSample]) -> list[Outcome]:
         if claim.tries == 1:
@@ -191,10 +243,8 @@ class StageRunner:
         """Ask the agents of one stage about one sample."""
         try:
             catalogue = self.workflow_of(claim.workflow)
-        except WorkflowError as fault:
-            error = WorkflowMissing(f"{claim.owner}: {fault}; let every worker see the folder, then retry")
-            failure = Failure(claim.stage, error.kind, str(error), error.is_retryable)
-            return Outcome(sample.id, failure=failure)
+        except WorkflowError as error:
+            raise WorkflowMissing(f"{error}; let every worker see the folder of run {claim.run}") from error
         engine = self.engines[claim.stage]
         conversation = Conversation(claim, sample, catalogue, engine.model, self.windows, self._guard)
         if claim.tries > self.settings.max_tries:
@@ -238,9 +288,15 @@ class StageRunner:
         return finish(handoff_seconds, self._retry, stays=stays)
 
     def _give_back(self, claim: Claim, error: BaseException) -> None:
+        metrics.STAGES.labels(claim.stage, "given_back").inc()
+        if isinstance(error, NodeFault):
+            # Paused first, so that the batch does not come back here at once.
+            self.pause.begin(error)
+            log.info("batch %s: %s goes to another worker: %s", claim.batch_id, claim.stage, error)
+            self._patiently(self.store.release, claim, is_blameless=True)
+            return
         level = logging.WARNING if isinstance(error, EngineDead) else logging.ERROR
         log.log(level, "batch %s: %s failed and is given back", claim.batch_id, claim.stage, exc_info=error)
-        metrics.STAGES.labels(claim.stage, "given_back").inc()
         # No sample is to blame for an engine that cannot be rebuilt, or for a database without our tables.
         is_blameless = isinstance(error, ServiceError | SQLAlchemyError)
         wait = self._retry.wait_seconds(claim.tries)

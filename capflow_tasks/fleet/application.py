@@ -7,7 +7,7 @@ names a batch; PostgreSQL decides who runs it, and which messages were lost.
 
 import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from celery import Celery
@@ -131,10 +131,13 @@ class StageRouter:
         self._queue_by_stage = queue_by_stage
         self._node: str | None = None
         self._served: frozenset[str] = frozenset()
+        self._keeps: Callable[[], bool] = lambda: True
 
-    def become_worker(self, node: str, served: frozenset[str]) -> None:
-        """Send messages of the served queues to this node's own queue from now on."""
-        self._node, self._served = node, served
+    def become_worker(
+        self, node: str, served: frozenset[str], keeps: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Send messages of the served queues to this node's own queue from now on, while it `keeps` them."""
+        self._node, self._served, self._keeps = node, served, keeps
 
     def __call__(
         self, name: str, args: Any, kwargs: Any, options: Mapping[str, Any], *_: Any, **__: Any
@@ -146,7 +149,7 @@ class StageRouter:
         rank = (options.get("headers") or {}).get(RANK_HEADER)
         if rank is not None:
             queue = queue_of_rank(queue, rank)
-        if self._node and queue in self._served and not is_stopping():
+        if self._node and queue in self._served and self._keeps() and not is_stopping():
             return {"queue": worker_direct(self._node), "priority": PRIORITIES[stage]}
         return {"queue": queue, "priority": PRIORITIES[stage]}
 

@@ -33,6 +33,7 @@ from capflow_tasks.captioning.stages import StageRunner, StageSummary
 from capflow_tasks.domains.catalogue import load_workflow
 from capflow_tasks.engine.devices import visible_devices
 from capflow_tasks.engine.interface import Engine, EngineState, build_engine
+from capflow_tasks.fleet import agreement
 from capflow_tasks.fleet.application import is_stopping, refusal_of_broker, shared_queue, task_name
 from capflow_tasks.fleet.embedded import database_url
 from capflow_tasks.media import budget, decoders, video
@@ -111,7 +112,7 @@ TASKS = [_make_task(stage) for stage in Stage]
 
 
 def _run_stage(batch_id: int, stage: Stage) -> str:
-    """Run the stage and return what Flower shows; end the chain when another message has the batch."""
+    """Run the stage and return what Flower shows; end the chain when another worker is to have the batch."""
     metrics.LAST_MESSAGE.set_to_current_time()
     if _runner is None:
         raise errors.ServiceError("stages run in a worker only: celery -A capflow_tasks worker -Q gpu")
@@ -122,6 +123,10 @@ def _run_stage(batch_id: int, stage: Stage) -> str:
         print(errors.redacted(f"{errors.WORKER_ERROR_MARK}{error}"), file=sys.stderr, flush=True)
         _stop_worker(errors.EXIT_SERVICE)
         raise
+    except errors.NodeFault as fault:
+        # Other workers have the batch, and this one pauses.
+        _set_batch_limit()
+        raise Ignore from fault
     except BaseException as error:
         # A MemoryError or SystemExit would occupy the pool's thread for good.
         raise errors.CapflowError(f"batch {batch_id}: {stage} failed: {error!r}") from error
@@ -191,6 +196,7 @@ class Vitals:
             "engines_up": bool(states) and all(state is EngineState.UP for state in states),
             "broker_connected": self.is_connected,
             "leases_kept": self.heartbeat is not None and self.heartbeat.is_fresh,
+            "node_well": not (_runner and _runner.pause.fault),
             "not_draining": not (self.is_draining or is_stopping()),
         }
 
@@ -201,6 +207,7 @@ class Vitals:
         metrics.LOOP_AGE.set_function(lambda: monotonic() - self._looped_at)
         metrics.CONNECTED.set_function(lambda: float(self.is_connected))
         metrics.DRAINING.set_function(lambda: float(self.is_draining or is_stopping()))
+        metrics.PAUSED.set_function(lambda: float(bool(_runner and _runner.pause.fault)))
         metrics.watch_memory(settings.max_rss_mib)
         metrics.start_at_zero()
         if settings.metrics_port is None:
@@ -252,11 +259,17 @@ class EngineStep(bootsteps.StartStopStep):
         queues = frozenset(
             name for name in worker.app.amqp.queues.consume_from if shared_queue(name) in settings.queues
         )
-        engines = self._start_engines(settings, set(map(shared_queue, queues)))
         # A restarted node is another owner: it must not finish what it held before.
         owner = f"{worker.hostname}/{uuid.uuid4().hex[:8]}"
         # A connection of its own, so that no stage can keep a heartbeat waiting.
         pulse = claims.WorkerStore(database.connect(database_url(settings), pool_size=1))
+        broker = agreement.broker_identity(worker.app.conf.broker_url)
+        traits = agreement.traits_of(settings, set(map(shared_queue, queues)))
+        agrees = (owner, broker, traits, 2 * settings.lease_seconds)
+        # Before the model is loaded, and again when the worker is listed: another may have been quicker.
+        self._refuse(settings, traits, pulse.rival_of(*agrees))
+        engines = self._start_engines(settings, set(map(shared_queue, queues)))
+        self._refuse(settings, traits, pulse.register(*agrees))
         if gpus := _gpus_per_model(settings, set(map(shared_queue, queues))):
             pulse.note_gpus(owner, gpus)
         heartbeat = Heartbeat(pulse, owner, settings.lease_seconds)
@@ -268,7 +281,17 @@ class EngineStep(bootsteps.StartStopStep):
         _controller = worker
         _runner = StageRunner(claims.BatchStore(store), workflow_of, engines, heartbeat, settings, windows)
         _set_batch_limit()
-        worker.app.conf.task_routes[0].become_worker(worker.hostname, queues)
+        pause = _runner.pause
+        worker.app.conf.task_routes[0].become_worker(worker.hostname, queues, lambda: pause.fault is None)
+
+    def _refuse(self, settings: Settings, traits: JsonObject, rival: claims.Rival | None) -> None:
+        """Raise SettingsError if another worker differs from this one, unless the settings allow that."""
+        if rival is None:
+            return
+        error = agreement.refusal(traits, rival)
+        if not settings.mixed_workers:
+            raise error
+        log.warning("%s", error)
 
     def _start_engines(self, settings: Settings, queues: Collection[str]) -> dict[Stage, Engine]:
         """Return the engine of each stage that these queues carry; queues with the same model share one."""

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from capflow_tasks.errors import MediaCorrupt, MediaUnreadable, SampleError
+from capflow_tasks.errors import DecodersBroken, MediaCorrupt, MediaUnreadable, SampleError
 from capflow_tasks.lifeline import exit_with_parent
 from capflow_tasks.media import paths, player
 from capflow_tasks.media.budget import MediaBudget
@@ -30,6 +30,8 @@ _CRASHES = {
 }
 #: The answer of a child that was killed from outside, perhaps before it took the job: another child is tried.
 _KILLED = object()
+#: The answer of a child that ended, or hung, before it took the job: the file has no part in it.
+_NOT_STARTED = object()
 #: Added to the job's time limit, so that the job can report the timeout itself.
 _GRACE_SECONDS = 2.0
 
@@ -63,7 +65,9 @@ class VideoFiles:
         return self.run(path, budget.timeout_seconds, player.play, path, budget, facts, times, size)
 
     def run(self, path: str, timeout_seconds: float, job: Callable[..., T], *arguments: Any) -> T:
-        """Return the job's result or raise its SampleError. Also raises MediaUnreadable and MediaCorrupt.
+        """Return the job's result or raise its SampleError.
+
+        Also raises MediaUnreadable, MediaCorrupt, and DecodersBroken where no child starts.
 
         `path` is the file that errors name.
         """
@@ -76,9 +80,14 @@ class VideoFiles:
                 self._idle.put(child if child and child.is_ready else None)
             if isinstance(answer, SampleError):
                 raise answer
-            if answer is not _KILLED:
+            if answer not in (_KILLED, _NOT_STARTED):
                 result: T = answer
                 return result
+        if answer is _NOT_STARTED:
+            raise DecodersBroken(
+                "no process that decodes videos starts on this node; check its memory, its limit of "
+                "processes (ulimit -u) and this worker's log"
+            )
         raise MediaUnreadable(f"{path}: its decoder process was killed twice; check the machine's memory.")
 
     def stop(self) -> None:
@@ -102,6 +111,11 @@ class _Child:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._process.start()
+        except OSError as error:
+            raise DecodersBroken(
+                f"no process that decodes videos can be started: {error.strerror}; check this node's memory "
+                "and its limits (ulimit -u, ulimit -n)"
+            ) from error
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
@@ -109,18 +123,26 @@ class _Child:
         self.is_ready = False
 
     def ask(self, path: str, job: Any, timeout_seconds: float) -> Any:
-        """Return the job's result or SampleError, or _KILLED. Raises MediaUnreadable and MediaCorrupt."""
-        self.is_ready = False
+        """Return the job's result or SampleError, _KILLED or _NOT_STARTED.
+
+        Raises MediaUnreadable and MediaCorrupt.
+        """
+        self.is_ready = has_begun = False
         try:
             self._pipe.send(job)
             self._receive(60.0)  # a child that takes longer to start has failed
+            has_begun = True
             answer = self._receive(timeout_seconds + _GRACE_SECONDS)
             self.is_ready = True
         except TimeoutError:
+            if not has_begun:
+                return _NOT_STARTED
             limit = f"its time limit of {timeout_seconds:g} s"
             raise MediaUnreadable(f"{path} was not decoded within {limit}.") from None
         except (EOFError, OSError):
             self._process.join(_GRACE_SECONDS)
+            if not has_begun:
+                return _NOT_STARTED
             ended_by = -(self._process.exitcode or 0)
             if ended_by in _CRASHES:
                 reason = signal.Signals(ended_by).name

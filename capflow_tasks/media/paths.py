@@ -46,6 +46,20 @@ def resolve_media(root: str, relative: str) -> str:
     return str(path)
 
 
+def root_problem(root: str) -> str | None:
+    """Return what is wrong with a folder of media that no single file explains; None when nothing is.
+
+    A mount that is away leaves an empty folder, none, or one that cannot be listed.
+    """
+    try:
+        with os.scandir(root or "/") as entries:
+            return None if next(entries, None) else "is empty"
+    except FileNotFoundError:
+        return "does not exist"
+    except OSError as error:
+        return f"cannot be listed ({error.strerror})"
+
+
 def _blobs_of(root: Path) -> Path | None:
     """Return the folder that holds the files of a Hugging Face snapshot, None for any other root.
 

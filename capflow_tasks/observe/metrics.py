@@ -65,6 +65,7 @@ LEASE_DURATION = Gauge(
 LOOP_AGE = Gauge("capflow_consumer_loop_age_seconds", "Time since the consumer loop last ran.")
 LAST_MESSAGE = Gauge("capflow_last_message_timestamp_seconds", "When the last message came, 0 for never.")
 CONNECTED = Gauge("capflow_consumer_connected", "1 while the worker is connected to the broker.")
+PAUSED = Gauge("capflow_paused", "1 while this worker takes no work because its node is at fault.")
 DRAINING = Gauge("capflow_draining", "1 while the worker finishes its batches before it stops.")
 MEMORY = Gauge(
     "capflow_resident_memory_bytes", "Memory of the worker, and of its engine core and decoders.", ["of"]

@@ -4,7 +4,7 @@ Transitions are compare-and-set: each UPDATE names the state it leaves, and RETU
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from capflow_tasks import outages
-from capflow_tasks.records import Stage
+from capflow_tasks.records import JsonObject, Stage
 from capflow_tasks.store import states, tables
 from capflow_tasks.store.states import STAGE_ORDER, BatchState, Claim, Outcome, PendingSample, SampleState
 from capflow_tasks.store.tables import (
@@ -69,12 +69,14 @@ class BatchStore(tables.Store):
             .returning(Batch.attempt, free.c.tries, Batch.start_idx, Batch.end_idx, Shard.dataset)
             .returning(Shard.root, Shard.modality, Shard.run_id, Run.stages, Run.min_confidence)
             .returning(Run.name.label("run"), Shard.id.label("shard_id"), Run.workflow)
+            .returning(Run.accepted_failures)
         )
         with self.engine.begin() as connection:
             row = connection.execute(takes).one_or_none()
             if row is None:
                 return _not_claimed(connection, batch_id, stage)
         values = row._asdict() | {"stages": tuple(map(Stage, row.stages))}
+        values["accepted_failures"] = frozenset(row.accepted_failures)
         return Claim(batch_id=batch_id, stage=stage, owner=owner, **values)
 
     def pending_samples(self, batch_id: int) -> list[PendingSample]:
@@ -97,6 +99,11 @@ class BatchStore(tables.Store):
         """Give the batch back, to be sent again after a wait; a blameless one keeps its tries."""
         values = unleased(wait_seconds) | {"tries": claim.tries - 1 if is_blameless else claim.tries}
         self.change(sa.update(Batch).where(*_is_mine(claim)).values(**values))
+
+    def release_queued(self, owner: str) -> None:
+        """Give back the batches that wait in the owner's own queue."""
+        is_waiting = sa.and_(Batch.lease_owner == owner, Batch.state == BatchState.QUEUED)
+        self.change(sa.update(Batch).where(is_waiting).values(**unleased()))
 
     def split(self, claim: Claim) -> None:
         """Give the batch back as two with one more try each, to find the sample that kills the engine."""
@@ -303,16 +310,31 @@ def _set_failures(connection: sa.Connection, claim: Claim, outcomes: Sequence[Ou
             )
 
 
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """The worker that was first on a queue, where another one differs from it."""
+
+    node: str
+    queue: str
+    #: What it has in common with the other workers of the queue.
+    traits: JsonObject
+
+
 class WorkerStore(tables.Store):
     """What a worker's heartbeat writes: the list of workers, and their leases. Thread-safe."""
 
-    def beat(self, owner: str, batch_ids: Sequence[int], lease_seconds: float) -> None:
+    def beat(
+        self, owner: str, batch_ids: Sequence[int], lease_seconds: float, fault: str | None = None
+    ) -> None:
         """Extend the owner's leases of the batches it runs and of those in its own queue.
 
-        Lists the worker too, at its first beat and after it was removed by mistake. An owner is `node/...`.
+        Lists the worker too, at its first beat and after it was removed by mistake, with the fault that keeps
+        it from work. An owner is `node/...`.
         """
-        lists = upsert(Worker).values(owner=owner, node=owner.partition("/")[0])
-        lists = lists.on_conflict_do_update(index_elements=[Worker.owner], set_={"seen_at": sa.func.now()})
+        said = fault and tables.storable(fault)
+        lists = upsert(Worker).values(owner=owner, node=owner.partition("/")[0], fault=said)
+        seen = {"seen_at": sa.func.now(), "fault": said}
+        lists = lists.on_conflict_do_update(index_elements=[Worker.owner], set_=seen)
         is_kept = sa.or_(
             sa.and_(Batch.state == BatchState.RUNNING, Batch.id.in_(batch_ids)),
             Batch.state == BatchState.QUEUED,
@@ -325,6 +347,24 @@ class WorkerStore(tables.Store):
         with self.engine.begin() as connection:
             connection.execute(lists)
             connection.execute(extends)
+
+    def rival_of(self, owner: str, broker: str, traits: JsonObject, silent_seconds: float) -> Rival | None:
+        """Return the worker that was first on a queue of this one and differs from it; None without one.
+
+        `traits` are this worker's by queue. Workers of other brokers, and silent ones, do not count.
+        """
+        with self.engine.connect() as connection:
+            return _rival(connection, owner, broker, traits, silent_seconds)
+
+    def register(self, owner: str, broker: str, traits: JsonObject, silent_seconds: float) -> Rival | None:
+        """List the worker with its traits unless it has a rival, which is returned. One worker at a time."""
+        listed = {"owner": owner, "node": owner.partition("/")[0], "traits": {"broker": broker, **traits}}
+        with self.engine.begin() as connection:
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_REGISTRATION)))
+            rival = _rival(connection, owner, broker, traits, silent_seconds)
+            if rival is None:
+                connection.execute(sa.insert(Worker).values(**listed))
+            return rival
 
     def note_gpus(self, owner: str, gpus: float) -> None:
         """Note how many GPUs each of the worker's models holds, for costs."""
@@ -351,3 +391,22 @@ class WorkerStore(tables.Store):
         with self.engine.begin() as connection:
             removed = set(connection.execute(removes).scalars())
             return removed - set(connection.execute(sa.select(Worker.node)).scalars())
+
+
+#: The key of the lock under which workers register, one after the other.
+_REGISTRATION = 0x6361_7066
+
+
+def _rival(
+    connection: sa.Connection, owner: str, broker: str, traits: JsonObject, silent_seconds: float
+) -> Rival | None:
+    is_alive = Worker.seen_at > sa.func.now() - timedelta(seconds=silent_seconds)
+    others = sa.select(Worker.node, Worker.traits).where(is_alive, Worker.owner != owner)
+    found = connection.execute(others.where(Worker.traits.is_not(None)).order_by(Worker.started_at)).all()
+    for queue, own in traits.items():
+        for row in found:
+            if row.traits.get("broker") == broker and queue in row.traits:
+                if row.traits[queue] != own:
+                    return Rival(row.node, queue, row.traits[queue])
+                break
+    return None

@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from capflow_tasks.errors import BadEntry
+from capflow_tasks.errors import REFUSED_KINDS
 from capflow_tasks.records import Stage
 from capflow_tasks.store import tables
 from capflow_tasks.store.states import STAGE_ORDER, BatchState, NewSample, SampleState, ShardRow
@@ -24,7 +24,7 @@ _FENCED = {"attempt": Batch.attempt + 1}
 
 # A sample that the producer refused, which no worker has seen.
 _IS_REFUSED = sa.and_(
-    Sample.state == SampleState.FAILED, Sample.error_kind == BadEntry.kind, Sample.failed_by.is_(None)
+    Sample.state == SampleState.FAILED, Sample.error_kind.in_(REFUSED_KINDS), Sample.failed_by.is_(None)
 )
 
 

@@ -35,7 +35,7 @@ class RunFigures:
     min_confidence: float
     #: Whether only the workers of a shard's rank may take it.
     pin_ranks: bool
-    #: Whether `capflow stop` stopped it.
+    #: Whether it was stopped, by `capflow stop` or by itself.
     is_stopped: bool
     created_at: datetime
     shards: int
@@ -50,6 +50,8 @@ class RunFigures:
     running_batches: int
     #: A name, or the folder of its domain files.
     workflow: str = Workflow.STANDARD
+    #: Why it paused by itself; None for one that has not.
+    pause: str | None = None
 
     @property
     def remaining(self) -> int:
@@ -251,6 +253,19 @@ class WorkerFigures:
     is_alive: bool
     #: Batches that it holds.
     running_batches: int
+    #: Why it takes no work; None while it takes some.
+    fault: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a worker ended a sample."""
+
+    #: The kind of failure; None for a sample that is captioned or held, or whose failure is accepted.
+    kind: str | None
+    #: The worker on which it failed.
+    worker: str | None
+    reason: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,14 +8,14 @@ import json
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import psycopg
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from capflow_tasks.errors import BadEntry, UserError
+from capflow_tasks.errors import REFUSED_KINDS, UserError
 from capflow_tasks.records import Failure, PlanShard, Stage, Workflow
 from capflow_tasks.store import states, tables
 from capflow_tasks.store.claims import insert_results
@@ -91,6 +91,7 @@ class RunStore(tables.Store):
             "min_confidence": min_confidence,
             "pin_ranks": pin_ranks,
             "stopped_at": None,
+            "pause": None,
         }
         statement = upsert(Run).values(name=name, workflow=workflow, **values)
         statement = statement.on_conflict_do_update(
@@ -106,8 +107,11 @@ class RunStore(tables.Store):
                 )
             return run_id
 
-    def stop(self, run_id: int) -> states.StoppedRun:
-        """Send no more batches of the run, and take back those that are queued."""
+    def stop(self, run_id: int, pause: str | None = None) -> states.StoppedRun:
+        """Send no more batches of the run, and take back those that are queued.
+
+        `pause` is why it pauses by itself; None when someone stops it.
+        """
         is_queued = Batch.state == BatchState.QUEUED
         is_abandoned = sa.and_(Batch.state == BatchState.RUNNING, Batch.lease_until < sa.func.now())
         takes_back = (
@@ -119,14 +123,31 @@ class RunStore(tables.Store):
         running = sa.select(sa.func.count(Batch.id)).where(
             _is_of_run(run_id), Batch.state == BatchState.RUNNING
         )
+        stopped = {"stopped_at": sa.func.now(), "pause": pause}
         with self.engine.begin() as connection:
-            connection.execute(sa.update(Run).where(Run.id == run_id).values(stopped_at=sa.func.now()))
+            connection.execute(sa.update(Run).where(Run.id == run_id).values(**stopped))
             taken_back = len(connection.execute(takes_back).all())
             return states.StoppedRun(taken_back, connection.execute(running).scalar_one())
 
     def is_stopped(self, run_id: int) -> bool:
         """Whether the run has been stopped or deleted."""
         return not self.rows(sa.select(Run.id).where(Run.id == run_id, Run.stopped_at.is_(None)))
+
+    def begun_at(self, run_id: int) -> datetime:
+        """Return when the run was made."""
+        return self.rows(sa.select(Run.created_at).where(Run.id == run_id))[0].created_at  # type: ignore[no-any-return]
+
+    def pause_of(self, run_id: int) -> str | None:
+        """Return why the run paused by itself; None when it did not."""
+        found = self.rows(sa.select(Run.pause).where(Run.id == run_id))
+        return found[0].pause if found else None
+
+    def accept_failures(self, run_id: int) -> None:
+        """Let the kinds of failures that the run has no longer pause it, nor a worker."""
+        kinds = sa.select(Sample.error_kind).where(Sample.shard_id == Shard.id, Shard.run_id == run_id)
+        kinds = kinds.where(Sample.state == SampleState.FAILED).distinct()
+        accepted = sa.func.array(kinds.scalar_subquery())
+        self.change(sa.update(Run).where(Run.id == run_id).values(accepted_failures=accepted))
 
     def delete(self, run_id: int) -> None:
         """Delete the run with its shards, batches, samples and results."""
@@ -263,7 +284,7 @@ class RunStore(tables.Store):
         """Open failed samples of these kinds and domains, or all of them; return their count."""
         chosen = [
             Sample.state == SampleState.FAILED,
-            Sample.error_kind != BadEntry.kind,
+            Sample.error_kind.not_in(REFUSED_KINDS),
             # A batch that still runs is left to finish.
             Sample.batch_id == Batch.id,
             Batch.state == BatchState.DONE,

@@ -169,6 +169,8 @@ class Claim:
     shard_id: int = 0
     #: The run's workflow: a name, or the folder of its domain files.
     workflow: str = Workflow.STANDARD
+    #: Kinds of failures that are right in this run, however many there are.
+    accepted_failures: frozenset[str] = frozenset()
 
     def holds(self, route: Route | None) -> bool:
         """Return whether a sample with this route is held."""

@@ -150,6 +150,15 @@ class Statistics(Store):
             guard=self.guard(run_id),
         )
 
+    def latest_endings(self, run_id: int, since: datetime, samples: int) -> list[figures.Ending]:
+        """How the latest samples ended that workers have finished since a time, the latest first."""
+        rows = self._ask("latest_endings", run_id=run_id, since=since, samples=samples)
+        return [figures.Ending(**row) for row in rows]
+
+    def now(self) -> datetime:
+        """The database's time."""
+        return self.rows(select(func.now()))[0][0]  # type: ignore[no-any-return]
+
     def workers(self, lease_seconds: float) -> list[figures.WorkerFigures]:
         """All workers in the table, by name; one that is silent for a lease is dead."""
         return [figures.WorkerFigures(**row) for row in self._ask("workers", lease_seconds=lease_seconds)]

@@ -68,6 +68,10 @@ class Run(Table):
     created_at: Mapped[datetime] = mapped_column(server_default=sa.func.now())
     #: When the run was stopped; None for a run whose batches may be sent.
     stopped_at: Mapped[datetime | None]
+    #: Why it paused by itself; None for one that goes on, or that someone stopped.
+    pause: Mapped[str | None]
+    #: Kinds of failures that no longer pause it, since `capflow resume`.
+    accepted_failures: Mapped[list[str]] = mapped_column(ARRAY(sa.Text), server_default="{}")
 
 
 class Shard(Table):
@@ -190,6 +194,10 @@ class Worker(Table):
     node: Mapped[str]
     started_at: Mapped[datetime] = mapped_column(server_default=sa.func.now())
     seen_at: Mapped[datetime] = mapped_column(server_default=sa.func.now())
+    #: Why it takes no work; None while it takes some.
+    fault: Mapped[str | None]
+    #: `broker`, and by queue what the worker must have in common with the others there.
+    traits: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
 
 
 class WorkerGpus(Table):

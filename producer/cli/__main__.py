@@ -10,6 +10,7 @@ from producer.cli.options import Group
 COMMANDS = {
     "caption": "caption",
     "retry": "caption",
+    "resume": "caption",
     "plan": "plan",
     "status": "runs",
     "stop": "runs",

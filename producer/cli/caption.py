@@ -1,4 +1,4 @@
-"""Commands that put the fleet to work: caption, retry and score."""
+"""Commands that put the fleet to work: caption, resume, retry and score."""
 
 from __future__ import annotations
 
@@ -83,6 +83,11 @@ def _run_options(*, has_defaults: bool) -> cli.Decorator:
             is_flag=True,
             **default(False),
         ),
+        cli.flag(
+            "--skip-text-only skips_text_only",
+            "Pass over entries that name no media: count and list them, but not as failures in the end.",
+        ),
+        cli.flag("--overwrite overwrites", "Replace files in the output folder that are not this run's own."),
         cli.budget_options,
         cli.json_option(),
     )
@@ -215,6 +220,33 @@ def retry(
     finish(summary, as_json)
 
 
+@click.command(cls=cli.Command, exit_codes=(0, 1, 2, 3, 4, 5, 130))
+@cli.run_argument
+@_run_options(has_defaults=False)
+def resume(run_or_plan: str, as_json: bool, **options: Any) -> None:
+    """Go on with RUN, which has paused or was stopped; then write the caption files.
+
+    RUN is a run's name or the plan that it came from. A run pauses by itself when most of its latest samples
+    fail alike; the kinds of failures that it has by now no longer pause it. Failed samples are not tried
+    again: `capflow retry` does that, and goes on, too. What no option changes is as for the run.
+
+    Examples:
+      capflow resume plan.jsonl
+      capflow resume plan-2c792dcc
+    """
+    from capflow_tasks.settings import read_settings
+    from capflow_tasks.store.runs import RunStore
+    from producer.run import CaptionRun, Order
+
+    order = Order(budget=cli.budget_of(options), **_as_started(run_or_plan, options))
+    captioning = CaptionRun(order, read_settings())
+    with cli.open_run(order.run_name) as (run, engine):
+        RunStore(engine).accept_failures(run.id)
+    with stop_on_signals() as stopping:
+        summary = captioning.run(stopping)
+    finish(summary, as_json)
+
+
 def _as_started(run_or_plan: str, options: dict[str, Any]) -> dict[str, Any]:
     """Return the options, filled up with what the run was started with."""
     with cli.open_run(options["run"] or run_or_plan) as (run, _):
@@ -241,9 +273,7 @@ def finish(summary: Summary | ScoreSummary, as_json: bool) -> NoReturn:
         click.echo(f"error: {problem}", err=True)
     if summary.pause:
         click.echo(
-            f"run {summary.run} is paused: {summary.pause}; what was running finishes and is kept, "
-            "and the same command with a higher limit goes on from here",
-            err=True,
+            f"run {summary.run} is paused: {summary.pause}. What was running finishes and is kept.", err=True
         )
     elif not summary.is_complete:
         click.echo(f"run {summary.run} was stopped; the same command goes on from here", err=True)

@@ -27,7 +27,7 @@ _ONLY_FOR = {
     "fields": ("jsonl", "parquet", "webdataset"),
     "shares": tuple(form for form in _FORMATS if form != "txt"),
     "embeds": ("parquet",),
-    "overwrites": ("txt",),
+    "overwrites": ("txt", "jsonl"),
 }
 
 
@@ -97,7 +97,7 @@ def _names(context: click.Context, option: click.Parameter, value: str | None) -
 )
 @cli.flag("--absolute is_absolute", "Write absolute paths of the media, not those below their root.")
 @cli.flag("--embed embeds", "Put the media themselves into Parquet files.")
-@cli.flag("--overwrite overwrites", "Replace text files that are there already.")
+@cli.flag("--overwrite overwrites", "Replace text files, and caption files that are not this run's.")
 @cli.option("--shard-size SAMPLES", "Size of a tar.", 1000, click.IntRange(1))
 @cli.json_option("what was written as one JSON object")
 def export(run_or_plan: str, form: str, output: Path, as_json: bool, **asked: Any) -> None:

@@ -41,7 +41,7 @@ EXIT_CODES = {
     2: "the input has to be fixed",
     3: "a service cannot be reached, or a file cannot be written",
     4: "some samples are held back",
-    5: "paused at --max-tokens or --max-cost",
+    5: "paused at --max-tokens or --max-cost, or as too much failed alike",
     130: "interrupted",
 }
 

@@ -92,8 +92,8 @@ class AnnotationFile:
         self._byte, self._line, self._column = 0, 1, 1
 
     def __iter__(self) -> Iterator[Any]:
-        opened = gzip.open if self.path.suffix == ".gz" else open
         try:
+            opened = gzip.open if _is_gzip(self.path) else open
             found = self.path.stat()
             self._places = _places(self.path.absolute(), found.st_ino, found.st_size, found.st_mtime_ns)
             with opened(self.path, "rb") as file:
@@ -140,6 +140,8 @@ class AnnotationFile:
         self.is_list = self._peek() == "["
         if self.is_list:
             self._at += 1
+        elif _is_table(self._text):
+            raise PlanError(f"{self.path}: is a table, not JSON; convert it to one JSON object per line")
 
     def _elements(self) -> Iterator[Any]:
         delimiter = self._peek()
@@ -246,6 +248,20 @@ class AnnotationFile:
             f"{self.path}:{self._line}:{self._column}: entry {self.index} is not JSON: {reason}; "
             "fix the file there, nothing after it can be read"
         )
+
+
+def _is_gzip(path: Path) -> bool:
+    """Tell by content: downloads and copies lose the ending of their names."""
+    with path.open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"
+
+
+def _is_table(text: str) -> bool:
+    """Return whether the first two lines are cells that commas or tabs separate, as in CSV, and not JSON."""
+    lines = [line for line in text.split("\n", 3) if line.strip()][:2]
+    if len(lines) < 2 or any(line.lstrip()[0] in '{["' for line in lines):
+        return False
+    return any(0 < lines[0].count(sign) == lines[1].count(sign) for sign in ",\t")
 
 
 @lru_cache(maxsize=256)

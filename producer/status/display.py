@@ -125,7 +125,9 @@ def run_line(snapshot: Snapshot) -> str:
 
 
 def _alive(workers: Sequence[figures.WorkerFigures]) -> str:
-    return f"{counted(sum(worker.is_alive for worker in workers), 'worker')} alive"
+    alive = [worker for worker in workers if worker.is_alive]
+    paused = [f"; {worker.node} takes no work: {worker.fault}" for worker in alive if worker.fault]
+    return "".join([f"{counted(len(alive), 'worker')} alive", *paused])
 
 
 @group()
@@ -155,6 +157,7 @@ def _headline(snapshot: Snapshot) -> Text:
     return Text.assemble(
         *("Run ", (run.name, "bold"), " is ", (run.state, _COLOURS[run.state])),
         f"; {run.plan}, workflow {run.workflow}\n",
+        f"It has paused by itself: {run.pause}\n" if run.pause else "",
         f"{count(tally.total)} of {count(run.samples)} samples are finished: ",
         f"{count(tally.done)} done, {count(tally.failed)} failed{held}\n",
         pace if run.open_batches else "",

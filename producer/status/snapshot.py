@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from time import monotonic
 from typing import Any
 
-from capflow_tasks.errors import BadEntry
+from capflow_tasks.errors import REFUSED_KINDS
 from capflow_tasks.records import JsonObject, Stage
 from capflow_tasks.store import figures
 from capflow_tasks.store.statistics import Statistics
@@ -76,7 +76,7 @@ def accepted_of(grades: Sequence[figures.GradeCount], minimums: Minimums) -> int
 def retry_line(run: figures.RunFigures, failure: figures.FailureKind) -> str | None:
     """Return the command that tries these failures again; None where a retry is useless."""
     is_scoring = Stage.SCORE in run.stages and Stage.SUMMARIZE not in run.stages
-    if failure.kind == BadEntry.kind or is_scoring:
+    if failure.kind in REFUSED_KINDS or is_scoring:
         # A bad entry must be corrected first; `capflow score` itself tries failures again.
         return None
     return shlex.join(["capflow", "retry", run.name, "--kind", failure.kind])

@@ -19,12 +19,17 @@ from capflow_tasks.records import FinishedSample, GuardOutcome, JsonObject, Plan
 from capflow_tasks.store.states import SampleState, ShardRow
 from producer.reading.plan import output_name
 from producer.writing.conversations import PLAIN, ConversationStyle, with_conversation
+from producer.writing.ownership import OwnFiles
 from producer.writing.whole import json_line, whole_file, write_lines
 
 #: Yields a shard's samples that finished in this state, in index order.
 ReadSamples = Callable[[int, SampleState], Iterator[FinishedSample]]
 #: Yields the lines of one file of a shard.
 ReadRecords = Callable[[ShardRow], Iterable[JsonObject]]
+
+
+#: The files of a shard: its captions, and what has none.
+_PARTS = ("", "failed", "held")
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,27 +168,39 @@ def failed_record(sample: FinishedSample) -> JsonObject:
     return {**(sample.entry or {"index": sample.index}), "error": error}
 
 
+def file_names(shards: Iterable[PlanShard]) -> list[str]:
+    """Return the names of the files that `export` may write."""
+    return [output_name(shard, part) for shard in shards for part in _PARTS]
+
+
 def export(
-    read: ReadSamples, rows: Sequence[ShardRow], folder: Path, captioned: ReadRecords | None = None
+    read: ReadSamples,
+    rows: Sequence[ShardRow],
+    folder: Path,
+    own: OwnFiles,
+    captioned: ReadRecords | None = None,
 ) -> list[ExportedFile]:
     """Write each shard's `Rank*_node*_*.jsonl`, even when empty, and its `.failed` and `.held.jsonl`.
 
     `captioned` yields the lines of a shard's captioned samples, where they are not all and as they are.
+    Raises UserError where a file in the folder is not the run's `own`, and ServiceError when the disk refuses
+    one.
     """
 
     def records(state: SampleState, build: Callable[[FinishedSample], JsonObject]) -> ReadRecords:
         return lambda row: map(build, read(row.id, state))
 
-    parts = {
-        "": captioned or records(SampleState.DONE, caption_record),
-        "failed": records(SampleState.FAILED, failed_record),
-        "held": records(SampleState.HELD, caption_record),
-    }
+    parts = (
+        captioned or records(SampleState.DONE, caption_record),
+        records(SampleState.FAILED, failed_record),
+        records(SampleState.HELD, caption_record),
+    )
     files = []
-    for row in rows:
-        for part, lines in parts.items():
-            path = folder / output_name(row.shard, part)
-            samples = write_lines(path, lines(row), keep_empty=not part)
-            if samples or not part:
-                files.append(ExportedFile(path, samples))
+    with own.writing(file_names(row.shard for row in rows)):
+        for row in rows:
+            for part, lines in zip(_PARTS, parts, strict=True):
+                path = folder / output_name(row.shard, part)
+                samples = write_lines(path, lines(row), keep_empty=not part)
+                if samples or not part:
+                    files.append(ExportedFile(path, samples))
     return files

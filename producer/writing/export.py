@@ -12,6 +12,7 @@ from capflow_tasks.store.views import Views
 from producer.reading.plan import file_name_part, output_name
 from producer.writing.captions import Captioned, ExportedFile, export, latest, listing_left_out
 from producer.writing.card import Card, write_card
+from producer.writing.ownership import OwnFiles
 from producer.writing.parquet import Columns, write_parquet
 from producer.writing.selection import Choice, Selection
 from producer.writing.sidecars import write_sidecars
@@ -62,7 +63,7 @@ _Part = tuple[str, str, Iterator[Captioned]]
 def export_run(views: Views, run: RunFigures, order: Order) -> Exported:
     """Write the run's captioned samples. Raises UserError, and ServiceError when the disk refuses a file."""
     rows = latest(views.shards(run.id))
-    writer = _Writer(views, rows, run.name, order)
+    writer = _Writer(views, rows, run, order)
     writer.write()
     ended = views.ended([row.id for row in rows])
     remaining = sum(row.shard.sample_count for row in rows) - ended.total
@@ -72,13 +73,13 @@ def export_run(views: Views, run: RunFigures, order: Order) -> Exported:
 class _Writer:
     """Writes the files of one export, and remembers what the card says of them."""
 
-    def __init__(self, views: Views, rows: list[ShardRow], run: str, order: Order) -> None:
+    def __init__(self, views: Views, rows: list[ShardRow], run: RunFigures, order: Order) -> None:
         self.selection = Selection(views, rows, order.choice)
         self.files: list[ExportedFile] = []
         self._views = views
         self._rows = rows
         self._run = run
-        self._name = file_name_part(run)
+        self._name = file_name_part(run.name)
         self._order = order
         #: Whether each plan line has a file of its own.
         self._is_by_shard = not order.choice.splits and order.choice.seed is None
@@ -102,7 +103,7 @@ class _Writer:
             return True
         chosen = self.selection
         counts = {"domain": chosen.domains, "model": chosen.models, "prompts (digest)": chosen.workflows}
-        card = Card(self._run, self._order.form, counts, self._patterns, self._features)
+        card = Card(self._run.name, self._order.form, counts, self._patterns, self._features)
         return write_card(self._order.folder, card)
 
     def _parts(self) -> Iterator[_Part]:
@@ -125,7 +126,8 @@ class _Writer:
 
     def _write_caption_files(self) -> None:
         read, folder = self._views.finished_samples, self._order.folder
-        self.files += export(read, self._rows, folder, self._records_of)
+        own = OwnFiles(folder, self._run.name, self._run.created_at, overwrites=self._order.overwrites)
+        self.files += export(read, self._rows, folder, own, self._records_of)
 
     def _write_lines(self) -> None:
         for _, stem, samples in self._parts():

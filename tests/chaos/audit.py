@@ -11,7 +11,7 @@ from sqlalchemy import Engine, func, select
 
 from capflow_tasks.records import Stage
 from capflow_tasks.store.states import SampleState
-from capflow_tasks.store.tables import AgentResult, Sample, Shard
+from capflow_tasks.store.tables import AgentResult, Sample
 from tests.chaos.engine import Call
 from tests.datasets import read_lines
 
@@ -78,13 +78,19 @@ def describe_lost(engine: Engine) -> list[str]:
 def count_repeated(engine: Engine, calls: Sequence[Call]) -> int:
     """Count calls that began after their answer had been committed."""
     committed = _committed(engine)
-    said = {(call.path, call.kind): call.said.strip() for call in calls if call.said is not None}
+    said = {(_name(call.path), call.kind): call.said.strip() for call in calls if call.said is not None}
     repeated = 0
     for call in calls:
-        key = call.kind if call.kind in ("route", "score") else said.get((call.path, call.kind), "")
-        at = committed.get((call.path, key))
+        name = _name(call.path)
+        key = call.kind if call.kind in ("route", "score") else said.get((name, call.kind), "")
+        at = committed.get((name, key))
         repeated += bool(call.started and at and call.started > at + _COMMIT_SECONDS)
     return repeated
+
+
+def _name(path: str) -> str:
+    """Name a sample by its picture: what its folder is called may differ between nodes."""
+    return Path(path).name
 
 
 def _committed(engine: Engine) -> dict[tuple[str, str], float]:
@@ -94,16 +100,15 @@ def _committed(engine: Engine) -> dict[tuple[str, str], float]:
     wrongly.
     """
     statement = (
-        select(AgentResult.stage, AgentResult.text, AgentResult.created_at, Sample.entry, Shard.root)
+        select(AgentResult.stage, AgentResult.text, AgentResult.created_at, Sample.entry)
         .join(Sample, Sample.id == AgentResult.sample_id)
-        .join(Shard, Shard.id == Sample.shard_id)
         .order_by(AgentResult.created_at)
     )
     with engine.connect() as connection:
         rows = connection.execute(statement).all()
     return {
         (
-            str(Path(row.root, row.entry["image"])),
+            _name(row.entry["image"]),
             row.stage.value if row.stage in (Stage.ROUTE, Stage.SCORE) else row.text,
         ): row.created_at.timestamp()
         for row in rows

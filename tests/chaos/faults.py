@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from threading import Event
 
 from redis import Redis
 
-from capflow_tasks.errors import EXIT_RESTART
+from capflow_tasks.errors import EXIT_RESTART, EXIT_USAGE
 from capflow_tasks.records import Stage
 from capflow_tasks.store.states import BatchState
 from tests import refusals
@@ -25,6 +26,7 @@ _OUTAGE_SECONDS = 7
 _DRAIN_SECONDS = 45
 #: Several leases.
 _REFUSAL_SECONDS = 15
+_ABSENCE_SECONDS = 20
 
 
 def kill_worker_in(stage: Stage) -> Fault:
@@ -133,6 +135,65 @@ def _refuse(
     scene.fleet.tend()
     if starts != [worker.starts for worker in scene.fleet.workers.values()]:
         scene.complaints.append("a worker exited because a server refused")
+
+
+def take_media_away(scene: Scene) -> None:
+    """Have the folder of the media vanish for a while, as a mount that is lost."""
+    scene.until(lambda: _running(scene), "a worker ran anything")
+    scene.struck(scene.held())
+    media, away = scene.fleet.home / "media", scene.fleet.home / "away"
+    media.rename(away)
+    Event().wait(_ABSENCE_SECONDS)
+    away.rename(media)
+
+
+def add_worker_without_media(scene: Scene) -> None:
+    """Start a worker on a node that lacks the mount: what the root leads to depends on the process."""
+    scene.until(lambda: _running(scene), "a worker ran anything")
+    home, blind = scene.fleet.home, scene.fleet.home / "blind"
+    blind.mkdir()
+    (home / "media").rename(home / "mounted")
+    (home / "media").symlink_to("/proc/self/cwd/mounted")
+    worker = scene.fleet.add_worker("blind", blind)
+    scene.struck(scene.open_batches())
+    scene.until(lambda: b"takes no work: the media root" in worker.log() or None, "the worker paused")
+
+
+def add_worker_with_other_domains(scene: Scene) -> None:
+    """Start a worker whose domain files differ; it must be refused."""
+    scene.until(lambda: _running(scene), "a worker ran anything")
+    domains = scene.fleet.home / "other-domains"
+    domains.mkdir()
+    (domains / "_defaults.yaml").write_text("system: You look at pictures.\n")
+    worker = scene.fleet.add_worker("other", CAPFLOW_DOMAINS=str(domains))
+    scene.struck(scene.open_batches())
+    code = scene.until(lambda: worker.code, "the worker was refused")
+    if code != EXIT_USAGE or b"domains is " not in worker.log():
+        scene.complaints.append(f"a worker with other domains exited with code {code}")
+
+
+def edit_plan(scene: Scene) -> None:
+    """Edit the plan and caption it again while a producer still runs it; that one must end."""
+    scene.until(lambda: _running(scene), "a worker ran anything")
+    scene.struck(scene.open_batches())
+    plan, first = scene.fleet.plan, scene.fleet.producer
+    plan.write_text(json.dumps(json.loads(plan.read_text()) | {"assign_rank": 1}) + "\n")
+    scene.fleet.add_producer()
+    code = scene.until(lambda: first.code, "the first producer ended")
+    if code != EXIT_USAGE:
+        scene.complaints.append(f"the producer of the old plan exited with code {code}")
+
+
+def caption_another_plan_into_the_folder(scene: Scene) -> None:
+    """Caption another plan that would write the same files; it must be refused."""
+    scene.until(lambda: _running(scene), "a worker ran anything")
+    scene.struck(scene.open_batches())
+    plan = scene.fleet.home / "another.jsonl"
+    plan.write_text(json.dumps(json.loads(scene.fleet.plan.read_text()) | {"start_idx": 1}) + "\n")
+    other = scene.fleet.start_other(plan)
+    code = scene.until(lambda: other.code, "the other producer was refused")
+    if code != EXIT_USAGE or b"is a file of run" not in other.log():
+        scene.complaints.append(f"the producer of another plan exited with code {code}")
 
 
 def kill_producer(scene: Scene) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from capflow_tasks.errors import EXIT_USAGE
 from capflow_tasks.fleet.embedded import open_log
 from capflow_tasks.lifeline import die_with_parent
 
@@ -22,11 +23,19 @@ _SCRIPTS = Path(sys.executable).parent
 class Service:
     """A command that can be started again and again, with one log."""
 
-    def __init__(self, name: str, command: Sequence[str], home: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        home: Path,
+        environment: Mapping[str, str],
+        cwd: Path | None = None,
+    ) -> None:
         self.name = name
         self._command = command
         self._home = home
         self._environment = environment
+        self._cwd = cwd or home
         self._process: subprocess.Popen[bytes] | None = None
         #: Number of starts.
         self.starts = 0
@@ -39,7 +48,7 @@ class Service:
         with open_log(self._home, self.name) as log:
             self._process = subprocess.Popen(
                 self._command,
-                cwd=self._home,
+                cwd=self._cwd,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -95,7 +104,7 @@ class Fleet:
         self.output = home / "captions"
         self._environment = {**clean_environment(), **environment}
         self.workers = {f"w{number}": self._worker(f"w{number}") for number in range(1, workers + 1)}
-        self._plan = plan
+        self.plan = plan
         #: The producer whose exit ends the run.
         self.producer = self._producer("producer")
 
@@ -104,16 +113,28 @@ class Fleet:
             service.start()
 
     def tend(self) -> None:
-        """Restart workers that have exited, as a supervisor does."""
+        """Restart workers that have exited, as a supervisor does: none whose settings must be fixed first."""
         for worker in self.workers.values():
-            if worker.code is not None:
+            if worker.code not in (None, EXIT_USAGE):
                 worker.start()
+
+    def add_worker(self, name: str, cwd: Path | None = None, **environment: str) -> Service:
+        """Start another worker, in a working directory and with settings of its own."""
+        self.workers[name] = self._worker(name, cwd, environment)
+        self.workers[name].start()
+        return self.workers[name]
 
     def add_producer(self) -> Service:
         """Start another producer of the plan; its exit ends the run from now on."""
         self.producer = self._producer("producer-2")
         self.producer.start()
         return self.producer
+
+    def start_other(self, plan: Path) -> Service:
+        """Start a producer of another plan, for the same output folder."""
+        other = self._producer("producer-of-another-plan", plan)
+        other.start()
+        return other
 
     def last_words(self) -> str:
         """Return the producer's last line of output."""
@@ -128,15 +149,18 @@ class Fleet:
         for service in (self.producer, *self.workers.values()):
             service.end()
 
-    def _worker(self, name: str) -> Service:
+    def _worker(
+        self, name: str, cwd: Path | None = None, environment: Mapping[str, str] | None = None
+    ) -> Service:
         command = [sys.executable, "-m", "celery", "-A", "capflow_tasks", "worker", "-Q", "gpu"]
-        return Service(name, [*command, "-n", f"{name}@%h", "-l", "INFO"], self.home, self._environment)
+        own = {**self._environment, **(environment or {})}
+        return Service(name, [*command, "-n", f"{name}@%h", "-l", "INFO"], self.home, own, cwd)
 
-    def _producer(self, name: str) -> Service:
+    def _producer(self, name: str, plan: Path | None = None) -> Service:
         command = [
             str(_SCRIPTS / "capflow"),
             "caption",
-            str(self._plan),
+            str(plan or self.plan),
             "--output",
             str(self.output),
             "--json",

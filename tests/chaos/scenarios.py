@@ -11,7 +11,7 @@ from time import monotonic
 
 from redis.exceptions import RedisError
 
-from capflow_tasks.errors import EXIT_RESTART
+from capflow_tasks.errors import EXIT_RESTART, EXIT_USAGE
 from capflow_tasks.records import Stage
 from capflow_tasks.settings import Settings
 from capflow_tasks.store.database import connect
@@ -96,6 +96,11 @@ SCENARIOS: Mapping[str, Scenario] = {
     "postgres-away": Scenario(faults.take_postgres_away),
     "servers-read-only": Scenario(faults.make_servers_read_only),
     "servers-full": Scenario(faults.fill_servers),
+    "media-away": Scenario(faults.take_media_away),
+    "node-without-media": Scenario(faults.add_worker_without_media, 0.8, share=2),
+    "node-with-other-domains": Scenario(faults.add_worker_with_other_domains, 0.8, share=2),
+    "edited-plan": Scenario(faults.edit_plan, share=2),
+    "two-plans": Scenario(faults.caption_another_plan_into_the_folder, share=2),
     "producer": Scenario(faults.kill_producer_early),
     "second-producer": Scenario(faults.second_producer_takes_over, environment={"CAPFLOW_WINDOW": "4"}),
     "poison-engine": _poison("engine"),
@@ -184,7 +189,8 @@ def _settle(scene: Scene) -> int:
     stranded = _waiting(scene.redis)
     for worker in scene.fleet.workers.values():
         worker.end(_STOP_SECONDS)
-        if worker.code not in (0, EXIT_RESTART):
+        # A worker that was refused has said so in its scenario.
+        if worker.code not in (0, EXIT_RESTART, EXIT_USAGE):
             scene.complaints.append(f"{worker.name} exited with code {worker.code} at the end")
     return stranded
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from threading import Event, Lock
 
 from capflow_tasks.engine.interface import Answer
+from capflow_tasks.errors import RequestRefused
 from capflow_tasks.records import Request
 from capflow_tasks.settings import Settings
 from capflow_tasks.testing import ScriptedEngine, scripted_text
@@ -75,6 +76,17 @@ class HoldingEngine(RecordingEngine):
             while not Path(os.environ[HELD_MAY_SPEAK]).exists():
                 Event().wait(0.02)
         return super().generate(requests)
+
+
+class RefusingEngine(ScriptedEngine):
+    """Refuses every request."""
+
+    def generate(self, requests: Sequence[Request]) -> list[Answer]:
+        return [RequestRefused("the kernel is broken") for _ in requests]
+
+
+def build_refusing(settings: Settings, model: str) -> RefusingEngine:
+    return RefusingEngine()
 
 
 def build_held(settings: Settings, model: str) -> HoldingEngine:

@@ -155,7 +155,7 @@ def test_a_caption_follows_its_entry(quick_cli: Cli) -> None:
     assert [record["id"] for record in captions(quick_cli)] == [0, 1, 3]
     assert captions(quick_cli)[1]["note"] == "the right picture"
     (failed,) = read_lines(quick_cli.folder / "out" / FAILED)
-    assert failed["error"]["kind"] == "bad_entry"
+    assert failed["error"]["kind"] == "text_only"
 
 
 @pytest.mark.parametrize("is_copied", [False, True])

@@ -117,7 +117,7 @@ def test_a_plan_becomes_caption_files_and_is_not_worked_on_twice(cli: Cli, event
         "confidences": [0] * 9 + [2],
         "files": [{"path": str(cli.folder / "out" / CAPTIONS), "samples": 4}],
     }
-    assert [path.name for path in (cli.folder / "out").iterdir()] == [CAPTIONS]
+    assert [path.name for path in (cli.folder / "out").glob("[!.]*")] == [CAPTIONS]
     records = read_lines(cli.folder / "out" / CAPTIONS)
     assert [record["id"] for record in records] == [0, 1, 2, 3]
     assert list(records[0]) == ["id", "image", *FILLED_KEYS, "conversations"]
@@ -163,6 +163,25 @@ def test_a_run_of_more_batches_than_its_window_is_finished(quick_cli: Cli) -> No
     assert json.loads(run.stdout)["done"] == 6
 
 
+def test_entries_without_media_are_passed_over_where_that_is_asked_for(quick_cli: Cli) -> None:
+    entries = [*entries_with_pictures(quick_cli.folder, 2), {"id": 2, "conversations": []}]
+    plan = write_plan(quick_cli.folder, entries)
+
+    failed = quick_cli.run("capflow", "caption", plan, "-o", "out")
+    skipped = quick_cli.run("capflow", "caption", plan, "-o", "out", "--skip-text-only", "--json")
+    shown = quick_cli.run("capflow", "caption", plan, "-o", "out", "--skip-text-only")
+
+    assert failed.returncode == 1, failed.stderr
+    assert "--skip-text-only" in read_lines(quick_cli.folder / "out" / FAILED)[0]["error"]["message"]
+    assert skipped.returncode == 0, skipped.stderr
+    summary = json.loads(skipped.stdout)
+    assert (summary["done"], summary["failed"], summary["skipped"]) == (2, 1, 1)
+    assert "1 entry is text only and skipped; the .failed.jsonl files list them" in shown.stdout
+    assert [record["error"]["kind"] for record in read_lines(quick_cli.folder / "out" / FAILED)] == [
+        "text_only"
+    ]
+
+
 def test_failed_samples_are_listed_with_their_reasons_and_the_others_are_captioned(quick_cli: Cli) -> None:
     entries: list[Any] = entries_with_pictures(quick_cli.folder, 3)
     entries += [
@@ -179,7 +198,7 @@ def test_failed_samples_are_listed_with_their_reasons_and_the_others_are_caption
     assert [record["id"] for record in read_lines(quick_cli.folder / "out" / CAPTIONS)] == [0, 1, 2]
     failed = read_lines(quick_cli.folder / "out" / FAILED)
     kinds = [record["error"]["kind"] for record in failed]
-    assert kinds == ["bad_entry", "media_missing", "media_outside_root", "bad_entry"]
+    assert kinds == ["text_only", "media_missing", "media_outside_root", "bad_entry"]
     for kind in kinds:
         assert kind in answer.stdout
     assert "Traceback" not in answer.stderr
@@ -326,7 +345,7 @@ def test_ctrl_c_finishes_what_runs_and_the_next_run_goes_on(quick_cli: Cli, even
     assert "goes on from here" in errors
     assert "Traceback" not in errors
     eventually(lambda: _assert_nothing_runs(quick_cli))
-    assert not (quick_cli.folder / "out").exists()
+    assert not list((quick_cli.folder / "out").glob("Rank*"))
 
     answer = quick_cli.run("capflow-produce", plan, *options)
 

@@ -70,7 +70,9 @@ def test_pinned_ranks_keep_their_shards_and_shared_ones_spare_the_slow_worker(
     plan = plan_of_two_ranks(cli_with_workers.folder)
 
     def produce(run: str, *flags: str) -> Counter[str]:
-        answer = cli_with_workers.run("capflow-produce", plan, "--run", run, "--batch-size", 1, *flags)
+        answer = cli_with_workers.run(
+            "capflow-produce", plan, "--run", run, "-o", run, "--batch-size", 1, *flags
+        )
         assert answer.returncode == 0, answer.stderr
         return samples_by_worker(engine, run)
 
@@ -86,7 +88,7 @@ def test_the_embedded_worker_takes_the_plans_ranks(quick_cli: Cli) -> None:
     answer = quick_cli.run("capflow-produce", plan, "--pin-ranks", "--output", "out", "--json")
 
     assert json.loads(answer.stdout)["done"] == 2 * SAMPLES_PER_RANK, answer.stderr
-    assert sorted(path.name for path in (quick_cli.folder / "out").iterdir()) == [
+    assert sorted(path.name for path in (quick_cli.folder / "out").glob("[!.]*")) == [
         "Rank0_node0_set.jsonl",
         "Rank1_node1_set.jsonl",
     ]

@@ -16,12 +16,13 @@ from capflow_tasks.captioning.heartbeat import Heartbeat
 from capflow_tasks.captioning.stages import NotFinished, StageRunner, StageSummary
 from capflow_tasks.domains.catalogue import Catalogue, load_catalogue, load_workflow
 from capflow_tasks.engine.interface import Answer
-from capflow_tasks.errors import EngineDead, MediaCorrupt
+from capflow_tasks.errors import EngineDead, MediaAway, MediaCorrupt, WorkflowMissing
 from capflow_tasks.records import Request, Stage
 from capflow_tasks.settings import Settings
 from capflow_tasks.store.claims import BatchStore, NotClaimed, WorkerStore
 from capflow_tasks.store.database import connect
 from capflow_tasks.store.states import SampleState
+from capflow_tasks.store.statistics import Statistics
 from capflow_tasks.testing import ScriptedEngine, scripted_text
 from tests.conftest import Eventually
 from tests.datasets import entries_with_pictures
@@ -378,14 +379,65 @@ def test_a_database_that_stays_away_is_given_up_in_time(pair: Fleet) -> None:
         a_runner(pair, settings=settings).run(pair.batch_ids[0], Stage.PERCEIVE)
 
 
-def test_a_workflow_that_this_worker_cannot_read_fails_the_samples_and_says_what_to_do(
-    engine: Engine, tmp_path: Path
-) -> None:
+def test_a_workflow_that_this_worker_cannot_read_is_left_to_others(engine: Engine, tmp_path: Path) -> None:
     folder = tmp_path / "gone"
-    fleet = Fleet(engine, entries_with_pictures(tmp_path, 2), domain="Natural", root=str(tmp_path))
+    fleet = Fleet(engine, entries_with_pictures(tmp_path, 2), domain="Natural", root=str(tmp_path / "media"))
+    runner = a_runner(fleet, workflow_of=lambda workflow: load_workflow(str(folder)))
 
-    run_to_the_end(fleet, a_runner(fleet, workflow_of=lambda workflow: load_workflow(str(folder))))
+    with pytest.raises(WorkflowMissing, match=f"{folder}: not a folder"):
+        runner.run(fleet.batch_ids[0], Stage.PERCEIVE)
+    run_to_the_end(fleet, a_runner(fleet))
 
-    failures = fleet.views.failures(fleet.run_id)
-    assert [(each.failure.kind, each.attempts) for each in failures] == [("workflow_missing", 2)] * 2
-    assert f"{folder}: not a folder" in failures[0].failure.message
+    assert fleet.views.tally(fleet.run_id).done == 2
+
+
+def test_a_node_without_the_media_gives_batches_back_and_pauses_until_they_are_there(
+    fleet: Fleet, tmp_path: Path, eventually: Eventually
+) -> None:
+    def is_said(fault: str | None) -> None:
+        workers = Statistics(fleet.engine).workers(lease_seconds=60)
+        assert [each.fault for each in workers] == [fault]
+
+    media, away = tmp_path / "media", tmp_path / "away"
+    (batch_id,) = fleet.batch_ids
+    with _beating(fleet, lease_seconds=60) as heartbeat:
+        engines = dict.fromkeys(Stage, ScriptedEngine())
+        runner = StageRunner(fleet.batches, lambda workflow: CATALOGUE, engines, heartbeat, SETTINGS)
+        media.rename(away)
+        for _ in range(3 * SETTINGS.max_tries):
+            fleet.publish()
+            with pytest.raises(MediaAway):
+                runner.run(batch_id, Stage.ROUTE)
+        batch = fleet.batch()
+        assert (batch.state, batch.tries, batch.is_waiting) == ("ready", 0, False)
+        assert runner.batch_limit() < 1
+        eventually(lambda: is_said(f"the media root {media} does not exist here; mount it on this node"))
+
+        away.rename(media)
+        eventually(lambda: is_said(None))
+        assert runner.batch_limit() == 1
+        run_to_the_end(fleet, runner)
+
+    assert runner.batch_limit() > 1
+    assert fleet.views.tally(fleet.run_id).done == 4
+    assert fleet.views.failures(fleet.run_id) == []
+
+
+def test_a_pause_gives_others_what_waits_for_this_worker(
+    engine: Engine, tmp_path: Path, eventually: Eventually
+) -> None:
+    def is_free() -> None:
+        assert fleet.batch(waiting).state == "ready"
+
+    fleet = Fleet(engine, entries_with_pictures(tmp_path, 4), batch_size=2, root=str(tmp_path / "media"))
+    waiting, other = fleet.batch_ids
+    with _beating(fleet, lease_seconds=60) as heartbeat:
+        engines = dict.fromkeys(Stage, ScriptedEngine())
+        runner = StageRunner(fleet.batches, lambda workflow: CATALOGUE, engines, heartbeat, SETTINGS)
+        runner.run(waiting, Stage.ROUTE)
+        assert fleet.batch(waiting).lease_owner == heartbeat.owner
+        (tmp_path / "media").rename(tmp_path / "away")
+        with pytest.raises(MediaAway):
+            runner.run(other, Stage.ROUTE)
+
+        eventually(is_free)

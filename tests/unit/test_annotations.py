@@ -234,7 +234,7 @@ def test_a_file_that_is_gone_or_damaged_is_refused_by_name(tmp_path: Path) -> No
         f"{gone}: cannot be read: No such file or directory; fix the file or its permissions"
     )
     packed = gzip.compress(as_lines(SAMPLES * 9999))
-    damage = {"plain.gz": b"{}", "cut.gz": packed[:-9], "spoilt.gz": packed[:30] + b"\0" * 99 + packed[129:]}
+    damage = {"cut.gz": packed[:-9], "spoilt.gz": packed[:30] + b"\0" * 99 + packed[129:]}
     for name, content in damage.items():
         (tmp_path / name).write_bytes(content)
         assert until_refused(tmp_path / name, 10**6)[1].startswith(f"{tmp_path / name}: cannot be read")
@@ -404,3 +404,41 @@ def test_a_place_that_breaks_is_named_as_if_all_had_been_read(tmp_path: Path) ->
         list(read_entries(path, 2_400, 3_000))
 
     assert str(refused.value).startswith(f"{path}:2501:2: entry 2500 is not JSON: Expecting property name")
+
+
+@pytest.mark.parametrize("name", ["set.json", "set.jsonl.gz", "set"])
+def test_gzip_is_told_by_content_whatever_the_name(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(b'[{"image": "a.png"}]'))
+
+    (entry,) = read_entries(path, 0, 1)
+
+    assert entry.value == {"image": "a.png"}
+
+
+def test_plain_text_under_a_name_of_gzip_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "set.jsonl.gz"
+    path.write_text('{"image": "a.png"}\n')
+
+    (entry,) = read_entries(path, 0, 1)
+
+    assert entry.value == {"image": "a.png"}
+
+
+@pytest.mark.parametrize("content", ["image,caption\nok.jpg,x\n", "\nimage\tcaption\n\nok.jpg\tx\n"])
+def test_a_table_is_named_as_what_it_is(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "set.json"
+    path.write_text(content)
+
+    with pytest.raises(PlanError, match=r"set\.json: is a table, not JSON; convert it"):
+        list(read_entries(path, 0, 1))
+
+
+def test_a_first_line_that_is_damaged_fails_alone(tmp_path: Path) -> None:
+    path = tmp_path / "set.jsonl"
+    path.write_text('image, caption\n{"image": "a.png", "id": 1}\n')
+
+    damaged, sound = read_entries(path, 0, 2)
+
+    assert damaged.problem is not None
+    assert sound.value == {"image": "a.png", "id": 1}

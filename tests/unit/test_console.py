@@ -93,13 +93,16 @@ def test_the_help_of_an_option_shows_its_variable_unit_and_default() -> None:
     ("arguments", "message"),
     [
         (["statsu"], "there is no command 'statsu'; did you mean status?"),
-        (["xyz"], "there is no command 'xyz'; use one of: caption, retry, plan, "),
+        (["xyz"], "there is no command 'xyz'; use one of: caption, retry, resume, plan, "),
         (["domains", "shw"], "there is no command 'shw'; did you mean show?"),
         (
             ["retry", "plan.jsonl", "--kind", "media_mising"],
             "'media_mising'; did you mean media_missing?",
         ),
-        (["retry", "plan.jsonl", "--kind", "xyz"], "'xyz'; use one of: bad_entry, media_missing, "),
+        (
+            ["retry", "plan.jsonl", "--kind", "xyz"],
+            "'xyz'; use one of: bad_entry, text_only, media_missing, ",
+        ),
         (["caption"], "name a PLAN, or use --reconcile alone"),
     ],
 )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from dataclasses import replace
 from math import inf, nan
 from pathlib import Path
@@ -12,7 +15,16 @@ from prometheus_client import REGISTRY
 
 from capflow_tasks.captioning.conversation import Conversation
 from capflow_tasks.domains.catalogue import Catalogue, load_catalogue
-from capflow_tasks.errors import MediaCorrupt
+from capflow_tasks.errors import (
+    MediaAway,
+    MediaCorrupt,
+    MediaMissing,
+    MediaUnreadable,
+    NodeExhausted,
+    NodeFault,
+    WorkflowMissing,
+)
+from capflow_tasks.media.paths import file_errors
 from capflow_tasks.records import Completion, JsonObject, Modality, Result, Stage
 from capflow_tasks.store.states import Claim, PendingSample
 from capflow_tasks.testing import ScriptedEngine
@@ -274,7 +286,7 @@ def test_metrics_count_what_the_guard_repairs_and_refuses_by_rule_and_outcome(ro
 
 @pytest.mark.parametrize(
     ("entry", "kind"),
-    [({}, "bad_entry"), ({"image": "gone.png"}, "media_missing"), ({"image": "../a"}, "media_outside_root")],
+    [({}, "text_only"), ({"image": "gone.png"}, "media_missing"), ({"image": "../a"}, "media_outside_root")],
 )
 def test_a_sample_without_usable_media_asks_nothing(root: Path, entry: JsonObject, kind: str) -> None:
     conversation = talk(root, Stage.PERCEIVE, entry=entry)
@@ -285,10 +297,80 @@ def test_a_sample_without_usable_media_asks_nothing(root: Path, entry: JsonObjec
     assert failure.kind == kind
 
 
-def test_a_domain_that_is_gone_since_fails_the_sample_and_not_the_batch(root: Path) -> None:
-    conversation = talk(root, Stage.PERCEIVE, domain="Cooking")
+def test_a_domain_that_only_the_producer_knows_is_the_fault_of_the_node(root: Path) -> None:
+    with pytest.raises(WorkflowMissing, match="no domain file here has 'Cooking'"):
+        talk(root, Stage.PERCEIVE, domain="Cooking")
 
-    assert conversation.calls() == []
+
+@pytest.mark.parametrize("leaves", ["nothing", "an empty folder", "a file"])
+def test_media_whose_root_is_away_are_missing_on_this_node_only(root: Path, leaves: str) -> None:
+    shutil.rmtree(root)
+    if leaves == "an empty folder":
+        root.mkdir()
+    elif leaves == "a file":
+        root.touch()
+
+    with pytest.raises(MediaAway, match=f"{root} .*; mount it on this node") as caught:
+        talk(root, Stage.PERCEIVE)
+
+    assert not caught.value.is_over()
+    if root.is_file():
+        root.unlink()
+    draw_picture(root / "a.png", 1)
+    assert caught.value.is_over()
+
+
+def test_a_file_that_is_there_again_was_away_with_its_mount(root: Path) -> None:
+    conversation = talk(root, Stage.PERCEIVE)
+    call, *_ = conversation.calls()
+
+    with pytest.raises(MediaMissing) as missing, file_errors("a.png"):
+        raise FileNotFoundError(errno.ENOENT, "No such file")
+
+    with pytest.raises(MediaAway, match="was away for a moment"):
+        conversation.take(call.agent, missing.value)
+
+
+def test_what_a_file_lacks_inside_is_its_samples_failure(root: Path) -> None:
+    conversation = talk(root, Stage.PERCEIVE)
+    call, *_ = conversation.calls()
+
+    conversation.take(call.agent, MediaMissing("a.png has no such part."))
+
     failure = conversation.outcome().failure
     assert failure is not None
-    assert "Cooking" in failure.message
+    assert failure.kind == "media_missing"
+
+
+@pytest.mark.parametrize(
+    ("number", "fault", "said"),
+    [
+        (errno.ENOSPC, NodeExhausted, "No space left on device: free space on its disk"),
+        (errno.EMFILE, NodeExhausted, "Too many open files: raise its limit of open files"),
+        (errno.ESTALE, MediaAway, "does not answer .*Stale file handle"),
+        (errno.ENOTCONN, MediaAway, "does not answer"),
+    ],
+)
+def test_what_the_system_says_of_disk_and_mount_is_the_fault_of_the_node(
+    root: Path, number: int, fault: type[NodeFault], said: str
+) -> None:
+    conversation = talk(root, Stage.PERCEIVE)
+    call, *_ = conversation.calls()
+    with pytest.raises(MediaUnreadable) as unreadable, file_errors("a.png"):
+        raise OSError(number, os.strerror(number))
+
+    with pytest.raises(fault, match=said):
+        conversation.take(call.agent, unreadable.value)
+
+
+def test_a_single_file_that_cannot_be_read_is_its_samples_failure(root: Path) -> None:
+    conversation = talk(root, Stage.PERCEIVE)
+    call, *_ = conversation.calls()
+    with pytest.raises(MediaUnreadable) as unreadable, file_errors("a.png"):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    conversation.take(call.agent, unreadable.value)
+
+    failure = conversation.outcome().failure
+    assert failure is not None
+    assert failure.kind == "media_unreadable"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.spawn
 import os
 import signal
 import subprocess
@@ -13,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from capflow_tasks.errors import MediaCorrupt, MediaTooLarge, MediaUnreadable
+from capflow_tasks.errors import DecodersBroken, MediaCorrupt, MediaTooLarge, MediaUnreadable
 from capflow_tasks.media import decoders as decoders_module
 from capflow_tasks.media.decoders import VideoFiles
 from tests.conftest import Eventually
@@ -68,6 +70,17 @@ def test_a_child_that_is_stopped_from_outside_is_replaced_once(
     with pytest.raises(MediaUnreadable, match="was killed twice") as caught:
         decoders.run("a.mp4", 10, signal.raise_signal, number)
     assert caught.value.is_retryable
+
+
+def test_children_that_do_not_start_are_the_fault_of_the_node(decoders: VideoFiles) -> None:
+    python = multiprocessing.spawn.get_executable()
+    multiprocessing.set_executable("/bin/false")
+    try:
+        with pytest.raises(DecodersBroken, match="no process that decodes videos starts on this node"):
+            decoders.run("a.mp4", 10, os.getpid)
+    finally:
+        multiprocessing.set_executable(python)
+    assert decoders.run("a.mp4", 10, len, "four") == 4
 
 
 def test_an_idle_child_that_has_gone_is_replaced(decoders: VideoFiles) -> None:

@@ -68,14 +68,22 @@ def test_routing_is_skipped_when_every_domain_is_known(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "entry", [{}, {"image": 5}, {"image": None}, PICTURE | {"task": "Cooking"}, PICTURE | {"task": 3}, "text"]
+    ("entry", "kind"),
+    [
+        ({}, "text_only"),
+        ({"image": None}, "text_only"),
+        ({"image": 5}, "bad_entry"),
+        (PICTURE | {"task": "Cooking"}, "bad_entry"),
+        (PICTURE | {"task": 3}, "bad_entry"),
+        ("text", "bad_entry"),
+    ],
 )
-def test_an_entry_that_cannot_be_used_is_a_failed_sample(tmp_path: Path, entry: Any) -> None:
+def test_an_entry_that_cannot_be_used_is_a_failed_sample(tmp_path: Path, entry: Any, kind: str) -> None:
     (batch,) = expand(tmp_path, [entry, PICTURE])
 
     bad, good = batch.samples
     assert bad.failure is not None
-    assert (bad.failure.kind, bad.failure.is_retryable) == ("bad_entry", False)
+    assert (bad.failure.kind, bad.failure.is_retryable) == (kind, False)
     assert bad.failure.message
     assert good.failure is None
     assert (batch.first_stage, batch.failed_count) == (Stage.ROUTE, 1)

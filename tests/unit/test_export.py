@@ -4,6 +4,7 @@ import json
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from producer.writing.captions import (
     latest,
     listing_left_out,
 )
+from producer.writing.ownership import OwnFiles
 from producer.writing.parquet import Columns, schema_of, write_parquet
 from producer.writing.tars import Packing, values_of
 from tests.datasets import read_lines
@@ -31,6 +33,10 @@ from tests.stores import a_failure, a_result, a_shard
 GRADES = {"wit": 2, "factual_accuracy": 3, "overall": 3}
 COLUMNS = Columns(["factual_accuracy", "professionalism"])
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "files.md"
+
+
+def own_files(folder: Path) -> OwnFiles:
+    return OwnFiles(folder, "run", datetime(2026, 11, 26, tzinfo=UTC))
 
 
 def results(caption: str = "A cat.") -> tuple[Result, ...]:
@@ -124,7 +130,7 @@ def test_captions_and_failures_go_to_files_named_by_rank_shard_and_dataset(tmp_p
     read = ended(SampleState.DONE, SampleState.FAILED, SampleState.DONE)
     shard = row(tmp_path, dataset="my set", assign_rank=3, shard_index=4)
 
-    files = export(read, [shard], tmp_path / "out")
+    files = export(read, [shard], tmp_path / "out", own_files(tmp_path / "out"))
 
     assert [(file.path.name, file.samples) for file in files] == [
         ("Rank3_node4_my_set.jsonl", 2),
@@ -137,17 +143,17 @@ def test_captions_and_failures_go_to_files_named_by_rank_shard_and_dataset(tmp_p
 
 
 def test_a_shard_without_captions_has_an_empty_file_and_no_other(tmp_path: Path) -> None:
-    (file,) = export(ended(), [row(tmp_path)], tmp_path)
+    (file,) = export(ended(), [row(tmp_path)], tmp_path, own_files(tmp_path))
 
     assert (file.path.name, file.samples) == ("Rank0_node0_s.e_t.jsonl", 0)
-    assert list(tmp_path.iterdir()) == [file.path]
+    assert list(tmp_path.glob("[!.]*")) == [file.path]
 
 
 def test_failures_that_are_fixed_leave_no_file_behind(tmp_path: Path) -> None:
-    export(ended(SampleState.FAILED), [row(tmp_path)], tmp_path)
-    (file,) = export(ended(SampleState.DONE), [row(tmp_path)], tmp_path)
+    export(ended(SampleState.FAILED), [row(tmp_path)], tmp_path, own_files(tmp_path))
+    (file,) = export(ended(SampleState.DONE), [row(tmp_path)], tmp_path, own_files(tmp_path))
 
-    assert list(tmp_path.iterdir()) == [file.path]
+    assert list(tmp_path.glob("[!.]*")) == [file.path]
 
 
 def test_a_parquet_file_has_a_typed_row_per_sample(tmp_path: Path, media: Path) -> None:

@@ -55,6 +55,35 @@ def test_every_bad_value_is_reported_at_once(monkeypatch: pytest.MonkeyPatch) ->
     assert [line.partition("=")[0] for line in lines] == ["CAPFLOW_MIN_PIXELS", "CAPFLOW_CONCURRENCY"]
 
 
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        (
+            {"MIN_PIXELS": "200000", "MAX_PIXELS": "100000"},
+            "CAPFLOW_MIN_PIXELS=200000 is above CAPFLOW_MAX_PIXELS",
+        ),
+        (
+            {"MAX_MODEL_LEN": "4096", "MAX_ANSWER_TOKENS": "4096"},
+            "CAPFLOW_MAX_ANSWER_TOKENS=4096 leaves no room",
+        ),
+        (
+            {"QUEUE_MODELS": '{"judg": "m"}'},
+            "CAPFLOW_QUEUE_MODELS: no stage is sent to the queue 'judg', only to",
+        ),
+        (
+            {"STAGE_QUEUES": '{"score": "judge"}', "QUEUE_GPU_MEMORY": '{"gpu": 0.8, "judge": 0.4}'},
+            "the shares add up to 1.2",
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], said: str
+) -> None:
+    (line,) = refusal(monkeypatch, **variables)
+
+    assert said in line
+
+
 def test_a_password_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     (line,) = refusal(monkeypatch, DATABASE_URL="mysql://user:secret@host/database")
 
