@@ -53,6 +53,12 @@ class Workflow(StrEnum):
     STANDARD = "standard"
     #: One call that writes the caption, and the domain's judges.
     FAST = "fast"
+    #: As standard; a caption that the judge finds wanting is written again.
+    VERIFIED = "verified"
+
+
+#: Most captions of one sample by workflow; 1 in all others.
+MOST_CANDIDATES: Mapping[str, int] = {Workflow.VERIFIED: 3}
 
 
 class GuardOutcome(StrEnum):
@@ -244,6 +250,8 @@ class Result:
     guard: JsonObject | None = None
     #: A judge's expected grade by dimension, and their mean as `overall`; None where it is not known.
     expected: dict[str, float] | None = None
+    #: Which caption of the sample it wrote or graded, from 1; 1 for what all of them share.
+    candidate: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,3 +278,5 @@ class FinishedSample:
     results: tuple[Result, ...]
     failure: Failure | None
     attempts: int
+    #: The captions that were not chosen, with their grades, in workflow order.
+    others: tuple[Result, ...] = ()

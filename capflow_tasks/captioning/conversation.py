@@ -5,13 +5,20 @@ from dataclasses import dataclass, field, replace
 
 from capflow_tasks import records
 from capflow_tasks.captioning import guard
-from capflow_tasks.captioning.answers import check_storable, expected_grades, parse_scores, softened
+from capflow_tasks.captioning.answers import (
+    check_storable,
+    errors_named,
+    expected_grades,
+    parse_scores,
+    softened,
+)
 from capflow_tasks.domains import prompts
 from capflow_tasks.domains.catalogue import Agent, Catalogue, Domain
 from capflow_tasks.entries import media_of
 from capflow_tasks.errors import BadAnswer, BadEntry, SampleError, WorkflowError
 from capflow_tasks.media import paths, video
 from capflow_tasks.observe import metrics
+from capflow_tasks.store import candidates
 from capflow_tasks.store.states import Claim, Outcome, PendingSample, Route
 
 
@@ -107,6 +114,8 @@ class Conversation:
             said = {name: text for name, text in self._answers().items() if text}
             pictures = sum(ref.kind is records.Modality.IMAGE for ref in self._media)
             instruction = prompts.instruction_for(agent, self._domain, said, window, pictures)
+            if self._writes_again(agent):
+                instruction += prompts.writing_again(self.catalogue.again, *self._best_earlier())
         media = [
             replace(ref, span=span) if ref.kind is records.Modality.VIDEO else ref
             for ref in (self._media if agent.media else ())
@@ -115,11 +124,27 @@ class Conversation:
             self.catalogue.system,
             tuple(media),
             instruction,
-            self._sampling.get(agent.name, agent.sampling),
+            self._sampling_of(agent),
             choices=() if self._domain else tuple(self.catalogue.letters),
             schema=prompts.scores_schema(agent) if agent.answer == "scores" else None,
             budget=agent.budget,
         )
+
+    def _writes_again(self, agent: Agent) -> bool:
+        """Whether the agent writes a further caption of the sample."""
+        return bool(self.sample.earlier) and self._domain is not None and agent == self._domain.captioner
+
+    def _sampling_of(self, agent: Agent) -> records.Sampling:
+        own = guard.another_draw(agent.sampling) if self._writes_again(agent) else agent.sampling
+        return self._sampling.get(agent.name, own)
+
+    def _best_earlier(self) -> tuple[str, list[str]]:
+        """Return the best caption so far, and the errors that judges found in it."""
+        written = candidates.by_candidate(self.sample.earlier)
+        results = written[candidates.best_of(written)]
+        captions = [each.text for each in results if each.stage is records.Stage.SUMMARIZE]
+        judged = [each.text for each in results if each.stage is records.Stage.SCORE]
+        return captions[-1], list(dict.fromkeys(error for text in judged for error in errors_named(text)))
 
     def take(self, agent: Agent, answer: records.Completion | SampleError) -> None:
         """Keep the agent's answer, or its error as the sample's failure; ask again what the guard refuses."""
@@ -155,8 +180,7 @@ class Conversation:
         tokens = answer.prompt_tokens + answer.completion_tokens
         metrics.REFUSED_TOKENS.labels(faults[0].rule).inc(tokens)
         if outcome is records.GuardOutcome.ASKED_AGAIN:
-            sampling = self._sampling.get(agent.name, agent.sampling)
-            self._sampling[agent.name] = guard.changed_sampling(sampling, faults)
+            self._sampling[agent.name] = guard.changed_sampling(self._sampling_of(agent), faults)
         elif outcome is records.GuardOutcome.LEFT_OUT:
             # Its tokens are counted with the refused attempts.
             nothing = replace(answer, prompt_tokens=0, cached_tokens=0, completion_tokens=0)
@@ -200,6 +224,7 @@ class Conversation:
                 position=order.index(role) if (role := _role(agent)) in order else 0,
                 guard=guard.record(checked, refused),
                 expected=expected_grades(answer.tokens, agent.dimensions),
+                candidate=self.sample.candidate if agent.stage in candidates.STAGES else 1,
                 **tokens,
             )
         )

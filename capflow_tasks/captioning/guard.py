@@ -102,6 +102,11 @@ def changed_sampling(sampling: Sampling, faults: tuple[Finding, ...]) -> Samplin
         return replace(sampling, temperature=max(sampling.temperature or 0.0, 0.7), presence_penalty=penalty)
     if Rule.CUT_OFF in rules:
         return replace(sampling, max_tokens=2 * sampling.max_tokens)
+    return another_draw(sampling)
+
+
+def another_draw(sampling: Sampling) -> Sampling:
+    """Return the sampling with which the same prompt gets another answer, that of a greedy agent too."""
     return replace(sampling, temperature=max(sampling.temperature or 0.0, 0.5))
 
 

@@ -101,6 +101,8 @@ class Catalogue:
     system: str
     router: Agent
     domains: tuple[Domain, ...]
+    #: What a captioner is told besides its prompt when it writes a sample's caption again.
+    again: str
 
     def resolve(self, task: str) -> Domain:
         """Find a domain by name or alias, ignoring case and surplus blanks. Raises WorkflowError."""
@@ -167,13 +169,15 @@ def load_catalogue(folder: Path | None = None, language: str = "en", *, is_fast:
     faults += (
         f"{defaults['file']}: router: {fault}" for fault in _agent_faults("router", defaults["router"], {})
     )
+    again_faults = _text_faults(defaults["again"], _AGAIN, _AGAIN)
+    faults += (f"{defaults['file']}: again: {fault}" for fault in again_faults)
     if faults:
         raise WorkflowError("\n".join(faults))
     domains = tuple(_domain(keys, defaults["system"]) for keys in sources)
     images = [domain for domain in domains if domain.modality is Modality.IMAGE]
     routed = [[domain.name, domain.description, *domain.subdomains] for domain in images]
     router = _agent("router", defaults["router"], (), [defaults["system"], routed])
-    return Catalogue(defaults["system"], router, domains)
+    return Catalogue(defaults["system"], router, domains, defaults["again"])
 
 
 @cache
@@ -259,6 +263,7 @@ class _DomainKeys(Keys):
 
 class _DefaultsKeys(Keys):
     system: _Text | None = None
+    again: _Text | None = None
     language: _Language | None = None
     sampling: _SamplingKeys | None = None
     router: _AgentKeys | None = None
@@ -361,6 +366,8 @@ def _agents_faults(keys: JsonObject) -> Iterator[str]:
 _PLACEHOLDERS = {Stage.ROUTE: {"domains"}, Stage.SCORE: {"domain", "reports", "caption", "dimensions"}}
 #: Placeholders without which a prompt lacks the subject of its stage.
 _ESSENTIAL = {Stage.ROUTE: {"domains"}, Stage.SCORE: {"caption"}}
+#: The placeholders of `again`, all of them needed.
+_AGAIN = {"caption", "errors"}
 
 
 def _agent_faults(name: str, keys: JsonObject, earlier: Mapping[str, Stage]) -> Iterator[str]:
@@ -407,17 +414,23 @@ def _stage_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
 
 
 def _prompt_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
-    template = Template(keys["prompt"])
-    if not template.is_valid():
-        yield "prompt: a $ stands alone; write $$ for a dollar sign"
-        return
     window = {"window"} if keys.get("windows") else set()
-    used, known = set(template.get_identifiers()), _PLACEHOLDERS.get(stage, {"domain", "reports"}) | window
-    if used - known:
-        yield f"prompt: unknown placeholder {_listed(used - known)}; use {_listed(known)}"
+    known = _PLACEHOLDERS.get(stage, {"domain", "reports"}) | window
     needed = _ESSENTIAL.get(stage, set()) | ({"reports"} if keys.get("sees") else set()) | window
+    yield from (f"prompt: {fault}" for fault in _text_faults(keys["prompt"], known, needed))
+
+
+def _text_faults(text: str, known: set[str], needed: set[str]) -> Iterator[str]:
+    """Find what is wrong with the placeholders of a prompt."""
+    template = Template(text)
+    if not template.is_valid():
+        yield "a $ stands alone; write $$ for a dollar sign"
+        return
+    used = set(template.get_identifiers())
+    if used - known:
+        yield f"unknown placeholder {_listed(used - known)}; use {_listed(known)}"
     if needed - used:
-        yield f"prompt: lacks {_listed(needed - used)}, which the model would never see; add it"
+        yield f"lacks {_listed(needed - used)}, which the model would never see; add it"
 
 
 def _listed(placeholders: set[str]) -> str:

@@ -18,6 +18,9 @@ ready after its stage.
 All times are by PostgreSQL's clock, so a host's clock may jump.
 
 A sample: pending ──> done | failed | held; a failed or held sample becomes pending again by retry.
+
+A sample whose caption is below the run's bar stays pending at the end of the last stage, and its batch is
+ready again, for `summarize`: the sample gets another candidate. In the end the best is its caption.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -144,6 +147,22 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
+class CandidatePolicy:
+    """When a sample gets another caption."""
+
+    #: Most captions of one sample.
+    most: int = 1
+    #: A caption with a lower overall grade is below the bar.
+    min_overall: int = 3
+    #: A sample whose answers have taken so many tokens gets no other; None for no limit.
+    token_budget: int | None = None
+
+
+#: The first caption is kept, whatever its grades.
+ONE_CANDIDATE = CandidatePolicy()
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """The right to run one stage of one batch while the lease lasts."""
 
@@ -169,6 +188,8 @@ class Claim:
     shard_id: int = 0
     #: The run's workflow: a name, or the folder of its domain files.
     workflow: str = Workflow.STANDARD
+    #: When a sample gets another caption.
+    candidates: CandidatePolicy = ONE_CANDIDATE
 
     def holds(self, route: Route | None) -> bool:
         """Return whether a sample with this route is held."""
@@ -184,6 +205,9 @@ class PendingSample:
     entry: JsonObject
     domain: str | None
     results: tuple[Result, ...]
+    #: Which of its captions is to be written, from 1, and the earlier ones with their grades.
+    candidate: int = 1
+    earlier: tuple[Result, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

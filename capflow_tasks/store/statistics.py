@@ -93,13 +93,15 @@ class Statistics(Store):
         rows = self._ask("failures", run_id=run_id)
         return [figures.FailureKind(**row | {"stages": _stages(row["stages"])}) for row in rows]
 
-    def grades(self, run_id: int) -> list[figures.GradeCount]:
+    def grades(self, run_id: int, *, of_first: bool = False) -> list[figures.GradeCount]:
         """Every combination of grades, and how many captions have it. Reads all scores.
+
+        Counts the chosen captions, or instead the first of each sample.
 
         There are few combinations, so histograms and accepted captions are quick sums over them.
         """
         found = []
-        for row in self._ask("grades", run_id=run_id):
+        for row in self._ask("grades", run_id=run_id, of_first=of_first):
             dimensions = json.loads(row["grades"])
             overall = dimensions.pop("overall")
             found.append(figures.GradeCount(row["domain"], dimensions, overall, row["count"]))
@@ -116,6 +118,11 @@ class Statistics(Store):
             )
             for row in self._ask("guard", run_id=run_id)
         ]
+
+    def further_captions(self, run_id: int) -> list[figures.FurtherCaptions]:
+        """Captions that were written again, by candidate. Reads all results."""
+        rows = self._ask("further_captions", run_id=run_id)
+        return [figures.FurtherCaptions(tokens=_tokens(row), **row) for row in rows]
 
     def confidences(self, run_id: int) -> list[int]:
         """Routed samples by the router's confidence, in ten equal steps from 0 to 1. Reads all samples."""
@@ -141,6 +148,7 @@ class Statistics(Store):
 
     def totals(self, run_id: int) -> figures.Totals:
         """All sums over the run. Reads all batches, samples and results."""
+        further = self.further_captions(run_id)
         return figures.Totals(
             shards=self.shards(run_id),
             domains=self.domains(run_id),
@@ -148,6 +156,8 @@ class Statistics(Store):
             economy=self.prompt_economy(run_id),
             grades=self.grades(run_id),
             guard=self.guard(run_id),
+            first_grades=self.grades(run_id, of_first=True) if further else (),
+            further=further,
         )
 
     def workers(self, lease_seconds: float) -> list[figures.WorkerFigures]:

@@ -261,6 +261,7 @@ def detail(shown: ShownSample, pictures: Sequence[tuple[str, Drawn]]) -> JsonObj
         "overall": overall(shown),
         "errors": shown.errors,
         "said": [_answer(result) for result in sample.results],
+        "others": [_answer(result) for result in sample.others],
         "entry": json.dumps(sample.entry, ensure_ascii=False, indent=2),
         "annotation": shown.shard.annotation,
     }

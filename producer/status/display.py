@@ -139,6 +139,8 @@ def run_tables(snapshot: Snapshot) -> Iterator[RenderableType]:
         yield _shards(snapshot.totals)
     if snapshot.totals.guard:
         yield _guard(snapshot.totals.guard)
+    if snapshot.totals.further:
+        yield _candidates(snapshot)
     yield Text("\n".join([*_cost_lines(snapshot), ""]))
     if snapshot.failures:
         yield from _failures(snapshot)
@@ -219,6 +221,24 @@ def _guard(counts: Sequence[figures.GuardCount]) -> Table:
         tokens = sum((each.tokens for each in found), figures.Tokens())
         cells = [*(answers.get(outcome, 0) for outcome in outcomes), tokens.prompt + tokens.completion]
         made.add_row(escape(agent), rule, *map(count, cells))
+    return made
+
+
+def _candidates(snapshot: Snapshot) -> Table:
+    """What it brought to write captions again, and what it cost."""
+    made = table(
+        "Captions written again", [""], ["judged", "accepted", "keep rate", "tokens", "per accepted caption"]
+    )
+    most = max(each.candidate for each in snapshot.totals.further)
+    names = ("the first of each sample", f"the best of up to {most}")
+    for name, kept in zip(names, (snapshot.first_kept, snapshot.kept), strict=True):
+        counts = map(count, (kept.judged, kept.accepted))
+        each = kept.tokens_per_accepted
+        made.add_row(
+            name, *counts, percent(kept.rate), count(kept.tokens), count(round(each)) if each else ""
+        )
+    again = count(max(each.samples for each in snapshot.totals.further))
+    made.caption = f"{again} samples got another caption"
     return made
 
 

@@ -237,3 +237,37 @@ def test_a_record_lists_what_the_guard_found_and_leaves_out_an_agent_that_said_n
         ("natural", "loop", "left_out"),
         ("s", "meta_opening", "repaired"),
     ]
+
+
+def test_a_record_lists_all_captions_of_a_sample_with_their_grades_and_costs() -> None:
+    said = json.dumps({"errors": ["no dog"]})
+    first = (
+        replace(RESULTS[3], text="A dog sleeps."),
+        replace(RESULTS[4], text=said, data={"factual_accuracy": 1, "overall": 1}, expected=None),
+    )
+    chosen = tuple(replace(each, candidate=2) for each in RESULTS[3:])
+
+    record = caption_record(sample(results=(*RESULTS[:3], *chosen), others=first))
+
+    assert (record["caption"], record["overall"]) == ("A cat sleeps.", 3)
+    assert record["candidates"] == [
+        {
+            "caption": "A dog sleeps.",
+            "is_chosen": False,
+            "overall": 1,
+            "scores": {"factual_accuracy": 1},
+            "errors": ["no dog"],
+            "expected_scores": None,
+            "tokens": 4,
+        },
+        {
+            "caption": "A cat sleeps.",
+            "is_chosen": True,
+            "overall": 3,
+            "scores": {"factual_accuracy": 3, "professionalism": 2},
+            "errors": [],
+            "expected_scores": EXPECTED,
+            "tokens": 4,
+        },
+    ]
+    assert "candidates" not in caption_record(sample())

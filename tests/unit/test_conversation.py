@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from math import inf, nan
 from pathlib import Path
@@ -35,6 +36,7 @@ def talk(
     entry: JsonObject | None = None,
     results: tuple[Result, ...] = (),
     catalogue: Catalogue = CATALOGUE,
+    **sample_fields: Any,
 ) -> Conversation:
     claim = Claim(
         batch_id=1,
@@ -51,7 +53,8 @@ def talk(
         stages=tuple(Stage),
         min_confidence=0,
     )
-    sample = PendingSample(1, 0, {"image": "a.png"} if entry is None else entry, domain, results)
+    entry = {"image": "a.png"} if entry is None else entry
+    sample = PendingSample(1, 0, entry, domain, results, **sample_fields)
     return Conversation(claim, sample, catalogue, "model")
 
 
@@ -292,3 +295,35 @@ def test_a_domain_that_is_gone_since_fails_the_sample_and_not_the_batch(root: Pa
     failure = conversation.outcome().failure
     assert failure is not None
     assert "Cooking" in failure.message
+
+
+def test_a_further_caption_is_asked_for_with_the_best_so_far_its_errors_and_another_draw(root: Path) -> None:
+    first, second = (
+        (
+            replace(a_result(Stage.SUMMARIZE, "general_summary", f"A {thing}."), candidate=number),
+            replace(
+                a_result(Stage.SCORE, "judge", json.dumps({"errors": [f"no {thing}"]})),
+                data={"overall": overall},
+                candidate=number,
+            ),
+        )
+        for number, thing, overall in ((1, "dog", 2), (2, "horse", 1))
+    )
+    conversation = talk(root, Stage.SUMMARIZE, candidate=3, earlier=(*first, *second))
+
+    (call,) = conversation.calls()
+    conversation.take(call.agent, completion("A cat sleeps on a sofa in the sun."))
+
+    assert "<caption>\nA dog.\n</caption>" in call.request.instruction
+    assert "- no dog" in call.request.instruction
+    assert "horse" not in call.request.instruction
+    assert call.request.sampling.temperature == 0.5
+    (result,) = conversation.outcome().results
+    assert (result.candidate, result.workflow) == (3, call.agent.digest)
+
+
+def test_a_first_caption_is_asked_for_as_its_domain_says(root: Path) -> None:
+    (call,) = talk(root, Stage.SUMMARIZE).calls()
+
+    assert "An earlier caption" not in call.request.instruction
+    assert call.request.sampling == call.agent.sampling

@@ -37,7 +37,7 @@ from producer.cost import Price, Prices, cost_of, read_prices
 from producer.reading.caption_files import Minimums
 from producer.run import name_of_run
 from producer.status.display import Status, run_line, run_tables, watch
-from producer.status.snapshot import Snapshot, accepted_of, retry_line
+from producer.status.snapshot import Kept, Snapshot, accepted_of, retry_line
 
 PLAN = "/data/plan.jsonl"
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -104,7 +104,8 @@ def a_snapshot(prices: Prices, **changes: Any) -> Snapshot:
             PromptEconomy(10, 50_000, 12_345, 10_000),
             [GradeCount("Natural", {"factual_accuracy": 3}, 3, 160), GradeCount("Natural", {}, 2, 40)],
         ),
-        accepted=160,
+        kept=Kept(200, 160, 1_100_000),
+        first_kept=Kept(200, 100, 900_000),
         cost=cost_of(usages, prices),
     )
 
