@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,6 +112,14 @@ def test_the_bar_and_the_budget_decide_who_gets_another_caption(captioned: Cli) 
     ungraded = captioned.run(*command, "--stages", "summarize", "--run", "ungraded", "-o", "ungraded")
 
     assert low.returncode == poor.returncode == ungraded.returncode == 0, low.stderr + poor.stderr
+    side_by_side = captioned.run("capflow", "status", "low", "poor").stdout
+    rows = {
+        name: cells
+        for name, *cells in (re.split(r"\s{2,}", each.strip()) for each in side_by_side.splitlines())
+    }
+    assert rows["captions of a sample, at most"] == ["2", "2"]
+    assert rows["captions accepted"] == ["2", "1"]
+    assert rows["mean overall grade"] == ["2.50", "1.75"]
     counts = {
         folder: {
             record["id"]: len(record.get("candidates", ()))
