@@ -255,6 +255,26 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
+class RefusedAnswer:
+    """An answer that was thrown away."""
+
+    stage: Stage
+    agent: str
+    #: The rules that it broke, worst first, each with its evidence; empty where it could not be parsed.
+    faults: Mapping[Rule, str]
+    outcome: GuardOutcome
+    model: str
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    finish_reason: str
+    seconds: float
+    worker: str
+    #: Which caption of the sample it was for, as in `Result`.
+    candidate: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """Why a sample failed."""
 

@@ -49,7 +49,7 @@ class Conversation:
     _route: Route | None = None
     _failure: records.Failure | None = None
     #: By agent: its answers that the guard refused, and the sampling to ask again with.
-    _refused: dict[str, list[records.JsonObject]] = field(default_factory=dict)
+    _refused: dict[str, list[records.RefusedAnswer]] = field(default_factory=dict)
     _sampling: dict[str, records.Sampling] = field(default_factory=dict)
     #: The windows by agent, so that the file is measured once.
     _spans_by_agent: dict[str, tuple[records.Span, ...]] = field(default_factory=dict)
@@ -166,16 +166,8 @@ class Conversation:
     def _refuse(self, agent: Agent, answer: records.Completion, faults: tuple[guard.Finding, ...]) -> None:
         """Note a refused answer, to be asked for again; raise an AnswerFault after the last attempt."""
         refused = self._refused.setdefault(agent.name, [])
-        refused.append(
-            {
-                "faults": {fault.rule: fault.evidence for fault in faults},
-                "finish_reason": answer.finish_reason,
-                "prompt_tokens": answer.prompt_tokens,
-                "cached_tokens": answer.cached_tokens,
-                "completion_tokens": answer.completion_tokens,
-            }
-        )
-        outcome = self._outcome_of_refusal(agent, len(refused))
+        outcome = self._outcome_of_refusal(agent, len(refused) + 1)
+        refused.append(self._refused_answer(agent, answer, faults, outcome))
         metrics.GUARD.labels(faults[0].rule, outcome).inc()
         tokens = answer.prompt_tokens + answer.completion_tokens
         metrics.REFUSED_TOKENS.labels(faults[0].rule).inc(tokens)
@@ -190,6 +182,31 @@ class Conversation:
             raise guard.ERRORS[faults[0].rule](
                 f"{agent.name}: {faults[0].rule} in each of {times}, last: {faults[0].evidence}"
             )
+
+    def _refused_answer(
+        self,
+        agent: Agent,
+        answer: records.Completion,
+        faults: tuple[guard.Finding, ...],
+        outcome: records.GuardOutcome,
+    ) -> records.RefusedAnswer:
+        return records.RefusedAnswer(
+            stage=agent.stage,
+            agent=agent.name,
+            faults={fault.rule: fault.evidence for fault in faults},
+            outcome=outcome,
+            model=self.model,
+            prompt_tokens=answer.prompt_tokens,
+            cached_tokens=answer.cached_tokens,
+            completion_tokens=answer.completion_tokens,
+            finish_reason=answer.finish_reason,
+            seconds=answer.seconds,
+            worker=self.claim.owner,
+            candidate=self._candidate_of(agent),
+        )
+
+    def _candidate_of(self, agent: Agent) -> int:
+        return self.sample.candidate if agent.stage in candidates.STAGES else 1
 
     def _outcome_of_refusal(self, agent: Agent, attempts: int) -> records.GuardOutcome:
         if attempts < self.rules.attempts:
@@ -207,7 +224,7 @@ class Conversation:
         order = [each.name for each in self._domain.agents] if self._domain else []
         refused = self._refused.get(agent.name, [])
         tokens = {
-            name: getattr(answer, name) + sum(each[name] for each in refused)
+            name: getattr(answer, name) + sum(getattr(each, name) for each in refused)
             for name in ("prompt_tokens", "cached_tokens", "completion_tokens")
         }
         self._results.append(
@@ -224,7 +241,7 @@ class Conversation:
                 position=order.index(role) if (role := _role(agent)) in order else 0,
                 guard=guard.record(checked, refused),
                 expected=expected_grades(answer.tokens, agent.dimensions),
-                candidate=self.sample.candidate if agent.stage in candidates.STAGES else 1,
+                candidate=self._candidate_of(agent),
                 **tokens,
             )
         )
@@ -234,7 +251,9 @@ class Conversation:
 
     def outcome(self) -> Outcome:
         """Return what the stage writes: the answers, and the failure if an agent has none."""
-        return Outcome(self.sample.id, tuple(self._results), self._route, self._failure)
+        answered = {result.agent for result in self._results}
+        refused = [each for name, own in self._refused.items() if name not in answered for each in own]
+        return Outcome(self.sample.id, tuple(self._results), self._route, self._failure, tuple(refused))
 
     def _agents(self) -> tuple[Agent, ...]:
         if self._domain is not None:
@@ -246,7 +265,18 @@ class Conversation:
         return {result.agent: result.text for result in (*self.sample.results, *self._results)}
 
     def _read(self, agent: Agent, answer: records.Completion) -> records.JsonObject | None:
-        """Return the parsed answer; the likeliest letter also becomes the sample's route."""
+        """Return the parsed answer; the likeliest letter also becomes the sample's route.
+
+        Raises BadAnswer for one that cannot be parsed, and notes it with its tokens.
+        """
+        try:
+            return self._parsed(agent, answer)
+        except BadAnswer:
+            failed = self._refused_answer(agent, answer, (), records.GuardOutcome.FAILED)
+            self._refused.setdefault(agent.name, []).append(failed)
+            raise
+
+    def _parsed(self, agent: Agent, answer: records.Completion) -> records.JsonObject | None:
         if agent.answer == "letter":
             letters = self.catalogue.letters
             shares = {

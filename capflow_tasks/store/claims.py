@@ -163,6 +163,7 @@ class BatchStore(tables.Store):
             if batch is None:
                 return False
             insert_results(connection, outcomes)
+            _insert_refused(connection, outcomes)
             _set_routes(connection, claim, outcomes)
             _set_failures(connection, claim, outcomes)
             following = states.stage_after(claim.stage, claim.stages)
@@ -285,6 +286,18 @@ def insert_results(connection: sa.Connection, outcomes: Sequence[Outcome]) -> No
     ]
     if rows:
         connection.execute(upsert(AgentResult).on_conflict_do_nothing(), rows)
+
+
+def _insert_refused(connection: sa.Connection, outcomes: Sequence[Outcome]) -> None:
+    names = [column.name for column in tables.Refused.__table__.columns]
+    rows = [
+        {name: value for name, value in asdict(answer).items() if name in names}
+        | {"sample_id": outcome.sample_id, "rule": next(iter(answer.faults), None)}
+        for outcome in outcomes
+        for answer in outcome.refused
+    ]
+    if rows:
+        connection.execute(sa.insert(tables.Refused), rows)
 
 
 def _set_routes(connection: sa.Connection, claim: Claim, outcomes: Sequence[Outcome]) -> None:

@@ -29,7 +29,16 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from capflow_tasks.records import Failure, JsonObject, Modality, PlanShard, Result, Stage, Workflow
+from capflow_tasks.records import (
+    Failure,
+    JsonObject,
+    Modality,
+    PlanShard,
+    RefusedAnswer,
+    Result,
+    Stage,
+    Workflow,
+)
 
 
 class BatchState(StrEnum):
@@ -218,6 +227,8 @@ class Outcome:
     results: tuple[Result, ...] = ()
     route: Route | None = None
     failure: Failure | None = None
+    #: Answers that were thrown away, of agents without a result; those of the others count in their results.
+    refused: tuple[RefusedAnswer, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,8 @@ class Statistics(Store):
     def usage(self, run_id: int) -> list[figures.Usage]:
         """Answers, tokens and time by stage, model and worker, in this order. Reads all results.
 
-        No table holds answers that were discarded because their worker died or lost its lease.
+        Tokens and time are those of refused answers, too. No table holds answers that were discarded because
+        their worker died or lost its lease.
         """
         found = [
             figures.Usage(tokens=_tokens(row), **row | {"stage": Stage(row["stage"])})
@@ -108,10 +109,7 @@ class Statistics(Store):
         return found
 
     def guard(self, run_id: int) -> list[figures.GuardCount]:
-        """Answers that the guard repaired or refused, the most frequent first. Reads all results.
-
-        The refused answers of samples that failed are in no table; `failures` counts these samples.
-        """
+        """Answers that the guard repaired or refused, the most frequent first. Reads all results."""
         return [
             figures.GuardCount(
                 row["agent"], Rule(row["rule"]), GuardOutcome(row["outcome"]), row["answers"], _tokens(row)

@@ -1,4 +1,4 @@
-"""The seven tables, what may stand in them, and the parts of statements that several modules use."""
+"""The eight tables, what may stand in them, and the parts of statements that several modules use."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -235,6 +235,29 @@ class AgentResult(Table):
     position: Mapped[int] = mapped_column(sa.SmallInteger)
     guard: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
     expected: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
+    created_at: Mapped[datetime] = mapped_column(server_default=sa.func.now())
+
+
+class Refused(Table):
+    """An answer of a failed sample that was thrown away; its tokens count for costs."""
+
+    __tablename__ = "refused_answers"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    # The index prevents a scan when samples are deleted.
+    sample_id: Mapped[int] = mapped_column(sa.ForeignKey("samples.id", ondelete="CASCADE"), index=True)
+    candidate: Mapped[int] = mapped_column(sa.SmallInteger)
+    stage: Mapped[Stage]
+    agent: Mapped[str]
+    #: The worst rule that it broke; None for an answer that could not be parsed.
+    rule: Mapped[str | None]
+    outcome: Mapped[str]
+    model: Mapped[str]
+    worker: Mapped[str]
+    prompt_tokens: Mapped[int]
+    cached_tokens: Mapped[int]
+    completion_tokens: Mapped[int]
+    seconds: Mapped[float] = mapped_column(REAL)
     created_at: Mapped[datetime] = mapped_column(server_default=sa.func.now())
 
 

@@ -254,8 +254,8 @@ def _shards(totals: figures.Totals) -> Table:
 
 
 def _guard(counts: Sequence[figures.GuardCount]) -> Table:
-    """Only answers of samples that went on; the others are among the failed samples, as `answer_<rule>`."""
-    outcomes = (GuardOutcome.REPAIRED, GuardOutcome.ASKED_AGAIN, GuardOutcome.LEFT_OUT)
+    """An answer that failed ended its sample, or a further caption of it."""
+    outcomes = tuple(GuardOutcome)
     heads = [outcome.replace("_", " ") for outcome in outcomes]
     made = table("Answers that broke a rule of the guard", ["agent", "rule"], [*heads, "tokens thrown away"])
     for agent, rule in dict.fromkeys((each.agent, each.rule) for each in counts):

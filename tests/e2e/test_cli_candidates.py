@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,7 +73,7 @@ def test_the_status_tells_what_it_brought_and_what_it_cost(captioned: Cli) -> No
     assert (best["judged"], best["accepted"], best["keep_rate"]) == (4, 2, 0.5)
     assert first["tokens"] < best["tokens"]
     assert best["tokens"] == status["tokens"]["prompt_tokens"] + status["tokens"]["completion_tokens"]
-    assert [each["samples"] for each in status["written_again"]["captions"]] == [2, 1]
+    assert [each["samples"] for each in status["written_again"]["captions"]] == [3, 1]
     assert "Captions written again" in page
     assert "the best of up to 3" in page
 
@@ -113,10 +112,8 @@ def test_the_bar_and_the_budget_decide_who_gets_another_caption(captioned: Cli) 
 
     assert low.returncode == poor.returncode == ungraded.returncode == 0, low.stderr + poor.stderr
     side_by_side = captioned.run("capflow", "status", "low", "poor").stdout
-    rows = {
-        name: cells
-        for name, *cells in (re.split(r"\s{2,}", each.strip()) for each in side_by_side.splitlines())
-    }
+    cells = ([cell.strip() for cell in line.split("│")] for line in side_by_side.splitlines())
+    rows = {row[1]: row[2:-1] for row in cells if len(row) > 2}
     assert rows["captions of a sample, at most"] == ["2", "2"]
     assert rows["captions accepted"] == ["2", "1"]
     assert rows["mean overall grade"] == ["2.50", "1.75"]

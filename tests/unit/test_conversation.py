@@ -14,7 +14,7 @@ from prometheus_client import REGISTRY
 from capflow_tasks.captioning.conversation import Conversation
 from capflow_tasks.domains.catalogue import Catalogue, load_catalogue
 from capflow_tasks.errors import MediaCorrupt
-from capflow_tasks.records import Completion, JsonObject, Modality, Result, Stage
+from capflow_tasks.records import Completion, GuardOutcome, JsonObject, Modality, Result, Stage
 from capflow_tasks.store.states import Claim, PendingSample
 from capflow_tasks.testing import ScriptedEngine
 from tests.datasets import draw_picture
@@ -225,6 +225,34 @@ def test_what_still_fails_after_the_last_attempt_fails_under_its_own_kind(root: 
     assert failure is not None
     assert failure.kind == "answer_loop"
     assert "keep at" in failure.message
+    refused = conversation.outcome().refused
+    assert [(each.outcome, each.completion_tokens) for each in refused] == [
+        (GuardOutcome.ASKED_AGAIN, 2),
+        (GuardOutcome.ASKED_AGAIN, 2),
+        (GuardOutcome.FAILED, 2),
+    ]
+
+
+def test_what_was_thrown_away_before_an_answer_was_kept_counts_in_that_answer_alone(root: Path) -> None:
+    conversation = talk(root, Stage.PERCEIVE)
+    first, second = conversation.calls()
+    for text in (LOOP, "A tree."):
+        conversation.take(first.agent, completion(text))
+    conversation.take(second.agent, completion(LOOP))
+    conversation.take(second.agent, MediaCorrupt("the picture is gone"))
+
+    outcome = conversation.outcome()
+    assert [result.completion_tokens for result in outcome.results] == [4]
+    assert [each.agent for each in outcome.refused] == [second.agent.name]
+
+
+def test_an_answer_that_cannot_be_parsed_is_known_by_its_tokens(root: Path) -> None:
+    caption = a_result(Stage.SUMMARIZE, "general_summary", "A tree.")
+    conversation = talk(root, Stage.SCORE, results=(caption,))
+    conversation.take(conversation.calls()[0].agent, completion("no JSON"))
+
+    (refused,) = conversation.outcome().refused
+    assert (refused.faults, refused.prompt_tokens, refused.completion_tokens) == ({}, 10, 2)
 
 
 def test_an_optional_agent_may_fail_and_the_record_says_so(root: Path, tmp_path: Path) -> None:
