@@ -252,6 +252,9 @@ class Result:
     expected: dict[str, float] | None = None
     #: Which caption of the sample it wrote or graded, from 1; 1 for what all of them share.
     candidate: int = 1
+    #: What tells checkpoints of one name apart, and which engine ran it: `vllm 0.32.0`; None if not known.
+    revision: str | None = None
+    engine: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,9 @@ class Conversation:
     #: None when videos are never cut into windows.
     windows: video.Windows | None = None
     rules: guard.Guard = field(default_factory=guard.Guard)
+    #: The model's revision and the engine, as stored with the results.
+    revision: str | None = None
+    engine: str | None = None
     _media: tuple[records.MediaRef, ...] = ()
     _domain: Domain | None = None
     _results: list[records.Result] = field(default_factory=list)
@@ -242,6 +245,8 @@ class Conversation:
                 guard=guard.record(checked, refused),
                 expected=expected_grades(answer.tokens, agent.dimensions),
                 candidate=self._candidate_of(agent),
+                revision=self.revision,
+                engine=self.engine,
                 **tokens,
             )
         )

@@ -235,6 +235,8 @@ class AgentResult(Table):
     position: Mapped[int] = mapped_column(sa.SmallInteger)
     guard: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
     expected: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
+    revision: Mapped[str | None]
+    engine: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=sa.func.now())
 
 

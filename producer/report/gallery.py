@@ -281,6 +281,8 @@ def _answer(result: Result) -> dict[str, Any]:
         "agent": result.agent,
         "text": result.text,
         "model": result.model,
+        "revision": result.revision or "",
+        "engine": result.engine or "",
         "workflow": result.workflow,
         "worker": result.worker,
         "prompt_tokens": result.prompt_tokens,

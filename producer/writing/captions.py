@@ -114,7 +114,8 @@ def caption_record(sample: FinishedSample, style: ConversationStyle = PLAIN) -> 
         record["reports"] = reports
     record |= _judged(sample.results)
     if sample.results:
-        record["model"] = (summaries or sample.results)[-1].model
+        last = (summaries or sample.results)[-1]
+        record |= {"model": last.model, "revision": last.revision, "engine": last.engine}
     if summaries:
         record["workflow"] = summaries[-1].workflow
         record["finish_reason"] = summaries[-1].finish_reason
@@ -144,10 +145,10 @@ def _judged(results: Sequence[Result]) -> JsonObject:
     judgements = [each for each in results if each.stage is Stage.SCORE]
     if not judgements or judgements[-1].data is None:
         return {}
-    scores = dict(judgements[-1].data)
+    scores = judgements[-1].data
     return {
-        "overall": scores.pop("overall", None),
-        "scores": scores,
+        "scores": {name: grade for name, grade in scores.items() if name != "overall"},
+        "overall": scores.get("overall"),
         "errors": errors_named(judgements[-1].text),
         "expected_scores": judgements[-1].expected,
     }

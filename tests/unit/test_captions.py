@@ -37,7 +37,7 @@ RESULTS = (
     result(Stage.ROUTE, "router", "A", {"Natural": 0.9}),
     result(Stage.PERCEIVE, "natural", "A cat."),
     result(Stage.REASON, "general_reasoning", "It sleeps."),
-    result(Stage.SUMMARIZE, "general_summary", "A cat sleeps."),
+    replace(result(Stage.SUMMARIZE, "general_summary", "A cat sleeps."), revision="files:1", engine="vllm 1"),
     replace(result(Stage.SCORE, "judge", "{...}", GRADES), expected=EXPECTED),
 )
 
@@ -73,6 +73,8 @@ def test_a_record_holds_the_entry_and_all_that_was_found_out() -> None:
         "errors": [],
         "expected_scores": EXPECTED,
         "model": "m",
+        "revision": "files:1",
+        "engine": "vllm 1",
         "workflow": "digest of general_summary",
         "finish_reason": "stop",
         "guard": [],
@@ -115,6 +117,8 @@ def test_stages_that_have_not_run_leave_their_keys_out() -> None:
         "task": "Natural",
         "confidence": 0.9,
         "model": "m",
+        "revision": None,
+        "engine": None,
     }
     assert caption_record(sample(results=(), domain=None)) == ENTRY
 

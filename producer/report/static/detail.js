@@ -103,6 +103,8 @@ capflow.detail = (() => {
     stage: (answer) => answer.stage,
     agent: (answer) => words(answer.agent),
     model: (answer) => answer.model,
+    revision: (answer) => answer.revision.slice(0, 16),
+    engine: (answer) => answer.engine,
     workflow: (answer) => answer.workflow,
     worker: (answer) => answer.worker,
     "prompt tokens": (answer) => count(answer.prompt_tokens),
