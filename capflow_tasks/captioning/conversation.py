@@ -111,7 +111,7 @@ class Conversation:
             spans = self._spans_by_agent[_role(agent)]
             window = prompts.window_text(spans.index(span), spans)
         if self._domain is None:
-            instruction = prompts.router_instruction(self.catalogue)
+            instruction = prompts.router_instruction(self._offered)
         else:
             # An optional agent whose answer the guard refused has said nothing.
             said = {name: text for name, text in self._answers().items() if text}
@@ -128,7 +128,7 @@ class Conversation:
             tuple(media),
             instruction,
             self._sampling_of(agent),
-            choices=() if self._domain else tuple(self.catalogue.letters),
+            choices=() if self._domain else tuple(self._offered.letters),
             schema=prompts.scores_schema(agent) if agent.answer == "scores" else None,
             budget=agent.budget,
         )
@@ -260,6 +260,11 @@ class Conversation:
         refused = [each for name, own in self._refused.items() if name not in answered for each in own]
         return Outcome(self.sample.id, tuple(self._results), self._route, self._failure, tuple(refused))
 
+    @property
+    def _offered(self) -> Catalogue:
+        """The domains as the router is offered them."""
+        return self.catalogue.in_order_for(f"{self.claim.dataset} {self.sample.idx}")
+
     def _agents(self) -> tuple[Agent, ...]:
         if self._domain is not None:
             return self._domain.agents_of(self.claim.stage)
@@ -283,7 +288,7 @@ class Conversation:
 
     def _parsed(self, agent: Agent, answer: records.Completion) -> records.JsonObject | None:
         if agent.answer == "letter":
-            letters = self.catalogue.letters
+            letters = self._offered.letters
             shares = {
                 letters[letter].name: share
                 for letter, share in answer.probabilities.items()

@@ -11,6 +11,7 @@ from hashlib import sha256
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from random import Random
 from string import Template, ascii_uppercase
 from typing import Annotated, Any, Literal
 
@@ -65,6 +66,8 @@ class Agent:
     thinking: bool = False
     #: What puts the router's confidence right; see `capflow domains calibrate`.
     confidence_temperature: float = 1.0
+    #: Draws for each sample the order in which the router is offered the domains; None for that of the files.
+    order_seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,14 @@ class Catalogue:
     def letters(self) -> dict[str, Domain]:
         """The domain of each letter that the router may answer, from A."""
         return dict(zip(ascii_uppercase, self.routable, strict=False))
+
+    def in_order_for(self, sample: str) -> "Catalogue":
+        """Return the catalogue with its domains in this sample's order, the same each time."""
+        if self.router.order_seed is None:
+            return self
+        domains = list(self.domains)
+        Random(f"{self.router.order_seed} {sample}").shuffle(domains)
+        return replace(self, domains=tuple(domains))
 
     def for_video(self) -> Domain:
         """Return the domain of every video that names no other. Raises WorkflowError."""
@@ -239,6 +250,7 @@ class _AgentKeys(Keys):
     optional: bool | None = None
     thinking: bool | None = None
     confidence_temperature: Annotated[float, Field(ge=0.05, le=20)] | None = None
+    order_seed: int | None = None
     windows: bool | None = None
     budget: _BudgetKeys | None = None
     sampling: _SamplingKeys | None = None
@@ -390,6 +402,10 @@ def _agent_faults(name: str, keys: JsonObject, earlier: Mapping[str, Stage]) -> 
     yield from _prompt_faults(stage, keys)
 
 
+#: The keys of the router alone.
+_ROUTERS = {"confidence_temperature", "order_seed"}
+
+
 def _stage_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
     """Find keys that do not fit the agent's stage, or each other."""
     expected = {Stage.ROUTE: "letter", Stage.SCORE: "scores"}.get(stage, "text")
@@ -403,8 +419,8 @@ def _stage_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
             yield f"dimensions: {name} is always given; remove it or choose another name"
     if keys.get("windows") and (stage is not Stage.PERCEIVE or not keys.get("media", True)):
         yield "windows: for an agent of stage perceive that gets the media; remove it, or change those"
-    if "confidence_temperature" in keys and stage is not Stage.ROUTE:
-        yield "confidence_temperature: for the router; remove it"
+    if stage is not Stage.ROUTE:
+        yield from (f"{key}: for the router; remove it" for key in sorted(_ROUTERS & keys.keys()))
     if keys.get("optional") and stage not in (Stage.PERCEIVE, Stage.REASON):
         yield "optional: for an agent of stage perceive or reason, since others need its answer; remove it"
     budget = keys["budget"]
@@ -451,11 +467,12 @@ def _agent(name: str, keys: JsonObject, earlier: tuple[Agent, ...], context: lis
     agent = Agent(name=name, **keys | {"sees": _seen(keys, earlier), "sampling": sampling})
     seen = [other.digest for other in earlier if other.name in agent.sees]
     # without these keys the digest is the same as before the keys existed
-    late = ("windows", "budget", "optional", "thinking", "confidence_temperature")
+    late = ("windows", "budget", "optional", "thinking", "confidence_temperature", "order_seed")
     said = {key: value for key, value in asdict(agent).items() if key not in late}
     said["sampling"] = {key: value for key, value in said["sampling"].items() if value is not None}
-    media = [{"windows": True}] * agent.windows + [keys["budget"]] * bool(keys["budget"])
-    return replace(agent, digest=_digest(context, said, list(agent.dimensions), seen, *media))
+    set_keys: list[JsonObject] = [{"windows": True}] * agent.windows + [keys["budget"]] * bool(keys["budget"])
+    set_keys += [{"order_seed": agent.order_seed}] * (agent.order_seed is not None)
+    return replace(agent, digest=_digest(context, said, list(agent.dimensions), seen, *set_keys))
 
 
 def _seen(keys: JsonObject, earlier: tuple[Agent, ...]) -> tuple[str, ...]:

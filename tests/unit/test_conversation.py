@@ -355,3 +355,32 @@ def test_a_first_caption_is_asked_for_as_its_domain_says(root: Path) -> None:
 
     assert "An earlier caption" not in call.request.instruction
     assert call.request.sampling == call.agent.sampling
+
+
+def test_a_seed_gives_each_sample_its_own_order_of_domains_the_same_each_time(
+    root: Path, tmp_path: Path
+) -> None:
+    domains = tmp_path / "domains"
+    domains.mkdir()
+    (domains / "_defaults.yaml").write_text("router: {order_seed: 1}")
+    catalogue = load_catalogue(domains)
+
+    def routed(idx: int) -> tuple[str, JsonObject]:
+        """Answer B; return the domain, and the probabilities in the order of the letters."""
+        conversation = talk(root, Stage.ROUTE, domain=None, catalogue=catalogue)
+        conversation.sample = replace(conversation.sample, idx=idx)
+        (call,) = conversation.calls()
+        shares = {letter: 0.3 if letter == "B" else 0.1 for letter in call.request.choices}
+        conversation.take(call.agent, completion("B", probabilities=shares))
+        outcome = conversation.outcome()
+        assert outcome.route is not None
+        assert outcome.results[0].data is not None
+        assert f"\nB. {outcome.route.domain} " in call.request.instruction
+        return outcome.route.domain, outcome.results[0].data
+
+    orders = {tuple(routed(idx)[1]) for idx in range(20)}
+    assert len(orders) > 15
+    assert {frozenset(order) for order in orders} == {frozenset(d.name for d in CATALOGUE.routable)}
+    assert routed(3) == routed(3)
+    assert list(routed(3)[1])[1] == routed(3)[0]
+    assert catalogue.router.digest != CATALOGUE.router.digest
