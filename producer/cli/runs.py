@@ -113,7 +113,7 @@ def stop(run_or_plan: str, as_json: bool) -> None:
     running = "no stage is running"
     if stopped.running:
         running = f"{_count(stopped.running, 'running stage', 'running stages')} will finish and be kept"
-    click.echo(f"run {run.name}: {taken_back} taken back; {running}. `{_command_of(run)}` goes on from here.")
+    click.echo(f"run {run.name}: {taken_back} taken back; {running}. `{command_of(run)}` goes on from here.")
 
 
 @click.command(cls=cli.Command, exit_codes=(0, 2, 3), exit_meanings={1: "the answer was not yes"})
@@ -149,7 +149,7 @@ def _count(number: int, one: str, several: str) -> str:
     return f"{number:,} {one if number == 1 else several}"
 
 
-def _command_of(run: RunFigures) -> str:
+def command_of(run: RunFigures) -> str:
     """Return the command that continues the run."""
     from capflow_tasks.store.states import CandidatePolicy
     from producer.run import name_of_run

@@ -197,9 +197,10 @@ def _headline(snapshot: Snapshot) -> Text:
         f"tokens/s over the last {duration(throughput.seconds)}; ETA {duration(snapshot.eta_seconds)}\n"
     )
     batches = "batch" if run.running_batches == 1 else "batches"
+    most = f", up to {run.candidates} captions of a sample" if run.candidates > 1 else ""
     return Text.assemble(
         *("Run ", (run.name, "bold"), " is ", (run.state, _COLOURS[run.state])),
-        f"; {run.plan}, workflow {run.workflow}\n",
+        f"; {run.plan}, workflow {run.workflow}{most}\n",
         f"{count(tally.total)} of {count(run.samples)} samples are finished: ",
         f"{count(tally.done)} done, {count(tally.failed)} failed{held}\n",
         pace if run.open_batches else "",

@@ -124,7 +124,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     ),
 }
 #: The scenarios of the short form.
-SHORT = ("medley", "poison-engine", "duplicates")
+SHORT = ("medley", "poison-engine", "duplicates", "candidates")
 SHORT_SAMPLES = 96
 
 
