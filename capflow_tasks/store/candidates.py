@@ -65,13 +65,17 @@ def _last_grades(results: Sequence[Result]) -> Result | None:
 def settle(connection: sa.Connection, batch_id: int, policy: CandidatePolicy, retry: RetryPolicy) -> set[int]:
     """Choose the best caption of each sample that has passed the last stage; return those to write again.
 
-    A sample whose further candidate failed for good is done with an earlier one.
+    A sample whose further candidate failed for good is done with an earlier one. Reads no result of samples
+    that can have one candidate only.
     """
     has_failed = sa.and_(Sample.state == SampleState.FAILED, Sample.candidate > 1, ~will_retry(retry))
     unsettled = sa.select(Sample.id, Sample.state, Sample.candidate).where(
         Sample.batch_id == batch_id, sa.or_(Sample.state == SampleState.PENDING, has_failed)
     )
-    samples = connection.execute(unsettled).all()
+    if policy.most == 1:
+        unsettled = unsettled.where(Sample.candidate > 1)
+    if not (samples := connection.execute(unsettled).all()):
+        return set()
     results = tables.results_of(connection, [sample.id for sample in samples])
     following, again = {}, set()
     for sample in samples:
@@ -81,7 +85,9 @@ def settle(connection: sa.Connection, batch_id: int, policy: CandidatePolicy, re
         may_have_more = sample.state is SampleState.PENDING and last < policy.most
         if may_have_more and _is_wanting(written[best], results[sample.id], policy):
             again.add(sample.id)
-        following[sample.id] = last + 1 if sample.id in again else best
+        number = last + 1 if sample.id in again else best
+        if (sample.state, sample.candidate) != (SampleState.PENDING, number):
+            following[sample.id] = number
     _set_candidates(connection, following)
     return again
 

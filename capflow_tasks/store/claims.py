@@ -240,9 +240,7 @@ def _not_claimed(connection: sa.Connection, batch_id: int, stage: Stage) -> NotC
 def _finish_batch(connection: sa.Connection, claim: Claim, retry: states.RetryPolicy) -> None:
     """Open the batch again for samples to retry or to write again; without any, set it to done."""
     of_batch = Sample.batch_id == claim.batch_id
-    to_write = set()
-    if claim.candidates.most > 1:
-        to_write = candidates.settle(connection, claim.batch_id, claim.candidates, retry)
+    to_write = candidates.settle(connection, claim.batch_id, claim.candidates, retry)
     done = sa.update(Sample).where(of_batch, Sample.state == SampleState.PENDING, Sample.id.not_in(to_write))
     connection.execute(done.values(state=SampleState.DONE))
     again = (

@@ -102,6 +102,15 @@ def test_a_further_caption_whose_failure_may_pass_is_tried_again(fleet: Strict) 
     assert texts(fleet.done()[1]) == ["summarize 2", "score 2"]
 
 
+def test_a_run_that_allows_fewer_captions_now_keeps_the_best_of_those_it_has(fleet: Strict) -> None:
+    fleet.write(3, 2)
+    fleet.runs.open_run("run", "/plan.jsonl", "/out", (Stage.ROUTE, *STAGES))
+    fleet.write(1)
+
+    assert fleet.batch().state == BatchState.DONE
+    assert [texts(sample) for sample in fleet.done()] == [["summarize 1", "score 1"]] * 2
+
+
 def test_a_sample_whose_captions_are_forgotten_starts_with_the_first_again(fleet: Strict) -> None:
     fleet.write(3, 1)
     fleet.write(3)
