@@ -53,6 +53,12 @@ class Workflow(StrEnum):
     STANDARD = "standard"
     #: One call that writes the caption, and the domain's judges.
     FAST = "fast"
+    #: As standard; a caption that the judge finds wanting is written again.
+    VERIFIED = "verified"
+
+
+#: Most captions of one sample by workflow; 1 in all others.
+MOST_CANDIDATES: Mapping[str, int] = {Workflow.VERIFIED: 3}
 
 
 class GuardOutcome(StrEnum):
@@ -244,6 +250,31 @@ class Result:
     guard: JsonObject | None = None
     #: A judge's expected grade by dimension, and their mean as `overall`; None where it is not known.
     expected: dict[str, float] | None = None
+    #: Which caption of the sample it wrote or graded, from 1; 1 for what all of them share.
+    candidate: int = 1
+    #: What tells checkpoints of one name apart, and which engine ran it: `vllm 0.32.0`; None if not known.
+    revision: str | None = None
+    engine: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedAnswer:
+    """An answer that was thrown away."""
+
+    stage: Stage
+    agent: str
+    #: The rules that it broke, worst first, each with its evidence; empty where it could not be parsed.
+    faults: Mapping[Rule, str]
+    outcome: GuardOutcome
+    model: str
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    finish_reason: str
+    seconds: float
+    worker: str
+    #: Which caption of the sample it was for, as in `Result`.
+    candidate: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,3 +301,5 @@ class FinishedSample:
     results: tuple[Result, ...]
     failure: Failure | None
     attempts: int
+    #: The captions that were not chosen, with their grades, in workflow order.
+    others: tuple[Result, ...] = ()

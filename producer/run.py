@@ -78,6 +78,8 @@ class Order:
     pin_ranks: bool = False
     #: The name of its workflow, or the folder of its domain files.
     workflow: str = Workflow.STANDARD
+    #: When a sample gets another caption.
+    candidates: states.CandidatePolicy = states.ONE_CANDIDATE
     #: What it may spend; None for no limit.
     budget: Budget | None = None
     #: Whether entries without media are passed over: they do not count as failures in the end.
@@ -120,6 +122,7 @@ class OpenRun:
             order.min_confidence,
             pin_ranks=order.pin_ranks,
             workflow=order.workflow,
+            candidates=order.candidates,
         )
         #: In the order given.
         self.shards = self.runs.add_shards(self.id, shards)
@@ -377,6 +380,8 @@ class CaptionRun:
                 f"workflow {order.workflow} has no agent in {', '.join(order.stages)}; "
                 f"its stages are {', '.join(known)}"
             )
+        if order.candidates.most > 1 and Stage.SCORE not in stages:
+            log.warning("no caption is written again before a run with the stage score has graded it")
         self._order = replace(order, stages=stages)
         self.plan = checked_plan(order.source, self._catalogue)
 

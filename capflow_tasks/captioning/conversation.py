@@ -5,13 +5,20 @@ from dataclasses import dataclass, field, replace
 
 from capflow_tasks import records
 from capflow_tasks.captioning import blame, guard
-from capflow_tasks.captioning.answers import check_storable, expected_grades, parse_scores, softened
+from capflow_tasks.captioning.answers import (
+    check_storable,
+    errors_named,
+    expected_grades,
+    parse_scores,
+    softened,
+)
 from capflow_tasks.domains import prompts
 from capflow_tasks.domains.catalogue import Agent, Catalogue, Domain
 from capflow_tasks.entries import media_of
 from capflow_tasks.errors import BadAnswer, BadEntry, SampleError, WorkflowError, WorkflowMissing
 from capflow_tasks.media import paths, video
 from capflow_tasks.observe import metrics
+from capflow_tasks.store import candidates
 from capflow_tasks.store.states import Claim, Outcome, PendingSample, Route
 
 
@@ -41,13 +48,16 @@ class Conversation:
     rules: guard.Guard = field(default_factory=guard.Guard)
     #: Of its media, below the root.
     _paths: tuple[str, ...] = ()
+    #: The model's revision and the engine, as stored with the results.
+    revision: str | None = None
+    engine: str | None = None
     _media: tuple[records.MediaRef, ...] = ()
     _domain: Domain | None = None
     _results: list[records.Result] = field(default_factory=list)
     _route: Route | None = None
     _failure: records.Failure | None = None
     #: By agent: its answers that the guard refused, and the sampling to ask again with.
-    _refused: dict[str, list[records.JsonObject]] = field(default_factory=dict)
+    _refused: dict[str, list[records.RefusedAnswer]] = field(default_factory=dict)
     _sampling: dict[str, records.Sampling] = field(default_factory=dict)
     #: The windows by agent, so that the file is measured once.
     _spans_by_agent: dict[str, tuple[records.Span, ...]] = field(default_factory=dict)
@@ -111,12 +121,14 @@ class Conversation:
             spans = self._spans_by_agent[_role(agent)]
             window = prompts.window_text(spans.index(span), spans)
         if self._domain is None:
-            instruction = prompts.router_instruction(self.catalogue)
+            instruction = prompts.router_instruction(self._offered)
         else:
             # An optional agent whose answer the guard refused has said nothing.
             said = {name: text for name, text in self._answers().items() if text}
             pictures = sum(ref.kind is records.Modality.IMAGE for ref in self._media)
             instruction = prompts.instruction_for(agent, self._domain, said, window, pictures)
+            if self._writes_again(agent):
+                instruction += prompts.writing_again(self.catalogue.again, *self._best_earlier())
         media = [
             replace(ref, span=span) if ref.kind is records.Modality.VIDEO else ref
             for ref in (self._media if agent.media else ())
@@ -125,11 +137,27 @@ class Conversation:
             self.catalogue.system,
             tuple(media),
             instruction,
-            self._sampling.get(agent.name, agent.sampling),
-            choices=() if self._domain else tuple(self.catalogue.letters),
+            self._sampling_of(agent),
+            choices=() if self._domain else tuple(self._offered.letters),
             schema=prompts.scores_schema(agent) if agent.answer == "scores" else None,
             budget=agent.budget,
         )
+
+    def _writes_again(self, agent: Agent) -> bool:
+        """Whether the agent writes a further caption of the sample."""
+        return bool(self.sample.earlier) and self._domain is not None and agent == self._domain.captioner
+
+    def _sampling_of(self, agent: Agent) -> records.Sampling:
+        own = guard.another_draw(agent.sampling) if self._writes_again(agent) else agent.sampling
+        return self._sampling.get(agent.name, own)
+
+    def _best_earlier(self) -> tuple[str, list[str]]:
+        """Return the best caption so far, and the errors that judges found in it."""
+        written = candidates.by_candidate(self.sample.earlier)
+        results = written[candidates.best_of(written)]
+        captions = [each.text for each in results if each.stage is records.Stage.SUMMARIZE]
+        judged = [each.text for each in results if each.stage is records.Stage.SCORE]
+        return captions[-1], list(dict.fromkeys(error for text in judged for error in errors_named(text)))
 
     def take(self, agent: Agent, answer: records.Completion | SampleError) -> None:
         """Keep the agent's answer, or its error as the sample's failure; ask again what the guard refuses."""
@@ -151,22 +179,13 @@ class Conversation:
     def _refuse(self, agent: Agent, answer: records.Completion, faults: tuple[guard.Finding, ...]) -> None:
         """Note a refused answer, to be asked for again; raise an AnswerFault after the last attempt."""
         refused = self._refused.setdefault(agent.name, [])
-        refused.append(
-            {
-                "faults": {fault.rule: fault.evidence for fault in faults},
-                "finish_reason": answer.finish_reason,
-                "prompt_tokens": answer.prompt_tokens,
-                "cached_tokens": answer.cached_tokens,
-                "completion_tokens": answer.completion_tokens,
-            }
-        )
-        outcome = self._outcome_of_refusal(agent, len(refused))
+        outcome = self._outcome_of_refusal(agent, len(refused) + 1)
+        refused.append(self._refused_answer(agent, answer, faults, outcome))
         metrics.GUARD.labels(faults[0].rule, outcome).inc()
         tokens = answer.prompt_tokens + answer.completion_tokens
         metrics.REFUSED_TOKENS.labels(faults[0].rule).inc(tokens)
         if outcome is records.GuardOutcome.ASKED_AGAIN:
-            sampling = self._sampling.get(agent.name, agent.sampling)
-            self._sampling[agent.name] = guard.changed_sampling(sampling, faults)
+            self._sampling[agent.name] = guard.changed_sampling(self._sampling_of(agent), faults)
         elif outcome is records.GuardOutcome.LEFT_OUT:
             # Its tokens are counted with the refused attempts.
             nothing = replace(answer, prompt_tokens=0, cached_tokens=0, completion_tokens=0)
@@ -176,6 +195,31 @@ class Conversation:
             raise guard.ERRORS[faults[0].rule](
                 f"{agent.name}: {faults[0].rule} in each of {times}, last: {faults[0].evidence}"
             )
+
+    def _refused_answer(
+        self,
+        agent: Agent,
+        answer: records.Completion,
+        faults: tuple[guard.Finding, ...],
+        outcome: records.GuardOutcome,
+    ) -> records.RefusedAnswer:
+        return records.RefusedAnswer(
+            stage=agent.stage,
+            agent=agent.name,
+            faults={fault.rule: fault.evidence for fault in faults},
+            outcome=outcome,
+            model=self.model,
+            prompt_tokens=answer.prompt_tokens,
+            cached_tokens=answer.cached_tokens,
+            completion_tokens=answer.completion_tokens,
+            finish_reason=answer.finish_reason,
+            seconds=answer.seconds,
+            worker=self.claim.owner,
+            candidate=self._candidate_of(agent),
+        )
+
+    def _candidate_of(self, agent: Agent) -> int:
+        return self.sample.candidate if agent.stage in candidates.STAGES else 1
 
     def _outcome_of_refusal(self, agent: Agent, attempts: int) -> records.GuardOutcome:
         if attempts < self.rules.attempts:
@@ -193,7 +237,7 @@ class Conversation:
         order = [each.name for each in self._domain.agents] if self._domain else []
         refused = self._refused.get(agent.name, [])
         tokens = {
-            name: getattr(answer, name) + sum(each[name] for each in refused)
+            name: getattr(answer, name) + sum(getattr(each, name) for each in refused)
             for name in ("prompt_tokens", "cached_tokens", "completion_tokens")
         }
         self._results.append(
@@ -210,6 +254,9 @@ class Conversation:
                 position=order.index(role) if (role := _role(agent)) in order else 0,
                 guard=guard.record(checked, refused),
                 expected=expected_grades(answer.tokens, agent.dimensions),
+                candidate=self._candidate_of(agent),
+                revision=self.revision,
+                engine=self.engine,
                 **tokens,
             )
         )
@@ -222,7 +269,14 @@ class Conversation:
 
     def outcome(self) -> Outcome:
         """Return what the stage writes: the answers, and the failure if an agent has none."""
-        return Outcome(self.sample.id, tuple(self._results), self._route, self._failure)
+        answered = {result.agent for result in self._results}
+        refused = [each for name, own in self._refused.items() if name not in answered for each in own]
+        return Outcome(self.sample.id, tuple(self._results), self._route, self._failure, tuple(refused))
+
+    @property
+    def _offered(self) -> Catalogue:
+        """The domains as the router is offered them."""
+        return self.catalogue.in_order_for(f"{self.claim.dataset} {self.sample.idx}")
 
     def _agents(self) -> tuple[Agent, ...]:
         if self._domain is not None:
@@ -234,9 +288,20 @@ class Conversation:
         return {result.agent: result.text for result in (*self.sample.results, *self._results)}
 
     def _read(self, agent: Agent, answer: records.Completion) -> records.JsonObject | None:
-        """Return the parsed answer; the likeliest letter also becomes the sample's route."""
+        """Return the parsed answer; the likeliest letter also becomes the sample's route.
+
+        Raises BadAnswer for one that cannot be parsed, and notes it with its tokens.
+        """
+        try:
+            return self._parsed(agent, answer)
+        except BadAnswer:
+            failed = self._refused_answer(agent, answer, (), records.GuardOutcome.FAILED)
+            self._refused.setdefault(agent.name, []).append(failed)
+            raise
+
+    def _parsed(self, agent: Agent, answer: records.Completion) -> records.JsonObject | None:
         if agent.answer == "letter":
-            letters = self.catalogue.letters
+            letters = self._offered.letters
             shares = {
                 letters[letter].name: share
                 for letter, share in answer.probabilities.items()

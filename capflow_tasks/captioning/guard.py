@@ -16,7 +16,7 @@ from py3langid.langid import MODEL_FILE, LanguageIdentifier
 from capflow_tasks import errors
 from capflow_tasks.domains.catalogue import Agent
 from capflow_tasks.engine.chat import THINKING_OPENINGS
-from capflow_tasks.records import Completion, JsonObject, Rule, Sampling
+from capflow_tasks.records import Completion, JsonObject, RefusedAnswer, Rule, Sampling
 
 #: The failure of a sample whose answer breaks a rule in every attempt.
 ERRORS: dict[Rule, type[errors.AnswerFault]] = {
@@ -83,14 +83,18 @@ class Guard:
         return Checked(text, tuple(repairs), kept)
 
 
-def record(checked: Checked, refused: Sequence[JsonObject]) -> JsonObject | None:
+def record(checked: Checked, refused: Sequence[RefusedAnswer]) -> JsonObject | None:
     """Return what is stored beside an answer: its repairs, and the earlier attempts; None for neither."""
     found: JsonObject = {}
     if checked.repairs:
         found["repairs"] = {repair.rule: repair.evidence for repair in checked.repairs}
     if refused:
-        found["attempts"] = list(refused)
+        found["attempts"] = [{name: getattr(each, name) for name in _STORED} for each in refused]
     return found or None
+
+
+#: What is stored of a refused answer beside the one that was kept.
+_STORED = ("faults", "finish_reason", "prompt_tokens", "cached_tokens", "completion_tokens")
 
 
 def changed_sampling(sampling: Sampling, faults: tuple[Finding, ...]) -> Sampling:
@@ -102,6 +106,11 @@ def changed_sampling(sampling: Sampling, faults: tuple[Finding, ...]) -> Samplin
         return replace(sampling, temperature=max(sampling.temperature or 0.0, 0.7), presence_penalty=penalty)
     if Rule.CUT_OFF in rules:
         return replace(sampling, max_tokens=2 * sampling.max_tokens)
+    return another_draw(sampling)
+
+
+def another_draw(sampling: Sampling) -> Sampling:
+    """Return the sampling with which the same prompt gets another answer, that of a greedy agent too."""
     return replace(sampling, temperature=max(sampling.temperature or 0.0, 0.5))
 
 

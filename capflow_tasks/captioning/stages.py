@@ -246,7 +246,16 @@ class StageRunner:
         except WorkflowError as error:
             raise WorkflowMissing(f"{error}; let every worker see the folder of run {claim.run}") from error
         engine = self.engines[claim.stage]
-        conversation = Conversation(claim, sample, catalogue, engine.model, self.windows, self._guard)
+        conversation = Conversation(
+            claim,
+            sample,
+            catalogue,
+            engine.model,
+            self.windows,
+            self._guard,
+            revision=getattr(engine, "revision", None),
+            engine=getattr(engine, "version", None),
+        )
         if claim.tries > self.settings.max_tries:
             conversation.fail(Quarantined(f"its engine or worker died in {claim.tries - 1} tries"))
         room, in_flight = self._rooms[id(engine)], metrics.REQUESTS_IN_FLIGHT.labels(claim.stage)

@@ -11,6 +11,7 @@ from hashlib import sha256
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from random import Random
 from string import Template, ascii_uppercase
 from typing import Annotated, Any, Literal
 
@@ -65,6 +66,8 @@ class Agent:
     thinking: bool = False
     #: What puts the router's confidence right; see `capflow domains calibrate`.
     confidence_temperature: float = 1.0
+    #: Draws for each sample the order in which the router is offered the domains; None for that of the files.
+    order_seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,8 @@ class Catalogue:
     system: str
     router: Agent
     domains: tuple[Domain, ...]
+    #: What a captioner is told besides its prompt when it writes a sample's caption again.
+    again: str
 
     def resolve(self, task: str) -> Domain:
         """Find a domain by name or alias, ignoring case and surplus blanks. Raises WorkflowError."""
@@ -124,6 +129,14 @@ class Catalogue:
     def letters(self) -> dict[str, Domain]:
         """The domain of each letter that the router may answer, from A."""
         return dict(zip(ascii_uppercase, self.routable, strict=False))
+
+    def in_order_for(self, sample: str) -> "Catalogue":
+        """Return the catalogue with its domains in this sample's order, the same each time."""
+        if self.router.order_seed is None:
+            return self
+        domains = list(self.domains)
+        Random(f"{self.router.order_seed} {sample}").shuffle(domains)
+        return replace(self, domains=tuple(domains))
 
     def for_video(self) -> Domain:
         """Return the domain of every video that names no other. Raises WorkflowError."""
@@ -167,13 +180,15 @@ def load_catalogue(folder: Path | None = None, language: str = "en", *, is_fast:
     faults += (
         f"{defaults['file']}: router: {fault}" for fault in _agent_faults("router", defaults["router"], {})
     )
+    again_faults = _text_faults(defaults["again"], _AGAIN, _AGAIN)
+    faults += (f"{defaults['file']}: again: {fault}" for fault in again_faults)
     if faults:
         raise WorkflowError("\n".join(faults))
     domains = tuple(_domain(keys, defaults["system"]) for keys in sources)
     images = [domain for domain in domains if domain.modality is Modality.IMAGE]
     routed = [[domain.name, domain.description, *domain.subdomains] for domain in images]
     router = _agent("router", defaults["router"], (), [defaults["system"], routed])
-    return Catalogue(defaults["system"], router, domains)
+    return Catalogue(defaults["system"], router, domains, defaults["again"])
 
 
 @cache
@@ -235,6 +250,7 @@ class _AgentKeys(Keys):
     optional: bool | None = None
     thinking: bool | None = None
     confidence_temperature: Annotated[float, Field(ge=0.05, le=20)] | None = None
+    order_seed: int | None = None
     windows: bool | None = None
     budget: _BudgetKeys | None = None
     sampling: _SamplingKeys | None = None
@@ -259,6 +275,7 @@ class _DomainKeys(Keys):
 
 class _DefaultsKeys(Keys):
     system: _Text | None = None
+    again: _Text | None = None
     language: _Language | None = None
     sampling: _SamplingKeys | None = None
     router: _AgentKeys | None = None
@@ -361,6 +378,8 @@ def _agents_faults(keys: JsonObject) -> Iterator[str]:
 _PLACEHOLDERS = {Stage.ROUTE: {"domains"}, Stage.SCORE: {"domain", "reports", "caption", "dimensions"}}
 #: Placeholders without which a prompt lacks the subject of its stage.
 _ESSENTIAL = {Stage.ROUTE: {"domains"}, Stage.SCORE: {"caption"}}
+#: The placeholders of `again`, all of them needed.
+_AGAIN = {"caption", "errors"}
 
 
 def _agent_faults(name: str, keys: JsonObject, earlier: Mapping[str, Stage]) -> Iterator[str]:
@@ -383,6 +402,10 @@ def _agent_faults(name: str, keys: JsonObject, earlier: Mapping[str, Stage]) -> 
     yield from _prompt_faults(stage, keys)
 
 
+#: The keys of the router alone.
+_ROUTERS = {"confidence_temperature", "order_seed"}
+
+
 def _stage_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
     """Find keys that do not fit the agent's stage, or each other."""
     expected = {Stage.ROUTE: "letter", Stage.SCORE: "scores"}.get(stage, "text")
@@ -396,8 +419,8 @@ def _stage_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
             yield f"dimensions: {name} is always given; remove it or choose another name"
     if keys.get("windows") and (stage is not Stage.PERCEIVE or not keys.get("media", True)):
         yield "windows: for an agent of stage perceive that gets the media; remove it, or change those"
-    if "confidence_temperature" in keys and stage is not Stage.ROUTE:
-        yield "confidence_temperature: for the router; remove it"
+    if stage is not Stage.ROUTE:
+        yield from (f"{key}: for the router; remove it" for key in sorted(_ROUTERS & keys.keys()))
     if keys.get("optional") and stage not in (Stage.PERCEIVE, Stage.REASON):
         yield "optional: for an agent of stage perceive or reason, since others need its answer; remove it"
     budget = keys["budget"]
@@ -407,17 +430,23 @@ def _stage_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
 
 
 def _prompt_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
-    template = Template(keys["prompt"])
-    if not template.is_valid():
-        yield "prompt: a $ stands alone; write $$ for a dollar sign"
-        return
     window = {"window"} if keys.get("windows") else set()
-    used, known = set(template.get_identifiers()), _PLACEHOLDERS.get(stage, {"domain", "reports"}) | window
-    if used - known:
-        yield f"prompt: unknown placeholder {_listed(used - known)}; use {_listed(known)}"
+    known = _PLACEHOLDERS.get(stage, {"domain", "reports"}) | window
     needed = _ESSENTIAL.get(stage, set()) | ({"reports"} if keys.get("sees") else set()) | window
+    yield from (f"prompt: {fault}" for fault in _text_faults(keys["prompt"], known, needed))
+
+
+def _text_faults(text: str, known: set[str], needed: set[str]) -> Iterator[str]:
+    """Find what is wrong with the placeholders of a prompt."""
+    template = Template(text)
+    if not template.is_valid():
+        yield "a $ stands alone; write $$ for a dollar sign"
+        return
+    used = set(template.get_identifiers())
+    if used - known:
+        yield f"unknown placeholder {_listed(used - known)}; use {_listed(known)}"
     if needed - used:
-        yield f"prompt: lacks {_listed(needed - used)}, which the model would never see; add it"
+        yield f"lacks {_listed(needed - used)}, which the model would never see; add it"
 
 
 def _listed(placeholders: set[str]) -> str:
@@ -438,11 +467,12 @@ def _agent(name: str, keys: JsonObject, earlier: tuple[Agent, ...], context: lis
     agent = Agent(name=name, **keys | {"sees": _seen(keys, earlier), "sampling": sampling})
     seen = [other.digest for other in earlier if other.name in agent.sees]
     # without these keys the digest is the same as before the keys existed
-    late = ("windows", "budget", "optional", "thinking", "confidence_temperature")
+    late = ("windows", "budget", "optional", "thinking", "confidence_temperature", "order_seed")
     said = {key: value for key, value in asdict(agent).items() if key not in late}
     said["sampling"] = {key: value for key, value in said["sampling"].items() if value is not None}
-    media = [{"windows": True}] * agent.windows + [keys["budget"]] * bool(keys["budget"])
-    return replace(agent, digest=_digest(context, said, list(agent.dimensions), seen, *media))
+    set_keys: list[JsonObject] = [{"windows": True}] * agent.windows + [keys["budget"]] * bool(keys["budget"])
+    set_keys += [{"order_seed": agent.order_seed}] * (agent.order_seed is not None)
+    return replace(agent, digest=_digest(context, said, list(agent.dimensions), seen, *set_keys))
 
 
 def _seen(keys: JsonObject, earlier: tuple[Agent, ...]) -> tuple[str, ...]:

@@ -57,6 +57,16 @@ def instruction_for(
     return f"{filled.rstrip()}\nWrite in {language}; text that you quote keeps its own language."
 
 
+def writing_again(prompt: str, caption: str, errors: Sequence[str]) -> str:
+    """Fill the addition to a captioner's prompt by which it writes a caption again, without its errors."""
+    tag = _free_tag("caption", [caption, *errors])
+    listed = "\n".join(f"- {error}" for error in errors) or "- (none named)"
+    filled = Template(prompt).substitute(
+        caption=_section(tag, caption), errors=_section(f"{tag}-errors", listed)
+    )
+    return f"\n\n{filled}"
+
+
 def answer_names(name: str, reports: Iterable[str]) -> list[str]:
     """Return the names of an agent's answers: its own, or one per window in order of time."""
     found = [each for each in reports if each.partition(WINDOW_MARK)[0] == name]

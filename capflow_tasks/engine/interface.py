@@ -23,7 +23,11 @@ class EngineState(StrEnum):
 
 
 class Engine(Protocol):
-    """Holds one model and answers requests."""
+    """Holds one model and answers requests.
+
+    It may have `revision`, the model's as in `revision.py`, and `version`, its own name and version: both are
+    stored with each answer.
+    """
 
     #: The name under which results are stored.
     model: str

@@ -91,6 +91,8 @@ class OpenAiEngine:
         self._client = openai.AsyncOpenAI(base_url=url, api_key=key, timeout=timeout, max_retries=0)
         #: Whether the server is vLLM's, which takes more than OpenAI's; None before the start.
         self._is_vllm: bool | None = None
+        #: The server's name, with a version where it tells one; None before the start.
+        self.version: str | None = None
         #: Why the server takes no requests; None while it does.
         self._away: str | None = None
         #: When any request was last answered, monotonic seconds.
@@ -143,6 +145,16 @@ class OpenAiEngine:
             names = ", ".join(sorted(owners)) or "none"
             raise self._unusable(f"it has no model {self.model!r}; set CAPFLOW_MODEL to one of: {names}")
         self._is_vllm = owners[self.model] == "vllm"
+        self.version = await self._vllm_version() if self._is_vllm else f"server of {owners[self.model]}"
+
+    async def _vllm_version(self) -> str:
+        """Ask vLLM's server for its version; a gateway before it may not know."""
+        url = f"{self._url.rstrip('/').removesuffix('/v1')}/version"
+        try:
+            said = await self._client.with_options(timeout=_START_SECONDS).get(url, cast_to=dict[str, str])
+            return f"vllm {said['version']}"
+        except (APIError, LookupError, TypeError, ValueError):
+            return "vllm"
 
     async def _answer_all(self, requests: Sequence[Request]) -> list[Answer]:
         try:

@@ -14,6 +14,7 @@ from time import monotonic
 from typing import Any
 
 from vllm import AsyncEngineArgs, SamplingParams
+from vllm import __version__ as vllm_version
 from vllm import exceptions as vllm_exceptions
 from vllm.logger import DEFAULT_LOGGING_CONFIG
 from vllm.platforms import current_platform
@@ -26,6 +27,7 @@ from capflow_tasks import errors
 from capflow_tasks.engine import chat, demand, load_failures
 from capflow_tasks.engine.interface import Answer, EngineState
 from capflow_tasks.engine.profile import ModelProfile, read_profile
+from capflow_tasks.engine.revision import revision_of
 from capflow_tasks.media.loader import Media, MediaLoader, Room, SentMedia
 from capflow_tasks.observe import metrics
 from capflow_tasks.records import Completion, Modality, Request
@@ -46,6 +48,10 @@ _CHECK_SECONDS = 1.0
 
 class VllmEngine:
     """One model in this process. `generate` may be called from any number of threads."""
+
+    version = f"vllm {vllm_version}"
+    #: None before the model is loaded.
+    revision: str | None = None
 
     def __init__(self, settings: Settings, model: str) -> None:
         self.model = model
@@ -170,6 +176,7 @@ class VllmEngine:
                 said = load_failures.explain(self.model, error, log_of_core.read_text())
                 raise errors.ServiceError(said) from error
         self._recommended = llm.model_config.get_diff_sampling_param()
+        self.revision = revision_of(self.model, self._engine_args.get("revision"))
         return llm
 
     async def _unload(self) -> None:

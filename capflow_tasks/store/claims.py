@@ -14,8 +14,16 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from capflow_tasks import outages
 from capflow_tasks.records import JsonObject, Stage
-from capflow_tasks.store import states, tables
-from capflow_tasks.store.states import STAGE_ORDER, BatchState, Claim, Outcome, PendingSample, SampleState
+from capflow_tasks.store import candidates, states, tables
+from capflow_tasks.store.states import (
+    STAGE_ORDER,
+    BatchState,
+    CandidatePolicy,
+    Claim,
+    Outcome,
+    PendingSample,
+    SampleState,
+)
 from capflow_tasks.store.tables import (
     AgentResult,
     Batch,
@@ -70,6 +78,7 @@ class BatchStore(tables.Store):
             .returning(Shard.root, Shard.modality, Shard.run_id, Run.stages, Run.min_confidence)
             .returning(Run.name.label("run"), Shard.id.label("shard_id"), Run.workflow)
             .returning(Run.accepted_failures)
+            .returning(Run.candidates, Run.min_overall, Run.token_budget)
         )
         with self.engine.begin() as connection:
             row = connection.execute(takes).one_or_none()
@@ -77,19 +86,25 @@ class BatchStore(tables.Store):
                 return _not_claimed(connection, batch_id, stage)
         values = row._asdict() | {"stages": tuple(map(Stage, row.stages))}
         values["accepted_failures"] = frozenset(row.accepted_failures)
+        policy = (values.pop(name) for name in ("candidates", "min_overall", "token_budget"))
+        values["candidates"] = CandidatePolicy(*policy)
         return Claim(batch_id=batch_id, stage=stage, owner=owner, **values)
 
     def pending_samples(self, batch_id: int) -> list[PendingSample]:
         """Return the batch's unfinished samples, in order."""
         statement = (
-            sa.select(Sample.id, Sample.idx, Sample.entry, Sample.domain)
+            sa.select(Sample.id, Sample.idx, Sample.entry, Sample.domain, Sample.candidate)
             .where(Sample.batch_id == batch_id, Sample.state == SampleState.PENDING)
             .order_by(Sample.idx)
         )
         with self.engine.connect() as connection:
             rows = connection.execute(statement).all()
             results = tables.results_of(connection, [row.id for row in rows])
-        return [PendingSample(row.id, row.idx, row.entry, row.domain, results[row.id]) for row in rows]
+        found = []
+        for row in rows:
+            own, earlier = candidates.split_results(results[row.id], row.candidate)
+            found.append(PendingSample(row.id, row.idx, row.entry, row.domain, own, row.candidate, earlier))
+        return found
 
     def begin_try(self, claim: Claim) -> None:
         """Count another try of the batch, now that it runs and no longer waits for the engine."""
@@ -155,6 +170,7 @@ class BatchStore(tables.Store):
             if batch is None:
                 return False
             insert_results(connection, outcomes)
+            _insert_refused(connection, outcomes)
             _set_routes(connection, claim, outcomes)
             _set_failures(connection, claim, outcomes)
             following = states.stage_after(claim.stage, claim.stages)
@@ -229,21 +245,23 @@ def _not_claimed(connection: sa.Connection, batch_id: int, stage: Stage) -> NotC
 
 
 def _finish_batch(connection: sa.Connection, claim: Claim, retry: states.RetryPolicy) -> None:
-    """Open the batch again for samples to retry; without any, set it to done with its counts."""
+    """Open the batch again for samples to retry or to write again; without any, set it to done."""
     of_batch = Sample.batch_id == claim.batch_id
-    done = sa.update(Sample).where(of_batch, Sample.state == SampleState.PENDING)
+    to_write = candidates.settle(connection, claim.batch_id, claim.candidates, retry)
+    done = sa.update(Sample).where(of_batch, Sample.state == SampleState.PENDING, Sample.id.not_in(to_write))
     connection.execute(done.values(state=SampleState.DONE))
     again = (
         sa.update(Sample)
-        .where(of_batch, Sample.state == SampleState.FAILED, Sample.is_retryable)
-        .where(Sample.attempts < retry.max_attempts)
+        .where(of_batch, Sample.state == SampleState.FAILED, candidates.will_retry(retry))
         .values(state=SampleState.PENDING)
         .returning(Sample.error_stage, Sample.attempts)
     )
-    if rows := connection.execute(again).all():
-        wait = retry.wait_seconds(max(row.attempts for row in rows))
-        stage = min((row.error_stage for row in rows), key=STAGE_ORDER.__getitem__)
-        _set_batch(connection, claim.batch_id, next_stage=stage, **tables.opened(wait))
+    rows = connection.execute(again).all()
+    if rows or to_write:
+        wait = retry.wait_seconds(max(row.attempts for row in rows)) if rows else 0
+        stages = [row.error_stage for row in rows] + [Stage.SUMMARIZE] * bool(to_write)
+        first = min(stages, key=STAGE_ORDER.__getitem__)
+        _set_batch(connection, claim.batch_id, next_stage=first, **tables.opened(wait))
         return
     tally = tables.tally_of(connection, of_batch)
     _set_batch(
@@ -273,6 +291,18 @@ def insert_results(connection: sa.Connection, outcomes: Sequence[Outcome]) -> No
     ]
     if rows:
         connection.execute(upsert(AgentResult).on_conflict_do_nothing(), rows)
+
+
+def _insert_refused(connection: sa.Connection, outcomes: Sequence[Outcome]) -> None:
+    names = [column.name for column in tables.Refused.__table__.columns]
+    rows = [
+        {name: value for name, value in asdict(answer).items() if name in names}
+        | {"sample_id": outcome.sample_id, "rule": next(iter(answer.faults), None)}
+        for outcome in outcomes
+        for answer in outcome.refused
+    ]
+    if rows:
+        connection.execute(sa.insert(tables.Refused), rows)
 
 
 def _set_routes(connection: sa.Connection, claim: Claim, outcomes: Sequence[Outcome]) -> None:

@@ -183,4 +183,5 @@ def _values(new: NewSample) -> dict[str, Any]:
         "attempts": 1 if failure else 0,
         "failed_by": None,
         "failed_at": sa.func.now() if failure else None,
+        "candidate": 1,
     }

@@ -52,6 +52,11 @@ class RunFigures:
     workflow: str = Workflow.STANDARD
     #: Why it paused by itself; None for one that has not.
     pause: str | None = None
+    #: Most captions of one sample, the overall grade below which it gets another, and the tokens of its
+    #: answers from which on it gets none.
+    candidates: int = 1
+    min_overall: int = 3
+    token_budget: int | None = None
 
     @property
     def remaining(self) -> int:
@@ -223,6 +228,16 @@ class GuardCount:
 
 
 @dataclass(frozen=True, slots=True)
+class FurtherCaptions:
+    """The captions that were written again with the same number, from 2."""
+
+    candidate: int
+    samples: int
+    #: Of captioners and judges.
+    tokens: Tokens
+
+
+@dataclass(frozen=True, slots=True)
 class Throughput:
     """What was finished in the last seconds."""
 
@@ -299,6 +314,9 @@ class Totals:
     economy: PromptEconomy
     grades: Sequence[GradeCount]
     guard: Sequence[GuardCount] = ()
+    #: Grades of each sample's first caption, and what was written after it; empty where nothing was.
+    first_grades: Sequence[GradeCount] = ()
+    further: Sequence[FurtherCaptions] = ()
 
     @property
     def judged(self) -> int:

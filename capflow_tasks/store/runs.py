@@ -19,7 +19,16 @@ from capflow_tasks.errors import REFUSED_KINDS, UserError
 from capflow_tasks.records import Failure, PlanShard, Stage, Workflow
 from capflow_tasks.store import states, tables
 from capflow_tasks.store.claims import insert_results
-from capflow_tasks.store.states import BatchState, NewBatch, NewSample, ReadyBatch, SampleState, ShardRow
+from capflow_tasks.store.states import (
+    ONE_CANDIDATE,
+    BatchState,
+    CandidatePolicy,
+    NewBatch,
+    NewSample,
+    ReadyBatch,
+    SampleState,
+    ShardRow,
+)
 from capflow_tasks.store.tables import Batch, Run, Sample, Shard, opened, unleased
 
 # Arrays are faster to send than rows. A batch whose samples have all failed is done at once.
@@ -79,6 +88,7 @@ class RunStore(tables.Store):
         *,
         pin_ranks: bool = False,
         workflow: str = Workflow.STANDARD,
+        candidates: CandidatePolicy = ONE_CANDIDATE,
     ) -> int:
         """Insert the run of this name, or update it and let it go on if it was stopped; return its id.
 
@@ -90,6 +100,9 @@ class RunStore(tables.Store):
             "stages": list(stages),
             "min_confidence": min_confidence,
             "pin_ranks": pin_ranks,
+            "candidates": candidates.most,
+            "min_overall": candidates.min_overall,
+            "token_budget": candidates.token_budget,
             "stopped_at": None,
             "pause": None,
         }

@@ -18,6 +18,9 @@ ready after its stage.
 All times are by PostgreSQL's clock, so a host's clock may jump.
 
 A sample: pending ──> done | failed | held; a failed or held sample becomes pending again by retry.
+
+A sample whose caption is below the run's bar stays pending at the end of the last stage, and its batch is
+ready again, for `summarize`: the sample gets another candidate. In the end the best is its caption.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -26,7 +29,16 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from capflow_tasks.records import Failure, JsonObject, Modality, PlanShard, Result, Stage, Workflow
+from capflow_tasks.records import (
+    Failure,
+    JsonObject,
+    Modality,
+    PlanShard,
+    RefusedAnswer,
+    Result,
+    Stage,
+    Workflow,
+)
 
 
 class BatchState(StrEnum):
@@ -144,6 +156,22 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
+class CandidatePolicy:
+    """When a sample gets another caption."""
+
+    #: Most captions of one sample.
+    most: int = 1
+    #: A caption with a lower overall grade is below the bar.
+    min_overall: int = 3
+    #: A sample whose answers have taken so many tokens gets no other; None for no limit.
+    token_budget: int | None = None
+
+
+#: The first caption is kept, whatever its grades.
+ONE_CANDIDATE = CandidatePolicy()
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """The right to run one stage of one batch while the lease lasts."""
 
@@ -171,6 +199,8 @@ class Claim:
     workflow: str = Workflow.STANDARD
     #: Kinds of failures that are right in this run, however many there are.
     accepted_failures: frozenset[str] = frozenset()
+    #: When a sample gets another caption.
+    candidates: CandidatePolicy = ONE_CANDIDATE
 
     def holds(self, route: Route | None) -> bool:
         """Return whether a sample with this route is held."""
@@ -186,6 +216,9 @@ class PendingSample:
     entry: JsonObject
     domain: str | None
     results: tuple[Result, ...]
+    #: Which of its captions is to be written, from 1, and the earlier ones with their grades.
+    candidate: int = 1
+    earlier: tuple[Result, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +229,8 @@ class Outcome:
     results: tuple[Result, ...] = ()
     route: Route | None = None
     failure: Failure | None = None
+    #: Answers that were thrown away, of agents without a result; those of the others count in their results.
+    refused: tuple[RefusedAnswer, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

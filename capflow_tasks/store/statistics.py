@@ -72,7 +72,8 @@ class Statistics(Store):
     def usage(self, run_id: int) -> list[figures.Usage]:
         """Answers, tokens and time by stage, model and worker, in this order. Reads all results.
 
-        No table holds answers that were discarded because their worker died or lost its lease.
+        Tokens and time are those of refused answers, too. No table holds answers that were discarded because
+        their worker died or lost its lease.
         """
         found = [
             figures.Usage(tokens=_tokens(row), **row | {"stage": Stage(row["stage"])})
@@ -93,29 +94,33 @@ class Statistics(Store):
         rows = self._ask("failures", run_id=run_id)
         return [figures.FailureKind(**row | {"stages": _stages(row["stages"])}) for row in rows]
 
-    def grades(self, run_id: int) -> list[figures.GradeCount]:
+    def grades(self, run_id: int, *, of_first: bool = False) -> list[figures.GradeCount]:
         """Every combination of grades, and how many captions have it. Reads all scores.
+
+        Counts the chosen captions, or instead the first of each sample.
 
         There are few combinations, so histograms and accepted captions are quick sums over them.
         """
         found = []
-        for row in self._ask("grades", run_id=run_id):
+        for row in self._ask("grades", run_id=run_id, of_first=of_first):
             dimensions = json.loads(row["grades"])
             overall = dimensions.pop("overall")
             found.append(figures.GradeCount(row["domain"], dimensions, overall, row["count"]))
         return found
 
     def guard(self, run_id: int) -> list[figures.GuardCount]:
-        """Answers that the guard repaired or refused, the most frequent first. Reads all results.
-
-        The refused answers of samples that failed are in no table; `failures` counts these samples.
-        """
+        """Answers that the guard repaired or refused, the most frequent first. Reads all results."""
         return [
             figures.GuardCount(
                 row["agent"], Rule(row["rule"]), GuardOutcome(row["outcome"]), row["answers"], _tokens(row)
             )
             for row in self._ask("guard", run_id=run_id)
         ]
+
+    def further_captions(self, run_id: int) -> list[figures.FurtherCaptions]:
+        """Captions that were written again, by candidate. Reads all results."""
+        rows = self._ask("further_captions", run_id=run_id)
+        return [figures.FurtherCaptions(tokens=_tokens(row), **row) for row in rows]
 
     def confidences(self, run_id: int) -> list[int]:
         """Routed samples by the router's confidence, in ten equal steps from 0 to 1. Reads all samples."""
@@ -141,6 +146,7 @@ class Statistics(Store):
 
     def totals(self, run_id: int) -> figures.Totals:
         """All sums over the run. Reads all batches, samples and results."""
+        further = self.further_captions(run_id)
         return figures.Totals(
             shards=self.shards(run_id),
             domains=self.domains(run_id),
@@ -148,6 +154,8 @@ class Statistics(Store):
             economy=self.prompt_economy(run_id),
             grades=self.grades(run_id),
             guard=self.guard(run_id),
+            first_grades=self.grades(run_id, of_first=True) if further else (),
+            further=further,
         )
 
     def latest_endings(self, run_id: int, since: datetime, samples: int) -> list[figures.Ending]:

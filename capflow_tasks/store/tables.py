@@ -1,4 +1,4 @@
-"""The seven tables, what may stand in them, and the parts of statements that several modules use."""
+"""The eight tables, what may stand in them, and the parts of statements that several modules use."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -65,6 +65,11 @@ class Run(Table):
     pin_ranks: Mapped[bool] = mapped_column(server_default="false")
     #: A name, or the folder of its domain files.
     workflow: Mapped[str] = mapped_column(server_default=Workflow.STANDARD)
+    #: Most captions of one sample, the overall grade below which it gets another, and the tokens of its
+    #: answers from which on it gets none.
+    candidates: Mapped[int] = mapped_column(sa.SmallInteger, server_default="1")
+    min_overall: Mapped[int] = mapped_column(sa.SmallInteger, server_default="3")
+    token_budget: Mapped[int | None]
     created_at: Mapped[datetime] = mapped_column(server_default=sa.func.now())
     #: When the run was stopped; None for a run whose batches may be sent.
     stopped_at: Mapped[datetime | None]
@@ -170,6 +175,8 @@ class Sample(Table):
     attempts: Mapped[int] = mapped_column(server_default="0")
     failed_by: Mapped[str | None]
     failed_at: Mapped[datetime | None]
+    #: Which of its captions is being written; once it is done, which was chosen.
+    candidate: Mapped[int] = mapped_column(sa.SmallInteger, server_default="1")
 
     __table_args__ = (
         # Prevents two rows for one entry, and a sort at export.
@@ -218,6 +225,8 @@ class AgentResult(Table):
 
     # The primary key prevents a second row for a result that is delivered twice.
     sample_id: Mapped[int] = mapped_column(sa.ForeignKey("samples.id", ondelete="CASCADE"), primary_key=True)
+    #: Which caption of the sample it wrote or graded; 1 for answers that all of them share.
+    candidate: Mapped[int] = mapped_column(sa.SmallInteger, primary_key=True, server_default="1")
     stage: Mapped[Stage] = mapped_column(primary_key=True)
     agent: Mapped[str] = mapped_column(primary_key=True)
     text: Mapped[str]
@@ -234,6 +243,31 @@ class AgentResult(Table):
     position: Mapped[int] = mapped_column(sa.SmallInteger)
     guard: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
     expected: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
+    revision: Mapped[str | None]
+    engine: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=sa.func.now())
+
+
+class Refused(Table):
+    """An answer of a failed sample that was thrown away; its tokens count for costs."""
+
+    __tablename__ = "refused_answers"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    # The index prevents a scan when samples are deleted.
+    sample_id: Mapped[int] = mapped_column(sa.ForeignKey("samples.id", ondelete="CASCADE"), index=True)
+    candidate: Mapped[int] = mapped_column(sa.SmallInteger)
+    stage: Mapped[Stage]
+    agent: Mapped[str]
+    #: The worst rule that it broke; None for an answer that could not be parsed.
+    rule: Mapped[str | None]
+    outcome: Mapped[str]
+    model: Mapped[str]
+    worker: Mapped[str]
+    prompt_tokens: Mapped[int]
+    cached_tokens: Mapped[int]
+    completion_tokens: Mapped[int]
+    seconds: Mapped[float] = mapped_column(REAL)
     created_at: Mapped[datetime] = mapped_column(server_default=sa.func.now())
 
 
@@ -262,13 +296,13 @@ def opened(wait_seconds: float = 0) -> dict[str, Any]:
 
 
 def results_of(connection: sa.Connection, sample_ids: Sequence[int]) -> defaultdict[int, tuple[Result, ...]]:
-    """Return the results of these samples, in workflow order."""
+    """Return the results of these samples by candidate, each in workflow order."""
     columns = (getattr(AgentResult, field.name) for field in fields(Result))
     statement = sa.select(AgentResult.sample_id, *columns).where(AgentResult.sample_id.in_(sample_ids))
     found: defaultdict[int, tuple[Result, ...]] = defaultdict(tuple)
     rows = connection.execute(statement).all()
     # The windows of one agent share its position; their names sort by time.
-    for row in sorted(rows, key=lambda row: (STAGE_ORDER[row.stage], row.position, row.agent)):
+    for row in sorted(rows, key=lambda row: (row.candidate, STAGE_ORDER[row.stage], row.position, row.agent)):
         found[row.sample_id] += (Result(*row[1:]),)
     return found
 

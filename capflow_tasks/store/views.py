@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, func, or_, select
 
 from capflow_tasks.records import Failure, FinishedSample, PlanShard, Result, Stage
+from capflow_tasks.store.candidates import split_results
 from capflow_tasks.store.states import BatchState, SampleState, ShardRow, Tally
 from capflow_tasks.store.tables import Batch, Sample, Shard, Store, is_among, results_of, tally_of
 
@@ -138,7 +139,8 @@ class Views(Store):
 
 def _finished(row: Row[*tuple[Any, ...]], results: tuple[Result, ...]) -> FinishedSample:
     failure = _failure(row) if row.state is SampleState.FAILED else None
-    return FinishedSample(row.idx, row.entry, row.domain, row.confidence, results, failure, row.attempts)
+    own, others = split_results(results, row.candidate)
+    return FinishedSample(row.idx, row.entry, row.domain, row.confidence, own, failure, row.attempts, others)
 
 
 def _of_run(statement: Any, run_id: int) -> Any:

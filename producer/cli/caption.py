@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from capflow_tasks.errors import UserError, failure_kinds
-from capflow_tasks.records import Stage
+from capflow_tasks.records import MOST_CANDIDATES, Stage
 from producer.cli import options as cli
 
 if TYPE_CHECKING:
+    from capflow_tasks.store.states import CandidatePolicy
     from producer.run import Order
     from producer.summary import ScoreSummary, Summary
 
@@ -64,6 +65,7 @@ def _run_options(*, has_defaults: bool) -> cli.Decorator:
         return {"default": value} if has_defaults else {"show_default": "as for the run"}
 
     name_default = "from the plan's path" if has_defaults else "RUN"
+    candidates = "1, or 3 with --workflow verified" if has_defaults else "as for the run"
     confidence = "Hold back samples routed with less, in *.held.jsonl, until a run asks for less."
     return cli.combined(
         cli.output_option("Folder of the caption files.", "OUTPUT", **default("Output/Caption")),
@@ -88,6 +90,25 @@ def _run_options(*, has_defaults: bool) -> cli.Decorator:
             "Pass over entries that name no media: count and list them, but not as failures in the end.",
         ),
         cli.flag("--overwrite overwrites", "Replace files in the output folder that are not this run's own."),
+        cli.option(
+            "--candidates CAPTIONS",
+            "Most captions of one sample: one that is graded below --min-overall is written again with the "
+            "errors found, and the best is kept.",
+            kind=click.IntRange(1, 9),
+            show_default=candidates,
+        ),
+        cli.option(
+            "--min-overall",
+            "With --candidates: the overall grade below which a caption is written again.",
+            kind=click.IntRange(1, 3),
+            **default(3),
+        ),
+        cli.option(
+            "--token-budget TOKENS",
+            "With --candidates: write no further caption of a sample whose prompts and answers took so many.",
+            kind=click.IntRange(1),
+            **({} if has_defaults else default(None)),
+        ),
         cli.budget_options,
         cli.json_option(),
     )
@@ -124,6 +145,7 @@ def caption(
       CAPFLOW_MODEL=/models/Qwen2.5-VL-7B-Instruct capflow caption plan.jsonl -o captions
       capflow caption plan.jsonl --dry-run
       capflow caption plan.jsonl --workflow fast --run plan-fast -o captions-fast
+      capflow caption plan.jsonl --candidates 3 --min-overall 2 --token-budget 40000
       capflow caption plan.jsonl --stages route --min-confidence 0.6
       capflow caption plan.jsonl --refresh && capflow caption plan.jsonl --refresh --yes
       capflow caption plan.jsonl --max-cost 250 --prices prices.yaml
@@ -142,7 +164,7 @@ def caption(
         with stop_on_signals() as stopping:
             reconcile_until_stopped(read_settings(), stopping)
         return
-    order = Order(plan, budget=cli.budget_of(options), **options)
+    order = Order(plan, budget=cli.budget_of(options), candidates=_candidates_of(options), **options)
     captioning = CaptionRun(order, read_settings())
     if dry_run:
         checked = captioning.plan
@@ -213,7 +235,8 @@ def retry(
     from producer.run import CaptionRun, Order
 
     budget = cli.budget_of(options)
-    order = Order(budget=budget, **_as_started(run_or_plan, options))
+    started = _as_started(run_or_plan, options)
+    order = Order(budget=budget, candidates=_candidates_of(started), **started)
     captioning = CaptionRun(order, read_settings())
     with stop_on_signals() as stopping:
         summary = captioning.run(stopping, retry=True, kinds=kinds, domains=domains)
@@ -254,9 +277,18 @@ def _as_started(run_or_plan: str, options: dict[str, Any]) -> dict[str, Any]:
     plan = Path(run_or_plan) if Path(run_or_plan).is_file() else Path(run.plan)
     if plan.is_dir():
         raise UserError(f"run {run.name} scores {plan}; `capflow score {plan}` tries its failures again")
-    kept = {name: getattr(run, name) for name in ("stages", "min_confidence", "pin_ranks", "workflow")}
+    names = ("stages", "min_confidence", "pin_ranks", "workflow", "candidates", "min_overall", "token_budget")
+    kept = {name: getattr(run, name) for name in names}
     given = {name: value for name, value in options.items() if value not in (None, False)}
     return {"source": plan, "run": run.name, "output": Path(run.output)} | kept | given
+
+
+def _candidates_of(options: dict[str, Any]) -> CandidatePolicy:
+    """Take the options about candidates out of the others."""
+    from capflow_tasks.store.states import CandidatePolicy
+
+    most, *others = (options.pop(name) for name in ("candidates", "min_overall", "token_budget"))
+    return CandidatePolicy(most or MOST_CANDIDATES.get(options["workflow"], 1), *others)
 
 
 def finish(summary: Summary | ScoreSummary, as_json: bool) -> NoReturn:

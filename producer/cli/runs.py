@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from capflow_tasks.errors import UserError
-from capflow_tasks.records import Workflow
+from capflow_tasks.records import MOST_CANDIDATES, Workflow
 from producer.cli import options as cli
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=cli.Command, exit_codes=(2, 3), exit_meanings={0: "shown"})
-@click.argument("run", required=False)
+@click.argument("runs", metavar="[RUN]...", nargs=-1)
 @cli.flag("--watch is_watching", "Refresh until the run is done or you press Ctrl-C.")
 @cli.option(
     "--interval SECONDS", "Time between refreshes.", 2.0, click.FloatRange(0.1, 3600), "STATUS_INTERVAL"
@@ -27,12 +27,18 @@ if TYPE_CHECKING:
 @cli.minimum_options
 @cli.json_option("one JSON object; with --watch, one per line")
 def status(
-    run: str | None, is_watching: bool, interval: float, prices: Path | None, as_json: bool, **asked: Any
+    runs: tuple[str, ...],
+    is_watching: bool,
+    interval: float,
+    prices: Path | None,
+    as_json: bool,
+    **asked: Any,
 ) -> None:
     """Show how far RUN is, how fast, where its samples stand, what fails, and what it costs.
 
-    RUN is a run's name or the plan that it came from; without it all runs are listed. Captions count as
-    accepted when they have at least the grades asked for.
+    RUN is a run's name or the plan that it came from; without it all runs are listed, and of several the
+    grades and costs stand side by side. Captions count as accepted when they have at least the grades asked
+    for.
 
     Without CAPFLOW_DATABASE_URL it reads the database that runs under CAPFLOW_HOME. If that does not run, the
     command starts it for as long as it takes to read it; --watch then shows one snapshot, since nothing can
@@ -42,6 +48,7 @@ def status(
       capflow status
       capflow status plan.jsonl --watch
       capflow status plan.jsonl --prices prices.yaml --min-overall 2
+      capflow status plan-fast plan-verified
       capflow status plan.jsonl --json | jq .cost.usd_per_100_samples
     """
     from capflow_tasks.domains.catalogue import load_catalogue
@@ -50,7 +57,13 @@ def status(
     from producer.cost import read_prices
     from producer.reading.caption_files import Rubrics
     from producer.services import database, find_run, is_asleep, reading
-    from producer.status.display import show, statuses_of_run, statuses_of_runs, watch
+    from producer.status.display import (
+        show,
+        statuses_of_run,
+        statuses_of_runs,
+        statuses_of_several,
+        watch,
+    )
     from producer.status.snapshot import snapshots
 
     settings = read_settings()
@@ -62,10 +75,10 @@ def status(
     with database(settings) as url, reading(url) as engine:
         statistics = Statistics(engine)
         statuses = statuses_of_runs(statistics, settings.lease_seconds)
-        if run is not None:
-            run_id = find_run(engine, run).id
-            taken = snapshots(statistics, run_id, table, minimums, settings.lease_seconds)
-            statuses = statuses_of_run(taken)
+        ids = [find_run(engine, run).id for run in runs]
+        taken = [snapshots(statistics, each, table, minimums, settings.lease_seconds) for each in ids]
+        if taken:
+            statuses = statuses_of_run(*taken) if len(taken) == 1 else statuses_of_several(taken)
         if is_watching:
             watch(statuses, interval, as_json)
         else:
@@ -100,7 +113,7 @@ def stop(run_or_plan: str, as_json: bool) -> None:
     running = "no stage is running"
     if stopped.running:
         running = f"{_count(stopped.running, 'running stage', 'running stages')} will finish and be kept"
-    click.echo(f"run {run.name}: {taken_back} taken back; {running}. `{_command_of(run)}` goes on from here.")
+    click.echo(f"run {run.name}: {taken_back} taken back; {running}. `{command_of(run)}` goes on from here.")
 
 
 @click.command(cls=cli.Command, exit_codes=(0, 2, 3), exit_meanings={1: "the answer was not yes"})
@@ -136,15 +149,20 @@ def _count(number: int, one: str, several: str) -> str:
     return f"{number:,} {one if number == 1 else several}"
 
 
-def _command_of(run: RunFigures) -> str:
+def command_of(run: RunFigures) -> str:
     """Return the command that continues the run."""
+    from capflow_tasks.store.states import CandidatePolicy
     from producer.run import name_of_run
 
     if Path(run.plan).is_dir():
         return shlex.join(["capflow", "score", run.plan])
     name = [] if run.name == name_of_run(Path(run.plan)) else ["--run", run.name]
     workflow = [] if run.workflow == Workflow.STANDARD else ["--workflow", run.workflow]
-    return shlex.join(["capflow", "caption", run.plan, *workflow, *name])
+    usual = MOST_CANDIDATES.get(run.workflow, 1)
+    candidates = [] if run.candidates == usual else ["--candidates", str(run.candidates)]
+    bar = [] if run.min_overall == CandidatePolicy().min_overall else ["--min-overall", str(run.min_overall)]
+    budget = ["--token-budget", str(run.token_budget)] if run.token_budget else []
+    return shlex.join(["capflow", "caption", run.plan, *workflow, *candidates, *bar, *budget, *name])
 
 
 @click.command(cls=cli.Command, exit_codes=(0, 2, 3, 130))

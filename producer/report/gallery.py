@@ -261,6 +261,7 @@ def detail(shown: ShownSample, pictures: Sequence[tuple[str, Drawn]]) -> JsonObj
         "overall": overall(shown),
         "errors": shown.errors,
         "said": [_answer(result) for result in sample.results],
+        "others": [_answer(result) for result in sample.others],
         "entry": json.dumps(sample.entry, ensure_ascii=False, indent=2),
         "annotation": shown.shard.annotation,
     }
@@ -280,6 +281,8 @@ def _answer(result: Result) -> dict[str, Any]:
         "agent": result.agent,
         "text": result.text,
         "model": result.model,
+        "revision": result.revision or "",
+        "engine": result.engine or "",
         "workflow": result.workflow,
         "worker": result.worker,
         "prompt_tokens": result.prompt_tokens,

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic, sleep
@@ -19,7 +19,7 @@ from capflow_tasks.store import figures
 from capflow_tasks.store.states import SampleState
 from capflow_tasks.store.statistics import Statistics
 from producer.console import count, counted, duration, own_judge_text, percent, short_count, table, usd
-from producer.status.snapshot import Snapshot, retry_line, run_document, runs_document
+from producer.status.snapshot import Kept, Snapshot, retry_line, run_document, runs_document
 
 #: A snapshot of a large run takes long; the database then rests for so many times as long.
 _RESTS = 4
@@ -52,6 +52,13 @@ class Status:
 def statuses_of_run(snapshots: Iterable[Snapshot]) -> Iterator[Status]:
     for shot in snapshots:
         yield Status(run_document(shot), run_tables(shot), run_line(shot), not shot.run.is_open)
+
+
+def statuses_of_several(runs: Sequence[Iterator[Snapshot]]) -> Iterator[Status]:
+    for shots in zip(*runs, strict=True):
+        document = {"runs": [run_document(shot) for shot in shots]}
+        line = "; ".join(map(run_line, shots))
+        yield Status(document, comparison(shots), line, not any(shot.run.is_open for shot in shots))
 
 
 def statuses_of_runs(statistics: Statistics, lease_seconds: float) -> Iterator[Status]:
@@ -130,6 +137,42 @@ def _alive(workers: Sequence[figures.WorkerFigures]) -> str:
     return "".join([f"{counted(len(alive), 'worker')} alive", *paused])
 
 
+def comparison(shots: Sequence[Snapshot]) -> Table:
+    """Grades and costs of several runs side by side."""
+    made = table("Runs side by side", [""], [escape(shot.run.name) for shot in shots])
+    for name, cell in _COMPARED.items():
+        made.add_row(name, *map(cell, shots))
+    return made
+
+
+def _mean_overall(shot: Snapshot) -> str:
+    total = sum(each.overall * each.count for each in shot.totals.grades)
+    return f"{total / shot.totals.judged:.2f}" if shot.totals.judged else ""
+
+
+def _tokens_per_sample(shot: Snapshot) -> str:
+    return count(round(shot.kept.tokens / shot.run.tally.done)) if shot.run.tally.done else ""
+
+
+#: What is compared of several runs.
+_COMPARED: Mapping[str, Callable[[Snapshot], str]] = {
+    "state": lambda shot: shot.run.state,
+    "workflow": lambda shot: escape(shot.run.workflow),
+    "captions of a sample, at most": lambda shot: count(shot.run.candidates),
+    "samples done": lambda shot: count(shot.run.tally.done),
+    "samples failed": lambda shot: count(shot.run.tally.failed),
+    "captions judged": lambda shot: count(shot.kept.judged),
+    "mean overall grade": _mean_overall,
+    "captions accepted": lambda shot: count(shot.kept.accepted),
+    "keep rate": lambda shot: percent(shot.kept.rate),
+    "tokens per sample done": _tokens_per_sample,
+    "tokens per accepted caption": lambda shot: _tokens_per_accepted(shot.kept),
+    "worker time": lambda shot: duration(shot.cost.worker_seconds),
+    "cost": lambda shot: usd(shot.cost.usd),
+    "cost per accepted caption": lambda shot: usd(shot.cost.per(shot.accepted)),
+}
+
+
 @group()
 def run_tables(snapshot: Snapshot) -> Iterator[RenderableType]:
     """Everything about one run."""
@@ -141,6 +184,8 @@ def run_tables(snapshot: Snapshot) -> Iterator[RenderableType]:
         yield _shards(snapshot.totals)
     if snapshot.totals.guard:
         yield _guard(snapshot.totals.guard)
+    if snapshot.totals.further:
+        yield _candidates(snapshot)
     yield Text("\n".join([*_cost_lines(snapshot), ""]))
     if snapshot.failures:
         yield from _failures(snapshot)
@@ -154,9 +199,10 @@ def _headline(snapshot: Snapshot) -> Text:
         f"tokens/s over the last {duration(throughput.seconds)}; ETA {duration(snapshot.eta_seconds)}\n"
     )
     batches = "batch" if run.running_batches == 1 else "batches"
+    most = f", up to {run.candidates} captions of a sample" if run.candidates > 1 else ""
     return Text.assemble(
         *("Run ", (run.name, "bold"), " is ", (run.state, _COLOURS[run.state])),
-        f"; {run.plan}, workflow {run.workflow}\n",
+        f"; {run.plan}, workflow {run.workflow}{most}\n",
         f"It has paused by itself: {run.pause}\n" if run.pause else "",
         f"{count(tally.total)} of {count(run.samples)} samples are finished: ",
         f"{count(tally.done)} done, {count(tally.failed)} failed{held}\n",
@@ -212,8 +258,8 @@ def _shards(totals: figures.Totals) -> Table:
 
 
 def _guard(counts: Sequence[figures.GuardCount]) -> Table:
-    """Only answers of samples that went on; the others are among the failed samples, as `answer_<rule>`."""
-    outcomes = (GuardOutcome.REPAIRED, GuardOutcome.ASKED_AGAIN, GuardOutcome.LEFT_OUT)
+    """An answer that failed ended its sample, or a further caption of it."""
+    outcomes = tuple(GuardOutcome)
     heads = [outcome.replace("_", " ") for outcome in outcomes]
     made = table("Answers that broke a rule of the guard", ["agent", "rule"], [*heads, "tokens thrown away"])
     for agent, rule in dict.fromkeys((each.agent, each.rule) for each in counts):
@@ -223,6 +269,25 @@ def _guard(counts: Sequence[figures.GuardCount]) -> Table:
         cells = [*(answers.get(outcome, 0) for outcome in outcomes), tokens.prompt + tokens.completion]
         made.add_row(escape(agent), rule, *map(count, cells))
     return made
+
+
+def _candidates(snapshot: Snapshot) -> Table:
+    """What it brought to write captions again, and what it cost."""
+    made = table(
+        "Captions written again", [""], ["judged", "accepted", "keep rate", "tokens", "per accepted caption"]
+    )
+    most = max(each.candidate for each in snapshot.totals.further)
+    names = ("the first of each sample", f"the best of up to {most}")
+    for name, kept in zip(names, (snapshot.first_kept, snapshot.kept), strict=True):
+        counts = map(count, (kept.judged, kept.accepted))
+        made.add_row(name, *counts, percent(kept.rate), count(kept.tokens), _tokens_per_accepted(kept))
+    again = count(max(each.samples for each in snapshot.totals.further))
+    made.caption = f"{again} samples got another caption"
+    return made
+
+
+def _tokens_per_accepted(kept: Kept) -> str:
+    return "" if kept.tokens_per_accepted is None else count(round(kept.tokens_per_accepted))
 
 
 def _cost_lines(snapshot: Snapshot) -> Iterator[str]:

@@ -18,6 +18,25 @@ _SHARE_OF_TIME = 0.05
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """How many captions are good enough, and what they took."""
+
+    #: Captions that a judge has graded, and those with at least the grades that are asked for.
+    judged: int
+    accepted: int
+    #: Of all prompts and answers.
+    tokens: int
+
+    @property
+    def rate(self) -> float | None:
+        return self.accepted / self.judged if self.judged else None
+
+    @property
+    def tokens_per_accepted(self) -> float | None:
+        return self.tokens / self.accepted if self.accepted else None
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """One run at one moment."""
 
@@ -25,9 +44,14 @@ class Snapshot:
     activity: figures.Activity
     failures: Sequence[figures.FailureKind]
     totals: figures.Totals
-    #: Captions with at least the grades that are asked for.
-    accepted: int
+    kept: Kept
+    #: The same with the first caption of each sample alone.
+    first_kept: Kept
     cost: Cost
+
+    @property
+    def accepted(self) -> int:
+        return self.kept.accepted
 
     @property
     def eta_seconds(self) -> float | None:
@@ -59,9 +83,26 @@ def snapshots(
             activity=statistics.activity(run_id, lease_seconds),
             failures=statistics.failures(run_id),
             totals=totals,
-            accepted=accepted_of(totals.grades, minimums),
+            kept=kept_of(totals, minimums),
+            first_kept=first_kept_of(totals, minimums),
             cost=cost_of(totals.usages, prices),
         )
+
+
+def kept_of(totals: figures.Totals, minimums: Minimums) -> Kept:
+    tokens = figures.total_tokens(totals.usages)
+    return Kept(totals.judged, accepted_of(totals.grades, minimums), tokens.prompt + tokens.completion)
+
+
+def first_kept_of(totals: figures.Totals, minimums: Minimums) -> Kept:
+    """Return the same as if no caption had been written again."""
+    kept = kept_of(totals, minimums)
+    if not totals.further:
+        return kept
+    spent = sum((each.tokens for each in totals.further), figures.Tokens())
+    judged = sum(each.count for each in totals.first_grades)
+    accepted = accepted_of(totals.first_grades, minimums)
+    return Kept(judged, accepted, kept.tokens - spent.prompt - spent.completion)
 
 
 def accepted_of(grades: Sequence[figures.GradeCount], minimums: Minimums) -> int:
@@ -118,6 +159,14 @@ def run_document(snapshot: Snapshot) -> JsonObject:
             "own_judges": figures.own_judges(totals.usages),
         },
         "guard": [_guard(each) for each in totals.guard],
+        "written_again": {
+            "captions": [
+                {"candidate": each.candidate, "samples": each.samples, **_tokens(each.tokens)}
+                for each in totals.further
+            ],
+            "first": _kept(snapshot.first_kept),
+            "best": _kept(snapshot.kept),
+        },
         "cost": {
             "usd": cost.usd,
             "usd_per_100_samples": snapshot.usd_per_100_samples,
@@ -186,6 +235,14 @@ def _guard(found: figures.GuardCount) -> JsonObject:
         "prompt_tokens": tokens.prompt,
         "cached_tokens": tokens.cached,
         "completion_tokens": tokens.completion,
+    }
+
+
+def _kept(kept: Kept) -> JsonObject:
+    return {
+        **asdict(kept),
+        "keep_rate": _rounded(kept.rate),
+        "tokens_per_accepted": _rounded(kept.tokens_per_accepted),
     }
 
 

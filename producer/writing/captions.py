@@ -16,6 +16,7 @@ from typing import BinaryIO
 from capflow_tasks.captioning.answers import errors_named
 from capflow_tasks.errors import SampleError
 from capflow_tasks.records import FinishedSample, GuardOutcome, JsonObject, PlanShard, Result, Stage
+from capflow_tasks.store.candidates import by_candidate
 from capflow_tasks.store.states import SampleState, ShardRow
 from producer.reading.plan import output_name
 from producer.writing.conversations import PLAIN, ConversationStyle, with_conversation
@@ -116,20 +117,46 @@ def caption_record(sample: FinishedSample, style: ConversationStyle = PLAIN) -> 
         reports[name] = result.text
     if reports:
         record["reports"] = reports
-    for judgement in by_stage[Stage.SCORE][-1:]:
-        if judgement.data is not None:
-            scores = dict(judgement.data)
-            overall = scores.pop("overall", None)
-            record |= {"scores": scores, "overall": overall, "errors": errors_named(judgement.text)}
-            record["expected_scores"] = judgement.expected
+    record |= _judged(sample.results)
     if sample.results:
-        record["model"] = (summaries or sample.results)[-1].model
+        last = (summaries or sample.results)[-1]
+        record |= {"model": last.model, "revision": last.revision, "engine": last.engine}
     if summaries:
         record["workflow"] = summaries[-1].workflow
         record["finish_reason"] = summaries[-1].finish_reason
         record["guard"] = guard_findings(sample.results)
+        if listed := candidate_records(sample):
+            record["candidates"] = listed
         return with_conversation(record, summaries[-1].text, style)
     return record
+
+
+def candidate_records(sample: FinishedSample) -> list[JsonObject]:
+    """List all captions of a sample with their grades; nothing where it has only one."""
+    written = by_candidate((*sample.results, *sample.others)) if sample.others else {}
+    return [
+        {
+            "caption": [each.text for each in results if each.stage is Stage.SUMMARIZE][-1],
+            "is_chosen": results[0] in sample.results,
+            **_judged(results),
+            "tokens": sum(each.prompt_tokens + each.completion_tokens for each in results),
+        }
+        for results in written.values()
+    ]
+
+
+def _judged(results: Sequence[Result]) -> JsonObject:
+    """Return what the last judge found; nothing where none has graded."""
+    judgements = [each for each in results if each.stage is Stage.SCORE]
+    if not judgements or judgements[-1].data is None:
+        return {}
+    scores = judgements[-1].data
+    return {
+        "scores": {name: grade for name, grade in scores.items() if name != "overall"},
+        "overall": scores.get("overall"),
+        "errors": errors_named(judgements[-1].text),
+        "expected_scores": judgements[-1].expected,
+    }
 
 
 def guard_findings(results: Sequence[Result]) -> list[JsonObject]:

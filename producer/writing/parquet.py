@@ -29,6 +29,10 @@ EMBEDDED_BYTES = 1 << 30
 _MEDIA_COLUMNS = {Modality.IMAGE: ("images", "Image"), Modality.VIDEO: ("videos", "Video")}
 
 
+#: The keys of a caption file's line that are columns as they are.
+_TEXTS = ("caption", "model", "revision", "engine", "workflow", "finish_reason")
+
+
 @dataclass(frozen=True, slots=True)
 class Columns:
     #: Each of these, which judges grade, gets a column of its own.
@@ -82,6 +86,8 @@ def schema_of(columns: Columns) -> Any:
         "expected_scores": list_of(dimension=text, grade=arrow.float64()),
         "errors": arrow.list_(text),
         "model": text,
+        "revision": text,
+        "engine": text,
         "workflow": text,
         "finish_reason": text,
         "guard": list_of(agent=text, rule=text, outcome=text, evidence=text),
@@ -173,7 +179,7 @@ def row_of(each: Captioned) -> JsonObject:
             {"dimension": name, "grade": grade} for each in judged[-1:] for name, grade in each.items()
         ],
         "errors": [_text(error) for error in (errors if isinstance(errors, list) else [])],
-        **{key: _text(record.get(key)) for key in ("caption", "model", "workflow", "finish_reason")},
+        **{key: _text(record.get(key)) for key in _TEXTS},
         "guard": guard_findings(sample.results),
         "entry": _text(sample.entry),
     }

@@ -35,7 +35,7 @@ _RANDOM_ROUNDS = 5
     "--samples", default=240, show_default=True, type=click.IntRange(16), help="Samples per scenario."
 )
 @click.option("--rounds", default=1, show_default=True, type=click.IntRange(1), help="Seeds per scenario.")
-@click.option("--short", is_flag=True, help="Play three scenarios with few samples, as the test suite does.")
+@click.option("--short", is_flag=True, help="Play four scenarios with few samples, as the test suite does.")
 @click.option(
     "--keep", type=click.Path(path_type=Path), help="Folder in which to keep the logs of each scenario."
 )

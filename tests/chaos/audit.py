@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,6 +75,31 @@ def describe_lost(engine: Engine) -> list[str]:
         ]
 
 
+def describe_candidates(engine: Engine, most: int) -> list[str]:
+    """Name the samples that have other captions than they should: graded, in a row, the best chosen."""
+    graded = (
+        select(Sample.idx, Sample.candidate, AgentResult.candidate.label("number"), AgentResult.data)
+        .join(Sample, Sample.id == AgentResult.sample_id)
+        .where(AgentResult.stage == Stage.SCORE)
+        .order_by(AgentResult.candidate)
+    )
+    chosen: dict[int, int] = {}
+    overalls: defaultdict[int, list[int]] = defaultdict(list)
+    found = []
+    with engine.connect() as connection:
+        for row in connection.execute(graded):
+            chosen[row.idx] = row.candidate
+            overalls[row.idx].append(row.data["overall"])
+            if row.number != len(overalls[row.idx]):
+                found.append(f"sample {row.idx} has a gap before candidate {row.number}")
+    for idx, grades in overalls.items():
+        # The first good caption ends it; of bad ones there are as many as may be.
+        expected = grades.index(3) + 1 if 3 in grades else most
+        if len(grades) != expected or grades[chosen[idx] - 1] != max(grades):
+            found.append(f"sample {idx} has captions graded {grades}, and has chosen the {chosen[idx]}.")
+    return found if any(len(grades) > 1 for grades in overalls.values()) else ["no caption was written again"]
+
+
 def count_repeated(engine: Engine, calls: Sequence[Call]) -> int:
     """Count calls that began after their answer had been committed."""
     committed = _committed(engine)
@@ -82,7 +107,7 @@ def count_repeated(engine: Engine, calls: Sequence[Call]) -> int:
     repeated = 0
     for call in calls:
         name = _name(call.path)
-        key = call.kind if call.kind in ("route", "score") else said.get((name, call.kind), "")
+        key = call.kind if call.kind == "route" else said.get((name, call.kind), "")
         at = committed.get((name, key))
         repeated += bool(call.started and at and call.started > at + _COMMIT_SECONDS)
     return repeated
@@ -94,7 +119,7 @@ def _name(path: str) -> str:
 
 
 def _committed(engine: Engine) -> dict[tuple[str, str], float]:
-    """Return when each answer was written, by media and text, or by stage where all texts are alike.
+    """Return when each answer was written, by media and text, or by stage for the router's letters.
 
     Of two agents with the same answer about a sample the later counts, so that nothing counts as repeated
     wrongly.
@@ -109,7 +134,7 @@ def _committed(engine: Engine) -> dict[tuple[str, str], float]:
     return {
         (
             _name(row.entry["image"]),
-            row.stage.value if row.stage in (Stage.ROUTE, Stage.SCORE) else row.text,
+            row.stage.value if row.stage is Stage.ROUTE else row.text,
         ): row.created_at.timestamp()
         for row in rows
     }
@@ -117,7 +142,7 @@ def _committed(engine: Engine) -> dict[tuple[str, str], float]:
 
 def count_duplicates(engine: Engine, output: Path) -> int:
     """Count results that exist twice, and caption lines that exist twice or not at all."""
-    key = (AgentResult.sample_id, AgentResult.stage, AgentResult.agent)
+    key = (AgentResult.sample_id, AgentResult.candidate, AgentResult.stage, AgentResult.agent)
     twice = select(func.count(AgentResult.sample_id)).group_by(*key).having(func.count() > 1)
     done = select(Sample.idx).where(Sample.state == SampleState.DONE)
     with engine.connect() as connection:

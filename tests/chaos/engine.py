@@ -20,7 +20,7 @@ from capflow_tasks.engine.interface import Answer, Engine
 from capflow_tasks.errors import EngineDead
 from capflow_tasks.records import Completion, Request
 from capflow_tasks.settings import Settings
-from capflow_tasks.testing import ScriptedEngine
+from capflow_tasks.testing import ScriptedEngine, scripted_text
 
 #: File that gets one line when a model call begins and one with its answer.
 JOURNAL = "CHAOS_JOURNAL"
@@ -32,6 +32,8 @@ LEAK = "CHAOS_LEAK_MIB"
 POISON = "CHAOS_POISON"
 #: What the poison kills: `engine` or `worker`.
 VICTIM = "CHAOS_VICTIM"
+#: Set where the judge refuses one caption in two.
+STRICT = "CHAOS_STRICT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class Call:
 
     #: The sample's media.
     path: str
-    #: `route`, `score`, or for free text a digest of the instruction.
+    #: `route`, else a digest of the instruction.
     kind: str
     #: When the call began, seconds since the epoch; 0 in the line of an answer.
     started: float
@@ -78,7 +80,7 @@ def read_journal(path: Path) -> list[Call]:
 
 
 def _call(request: Request, started: float, said: str | None = None) -> Call:
-    kind = "route" if request.choices else "score" if request.schema else _digest(request.instruction)
+    kind = "route" if request.choices else _digest(request.instruction)
     return Call(" ".join(ref.path for ref in request.media), kind, started, said, os.getpid())
 
 
@@ -86,11 +88,21 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def strict_text(request: Request) -> str:
+    """The scripted answer; one caption in two gets the worst grades, and an error that names it."""
+    if not request.schema:
+        return scripted_text(request)
+    digest = _digest(request.instruction)
+    fields = request.schema["properties"].items()
+    worst = 0 if int(digest, 16) % 2 else -1
+    return json.dumps({name: field["enum"][worst] if "enum" in field else [digest] for name, field in fields})
+
+
 class ChaosEngine(ScriptedEngine):
     """An engine with scripted, delayed answers. When it dies, everything in flight dies with it."""
 
-    def __init__(self, latency_seconds: float, poison: str, victim: str, leak_mib: int) -> None:
-        super().__init__()
+    def __init__(self, latency_seconds: float, poison: str, victim: str, leak_mib: int, strict: bool) -> None:
+        super().__init__(strict_text if strict else scripted_text)
         self._leak_bytes = leak_mib * 2**20
         self._leaked: list[bytes] = []
         self._latency_seconds = latency_seconds
@@ -151,6 +163,7 @@ def build(settings: Settings, model: str) -> Engine:
         os.environ.get(POISON, ""),
         os.environ.get(VICTIM, "engine"),
         int(os.environ.get(LEAK, "0")),
+        STRICT in os.environ,
     )
     return _journalled(engine)
 

@@ -10,10 +10,12 @@ from contextlib import AbstractContextManager
 from threading import Event
 
 from redis import Redis
+from sqlalchemy import select
 
 from capflow_tasks.errors import EXIT_RESTART, EXIT_USAGE
 from capflow_tasks.records import Stage
-from capflow_tasks.store.states import BatchState
+from capflow_tasks.store.states import BatchState, SampleState
+from capflow_tasks.store.tables import Sample
 from tests import refusals
 from tests.chaos.fleet import engine_cores
 from tests.chaos.scene import OpenBatch, Scene
@@ -42,6 +44,21 @@ def kill_worker_in(stage: Stage) -> Fault:
 def kill_in_every_stage(scene: Scene) -> None:
     for stage in Stage:
         kill_worker_in(stage)(scene)
+
+
+def kill_while_captions_are_written_again(scene: Scene) -> None:
+    """SIGKILL a worker six times while it writes or grades a further caption of a sample."""
+    for _ in range(6):
+        batch = scene.until(lambda: _writing_again(scene), "a worker wrote a caption again")
+        _kill_owner(scene, batch)
+
+
+def _writing_again(scene: Scene) -> OpenBatch | None:
+    further = select(Sample.batch_id).where(Sample.state == SampleState.PENDING, Sample.candidate > 1)
+    with scene.engine.connect() as connection:
+        ids = set(connection.execute(further).scalars())
+    held = [batch for batch in scene.held() if batch.id in ids]
+    return scene.random.choice(held) if held else None
 
 
 def terminate_worker(scene: Scene) -> None:

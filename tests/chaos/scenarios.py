@@ -17,7 +17,14 @@ from capflow_tasks.settings import Settings
 from capflow_tasks.store.database import connect
 from tests.chaos import engine as engines
 from tests.chaos import faults
-from tests.chaos.audit import Verdict, count_duplicates, count_lost, count_repeated, describe_lost
+from tests.chaos.audit import (
+    Verdict,
+    count_duplicates,
+    count_lost,
+    count_repeated,
+    describe_candidates,
+    describe_lost,
+)
 from tests.chaos.fleet import Fleet, running
 from tests.chaos.scene import RunOver, Scene
 from tests.chaos.services import Postgres, Redis, running_redis
@@ -49,6 +56,10 @@ _RECOVERY_SECONDS = 90
 #: How long messages may take to disappear once the run is over.
 _SETTLE_SECONDS = 10
 _STOP_SECONDS = 45
+
+
+#: Captions of one sample in the scenario `candidates`.
+_CANDIDATES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +118,10 @@ SCENARIOS: Mapping[str, Scenario] = {
     "poison-worker": _poison("worker"),
     "poison-crowd": _poison("worker", CAPFLOW_CONCURRENCY="8"),
     "duplicates": Scenario(faults.deliver_everything_twice),
+    "candidates": Scenario(
+        faults.kill_while_captions_are_written_again,
+        environment={engines.STRICT: "1", "CAPFLOW_CANDIDATES": str(_CANDIDATES), "CAPFLOW_WINDOW": "4"},
+    ),
     "random": Scenario(faults.random_faults(40), share=4, latency_seconds=0.4, timeout_seconds=900),
     # Few in-flight batches, so that every stage has some until the last fault.
     "medley": Scenario(
@@ -114,7 +129,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     ),
 }
 #: The scenarios of the short form.
-SHORT = ("medley", "poison-engine", "duplicates")
+SHORT = ("medley", "poison-engine", "duplicates", "candidates")
 SHORT_SAMPLES = 96
 
 
@@ -161,7 +176,11 @@ def play(name: str, seed: int, samples: int, postgres: Postgres, folder: Path) -
             stranded=stranded,
             recovery_seconds=max(scene.recoveries, default=None),
             seconds=seconds,
-            complaints=(*scene.complaints, *(describe_lost(engine) if lost else ())),
+            complaints=(
+                *scene.complaints,
+                *(describe_lost(engine) if lost else ()),
+                *(describe_candidates(engine, _CANDIDATES) if engines.STRICT in scenario.environment else ()),
+            ),
         )
         engine.dispose()
     return verdict

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sysconfig
 import tomllib
 from importlib.metadata import distributions
 from pathlib import Path
@@ -40,7 +41,7 @@ def test_whatever_an_installed_package_requires_is_pinned() -> None:
     """Setup installs with --no-deps; torchaudio, torchcodec and triton are left out on purpose."""
     required = {
         canonicalize_name(requirement.name)
-        for distribution in distributions()
+        for distribution in distributions(path=[sysconfig.get_path("purelib")])
         for requirement in map(Requirement, distribution.requires or [])
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
     }

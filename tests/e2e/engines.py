@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from threading import Event, Lock
@@ -160,6 +161,43 @@ class FlawedEngine(ScriptedEngine):
 
 def build_flawed(settings: Settings, model: str) -> FlawedEngine:
     return FlawedEngine()
+
+
+#: The overall grades of a picture's captions, one after the other; the last is that of all further ones.
+GRADES = {
+    "good.png": (3,),
+    "mended.png": (1, 3),
+    "hopeless.png": (1, 2, 1),
+    "refused.png": (2,),
+}
+_CAPTION = "A lamp stands on a wooden desk beside the window, as version {} of this text says."
+
+
+class StrictEngine(ScriptedEngine):
+    """A captioner that numbers its captions, and a judge that grades them as GRADES has it.
+
+    A further caption of `refused.png` is refused each time.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(self._strict)
+
+    def _strict(self, request: Request) -> str:
+        name = Path(request.media[0].path).name
+        versions = [int(number) for number in re.findall(r"as version (\d)", request.instruction)]
+        if request.schema:
+            grade = GRADES[name][min(versions[0], len(GRADES[name])) - 1]
+            fields = request.schema["properties"].items()
+            return json.dumps({key: grade if "enum" in field else ["no lamp"] for key, field in fields})
+        if "Write the one caption" not in request.instruction:
+            return scripted_text(request)
+        if versions and name == "refused.png":
+            return FLAWS["refuses.png"]
+        return _CAPTION.format(max(versions, default=0) + 1)
+
+
+def build_strict(settings: Settings, model: str) -> StrictEngine:
+    return StrictEngine()
 
 
 class QuotingEngine(ScriptedEngine):

@@ -31,7 +31,7 @@ CAPTIONS = "Rank0_node0_set.jsonl"
 FAILED = "Rank0_node0_set.failed.jsonl"
 FILLED_KEYS = [
     *("task", "confidence", "caption", "reports", "scores", "overall", "errors", "expected_scores"),
-    *("model", "workflow", "finish_reason", "guard"),
+    *("model", "revision", "engine", "workflow", "finish_reason", "guard"),
 ]
 
 

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+import vllm
 from sqlalchemy import Engine, select
 
+from capflow_tasks.engine.revision import revision_of
 from capflow_tasks.media.budget import MediaBudget
 from capflow_tasks.media.pictures import count_tokens, fit_image
 from capflow_tasks.records import Rule
@@ -62,6 +64,8 @@ def test_pictures_and_a_video_are_captioned_and_a_damaged_picture_fails_alone(
         assert {record["overall"], *record["scores"].values()} <= {1, 2, 3}
         assert record["expected_scores"].keys() == {"overall", *record["scores"]}
         assert record["model"] == str(tiny_model)
+        assert record["revision"] == revision_of(str(tiny_model))
+        assert record["engine"] == f"vllm {vllm.__version__}"
     *pictures, video = records
     assert all(0 < record["confidence"] <= 1 for record in pictures)
     assert (video["task"], video["confidence"]) == ("Video & Temporal", None)

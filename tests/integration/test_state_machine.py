@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -21,9 +21,11 @@ from sqlalchemy import Engine, text
 
 from capflow_tasks.errors import MediaMissing, RequestTimeout, SampleError
 from capflow_tasks.records import Stage
+from capflow_tasks.store import candidates
 from capflow_tasks.store.claims import BatchStore, NotClaimed, WorkerStore
 from capflow_tasks.store.runs import RunStore
 from capflow_tasks.store.states import (
+    CandidatePolicy,
     Claim,
     NewBatch,
     NewSample,
@@ -43,6 +45,7 @@ OWNERS = ("w1@host/1", "w1@host/2", "w2@host/1")
 RETRY = RetryPolicy(max_attempts=2, first_wait_seconds=0)
 #: Tries after which a batch is split.
 MAX_TRIES = 2
+CANDIDATES = CandidatePolicy(most=3, min_overall=2)
 
 _names = (f"machine {number}" for number in itertools.count())
 
@@ -51,6 +54,8 @@ owners = st.sampled_from(OWNERS)
 picks = st.integers(0, 99)
 #: What becomes of each sample of a batch; None is an answer.
 endings = st.lists(st.sampled_from([None, None, None, RequestTimeout, MediaMissing]), min_size=4, max_size=4)
+#: The overall grade of each caption of a batch.
+grades = st.lists(st.integers(1, 3), min_size=4, max_size=4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +89,11 @@ class FleetMachine(RuleBasedStateMachine):
         self.running: list[Running] = []
         #: The newest claim of each batch.
         self.newest: dict[int, int] = {}
-        #: (sample, stage) whose answer was written.
-        self.written: set[tuple[int, Stage]] = set()
+        #: (sample, candidate, stage) whose answer was written.
+        self.written: set[tuple[int, int, Stage]] = set()
         self.done: set[int] = set()
+        #: Samples whose further caption failed at some time, which keep an earlier one in the end.
+        self.failed_again: set[int] = set()
 
     @rule(size=st.integers(1, 4), is_late=st.booleans())
     def expand(self, size: int, is_late: bool) -> None:
@@ -123,9 +130,11 @@ class FleetMachine(RuleBasedStateMachine):
         self.messages.pop(pick % len(self.messages))
 
     @precondition(lambda self: self.running)
-    @rule(pick=picks, ends=endings, stays=st.booleans())
-    def finish(self, pick: int, ends: list[type[SampleError] | None], stays: bool) -> None:
-        self.end(self.running.pop(pick % len(self.running)), ends, stays=stays)
+    @rule(pick=picks, ends=endings, overalls=grades, stays=st.booleans())
+    def finish(
+        self, pick: int, ends: list[type[SampleError] | None], overalls: list[int], stays: bool
+    ) -> None:
+        self.end(self.running.pop(pick % len(self.running)), ends, overalls, stays=stays)
 
     @precondition(lambda self: self.running)
     @rule(pick=picks)
@@ -167,7 +176,7 @@ class FleetMachine(RuleBasedStateMachine):
 
     @rule()
     def start_run(self) -> None:
-        self.run_id = self.runs.open_run(self.name, "/plan.jsonl", "/out", STAGES)
+        self.run_id = self.runs.open_run(self.name, "/plan.jsonl", "/out", STAGES, candidates=CANDIDATES)
 
     @rule()
     def requeue_stale(self) -> None:
@@ -180,9 +189,24 @@ class FleetMachine(RuleBasedStateMachine):
 
     @invariant()
     def each_answer_is_written_once(self) -> None:
-        rows = self.ask("SELECT sample_id, stage FROM results JOIN samples s ON s.id = sample_id")
+        rows = self.ask(
+            "SELECT sample_id, r.candidate, stage FROM results r JOIN samples s ON s.id = sample_id"
+        )
         assert len(rows) == len(self.written)
-        assert {(row.sample_id, Stage(row.stage)) for row in rows} == self.written
+        assert {(row.sample_id, row.candidate, Stage(row.stage)) for row in rows} == self.written
+
+    @invariant()
+    def a_sample_that_is_done_has_the_best_of_enough_captions(self) -> None:
+        query = (
+            "SELECT s.id, s.candidate, array_agg((data ->> 'overall')::int ORDER BY r.candidate) AS overalls"
+            " FROM results r JOIN samples s ON s.id = sample_id"
+        )
+        for row in self.ask(query, "AND s.state = 'done' AND stage = 'score' GROUP BY s.id"):
+            *earlier, last = row.overalls
+            assert row.overalls[row.candidate - 1] == max(row.overalls)
+            assert all(grade < CANDIDATES.min_overall for grade in earlier)
+            is_enough = last >= CANDIDATES.min_overall or len(row.overalls) == CANDIDATES.most
+            assert is_enough or row.id in self.failed_again
 
     @invariant()
     def what_is_done_stays_done(self) -> None:
@@ -208,14 +232,15 @@ class FleetMachine(RuleBasedStateMachine):
             self.expand(size=4, is_late=False)
         # Earlier messages and claims may be lost.
         self.messages.clear()
-        for _ in range(2):
+        # Twice, and once for each further caption.
+        for _ in range(1 + CANDIDATES.most):
             self.let_leases_run_out()
             self.requeue_stale()
             self.publish(limit=100)
             while self.messages:
                 self.take(self.messages.pop(), OWNERS[0])
                 while self.running:
-                    self.end(self.running.pop(), [None] * 4, stays=True)
+                    self.end(self.running.pop(), [None] * 4, [1, 2, 3, 3], stays=True)
         states = [row.state for row in self.ask("SELECT s.state FROM samples s")]
         assert len(states) == SAMPLES
         assert set(states) <= {"done", "failed"}
@@ -231,34 +256,51 @@ class FleetMachine(RuleBasedStateMachine):
         elif claim is NotClaimed.PASSED:
             self.send_next(message)
 
-    def end(self, running: Running, ends: Sequence[type[SampleError] | None], *, stays: bool) -> None:
+    def end(
+        self,
+        running: Running,
+        ends: Sequence[type[SampleError] | None],
+        overalls: Sequence[int],
+        *,
+        stays: bool,
+    ) -> None:
         """Do what a worker does at the end of a stage; an old claim must write nothing."""
         claim = running.claim
         outcomes = [
-            self.outcome(sample, claim.stage, error)
-            for sample, error in zip(running.samples, itertools.cycle(ends), strict=False)
+            self.outcome(sample, claim.stage, error, overall)
+            for sample, error, overall in zip(
+                running.samples, itertools.cycle(ends), itertools.cycle(overalls), strict=False
+            )
         ]
-        answered = {(each.sample_id, claim.stage) for each in outcomes if each.results}
+        answered = {
+            (each.sample_id, result.candidate, claim.stage) for each in outcomes for result in each.results
+        }
         if self.batches.finish_stage(claim, outcomes, 60, RETRY, stays=stays):
             assert claim.attempt == self.newest[claim.batch_id]
             # An answer that was there already would have been asked for again.
             assert not answered & self.written
             self.written |= answered
+            again = {sample.id for sample in running.samples if sample.candidate > 1}
+            self.failed_again |= again & {each.sample_id for each in outcomes if each.failure}
             self.send_next(Message(claim.batch_id, claim.stage))
 
     def send_next(self, message: Message) -> None:
         if following := stage_after(message.stage, STAGES):
             self.messages.append(Message(message.batch_id, following))
 
-    def outcome(self, sample: PendingSample, stage: Stage, error: type[SampleError] | None) -> Outcome:
+    def outcome(
+        self, sample: PendingSample, stage: Stage, error: type[SampleError] | None, overall: int
+    ) -> Outcome:
         if any(result.stage == stage for result in sample.results):
             return Outcome(sample.id)
         if error is not None:
             return Outcome(sample.id, failure=a_failure(stage, error()))
-        return Outcome(sample.id, (a_result(stage),))
+        candidate = sample.candidate if stage in candidates.STAGES else 1
+        data = {"overall": overall} if stage is Stage.SCORE else None
+        return Outcome(sample.id, (replace(a_result(stage), candidate=candidate, data=data),))
 
     def has_all(self, sample_id: int) -> bool:
-        return all((sample_id, stage) in self.written for stage in STAGES)
+        return all((sample_id, 1, stage) in self.written for stage in STAGES)
 
     def ask(self, query: str, condition: str = "") -> Sequence[Any]:
         """Rows of this example's own shard; the query names samples `s`."""

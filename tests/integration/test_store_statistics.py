@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import Engine, text
 
-from capflow_tasks.errors import BadAnswer, MediaMissing
-from capflow_tasks.records import GuardOutcome, JsonObject, Result, Rule, Stage
+from capflow_tasks.errors import AnswerLoop, BadAnswer, MediaMissing
+from capflow_tasks.records import GuardOutcome, JsonObject, RefusedAnswer, Result, Rule, Stage
 from capflow_tasks.store.claims import WorkerStore
 from capflow_tasks.store.figures import (
     GradeCount,
@@ -323,3 +323,39 @@ def test_the_guard_is_counted_by_agent_worst_rule_and_outcome_over_all_windows(e
         ("optional", Rule.LOOP, GuardOutcome.ASKED_AGAIN): (1, Tokens(100, 60, 7)),
         ("optional", Rule.REFUSAL, GuardOutcome.LEFT_OUT): (1, Tokens(100, 60, 7)),
     }
+
+
+def test_the_refused_answers_of_a_sample_that_failed_count_for_tokens_guard_and_time(engine: Engine) -> None:
+    fleet = Fleet(engine, some_entries(1), domain="Natural")
+    (sample_id,) = fleet.sample_ids()
+    parsed = RefusedAnswer(
+        Stage.PERCEIVE,
+        "video@a",
+        {Rule.LOOP: "x"},
+        GuardOutcome.FAILED,
+        "model",
+        100,
+        60,
+        7,
+        "stop",
+        3,
+        "worker",
+    )
+    unparsed = replace(parsed, faults={})
+    failure = a_failure(Stage.PERCEIVE, AnswerLoop("on and on"))
+    claim = fleet.claim(Stage.PERCEIVE)
+
+    assert fleet.finish(claim, [Outcome(sample_id, failure=failure, refused=(parsed, unparsed))])
+    assert not fleet.finish(claim, [Outcome(sample_id, failure=failure, refused=(parsed,))])
+
+    statistics = Statistics(engine)
+    (usage,) = statistics.usage(fleet.run_id)
+    assert (usage.answers, usage.tokens, usage.seconds) == (0, Tokens(200, 120, 14), 6)
+    assert usage.worked_seconds == pytest.approx(3)
+    (counted,) = statistics.guard(fleet.run_id)
+    assert (counted.agent, counted.rule, counted.outcome, counted.tokens) == (
+        "video",
+        Rule.LOOP,
+        GuardOutcome.FAILED,
+        Tokens(100, 60, 7),
+    )

@@ -37,7 +37,7 @@ RESULTS = (
     result(Stage.ROUTE, "router", "A", {"Natural": 0.9}),
     result(Stage.PERCEIVE, "natural", "A cat."),
     result(Stage.REASON, "general_reasoning", "It sleeps."),
-    result(Stage.SUMMARIZE, "general_summary", "A cat sleeps."),
+    replace(result(Stage.SUMMARIZE, "general_summary", "A cat sleeps."), revision="files:1", engine="vllm 1"),
     replace(result(Stage.SCORE, "judge", "{...}", GRADES), expected=EXPECTED),
 )
 
@@ -73,6 +73,8 @@ def test_a_record_holds_the_entry_and_all_that_was_found_out() -> None:
         "errors": [],
         "expected_scores": EXPECTED,
         "model": "m",
+        "revision": "files:1",
+        "engine": "vllm 1",
         "workflow": "digest of general_summary",
         "finish_reason": "stop",
         "guard": [],
@@ -115,6 +117,8 @@ def test_stages_that_have_not_run_leave_their_keys_out() -> None:
         "task": "Natural",
         "confidence": 0.9,
         "model": "m",
+        "revision": None,
+        "engine": None,
     }
     assert caption_record(sample(results=(), domain=None)) == ENTRY
 
@@ -237,3 +241,37 @@ def test_a_record_lists_what_the_guard_found_and_leaves_out_an_agent_that_said_n
         ("natural", "loop", "left_out"),
         ("s", "meta_opening", "repaired"),
     ]
+
+
+def test_a_record_lists_all_captions_of_a_sample_with_their_grades_and_costs() -> None:
+    said = json.dumps({"errors": ["no dog"]})
+    first = (
+        replace(RESULTS[3], text="A dog sleeps."),
+        replace(RESULTS[4], text=said, data={"factual_accuracy": 1, "overall": 1}, expected=None),
+    )
+    chosen = tuple(replace(each, candidate=2) for each in RESULTS[3:])
+
+    record = caption_record(sample(results=(*RESULTS[:3], *chosen), others=first))
+
+    assert (record["caption"], record["overall"]) == ("A cat sleeps.", 3)
+    assert record["candidates"] == [
+        {
+            "caption": "A dog sleeps.",
+            "is_chosen": False,
+            "overall": 1,
+            "scores": {"factual_accuracy": 1},
+            "errors": ["no dog"],
+            "expected_scores": None,
+            "tokens": 4,
+        },
+        {
+            "caption": "A cat sleeps.",
+            "is_chosen": True,
+            "overall": 3,
+            "scores": {"factual_accuracy": 3, "professionalism": 2},
+            "errors": [],
+            "expected_scores": EXPECTED,
+            "tokens": 4,
+        },
+    ]
+    assert "candidates" not in caption_record(sample())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from dataclasses import replace
@@ -25,7 +26,7 @@ from capflow_tasks.errors import (
     WorkflowMissing,
 )
 from capflow_tasks.media.paths import file_errors
-from capflow_tasks.records import Completion, JsonObject, Modality, Result, Stage
+from capflow_tasks.records import Completion, GuardOutcome, JsonObject, Modality, Result, Stage
 from capflow_tasks.store.states import Claim, PendingSample
 from capflow_tasks.testing import ScriptedEngine
 from tests.datasets import draw_picture
@@ -47,6 +48,7 @@ def talk(
     entry: JsonObject | None = None,
     results: tuple[Result, ...] = (),
     catalogue: Catalogue = CATALOGUE,
+    **sample_fields: Any,
 ) -> Conversation:
     claim = Claim(
         batch_id=1,
@@ -63,7 +65,8 @@ def talk(
         stages=tuple(Stage),
         min_confidence=0,
     )
-    sample = PendingSample(1, 0, {"image": "a.png"} if entry is None else entry, domain, results)
+    entry = {"image": "a.png"} if entry is None else entry
+    sample = PendingSample(1, 0, entry, domain, results, **sample_fields)
     return Conversation(claim, sample, catalogue, "model")
 
 
@@ -234,6 +237,34 @@ def test_what_still_fails_after_the_last_attempt_fails_under_its_own_kind(root: 
     assert failure is not None
     assert failure.kind == "answer_loop"
     assert "keep at" in failure.message
+    refused = conversation.outcome().refused
+    assert [(each.outcome, each.completion_tokens) for each in refused] == [
+        (GuardOutcome.ASKED_AGAIN, 2),
+        (GuardOutcome.ASKED_AGAIN, 2),
+        (GuardOutcome.FAILED, 2),
+    ]
+
+
+def test_what_was_thrown_away_before_an_answer_was_kept_counts_in_that_answer_alone(root: Path) -> None:
+    conversation = talk(root, Stage.PERCEIVE)
+    first, second = conversation.calls()
+    for text in (LOOP, "A tree."):
+        conversation.take(first.agent, completion(text))
+    conversation.take(second.agent, completion(LOOP))
+    conversation.take(second.agent, MediaCorrupt("the picture is gone"))
+
+    outcome = conversation.outcome()
+    assert [result.completion_tokens for result in outcome.results] == [4]
+    assert [each.agent for each in outcome.refused] == [second.agent.name]
+
+
+def test_an_answer_that_cannot_be_parsed_is_known_by_its_tokens(root: Path) -> None:
+    caption = a_result(Stage.SUMMARIZE, "general_summary", "A tree.")
+    conversation = talk(root, Stage.SCORE, results=(caption,))
+    conversation.take(conversation.calls()[0].agent, completion("no JSON"))
+
+    (refused,) = conversation.outcome().refused
+    assert (refused.faults, refused.prompt_tokens, refused.completion_tokens) == ({}, 10, 2)
 
 
 def test_an_optional_agent_may_fail_and_the_record_says_so(root: Path, tmp_path: Path) -> None:
@@ -374,3 +405,64 @@ def test_a_single_file_that_cannot_be_read_is_its_samples_failure(root: Path) ->
     failure = conversation.outcome().failure
     assert failure is not None
     assert failure.kind == "media_unreadable"
+
+
+def test_a_further_caption_is_asked_for_with_the_best_so_far_its_errors_and_another_draw(root: Path) -> None:
+    first, second = (
+        (
+            replace(a_result(Stage.SUMMARIZE, "general_summary", f"A {thing}."), candidate=number),
+            replace(
+                a_result(Stage.SCORE, "judge", json.dumps({"errors": [f"no {thing}"]})),
+                data={"overall": overall},
+                candidate=number,
+            ),
+        )
+        for number, thing, overall in ((1, "dog", 2), (2, "horse", 1))
+    )
+    conversation = talk(root, Stage.SUMMARIZE, candidate=3, earlier=(*first, *second))
+
+    (call,) = conversation.calls()
+    conversation.take(call.agent, completion("A cat sleeps on a sofa in the sun."))
+
+    assert "<caption>\nA dog.\n</caption>" in call.request.instruction
+    assert "- no dog" in call.request.instruction
+    assert "horse" not in call.request.instruction
+    assert call.request.sampling.temperature == 0.5
+    (result,) = conversation.outcome().results
+    assert (result.candidate, result.workflow) == (3, call.agent.digest)
+
+
+def test_a_first_caption_is_asked_for_as_its_domain_says(root: Path) -> None:
+    (call,) = talk(root, Stage.SUMMARIZE).calls()
+
+    assert "An earlier caption" not in call.request.instruction
+    assert call.request.sampling == call.agent.sampling
+
+
+def test_a_seed_gives_each_sample_its_own_order_of_domains_the_same_each_time(
+    root: Path, tmp_path: Path
+) -> None:
+    domains = tmp_path / "domains"
+    domains.mkdir()
+    (domains / "_defaults.yaml").write_text("router: {order_seed: 1}")
+    catalogue = load_catalogue(domains)
+
+    def routed(idx: int) -> tuple[str, JsonObject]:
+        """Answer B; return the domain, and the probabilities in the order of the letters."""
+        conversation = talk(root, Stage.ROUTE, domain=None, catalogue=catalogue)
+        conversation.sample = replace(conversation.sample, idx=idx)
+        (call,) = conversation.calls()
+        shares = {letter: 0.3 if letter == "B" else 0.1 for letter in call.request.choices}
+        conversation.take(call.agent, completion("B", probabilities=shares))
+        outcome = conversation.outcome()
+        assert outcome.route is not None
+        assert outcome.results[0].data is not None
+        assert f"\nB. {outcome.route.domain} " in call.request.instruction
+        return outcome.route.domain, outcome.results[0].data
+
+    orders = {tuple(routed(idx)[1]) for idx in range(20)}
+    assert len(orders) > 15
+    assert {frozenset(order) for order in orders} == {frozenset(d.name for d in CATALOGUE.routable)}
+    assert routed(3) == routed(3)
+    assert list(routed(3)[1])[1] == routed(3)[0]
+    assert catalogue.router.digest != CATALOGUE.router.digest

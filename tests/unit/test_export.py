@@ -182,6 +182,8 @@ def test_a_parquet_file_has_a_typed_row_per_sample(tmp_path: Path, media: Path) 
         "expected_scores": [],
         "errors": [],
         "model": "model",
+        "revision": None,
+        "engine": None,
         "workflow": "digest",
         "finish_reason": "stop",
         "guard": [],

@@ -1,12 +1,13 @@
 """What a model is asked, and that nothing it is shown can pose as the question."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from capflow_tasks.domains.catalogue import Agent, Catalogue, Domain, load_catalogue
-from capflow_tasks.domains.prompts import instruction_for, router_instruction, scores_schema
-from capflow_tasks.errors import BadEntry
+from capflow_tasks.domains.prompts import instruction_for, router_instruction, scores_schema, writing_again
+from capflow_tasks.errors import BadEntry, WorkflowError
 from capflow_tasks.records import LANGUAGES, Stage
 
 HOSTILE = [
@@ -169,3 +170,31 @@ def test_several_pictures_are_spoken_of_in_the_plural_and_by_number(document: Do
         three = instruction_for(agent, document, reports, pictures=3)
         assert three.endswith(one)
         assert three.startswith("Above are 3 pictures")
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_caption_is_written_again_with_the_errors_found_as_material(
+    catalogue: Catalogue, text: str
+) -> None:
+    added = writing_again(catalogue.again, text, ["the van is red", text])
+
+    tag = added.partition("<caption")[2].partition(">")[0]
+    assert f"<caption{tag}>\n{text}\n</caption{tag}>" in added
+    assert f"<caption{tag}-errors>\n- the van is red\n- {text}\n</caption{tag}-errors>" in added
+    assert added.count(f"</caption{tag}>") == 1
+
+
+@pytest.mark.parametrize(
+    ("again", "fault"),
+    [
+        ("Do better than $caption", "lacks $errors"),
+        ("$caption $errors $grades", "unknown placeholder $grades"),
+    ],
+)
+def test_the_addition_to_the_prompt_needs_the_caption_and_its_errors(
+    tmp_path: Path, again: str, fault: str
+) -> None:
+    (tmp_path / "_defaults.yaml").write_text(f"again: {again}")
+
+    with pytest.raises(WorkflowError, match=f"_defaults.yaml: again: {re.escape(fault)}"):
+        load_catalogue(tmp_path)

@@ -20,6 +20,7 @@ from capflow_tasks.store.figures import (
     Activity,
     DomainFigures,
     FailureKind,
+    FurtherCaptions,
     GradeCount,
     PromptEconomy,
     RunFigures,
@@ -32,12 +33,13 @@ from capflow_tasks.store.figures import (
     Usage,
 )
 from capflow_tasks.store.states import BatchState, SampleState, Tally
+from producer.cli.runs import command_of
 from producer.console import duration, short_count, usd
 from producer.cost import Price, Prices, cost_of, read_prices
 from producer.reading.caption_files import Minimums
 from producer.run import name_of_run
 from producer.status.display import Status, run_line, run_tables, watch
-from producer.status.snapshot import Snapshot, accepted_of, retry_line
+from producer.status.snapshot import Kept, Snapshot, accepted_of, retry_line
 
 PLAN = "/data/plan.jsonl"
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -104,7 +106,8 @@ def a_snapshot(prices: Prices, **changes: Any) -> Snapshot:
             PromptEconomy(10, 50_000, 12_345, 10_000),
             [GradeCount("Natural", {"factual_accuracy": 3}, 3, 160), GradeCount("Natural", {}, 2, 40)],
         ),
-        accepted=160,
+        kept=Kept(200, 160, 1_100_000),
+        first_kept=Kept(200, 100, 900_000),
         cost=cost_of(usages, prices),
     )
 
@@ -270,6 +273,30 @@ def test_the_page_shows_progress_throughput_cost_and_failures() -> None:
     assert "No price is known for model: copy " in page
     assert "[gone].png does not exist" in page
     assert f"capflow retry {a_run().name} --kind media_missing\n" in page
+
+
+def test_what_it_brought_to_write_captions_again_is_shown_and_what_it_cost() -> None:
+    snapshot = a_snapshot(read_prices(), candidates=3, workflow="verified")
+    again = replace(snapshot.totals, further=[FurtherCaptions(2, 80, Tokens(150_000, 0, 50_000))])
+    page = shown(replace(snapshot, totals=again))
+
+    assert "workflow verified, up to 3 captions of a sample" in page
+    rows = {row[1].strip(): row for line in page.splitlines() if len(row := line.split("│")) > 2}
+    assert [cell.strip() for cell in rows["the first of each sample"][2:-1]] == [
+        *("200", "100", "50.0%", "900,000", "9,000")
+    ]
+    assert [cell.strip() for cell in rows["the best of up to 2"][2:-1]] == [
+        *("200", "160", "80.0%", "1,100,000", "6,875")
+    ]
+    assert "80 samples got another caption" in page
+
+
+def test_a_stopped_run_names_the_command_that_goes_on_with_its_candidates() -> None:
+    run = a_run(workflow="verified", candidates=2, min_overall=2, token_budget=9000, name="again")
+
+    command = f"capflow caption {PLAN} --workflow verified --candidates 2 --min-overall 2 --token-budget 9000"
+    assert command_of(run) == f"{command} --run again"
+    assert "--candidates" not in command_of(replace(run, candidates=3))
 
 
 def test_cost_is_shown_per_100_samples_and_per_accepted_caption(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 -- Answers that broke a rule of the guard, by agent, worst rule and outcome, with the tokens of the refused ones.
--- Those of failed samples are not among them. Reads all results of the run.
+-- Reads all results of the run.
 WITH found AS (
     SELECT split_part(results.agent, '@', 1) AS agent,  -- without the window
            results.text = '' AS is_left_out,
@@ -26,6 +26,11 @@ FROM (
            (attempt ->> 'completion_tokens')::bigint
     FROM found
     CROSS JOIN json_array_elements(attempts) WITH ORDINALITY AS refused(attempt, number)
+    UNION ALL
+    SELECT split_part(agent, '@', 1), rule, outcome, prompt_tokens, cached_tokens, completion_tokens
+    FROM refused_answers
+    JOIN samples ON samples.id = refused_answers.sample_id
+    WHERE samples.shard_id IN (SELECT id FROM shards WHERE run_id = :run_id) AND rule IS NOT NULL
 ) AS answers
 GROUP BY agent, rule, outcome
 ORDER BY count(*) DESC, agent, rule, outcome

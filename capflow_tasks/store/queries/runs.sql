@@ -1,5 +1,6 @@
 -- Runs as a whole, the newest first: all of them, or those of this name, plan or id. Reads the batches.
 SELECT runs.id, runs.name, runs.plan, runs.output, runs.stages, runs.min_confidence, runs.pin_ranks, runs.workflow,
+       runs.candidates, runs.min_overall, runs.token_budget,
        runs.stopped_at IS NOT NULL AS is_stopped, runs.pause, runs.created_at, planned.*, sent.*
 FROM runs
 CROSS JOIN LATERAL (

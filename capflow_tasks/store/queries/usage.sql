@@ -1,18 +1,27 @@
 -- Answers, tokens and time by stage, model and worker. Reads all results of the run.
-WITH minutes AS (
-    SELECT results.stage, results.model, results.worker, date_trunc('minute', results.created_at) AS minute,
-           count(*) AS answers,
-           sum(results.prompt_tokens) AS prompt,
-           sum(results.cached_tokens) AS cached,
-           sum(results.completion_tokens) AS completion,
-           sum(results.seconds) AS seconds,
-           -- A request was sent to the engine this long before its answer was stored.
-           min(results.created_at - make_interval(secs => results.seconds)) AS began_at,
-           max(results.created_at) AS ended_at
+-- The tokens and the time of refused answers count, too; those of samples that did not fail stand in their results.
+WITH answered AS (
+    SELECT sample_id, stage, model, worker, prompt_tokens, cached_tokens, completion_tokens, seconds, created_at,
+           true AS is_kept
     FROM results
-    JOIN samples ON samples.id = results.sample_id
+    UNION ALL
+    SELECT sample_id, stage, model, worker, prompt_tokens, cached_tokens, completion_tokens, seconds, created_at,
+           false
+    FROM refused_answers
+), minutes AS (
+    SELECT answered.stage, answered.model, answered.worker, date_trunc('minute', answered.created_at) AS minute,
+           count(*) FILTER (WHERE is_kept) AS answers,
+           sum(answered.prompt_tokens) AS prompt,
+           sum(answered.cached_tokens) AS cached,
+           sum(answered.completion_tokens) AS completion,
+           sum(answered.seconds) AS seconds,
+           -- A request was sent to the engine this long before its answer was stored.
+           min(answered.created_at - make_interval(secs => answered.seconds)) AS began_at,
+           max(answered.created_at) AS ended_at
+    FROM answered
+    JOIN samples ON samples.id = answered.sample_id
     WHERE samples.shard_id IN (SELECT id FROM shards WHERE run_id = :run_id)
-    GROUP BY results.stage, results.model, results.worker, minute
+    GROUP BY answered.stage, answered.model, answered.worker, minute
 ), spans AS (
     -- Pauses that a minute's answers do not bridge are not work: the worker was idle, or served another run.
     SELECT model, worker, unnest(range_agg(tstzrange(began_at, ended_at, '[]'))) AS span

@@ -96,10 +96,15 @@ capflow.detail = (() => {
     return answers.length ? section("What each agent said", ...answers.map(said)) : null;
   };
 
+  const others = (sample) =>
+    sample.others.length ? section("Captions that were not chosen", ...sample.others.map(said)) : null;
+
   const COLUMNS = {
     stage: (answer) => answer.stage,
     agent: (answer) => words(answer.agent),
     model: (answer) => answer.model,
+    revision: (answer) => answer.revision.slice(0, 16),
+    engine: (answer) => answer.engine,
     workflow: (answer) => answer.workflow,
     worker: (answer) => answer.worker,
     "prompt tokens": (answer) => count(answer.prompt_tokens),
@@ -115,7 +120,7 @@ capflow.detail = (() => {
   const provenance = (sample) => {
     if (!sample.said.length) return null;
     const head = make("tr", {}, ...Object.keys(COLUMNS).map((column) => cell("th", column, column)));
-    const rows = sample.said.map((answer) => make("tr", {}, ...Object.entries(COLUMNS).map(([column, value]) => cell("td", column, value(answer)))));
+    const rows = [...sample.said, ...sample.others].map((answer) => make("tr", {}, ...Object.entries(COLUMNS).map(([column, value]) => cell("td", column, value(answer)))));
     const table = make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows));
     return section("Provenance", make("div", { className: "scroller", tabIndex: 0, role: "region", ariaLabel: "Provenance" }, table));
   };
@@ -129,7 +134,7 @@ capflow.detail = (() => {
 
   const texts = (sample) => {
     const caption = sample.caption === null ? null : make("p", { className: "caption", dir: "auto", textContent: sample.caption });
-    const parts = [facts(sample), caption, failure(sample), grades(sample), guard(sample), reports(sample), provenance(sample), entry(sample)];
+    const parts = [facts(sample), caption, failure(sample), grades(sample), guard(sample), reports(sample), others(sample), provenance(sample), entry(sample)];
     return make("div", { className: "texts" }, ...parts.filter(Boolean));
   };
 
