@@ -16,6 +16,7 @@ from PIL import ExifTags, Image, ImageColor, UnidentifiedImageError
 
 from capflow_tasks.errors import MediaCorrupt, MediaTooLarge, MediaUnsupported, SampleError
 from capflow_tasks.media import integrity
+from capflow_tasks.media.addresses import open_media, split_address
 from capflow_tasks.media.budget import FRAMES_PER_TOKEN, MediaBudget, check_source_size
 from capflow_tasks.media.paths import check_file, file_errors, unrecognised
 from capflow_tasks.records import Span
@@ -65,7 +66,8 @@ def media_key(path: str, budget: MediaBudget, span: Span | None = None) -> str:
     found = check_file(path, budget.max_file_bytes)
     shape = {name: value for name, value in asdict(budget).items() if name not in _NO_PIXELS}
     part = None if span is None else str(span)
-    identity = [str(Path(path).resolve()), found.st_size, found.st_mtime_ns, shape, part]
+    file, place = split_address(path)
+    identity = [str(Path(file).resolve()), str(place), found.size, found.mtime_ns, shape, part]
     return hashlib.sha256(json.dumps(identity).encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -94,7 +96,7 @@ def load_image(path: str, budget: MediaBudget) -> Image.Image:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, budget.max_source_pixels)
     with file_errors(path):
         try:
-            with Path(path).open("rb") as file:
+            with open_media(path) as file:
                 return _read(file, path, budget)
         except UnidentifiedImageError as error:
             raise unrecognised(path, "picture") from error
