@@ -11,6 +11,7 @@ from capflow_tasks.domains.catalogue import Agent, Catalogue, Domain
 from capflow_tasks.entries import media_of
 from capflow_tasks.errors import BadAnswer, BadEntry, SampleError, WorkflowError
 from capflow_tasks.media import paths, video
+from capflow_tasks.media.addresses import part_of
 from capflow_tasks.observe import metrics
 from capflow_tasks.store.states import Claim, Outcome, PendingSample, Route
 
@@ -52,7 +53,7 @@ class Conversation:
             if not isinstance(self.sample.entry, dict):
                 raise BadEntry("the entry is not a JSON object")
             self._media = tuple(
-                records.MediaRef(kind, paths.resolve_media(self.claim.root, path))
+                records.MediaRef(kind, paths.resolve_media(self.claim.root, path), part_of(path).span)
                 for kind, path in media_of(self.sample.entry, self.claim.modality)
             )
             if self.sample.domain is not None:
@@ -108,7 +109,7 @@ class Conversation:
             pictures = sum(ref.kind is records.Modality.IMAGE for ref in self._media)
             instruction = prompts.instruction_for(agent, self._domain, said, window, pictures)
         media = [
-            replace(ref, span=span) if ref.kind is records.Modality.VIDEO else ref
+            replace(ref, span=span or ref.span) if ref.kind is records.Modality.VIDEO else ref
             for ref in (self._media if agent.media else ())
         ]
         return records.Request(

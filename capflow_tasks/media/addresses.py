@@ -3,11 +3,14 @@
     photos/a.jpg
     shards/000.tar#offset=1536&size=10240&name=a.jpg              a member of a tar
     data/train-0.parquet#row_group=3&row=17&column=image          a cell of Parquet, `&item=2` of a list in it
+    clip.mp4#t=10,20.5    scan.tiff#frame=3    a.jpg#xywh=10,20,300,200    a part, as in W3C's Media Fragments
 
+A part may follow any of the others, after `&`: `shards/000.tar#offset=...&name=clip.mp4&t=10,20`.
 Nothing is unpacked: a member costs one read, a cell the column of its row group; the latest columns are kept.
 """
 
 import os
+import re
 import tarfile
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +21,7 @@ from typing import Any, BinaryIO
 from urllib.parse import parse_qsl, quote
 
 from capflow_tasks.errors import MediaCorrupt, MediaMissing, MediaUnsupported
+from capflow_tasks.records import Span
 
 #: How the fragment of an address starts; no other name of a file is taken for one.
 _STARTS = ("#offset=", "#row_group=")
@@ -129,11 +133,53 @@ class ParquetCell:
 
 
 _READING = Lock()
-Part = TarMember | ParquetCell
+Member = TarMember | ParquetCell
 
 
-def split_address(path: str) -> tuple[str, Part | None]:
-    """Return the file, and the part of it that the address names; None for all of it."""
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The part of a medium that is meant; None for all of it."""
+
+    #: Of a video.
+    span: Span | None = None
+    #: The number of an animation's frame or a document's page, from 0.
+    frame: int | None = None
+    #: (left, top, width, height) of the upright picture, pixels.
+    box: tuple[int, int, int, int] | None = None
+
+    def __str__(self) -> str:
+        if self.span is not None:
+            start, end = (f"{at:.3f}".rstrip("0").rstrip(".") for at in (self.span.start, self.span.end))
+            return f"t={start},{end}"
+        return f"frame={self.frame}" if self.box is None else f"xywh={','.join(map(str, self.box))}"
+
+
+_PART = re.compile(
+    r"[#&](?:t=(\d+(?:\.\d+)?),(\d+(?:\.\d+)?)|frame=(\d{1,9})|xywh=(\d{1,9}),(\d{1,9}),(\d{1,9}),(\d{1,9}))$"
+)
+
+
+def part_of(path: str) -> Part:
+    """Return the part of the medium that the address names."""
+    found = _PART.search(path)
+    if found is None:
+        return Part()
+    start, end, frame, left, top, width, height = found.groups()
+    if start is not None:
+        return Part(Span(float(start), float(end)))
+    return Part(frame=int(frame)) if frame else Part(box=(int(left), int(top), int(width), int(height)))
+
+
+def with_part(path: str, part: Part) -> str:
+    """Return the address of a part of the medium."""
+    if part == Part():
+        return path
+    return f"{path}{'#' if split_address(path)[1] is None else '&'}{part}"
+
+
+def split_address(path: str) -> tuple[str, Member | None]:
+    """Return the file, and its member that the address names, without a part; None for all of the file."""
+    path = _PART.sub("", path)
     start = max(map(path.rfind, _STARTS))
     if start < 0:
         return path, None
@@ -151,19 +197,19 @@ def split_address(path: str) -> tuple[str, Part | None]:
 
 def open_media(path: str) -> BinaryIO:
     """Open a file or a part of one for reading. Raises SampleError and OSError."""
-    file, part = split_address(path)
-    return Path(file).open("rb") if part is None else part.open(file)
+    file, member = split_address(path)
+    return Path(file).open("rb") if member is None else member.open(file)
 
 
 def readable_name(path: str) -> str:
     """Return a path that says where a medium is from and ends with its name: `shards/000.tar/a.jpg`."""
-    file, part = split_address(path)
-    if isinstance(part, TarMember):
-        return f"{file}/{part.name}"
-    if isinstance(part, ParquetCell):
-        item = "" if part.item is None else f"-{part.item}"
-        return f"{file}/{part.row_group}-{part.row}{item}.{part.column}"
-    return path
+    file, member = split_address(path)
+    if isinstance(member, TarMember):
+        return f"{file}/{member.name}"
+    if isinstance(member, ParquetCell):
+        item = "" if member.item is None else f"-{member.item}"
+        return f"{file}/{member.row_group}-{member.row}{item}.{member.column}"
+    return file
 
 
 def _parquet(file: str) -> Any:

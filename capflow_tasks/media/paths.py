@@ -12,7 +12,7 @@ from pathlib import Path
 from unicodedata import normalize
 
 from capflow_tasks import errors
-from capflow_tasks.media.addresses import open_media, split_address
+from capflow_tasks.media.addresses import open_media, part_of, split_address, with_part
 from capflow_tasks.records import Modality
 
 
@@ -24,7 +24,7 @@ def resolve_media(root: str, address: str) -> str:
     """
     if not isinstance(address, str) or not address.strip() or "\0" in address:
         raise errors.BadEntry(f"A media path must be a non-empty string without NUL, not {address!r:.80}.")
-    relative, part = split_address(address)
+    relative, member = split_address(address)
     if re.match(r"([a-z][a-z0-9+.-]*://|data:)", relative, re.IGNORECASE):
         raise errors.MediaUnsupported(
             f"Remote media is off: copy {relative:.200} below the root and give its path."
@@ -48,7 +48,7 @@ def resolve_media(root: str, address: str) -> str:
         if not path.exists() and (near := _near_match(path)):
             raise errors.MediaMissing(f"{path} does not exist, but {near!r} does; correct the entry.")
         path.stat()
-    return str(path) if part is None else f"{path}#{part}"
+    return with_part(str(path) if member is None else f"{path}#{member}", part_of(address))
 
 
 def _blobs_of(root: Path) -> Path | None:
@@ -120,13 +120,13 @@ class FileState:
 
 def check_file(path: str, max_bytes: int) -> FileState:
     """Refuse a medium without reading it: missing, in no plain file, empty, or larger than `max_bytes`."""
-    file, part = split_address(path)
+    file, member = split_address(path)
     with file_errors(path):
         found = Path(file).stat()
         if not stat.S_ISREG(found.st_mode):
             what = "a folder" if stat.S_ISDIR(found.st_mode) else "not a plain file"
             raise errors.MediaUnsupported(f"{file} is {what}.")
-        size = part.size_in(file) if part and found.st_size else found.st_size
+        size = member.size_in(file) if member and found.st_size else found.st_size
     if size == 0:
         raise errors.MediaCorrupt(f"{path} is empty: zero bytes.")
     if size > max_bytes:

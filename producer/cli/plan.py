@@ -95,7 +95,7 @@ def plan(
     if any(output.exists() and Path(source).exists() and output.samefile(source) for source in sources):
         raise click.UsageError("-o names a source itself; name another file for the plan")
     folder = (samples or output.parent / "samples").absolute()
-    keys = {name: options.pop(name) for name in ("image_key", "id_key", "root")}
+    keys = {name: options.pop(name) for name in ("image_key", "id_key", "parts", "root")}
     order = PlanOrder(output=output, samples=folder, trusts_lengths=options.pop("trust_lengths"), **options)
     settings = read_settings()
     make = partial(plan_sources, sources, keys, order, load_catalogue(settings.domains).resolve)

@@ -24,6 +24,9 @@ sources_argument = click.argument("sources", metavar="SOURCE...", nargs=-1)
 source_options = cli.combined(
     cli.option("--image-key KEY", "Key or column that names an entry's pictures or videos.", None, str),
     cli.option("--id-key KEY", "Key or column that holds an entry's id.", None, str),
+    cli.flag(
+        "--parts", "Caption the part that an entry's start and end (seconds), frame, or bbox (pixels) names."
+    ),
     cli.option(
         "--root",
         "Folder that media paths are relative to.",
@@ -68,7 +71,7 @@ def plan_sources(
 
     if plans := [source for source in sources if is_split_plan(Path(source))]:
         raise PlanError(f"{plans[0]}: is a split plan already; capflow caption takes it, alone")
-    keys = Keys(asked.pop("image_key"), asked.pop("id_key"))
+    keys = Keys(asked.pop("image_key"), asked.pop("id_key"), asked.pop("parts"))
     root = asked.pop("root")
     reading = SourceOrder(order.samples, keys, root and root.absolute(), order.processes)
     found = read_sources(sources, reading, resolve, ProgressLines("entries listed"))
@@ -79,8 +82,8 @@ def plan_sources(
 
 
 def _refuse_options(asked: dict[str, Any]) -> None:
-    for name in ("image_key", "id_key", "root"):
-        if asked.pop(name) is not None:
+    for name in ("image_key", "id_key", "parts", "root"):
+        if asked.pop(name):
             option = f"--{name.replace('_', '-')}"
             raise click.UsageError(
                 f"{option} is for other sources than a split plan; correct the plan instead"

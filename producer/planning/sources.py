@@ -193,7 +193,7 @@ def _listing(path: Path, rows: Iterable[Any], order: SourceOrder, listed: Listed
 
 
 def _listing_path(path: Path, order: SourceOrder) -> Path:
-    identity = [os.path.realpath(path), order.keys.image, order.keys.id]
+    identity = [os.path.realpath(path), order.keys]
     digest = sha256(repr(identity).encode("utf-8", "surrogateescape")).hexdigest()[:8]
     return order.listings / f"{file_name_part(path.name.split('.')[0] or 'media')}.{digest}.jsonl"
 

@@ -9,9 +9,13 @@ from typing import Any
 
 from capflow_tasks.entries import MEDIA_KEYS, printable
 from capflow_tasks.errors import PlanError
-from capflow_tasks.records import JsonObject
+from capflow_tasks.media.addresses import Part, with_part
+from capflow_tasks.records import JsonObject, Span
 from producer.reading.annotations import ENTRY_CHARACTERS, AnnotationFile
 
+_SINGLE_KEYS = [key for key, _ in MEDIA_KEYS.values()]
+#: The end of a part that names only its start.
+_LAST_SECOND = 10**6
 _MEDIA_KEYS = {key for keys in MEDIA_KEYS.values() for key in keys}
 #: What `datasets` and COCO call a medium's path inside an object.
 _PATH_KEYS = ("path", "file_name")
@@ -23,9 +27,11 @@ class Keys:
 
     image: str | None = None
     id: str | None = None
+    #: Whether `start` and `end`, `frame` or `bbox` say which part of its medium a row is about.
+    parts: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.image or self.id)
+        return bool(self.image or self.id or self.parts)
 
     def entry(self, row: Any) -> Any:
         """Return the row as an annotation entry; what is none stays as it is, and fails alone."""
@@ -36,12 +42,30 @@ class Keys:
         entry = row
         if self.image and self.image not in _MEDIA_KEYS and self.image in row:
             entry = moved_aside(row) | {"image": _paths(row[self.image])}
+        if self.parts:
+            entry = entry | _with_part(entry)
         return entry | {"id": row[self.id]} if self.id and self.id in row else entry
 
 
 def moved_aside(entry: JsonObject) -> JsonObject:
     """Rename the keys that name media, so that others may."""
     return {f"source_{key}" if key in _MEDIA_KEYS else key: value for key, value in entry.items()}
+
+
+def _with_part(entry: JsonObject) -> JsonObject:
+    """Return the medium of an entry with the part that its other keys name; nothing if they name none."""
+    key, path = next(((key, entry[key]) for key in _SINGLE_KEYS if isinstance(entry.get(key), str)), ("", ""))
+    try:
+        if entry.get("start") is not None or entry.get("end") is not None:
+            part = Part(Span(float(entry.get("start") or 0), float(entry.get("end") or _LAST_SECOND)))
+        elif entry.get("frame") is not None:
+            part = Part(frame=int(entry["frame"]))
+        else:
+            left, top, width, height = (round(float(side)) for side in entry["bbox"])
+            part = Part(box=(left, top, width, height))
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return {}
+    return {key: with_part(path, part)} if path else {}
 
 
 def _paths(value: Any) -> Any:

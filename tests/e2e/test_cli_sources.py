@@ -11,10 +11,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import sqlalchemy as sa
 from PIL import Image
+from sqlalchemy import Engine
 
+from capflow_tasks.store.tables import AgentResult, Sample
+from tests.checkpoints import NOISE_RULES
 from tests.datasets import draw_picture, film_video, read_lines
 from tests.e2e.conftest import Cli
+from tests.e2e.test_cli_vllm import vllm_with
 
 pytestmark = pytest.mark.e2e
 
@@ -74,7 +79,7 @@ def test_a_folder_is_captioned_as_it_is_and_keeps_its_places_when_files_are_adde
     again = {line["name"] for line in read_lines(loading_cli.folder / "loaded.jsonl")[asked:]}
     assert again == {"00 first.png"}
     status = loading_cli.run("capflow", "status", "photos", "--json")
-    assert json.loads(status.stdout)["run"]["name"].startswith("photos-"), status.stderr
+    assert json.loads(status.stdout)["name"].startswith("photos-"), status.stderr
 
 
 def test_tables_lists_and_other_keys_need_no_script(loading_cli: Cli) -> None:
@@ -215,6 +220,33 @@ def test_tars_and_parquet_are_captioned_where_they_lie(loading_cli: Cli) -> None
         assert picture.getpixel((5, 5)) == Image.open(folder / "media" / "1.png").getpixel((5, 5))
     report = loading_cli.run("capflow", "report", "all", "-o", "report")
     assert "14 with pictures" in report.stdout or "14 captioned" in report.stdout, report.stderr
+
+
+def test_every_kind_of_source_is_captioned_by_vllm(quick_cli: Cli, engine: Engine, tiny_model: Path) -> None:
+    folder = quick_cli.folder
+    draw_picture(folder / "photos" / "large.png", 1, (1120, 840))
+    film_video(folder / "photos" / "clip")
+    large = (folder / "photos" / "large.png").read_bytes()
+    with tarfile.open(folder / "shard.tar", "w") as tar:
+        tar.add(folder / "photos" / "large.png", "large.png")
+        tar.add(folder / "photos" / "clip", "clip.mp4")
+    pq.write_table(pa.table({"image": [{"bytes": large, "path": "large.png"}]}), folder / "rows.parquet")
+    (folder / "rows.csv").write_text("image\nphotos/large.png\nphotos/clip\n")
+    sources = ("photos", "shard.tar", "rows.parquet", "rows.csv")
+    quick_cli.environment |= vllm_with(tiny_model) | {"CAPFLOW_GUARD_OFF": NOISE_RULES}
+
+    caption(quick_cli, *sources, "--workflow", "fast", "--stages", "summarize")
+
+    for name, count in (("photos", 2), ("shard", 2), ("rows", 1), ("rows-2", 2)):
+        assert len(captioned(quick_cli, name)) == count
+    with engine.connect() as connection:
+        paths = sa.cast(Sample.entry, sa.String)
+        tokens = sa.select(paths, AgentResult.prompt_tokens).join(Sample, AgentResult.sample_id == Sample.id)
+        seen = connection.execute(tokens).all()
+    pictures = {count for entry, count in seen if "video" not in entry}
+    videos = {count for entry, count in seen if "video" in entry}
+    assert (len(seen), len(pictures), len(videos)) == (7, 1, 1)
+    assert min(pictures) > 1000
 
 
 def test_a_tar_that_changes_fails_its_samples_and_is_planned_again(loading_cli: Cli) -> None:

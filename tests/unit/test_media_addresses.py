@@ -5,29 +5,37 @@ from __future__ import annotations
 import os
 import tarfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import ExifTags, Image
 
 from capflow_tasks.errors import MediaCorrupt, MediaMissing, MediaOutsideRoot, MediaTooLarge, SampleError
+from capflow_tasks.media import player
 from capflow_tasks.media.addresses import (
     ParquetCell,
+    Part,
     TarMember,
     open_media,
+    part_of,
     readable_name,
     split_address,
+    with_part,
 )
 from capflow_tasks.media.budget import MediaBudget
 from capflow_tasks.media.loader import load_media
 from capflow_tasks.media.paths import check_file, resolve_media
-from capflow_tasks.media.pictures import media_key
-from capflow_tasks.records import MediaRef, Modality
+from capflow_tasks.media.pictures import fit_image, load_image, media_key
+from capflow_tasks.media.video import Windows, load_video
+from capflow_tasks.records import MediaRef, Modality, Span
 from tests.datasets import draw_picture, film_video
 
 BUDGET = MediaBudget()
@@ -193,3 +201,54 @@ def test_seeking_in_a_member_stays_inside_it(tar: Path) -> None:
         assert opened.read(100) == whole[-4:]
         assert opened.seek(10) == 10
         assert BytesIO(whole).getvalue()[10:20] == opened.read(10)
+
+
+def test_a_box_is_cut_from_the_upright_picture(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (600, 400), "white")
+    picture.paste((255, 0, 0), (300, 100, 400, 200))
+    for name in ("a.png", "a.jpg", "a.webp"):
+        picture.save(tmp_path / name, quality=95)
+        cut = load_image(f"{tmp_path / name}#xywh=300,100,100,100", BUDGET)
+        assert np.asarray(cut)[8:-8, 8:-8, 1].max() < 40
+        assert cut.size == fit_image(100, 100, BUDGET)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    picture.save(tmp_path / "turned.jpg", quality=95, exif=exif)
+    turned = load_image(f"{tmp_path / 'turned.jpg'}#xywh=200,300,100,100", BUDGET)
+    assert np.asarray(turned)[8:-8, 8:-8, 1].max() < 40
+    with pytest.raises(MediaMissing, match="outside the 600 x 400"):
+        load_image(f"{tmp_path / 'a.png'}#xywh=600,0,10,10", BUDGET)
+
+
+def test_a_frame_of_an_animation_or_a_page_is_read(tmp_path: Path) -> None:
+    pages = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
+    for name in ("a.gif", "a.tiff", "a.webp"):
+        pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
+        second = load_image(f"{tmp_path / name}#frame=1", BUDGET)
+        assert np.asarray(second)[9, 9, 2] > 200
+        with pytest.raises(MediaMissing, match="no frame 2"):
+            load_image(f"{tmp_path / name}#frame=2", BUDGET)
+
+
+def test_a_part_of_a_video_is_read_and_cut_into_windows(tmp_path: Path) -> None:
+    film_video(tmp_path / "clip.mp4", seconds=8)
+    path = resolve_media(str(tmp_path), "clip.mp4#t=2,6.5")
+    part = part_of(path)
+
+    played = load_video(path, BUDGET, part.span)
+
+    assert part.span == Span(2, 6.5)
+    assert all(2 <= time < 6.5 for time in played.timestamps)
+    assert played.duration_seconds == pytest.approx(4.5)
+    short = replace(BUDGET, window_frames=4)
+    windows = Windows(short, player).of(path, {})
+    assert (windows[0].start, windows[-1].end) == (2, 6.5)
+    assert len(windows) > 1
+    assert media_key(path, BUDGET) != media_key(str(tmp_path / "clip.mp4"), BUDGET)
+
+
+def test_a_part_may_follow_a_member() -> None:
+    for path in ("clip.mp4", f"s.tar#{TarMember(512, 3, 'clip.mp4')}"):
+        for part in (Part(Span(1, 2.5)), Part(Span(12345.678, 10**6)), Part(frame=3), Part(box=(1, 2, 3, 4))):
+            address = with_part(path, part)
+            assert (part_of(address), split_address(address)) == (part, split_address(path))

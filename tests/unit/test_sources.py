@@ -39,7 +39,7 @@ Read = Callable[..., Found]
 def read(tmp_path: Path) -> Read:
     """Reads sources, named relative to the test's folder."""
 
-    def read(*sources: str, root: Path | None = None, **keys: str) -> Found:
+    def read(*sources: str, root: Path | None = None, **keys: Any) -> Found:
         order = SourceOrder(tmp_path / "listings", Keys(**keys), root)
         return read_sources([str(tmp_path / each) for each in sources], order, RESOLVE, lambda _: None)
 
@@ -126,6 +126,22 @@ def test_annotations_are_taken_as_they_are_and_listed_only_for_other_keys(tmp_pa
     keyed = entries(read("a.jsonl", image="file", id="n"))
     assert keyed[0] == {"file": "a.png", "n": 1, "image": "a.png", "id": 1}
     assert len(keyed) == 3
+
+
+def test_parts_are_named_by_other_keys_only_when_asked(tmp_path: Path, read: Read) -> None:
+    rows = [
+        {"video": "a.mp4", "start": 1.5, "end": "3"},
+        {"video": "a.mp4", "start": 4},
+        {"image": "a.gif", "frame": 2},
+        {"image": "a.jpg", "bbox": [1, 2.4, 3, 4]},
+        {"image": "a.jpg", "bbox": [[1, 2, 3, 4]]},
+    ]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+
+    named = [each.get("video") or each.get("image") for each in entries(read("a.json", parts=True))]
+
+    assert read("a.json").datasets[0].annotation == str(tmp_path / "a.json")
+    assert named == ["a.mp4#t=1.5,3", "a.mp4#t=4,1000000", "a.gif#frame=2", "a.jpg#xywh=1,2,3,4", "a.jpg"]
 
 
 def test_coco_gives_an_entry_per_picture(tmp_path: Path, read: Read) -> None:
