@@ -87,6 +87,13 @@ class _Slice(RawIOBase):
         self._at += read
         return read
 
+    def readall(self) -> bytes:
+        chunks = list[bytes]()
+        while chunk := os.pread(self._file.fileno(), max(0, self._size - self._at), self._offset + self._at):
+            chunks.append(chunk)
+            self._at += len(chunk)
+        return b"".join(chunks)
+
     def close(self) -> None:
         self._file.close()
         super().close()
