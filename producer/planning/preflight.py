@@ -12,9 +12,12 @@ from capflow_tasks.records import JsonObject
 from producer.planning.metafile import Dataset
 from producer.reading.annotations import Entry, read_entries
 from producer.reading.folders import named_kind
+from producer.reading.tables import paths_in
 
 #: Entries of a dataset that are tried: the first, and as many at random.
 _TRIED = 20
+#: Those at random are among so many, as finding the last of millions takes minutes.
+_REACH = 100_000
 #: Media of a dataset that are opened.
 _OPENED = 5
 
@@ -42,7 +45,7 @@ def check_datasets(datasets: Sequence[Dataset], lengths: Sequence[int]) -> list[
 
 
 def _tried(dataset: Dataset, length: int) -> Iterator[Entry]:
-    rest = range(_TRIED, length)
+    rest = range(_TRIED, min(length, _REACH))
     places = Random(dataset.name).sample(rest, min(_TRIED, len(rest)))
     yield from read_entries(Path(dataset.annotation), 0, min(_TRIED, length))
     for place in sorted(places):
@@ -70,12 +73,7 @@ def _keys_of_media(root: str, entry: JsonObject) -> Iterator[str]:
     """Yield the keys whose value may be the path of a medium."""
     known = {key for keys in MEDIA_KEYS.values() for key in keys}
     for key, value in entry.items():
-        first = value[0] if isinstance(value, list) and value else value
-        first = (
-            next((first[name] for name in ("path", "file_name") if name in first), None)
-            if isinstance(first, dict)
-            else first
-        )
+        first = paths_in(value[0] if isinstance(value, list) and value else value)
         if key not in known and isinstance(first, str) and (named_kind(first) or _is_file(root, first)):
             yield key
 

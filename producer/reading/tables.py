@@ -41,7 +41,7 @@ class Keys:
             return row
         entry = row
         if self.image and self.image not in _MEDIA_KEYS and self.image in row:
-            entry = moved_aside(row) | {"image": _paths(row[self.image])}
+            entry = moved_aside(row) | {"image": paths_in(row[self.image])}
         if self.parts:
             entry = entry | _with_part(entry)
         return entry | {"id": row[self.id]} if self.id and self.id in row else entry
@@ -68,10 +68,10 @@ def _with_part(entry: JsonObject) -> JsonObject:
     return {key: with_part(path, part)} if path else {}
 
 
-def _paths(value: Any) -> Any:
+def paths_in(value: Any) -> Any:
     """Return the path, or the paths, in a value that may wrap them into objects."""
     if isinstance(value, list):
-        return [_paths(each) for each in value]
+        return [paths_in(each) for each in value]
     if isinstance(value, dict):
         return next((value[key] for key in _PATH_KEYS if key in value), value)
     return value
