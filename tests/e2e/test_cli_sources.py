@@ -225,7 +225,8 @@ def test_tars_and_parquet_are_captioned_where_they_lie(loading_cli: Cli) -> None
 def test_every_kind_of_source_is_captioned_by_vllm(quick_cli: Cli, engine: Engine, tiny_model: Path) -> None:
     folder = quick_cli.folder
     draw_picture(folder / "photos" / "large.png", 1, (1120, 840))
-    film_video(folder / "photos" / "clip")
+    film_video(folder / "photos" / "clip.mp4")
+    (folder / "photos" / "clip.mp4").rename(folder / "photos" / "clip")
     large = (folder / "photos" / "large.png").read_bytes()
     with tarfile.open(folder / "shard.tar", "w") as tar:
         tar.add(folder / "photos" / "large.png", "large.png")
