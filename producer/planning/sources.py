@@ -145,7 +145,9 @@ def _read_file(path: Path, head: bytes, order: SourceOrder, listed: Listed) -> D
         return _listing(path, json_rows(path), order, listed) if order.keys else _annotations(path, order)
     if text.startswith("["):
         return _listing(path, json_rows(path), order, listed)
-    is_table = re.match(r"[^\n]*[,;\t]", text) is not None
+    header = text.partition("\n")[0].strip()
+    is_column = header in {order.keys.image, *(key for keys in MEDIA_KEYS.values() for key in keys)}
+    is_table = is_column or re.search(r"[,;\t]", header) is not None
     return _listing(path, table_rows(path) if is_table else path_lines(path), order, listed)
 
 

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from PIL import Image
 from sqlalchemy import Engine
 
+from capflow_tasks.records import Stage
 from capflow_tasks.store.tables import AgentResult, Sample
 from tests.checkpoints import NOISE_RULES
 from tests.datasets import draw_picture, film_video, read_lines
@@ -236,13 +237,14 @@ def test_every_kind_of_source_is_captioned_by_vllm(quick_cli: Cli, engine: Engin
     sources = ("photos", "shard.tar", "rows.parquet", "rows.csv")
     quick_cli.environment |= vllm_with(tiny_model) | {"CAPFLOW_GUARD_OFF": NOISE_RULES}
 
-    caption(quick_cli, *sources, "--workflow", "fast", "--stages", "summarize")
+    caption(quick_cli, *sources, "--workflow", "fast", "--stages", "route,summarize")
 
-    for name, count in (("photos", 2), ("shard", 2), ("rows", 1), ("rows-2", 2)):
+    for name, count in (("photos", 2), ("shard", 2), ("rows", 2), ("rows-2", 1)):
         assert len(captioned(quick_cli, name)) == count
     with engine.connect() as connection:
         paths = sa.cast(Sample.entry, sa.String)
         tokens = sa.select(paths, AgentResult.prompt_tokens).join(Sample, AgentResult.sample_id == Sample.id)
+        tokens = tokens.where(AgentResult.stage == Stage.SUMMARIZE)
         seen = connection.execute(tokens).all()
     pictures = {count for entry, count in seen if "video" not in entry}
     videos = {count for entry, count in seen if "video" in entry}

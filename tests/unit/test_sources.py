@@ -103,6 +103,7 @@ def test_links_are_followed_inside_the_folder_and_never_around(tmp_path: Path) -
         ("rows.csv", "image,n\na.png,1\n", [{"image": "a.png", "n": "1"}]),
         ("rows.tsv", 'image\tn\na.png\t"x, y"\n', [{"image": "a.png", "n": "x, y"}]),
         ("rows.json", "image,n\na.png,\n", [{"image": "a.png", "n": None}]),
+        ("column.csv", "image\na.png\n", [{"image": "a.png"}]),
         ("list.json", '["a.png", 3]', [{"id": "a.png", "image": "a.png"}, 3]),
         ("paths.txt", "a.png\n\n  b.png\n", [{"id": p, "image": p} for p in ("a.png", "b.png")]),
     ],
