@@ -118,7 +118,7 @@ def _paths(entry: JsonObject, key: str) -> list[str]:
     return [path for path in paths if path.strip()]
 
 
-def task_of(entry: JsonObject, known_tasks: Callable[[str], str]) -> str | None:
+def task_of(entry: JsonObject, known_tasks: Callable[[str], str | None]) -> str | None:
     """Return the canonical name of the entry's own task, None without one. Raises BadEntry."""
     task = entry.get("task")
     if task is None or task == "":

@@ -14,7 +14,7 @@ development="$development|braceexpand|datasets|multiprocess|pandas|webdataset|xx
 development="$development|outcome|pysocks|selenium|sortedcontainers|threadpoolctl|tifffile|trio|trio-websocket"
 development="$development|trove-classifiers|types-[a-z]*|websocket-client|wsproto"
 ours='alembic|amqp|av|billiard|celery|click-didyoumean|click-plugins|click-repl|flower|ftfy|greenlet|humanize|kombu'
-ours="$ours|mako|prompt-toolkit|psycopg|psycopg-binary|py3langid|qwen-vl-utils|redis|simplejpeg|sqlalchemy|tenacity|tzlocal|vine|wcwidth"
+ours="$ours|mako|prompt-toolkit|psycopg|psycopg-binary|py3langid|pyarrow|qwen-vl-utils|redis|simplejpeg|sqlalchemy|tenacity|tzlocal|vine|wcwidth"
 
 case ${1:-} in
 cpu) grep -E '^[a-z]' "$here/constraints.txt" | grep -vE "^($development)==" ;;

@@ -309,8 +309,7 @@ def _first_media(shard: PlanShard, settings: Settings) -> Iterator[str | None]:
             try:
                 file = paths.resolve_media(shard.root, path)
                 paths.check_file(file, settings.max_media_mib * 2**20)
-                with Path(file).open("rb") as opened:
-                    opened.read(1)
+                paths.head_of(file)
                 yield None
             except (SampleError, OSError) as error:
                 yield str(error)

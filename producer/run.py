@@ -6,6 +6,7 @@ runs the shards of a plan and exports the caption files.
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -17,17 +18,16 @@ from time import monotonic
 from typing import TypeVar
 
 from capflow_tasks.domains.catalogue import Catalogue, load_workflow
-from capflow_tasks.entries import media_of, task_of
-from capflow_tasks.errors import BadEntry, PlanError, SettingsError, TextOnly, UserError
-from capflow_tasks.records import Failure, JsonObject, Modality, PlanShard, Stage, Workflow
+from capflow_tasks.errors import PlanError, SettingsError, TextOnly, UserError
+from capflow_tasks.records import PlanShard, Stage, Workflow
 from capflow_tasks.settings import Settings
 from capflow_tasks.store import claims, edits, runs, states, statistics, views
 from producer import services
 from producer.budget import Budget, Spending
 from producer.console import counted, progress
 from producer.edits import ReadSamples, follow_plan, read_again
-from producer.reading.annotations import read_entries
 from producer.reading.plan import Plan, read_plan
+from producer.reading.samples import read_samples, warn_of_foreign
 from producer.refresh import Refresh
 from producer.summary import SHOWN_FAILURES, Summary
 from producer.watch import Watch
@@ -86,6 +86,8 @@ class Order:
     skips_text_only: bool = False
     #: Whether it may replace files in the output folder that are not its own.
     overwrites: bool = False
+    #: Whether an entry whose task is no domain fails.
+    strict: bool = False
 
     @property
     def run_name(self) -> str:
@@ -409,7 +411,8 @@ class CaptionRun:
             own.claim(file_names(self.plan.shards))
             if retry:
                 run.retry_failed(kinds, domains)
-            read = partial(read_samples, self._catalogue)
+            foreign = Counter[str]()
+            read = partial(read_samples, self._catalogue, foreign=None if self._order.strict else foreign)
             run.read_again(read, refused_too=retry)
             stale = Refresh(fleet.engine, run.id, self._catalogue, self._settings)
             if refresh:
@@ -421,6 +424,7 @@ class CaptionRun:
                     "`capflow caption --refresh` shows them"
                 )
             is_complete = run.finish(read, stopping)
+            warn_of_foreign(foreign)
             seconds = monotonic() - started
             return services.through_outages(partial(_export, run, own, is_complete, seconds), stopping)
 
@@ -453,30 +457,6 @@ def checked_plan(path: Path, catalogue: Catalogue) -> Plan:
     for warning in plan.warnings:
         log.warning("%s", warning)
     return plan
-
-
-def read_samples(catalogue: Catalogue, shard: PlanShard, start_idx: int) -> Iterator[states.NewSample]:
-    """Read the shard's samples from an index on; one that cannot be used has failed already.
-
-    Raises PlanError where the annotation file breaks off.
-    """
-    for entry in read_entries(Path(shard.annotation), start_idx, shard.end_idx):
-        try:
-            if entry.value is None:
-                raise BadEntry(entry.problem)
-            yield states.NewSample(entry.index, entry.value, domain_of(catalogue, shard, entry.value))
-        except BadEntry as error:
-            failure = Failure(Stage.ROUTE, error.kind, str(error), is_retryable=False)
-            yield states.NewSample(entry.index, entry.value or {}, None, failure)
-
-
-def domain_of(catalogue: Catalogue, shard: PlanShard, entry: JsonObject) -> str | None:
-    """The entry's own task, else the shard's, else the one for videos; None means that the router decides."""
-    kinds = {kind for kind, _ in media_of(entry, shard.modality)}
-    given = task_of(entry, lambda task: catalogue.resolve(task).name) or shard.task
-    if given is None and Modality.VIDEO in kinds:
-        return catalogue.for_video().name
-    return given
 
 
 def reconcile_until_stopped(settings: Settings, stopping: Event) -> None:

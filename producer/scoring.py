@@ -32,7 +32,8 @@ from producer.parallel import ProgressLines, call_all
 from producer.reading import caption_files
 from producer.reading.caption_files import CaptionLine, Rubrics, Scores
 from producer.reading.plan import file_name_part
-from producer.run import OpenRun, Order, checked_plan, domain_of, name_of_run
+from producer.reading.samples import domain_of
+from producer.run import OpenRun, Order, checked_plan, name_of_run
 from producer.services import reach_fleet, through_outages
 from producer.summary import ScoreSummary
 from producer.writing.captions import caption_record, failed_record

@@ -31,6 +31,7 @@ from capflow_tasks.records import Stage
 from capflow_tasks.settings import Settings
 from capflow_tasks.store import figures, states, statistics
 from capflow_tasks.store.database import connect, unavailable, upgrade
+from producer.reading.plan import kept_plan
 
 log = logging.getLogger(__name__)
 
@@ -402,10 +403,16 @@ def reading(url: str) -> Iterator[Engine]:
 
 
 def find_run(engine: Engine, name_or_plan: str) -> figures.RunFigures:
-    """Find the run of this name, else the only one of this plan. Raises UserError unless there is one."""
+    """Find the run of this name, else the only one of this plan or source.
+
+    Raises UserError unless there is one.
+    """
     stored = statistics.Statistics(engine)
     found = stored.runs(name_or_plan, str(Path(name_or_plan).resolve()))
     found = [run for run in found if run.name == name_or_plan] or found
+    if not found and Path(name_or_plan).exists():
+        kept = kept_plan([name_or_plan]).parts
+        found = [run for run in stored.runs() if Path(run.plan).parts[-len(kept) :] == kept]
     if len(found) == 1:
         return found[0]
     if found:

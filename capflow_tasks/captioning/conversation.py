@@ -17,6 +17,7 @@ from capflow_tasks.domains.catalogue import Agent, Catalogue, Domain
 from capflow_tasks.entries import media_of
 from capflow_tasks.errors import BadAnswer, BadEntry, SampleError, WorkflowError, WorkflowMissing
 from capflow_tasks.media import paths, video
+from capflow_tasks.media.addresses import part_of
 from capflow_tasks.observe import metrics
 from capflow_tasks.store import candidates
 from capflow_tasks.store.states import Claim, Outcome, PendingSample, Route
@@ -69,7 +70,8 @@ class Conversation:
             media = list(media_of(self.sample.entry, self.claim.modality))
             self._paths = tuple(path for _, path in media)
             self._media = tuple(
-                records.MediaRef(kind, paths.resolve_media(self.claim.root, path)) for kind, path in media
+                records.MediaRef(kind, paths.resolve_media(self.claim.root, path), part_of(path).span)
+                for kind, path in media
             )
             if self.sample.domain is not None:
                 self._domain = self.catalogue.resolve(self.sample.domain)
@@ -130,7 +132,7 @@ class Conversation:
             if self._writes_again(agent):
                 instruction += prompts.writing_again(self.catalogue.again, *self._best_earlier())
         media = [
-            replace(ref, span=span) if ref.kind is records.Modality.VIDEO else ref
+            replace(ref, span=span or ref.span) if ref.kind is records.Modality.VIDEO else ref
             for ref in (self._media if agent.media else ())
         ]
         return records.Request(

@@ -54,7 +54,7 @@ class VideoFiles:
             max_source_pixels=budget.max_source_pixels,
             timeout_seconds=budget.timeout_seconds,
         )
-        return self._facts(path, limits, (found.st_size, found.st_mtime_ns))
+        return self._facts(path, limits, (found.size, found.mtime_ns))
 
     def _measure(self, path: str, limits: MediaBudget, _state: tuple[int, int]) -> VideoFacts:
         return self.run(path, limits.timeout_seconds, player.measure, path, limits)

@@ -6,20 +6,25 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from unicodedata import normalize
 
 from capflow_tasks import errors
+from capflow_tasks.media.addresses import open_media, part_of, split_address, with_part
+from capflow_tasks.records import Modality
 
 
-def resolve_media(root: str, relative: str) -> str:
-    """Return the absolute path, links resolved, of an existing file inside `root`. Raises SampleError.
+def resolve_media(root: str, address: str) -> str:
+    """Return the address with the absolute path, links resolved, of an existing file inside `root`.
 
-    A name is found in any Unicode normal form. Links of a Hugging Face snapshot may lead to its blobs.
+    A name is found in any Unicode normal form. Links of a Hugging Face snapshot may lead to its blobs. Raises
+    SampleError.
     """
-    if not isinstance(relative, str) or not relative.strip() or "\0" in relative:
-        raise errors.BadEntry(f"A media path must be a non-empty string without NUL, not {relative!r:.80}.")
+    if not isinstance(address, str) or not address.strip() or "\0" in address:
+        raise errors.BadEntry(f"A media path must be a non-empty string without NUL, not {address!r:.80}.")
+    relative, member = split_address(address)
     if re.match(r"([a-z][a-z0-9+.-]*://|data:)", relative, re.IGNORECASE):
         raise errors.MediaUnsupported(
             f"Remote media is off: copy {relative:.200} below the root and give its path."
@@ -43,7 +48,7 @@ def resolve_media(root: str, relative: str) -> str:
         if not path.exists() and (near := _near_match(path)):
             raise errors.MediaMissing(f"{path} does not exist, but {near!r} does; correct the entry.")
         path.stat()
-    return str(path)
+    return with_part(str(path) if member is None else f"{path}#{member}", part_of(address))
 
 
 def root_problem(root: str) -> str | None:
@@ -117,20 +122,32 @@ def file_errors(path: str) -> Iterator[None]:
         raise errors.MediaUnreadable(f"{path} could not be read: {error.strerror}.") from error
 
 
-def check_file(path: str, max_bytes: int) -> os.stat_result:
-    """Refuse a file without opening it: missing, not a plain file, empty, or larger than `max_bytes`."""
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """What changes when a medium does."""
+
+    #: Bytes of the medium; of a cell of Parquet, those of its column in the row group.
+    size: int
+    #: When the file was changed, nanoseconds.
+    mtime_ns: int
+
+
+def check_file(path: str, max_bytes: int) -> FileState:
+    """Refuse a medium without reading it: missing, in no plain file, empty, or larger than `max_bytes`."""
+    file, member = split_address(path)
     with file_errors(path):
-        found = Path(path).stat()
-    if not stat.S_ISREG(found.st_mode):
-        what = "a folder" if stat.S_ISDIR(found.st_mode) else "not a plain file"
-        raise errors.MediaUnsupported(f"{path} is {what}.")
-    if found.st_size == 0:
+        found = Path(file).stat()
+        if not stat.S_ISREG(found.st_mode):
+            what = "a folder" if stat.S_ISDIR(found.st_mode) else "not a plain file"
+            raise errors.MediaUnsupported(f"{file} is {what}.")
+        size = member.size_in(file) if member and found.st_size else found.st_size
+    if size == 0:
         raise errors.MediaCorrupt(f"{path} is empty: zero bytes.")
-    if found.st_size > max_bytes:
+    if size > max_bytes:
         raise errors.MediaTooLarge(
-            f"{path} has {found.st_size:,} bytes; the limit is {max_bytes:,} (CAPFLOW_MAX_MEDIA_MIB)."
+            f"{path} has {size:,} bytes; the limit is {max_bytes:,} (CAPFLOW_MAX_MEDIA_MIB)."
         )
-    return found
+    return FileState(size, found.st_mtime_ns)
 
 
 #: (offset, bytes there, what the file is); a file type that ends in "picture" or "video" can be decoded.
@@ -138,6 +155,8 @@ _SIGNATURES = (
     (0, b"\xff\xd8\xff", "a JPEG picture"),
     (0, b"\x89PNG", "a PNG picture"),
     (0, b"GIF8", "a GIF picture"),
+    (0, b"\0\0\0\x0cjP  ", "a JPEG 2000 picture"),
+    (0, b"\xff\x4f\xff\x51", "a JPEG 2000 picture"),
     (8, b"WEBP", "a WebP picture"),
     (0, b"II*\0", "a TIFF picture"),
     (0, b"MM\0*", "a TIFF picture"),
@@ -150,6 +169,7 @@ _SIGNATURES = (
     (8, b"AVI ", "an AVI video"),
     (0, b"FLV\x01", "an FLV video"),
     (0, b"\0\0\x01\xba", "an MPEG video"),
+    (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "a WMV video"),
     (8, b"WAVE", "a WAV sound file"),
     (0, b"ID3", "an MP3 sound file"),
     (0, b"fLaC", "a FLAC sound file"),
@@ -160,18 +180,48 @@ _SIGNATURES = (
 )
 
 
+#: Bytes by which the content of a file is known.
+HEAD_BYTES = 4096
+_NOUNS = {Modality.IMAGE: "picture", Modality.VIDEO: "video"}
+
+
+def content_of(head: bytes) -> str:
+    """Name what a file holds by its first bytes; "... picture" or "... video" can be decoded here."""
+    for offset, magic, name in _SIGNATURES:
+        if head.startswith(magic, offset):
+            return name
+    # what has a short signature, or repeats one
+    if head.startswith(b"BM") and head[6:10] == b"\0\0\0\0":
+        return "a BMP picture"
+    if re.match(rb"P[1-6]\s[\d\s#]", head):
+        return "a PPM picture"
+    if head[:1] == head[188:189] == head[376:377] == b"G":
+        return "an MPEG-TS video"
+    if head.startswith(b"OggS") and b"theora" in head:
+        return "an Ogg video"
+    if not head.strip(b"\0"):
+        return "only zero bytes"
+    if head.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
+        return "an HTML page"
+    control_bytes = set(range(32)) - set(b"\t\n\f\r\x1b")
+    return "unknown data" if control_bytes.intersection(head) else "text"
+
+
+def head_of(path: str) -> bytes:
+    """Return the medium's first bytes. Raises SampleError."""
+    with file_errors(path), open_media(path) as file:
+        return file.read(HEAD_BYTES)
+
+
+def kind_of(head: bytes) -> Modality | None:
+    """Return the kind of a medium by its first bytes; None for what is neither."""
+    content = content_of(head)
+    return next((kind for kind, noun in _NOUNS.items() if content.endswith(noun)), None)
+
+
 def unrecognised(path: str, wanted: str) -> errors.SampleError:
     """Return the error for a file that no decoder recognised; `wanted` is "picture" or "video"."""
-    with file_errors(path), Path(path).open("rb") as file:
-        head = file.read(4096)
-    found = next((name for offset, magic, name in _SIGNATURES if head.startswith(magic, offset)), None)
-    if found is None and not head.strip(b"\0"):
-        found = "only zero bytes"
-    elif found is None and head.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
-        found = "an HTML page"
-    elif found is None:
-        control_bytes = set(range(32)) - set(b"\t\n\f\r\x1b")
-        found = "unknown data" if control_bytes.intersection(head) else "text"
+    found = content_of(head_of(path))
     if found.endswith(wanted):
         return errors.MediaCorrupt(f"{path} begins as {found}, but is damaged or cut short.")
     return errors.MediaUnsupported(f"{path} holds {found}, not a {wanted} that can be decoded here.")

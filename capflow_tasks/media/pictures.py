@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from io import BytesIO
 from math import ceil, floor, prod, sqrt
 from pathlib import Path
@@ -14,8 +14,9 @@ import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, ImageColor, UnidentifiedImageError
 
-from capflow_tasks.errors import MediaCorrupt, MediaTooLarge, MediaUnsupported, SampleError
+from capflow_tasks.errors import MediaCorrupt, MediaMissing, MediaTooLarge, MediaUnsupported, SampleError
 from capflow_tasks.media import integrity
+from capflow_tasks.media.addresses import open_media, part_of, split_address
 from capflow_tasks.media.budget import FRAMES_PER_TOKEN, MediaBudget, check_source_size
 from capflow_tasks.media.paths import check_file, file_errors, unrecognised
 from capflow_tasks.records import Span
@@ -65,7 +66,9 @@ def media_key(path: str, budget: MediaBudget, span: Span | None = None) -> str:
     found = check_file(path, budget.max_file_bytes)
     shape = {name: value for name, value in asdict(budget).items() if name not in _NO_PIXELS}
     part = None if span is None else str(span)
-    identity = [str(Path(path).resolve()), found.st_size, found.st_mtime_ns, shape, part]
+    file, member = split_address(path)
+    place = [str(Path(file).resolve()), str(member), str(part_of(path)), part]
+    identity = [*place, found.size, found.mtime_ns, shape]
     return hashlib.sha256(json.dumps(identity).encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -83,10 +86,23 @@ _UPRIGHT = {
 
 
 def load_image(path: str, budget: MediaBudget) -> Image.Image:
-    """Read a picture, or an animation's first frame, as upright RGB of the budget's size.
+    """Read a picture, or an animation's first frame, or the part that the path names, as upright RGB.
 
-    Transparent parts get a background that contrasts. Raises SampleError.
+    It has the budget's size. Transparent parts get a background that contrasts. Raises SampleError.
     """
+    box = part_of(path).box
+    if box is None:
+        return _load(path, budget)
+    whole = _load(path, replace(budget, factor=1, min_pixels=1, max_pixels=budget.max_source_pixels))
+    left, top, width, height = box
+    right, bottom = min(left + width, whole.width), min(top + height, whole.height)
+    if left >= right or top >= bottom:
+        raise MediaMissing(f"{path}: the box lies outside the {whole.width} x {whole.height} pixels.")
+    size = fit_image(right - left, bottom - top, budget)
+    return whole.resize(size, Image.Resampling.BICUBIC, (left, top, right, bottom))
+
+
+def _load(path: str, budget: MediaBudget) -> Image.Image:
     check_file(path, budget.max_file_bytes)
     # Pillow warns of odd metadata, and of sizes that are checked here; repeated calls add no second filter
     warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -94,7 +110,7 @@ def load_image(path: str, budget: MediaBudget) -> Image.Image:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, budget.max_source_pixels)
     with file_errors(path):
         try:
-            with Path(path).open("rb") as file:
+            with open_media(path) as file:
                 return _read(file, path, budget)
         except UnidentifiedImageError as error:
             raise unrecognised(path, "picture") from error
@@ -115,9 +131,19 @@ def _read(file: BinaryIO, path: str, budget: MediaBudget) -> Image.Image:
         return _read_jpeg(file.read(), path, budget)
     file.seek(0)
     with Image.open(integrity.checked(file), formats=_FORMATS) as image:
+        _seek_frame(image, path)
         check_source_size(path, image.width, image.height, budget)
         integrity.check_strips(image, file)
         return _upright(_resized(image, budget), image)
+
+
+def _seek_frame(image: Image.Image, path: str) -> None:
+    frame = part_of(path).frame
+    try:
+        image.seek(frame or 0)
+    except EOFError as error:
+        count = getattr(image, "n_frames", 1)
+        raise MediaMissing(f"{path}: there is no frame {frame}; it has {count}, from 0.") from error
 
 
 def _read_jpeg(data: bytes, path: str, budget: MediaBudget) -> Image.Image:

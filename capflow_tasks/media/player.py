@@ -7,7 +7,6 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from math import inf
-from pathlib import Path
 from typing import Any, cast
 
 import av
@@ -16,6 +15,7 @@ from av import Packet, VideoFrame, VideoStream
 from numpy.typing import NDArray
 
 from capflow_tasks.errors import MediaCorrupt, MediaUnreadable, MediaUnsupported
+from capflow_tasks.media.addresses import open_media
 from capflow_tasks.media.budget import MediaBudget, check_source_size
 from capflow_tasks.media.paths import check_file, file_errors, unrecognised
 
@@ -80,7 +80,7 @@ def open_video(path: str, budget: MediaBudget, deadline: float) -> Iterator[Vide
     with file_errors(path):
         try:
             with (
-                Path(path).open("rb") as file,
+                open_media(path) as file,
                 av.open(file, "r", None, None, options, buffer_size=2**18) as container,
             ):
                 is_known = True
@@ -127,7 +127,7 @@ _Matrix = tuple[int, int, int, int]
 
 def measure(path: str, budget: MediaBudget) -> VideoFacts:
     """Measure a video's length by its packets and its size by its first frame."""
-    is_small = check_file(path, budget.max_file_bytes).st_size <= SCAN_BYTES
+    is_small = check_file(path, budget.max_file_bytes).size <= SCAN_BYTES
     with open_video(path, budget, time.monotonic() + budget.timeout_seconds) as source:
         facts = _true_length(source, is_small)
     with playing(path, budget, facts) as player:

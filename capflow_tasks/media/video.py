@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from capflow_tasks.errors import FatalSampleError
 from capflow_tasks.media import player
+from capflow_tasks.media.addresses import part_of
 from capflow_tasks.media.budget import FRAMES_PER_TOKEN, FrameSampling, MediaBudget
 from capflow_tasks.media.pictures import count_tokens, fit
 from capflow_tasks.media.player import VideoFacts
@@ -171,10 +172,12 @@ class Windows:
             return ()  # raised again when the file is loaded
         budget = self.budget.overridden_by(changes)
         fps = min(budget.fps, facts.fps)
-        sampled = int(facts.seconds * fps + 1e-6)
+        named = part_of(path).span or Span(0, facts.seconds)
+        first, last = min(named.start, facts.seconds), min(named.end, facts.seconds)
+        sampled = int(max(last - first, 0) * fps + 1e-6)
         size = max(budget.window_frames, -(-sampled // budget.max_windows))
         starts = [window.start for window in compute_windows(sampled, size, size // 2)]
         # in milliseconds, as in their names: no two windows may share a name
-        bounds = sorted({round(1000 * start / fps) for start in starts} | {round(1000 * facts.seconds)})
+        bounds = sorted({round(1000 * (first + start / fps)) for start in starts} | {round(1000 * last)})
         spans = tuple(Span(start / 1000, end / 1000) for start, end in pairwise(bounds))
         return spans if len(spans) > 1 else ()

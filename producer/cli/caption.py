@@ -16,6 +16,7 @@ import click
 from capflow_tasks.errors import UserError, failure_kinds
 from capflow_tasks.records import MOST_CANDIDATES, Stage
 from producer.cli import options as cli
+from producer.cli.sources import planned, source_options, sources_argument
 
 if TYPE_CHECKING:
     from capflow_tasks.store.states import CandidatePolicy
@@ -109,24 +110,31 @@ def _run_options(*, has_defaults: bool) -> cli.Decorator:
             kind=click.IntRange(1),
             **({} if has_defaults else default(None)),
         ),
+        cli.option(
+            "--strict",
+            "Fail samples whose entry names a task that is no domain, instead of routing them.",
+            is_flag=True,
+            **default(False),
+        ),
         cli.budget_options,
         cli.json_option(),
     )
 
 
 @click.command(cls=cli.Command, exit_codes=(0, 1, 2, 3, 4, 5, 130), shows_settings=True)
-@click.argument("plan", type=cli.ANY_PATH, required=False)
+@sources_argument
+@source_options
 @cli.workflow_option
 @_run_options(has_defaults=True)
-@cli.flag("--dry-run", "Check the plan, count its samples and their pictures; send nothing.")
+@cli.flag("--dry-run", "Check the sources, count their samples and pictures; send nothing.")
 @cli.flag(
     "--refresh",
     "Show which answers are stale, as prompts or the model have changed, and what they cost.",
 )
 @cli.flag("--yes", "With --refresh: ask for those answers again, and for those that depend on them.")
-@cli.flag("--reconcile", "Without PLAN: resend batches that runs lost, until stopped.")
+@cli.flag("--reconcile", "Without SOURCE: resend batches that runs lost, until stopped.")
 def caption(
-    plan: Path | None,
+    sources: tuple[str, ...],
     as_json: bool,
     dry_run: bool,
     refresh: bool,
@@ -134,13 +142,19 @@ def caption(
     reconcile: bool,
     **options: Any,
 ) -> None:
-    """Caption every sample of the split plan PLAN and write the caption files.
+    """Caption every sample of each SOURCE and write the caption files.
+
+    A SOURCE is a folder of pictures and videos, or single ones; an annotation file (JSON, JSONL, CSV, TSV); a
+    list of paths; a metafile; or, alone, a split plan. All but a split plan are listed first; no media are
+    copied. Named again, a source keeps its samples in their places, and what was added comes last.
 
     The same command continues a run that was stopped. Without CAPFLOW_DATABASE_URL and
     CAPFLOW_BROKER_URL it starts PostgreSQL, Redis and a worker of its own, and stops them at the end.
     The first Ctrl-C lets the worker finish the running stages; the second stops at once.
 
     Examples:
+      capflow caption photos/ -o captions
+      capflow caption products.csv --image-key picture --id-key sku --root /data/products
       capflow caption plan.jsonl
       CAPFLOW_MODEL=/models/Qwen2.5-VL-7B-Instruct capflow caption plan.jsonl -o captions
       capflow caption plan.jsonl --dry-run
@@ -151,26 +165,32 @@ def caption(
       capflow caption plan.jsonl --max-cost 250 --prices prices.yaml
       capflow caption --reconcile
     """
+    from capflow_tasks.domains.catalogue import load_workflow
     from capflow_tasks.settings import read_settings
     from producer.console import counted
     from producer.reading.plan import check_picture_counts
     from producer.run import CaptionRun, Order, reconcile_until_stopped
 
-    if reconcile == (plan is not None):
-        raise click.UsageError("name a PLAN, or use --reconcile alone")
+    if reconcile == bool(sources):
+        raise click.UsageError("name a SOURCE, or use --reconcile alone")
     if yes and not refresh:
         raise click.UsageError("--yes is for --refresh; leave it out, or give both")
-    if plan is None:
+    settings = read_settings()
+    if reconcile:
         with stop_on_signals() as stopping:
-            reconcile_until_stopped(read_settings(), stopping)
+            reconcile_until_stopped(settings, stopping)
         return
+    catalogue = load_workflow(options["workflow"], settings.domains, settings.language)
+    plan = planned(sources, options, settings, catalogue.resolve)
     order = Order(plan, budget=cli.budget_of(options), candidates=_candidates_of(options), **options)
-    captioning = CaptionRun(order, read_settings())
+    captioning = CaptionRun(order, settings)
     if dry_run:
         checked = captioning.plan
-        check_picture_counts(checked, read_settings().max_images)
+        check_picture_counts(checked, settings.max_images)
         found = f"{counted(len(checked.shards), 'shard')}, {counted(checked.sample_count, 'sample')}"
-        click.echo(f"{plan}: {found}, nothing to fix; models and workers are checked by capflow doctor")
+        click.echo(
+            f"{', '.join(sources)}: {found}, nothing to fix; models and workers are checked by capflow doctor"
+        )
         return
     if refresh and not yes:
         _show_stale(order, as_json)
@@ -272,9 +292,11 @@ def resume(run_or_plan: str, as_json: bool, **options: Any) -> None:
 
 def _as_started(run_or_plan: str, options: dict[str, Any]) -> dict[str, Any]:
     """Return the options, filled up with what the run was started with."""
+    from producer.reading.plan import is_split_plan
+
     with cli.open_run(options["run"] or run_or_plan) as (run, _):
         pass
-    plan = Path(run_or_plan) if Path(run_or_plan).is_file() else Path(run.plan)
+    plan = Path(run_or_plan) if is_split_plan(Path(run_or_plan)) else Path(run.plan)
     if plan.is_dir():
         raise UserError(f"run {run.name} scores {plan}; `capflow score {plan}` tries its failures again")
     names = ("stages", "min_confidence", "pin_ranks", "workflow", "candidates", "min_overall", "token_budget")

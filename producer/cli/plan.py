@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from producer.cli import options as cli
+from producer.cli.sources import plan_sources, source_options, sources_argument
 
 if TYPE_CHECKING:
     from producer.planning.planner import Planned, PlanOrder
@@ -23,7 +24,8 @@ def _fraction(context: click.Context, option: click.Parameter, value: float) -> 
 
 
 @click.command(cls=cli.Command, exit_codes=(0, 2, 3, 130))
-@click.argument("metafile", type=cli.ANY_PATH)
+@sources_argument
+@source_options
 @cli.option("--ranks", "Ranks that share the samples.", 1, click.IntRange(1, 100_000))
 @cli.option(
     "-o --output", "Split plan to write, whole or not at all.", "plan.jsonl", cli.FILE, variable="PLAN_OUTPUT"
@@ -42,7 +44,10 @@ def _fraction(context: click.Context, option: click.Parameter, value: float) -> 
     variable="SAMPLE_SEED",
 )
 @cli.option(
-    "--samples", "Folder of the chosen samples.", kind=cli.FOLDER, show_default="samples, next to the plan"
+    "--samples",
+    "Folder of chosen samples and of listings.",
+    kind=cli.FOLDER,
+    show_default="samples, next to the plan",
 )
 @cli.option(
     "--trust-lengths", "Believe each dataset's length instead of counting its entries.", False, is_flag=True
@@ -51,9 +56,17 @@ def _fraction(context: click.Context, option: click.Parameter, value: float) -> 
 @cli.processes_option("Annotation files read", "PLAN_PROCESSES")
 @cli.json_option("what was planned as one JSON object")
 def plan(
-    metafile: Path, output: Path, samples: Path | None, remaining: bool, as_json: bool, **options: Any
+    sources: tuple[str, ...],
+    output: Path,
+    samples: Path | None,
+    remaining: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
-    """Write a split plan for the datasets that METAFILE names.
+    """Write a split plan for each SOURCE: what capflow caption takes, such as a folder or a metafile.
+
+    A source that is no annotation file is listed as one in the folder of --samples; its media stay where they
+    are. Planned again, samples keep their places, and files that were added come last.
 
     Every rank gets the same amount of work, within one sample; large datasets are split. Annotation files
     are counted, and a wrong length is reported. A plan can only name ranges of a file, so the samples of a
@@ -61,26 +74,31 @@ def plan(
     file depends on what is sampled and how, so a later plan finds it again.
 
     Examples:
+      capflow plan photos/ more/*.csv --image-key file -o plan.jsonl
       capflow plan Metafile.json --ranks 8 -o plan.jsonl
       capflow plan Metafile.json --ranks 64 --trust-lengths --video-weight 20 -o plan.jsonl
       capflow plan Metafile.json --remaining -o rest.jsonl
       capflow plan Metafile.json --ranks 8 --json | jq '.ranks[].samples'
+
+    Metafile.json names datasets; the keys from task on may be left out:
+      {"ADE20K": {"root": "/data/ade20k", "annotation": "ade20k.json", "modality": "image",
+                  "task": "Natural", "length": 100000, "sample_count": 42522}}
     """
     from capflow_tasks.domains.catalogue import load_catalogue
     from capflow_tasks.settings import read_settings
-    from producer.parallel import ProgressLines
-    from producer.planning.metafile import read_metafile
-    from producer.planning.planner import PlanOrder, captioned_in, make_plan
+    from producer.planning.planner import PlanOrder, captioned_in
     from producer.services import database
 
+    if not sources:
+        raise click.UsageError("name at least one SOURCE, such as a folder or a metafile")
     output = output.absolute()
-    if output.exists() and metafile.exists() and output.samefile(metafile):
-        raise click.UsageError("-o names the metafile itself; name another file for the plan")
+    if any(output.exists() and Path(source).exists() and output.samefile(source) for source in sources):
+        raise click.UsageError("-o names a source itself; name another file for the plan")
     folder = (samples or output.parent / "samples").absolute()
+    keys = {name: options.pop(name) for name in ("image_key", "id_key", "parts", "root")}
     order = PlanOrder(output=output, samples=folder, trusts_lengths=options.pop("trust_lengths"), **options)
     settings = read_settings()
-    datasets = read_metafile(metafile, load_catalogue(settings.domains).resolve)
-    make = partial(make_plan, datasets, order, ProgressLines("annotation files counted"))
+    make = partial(plan_sources, sources, keys, order, load_catalogue(settings.domains).resolve)
     if remaining:
         with database(settings) as url:
             planned = make(partial(captioned_in, url))

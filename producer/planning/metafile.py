@@ -34,6 +34,8 @@ class Dataset:
     sample_count: int | None
     #: Keys without a meaning here, which the plan keeps.
     extra: JsonObject
+    #: Whether `length` was counted, and need not be counted again.
+    is_counted: bool = False
 
 
 class _Object(dict[str, Any]):

@@ -96,16 +96,20 @@ def make_plan(
     order: PlanOrder,
     progress: Progress,
     coverage: Callable[[Sequence[str]], Mapping[str, Coverage]] | None = None,
+    check: Callable[[Sequence[Dataset], Sequence[int]], list[str]] | None = None,
 ) -> Planned:
     """Write the plan and its samples, unless nothing remains. Raises PlanError with one problem per line.
 
     `coverage` returns what is captioned of these annotation files, by real path; None plans all samples.
+    `check` tries some entries of the datasets of these lengths, and returns what looks wrong.
     """
     lengths = _lengths(datasets, order, progress)
     works = [_work(dataset, length, order) for dataset, length in zip(datasets, lengths, strict=True)]
     warnings = [text for pair in zip(datasets, lengths, strict=True) for text in _warnings_for(*pair)]
     if not any(work.total for work in works):
         raise PlanError('no entry to plan: every dataset is empty or has "sample_count" 0; fix the metafile')
+    if check is not None:
+        warnings += check(datasets, lengths)
     if coverage is not None:
         works = _without_captioned(works, coverage([os.path.realpath(work.annotation) for work in works]))
         warnings += [
@@ -206,8 +210,10 @@ def _lengths(datasets: Sequence[Dataset], order: PlanOrder, progress: Progress) 
         found = {each.annotation: remedy if each.length is None else each.length for each in datasets}
     else:
         # The largest first, so that it is not the last one still being read.
-        files = sorted((each.annotation for each in datasets), key=lambda file: -Path(file).stat().st_size)
+        uncounted = [each.annotation for each in datasets if not each.is_counted]
+        files = sorted(uncounted, key=lambda file: -Path(file).stat().st_size)
         found = dict(zip(files, call_all(_count, files, order.processes, progress), strict=True))
+        found |= {each.annotation: each.length or 0 for each in datasets if each.is_counted}
     lengths = [found[each.annotation] for each in datasets]
     pairs = zip(datasets, lengths, strict=True)
     problems = [f"dataset {shown(each.name)}: {length}" for each, length in pairs if isinstance(length, str)]

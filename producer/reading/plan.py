@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -71,6 +71,26 @@ def read_plan(path: Path, resolve: Resolve) -> Plan:
     if not shards:
         raise PlanError(f"{path}: holds no shard; write one JSON object per line")
     return Plan(tuple(shards), tuple(_in_order(path, warnings)))
+
+
+_PLAN_KEY = re.compile(rb'"(json_url|assign_rank|shard_index)"\s*:')
+
+
+def is_split_plan(path: Path) -> bool:
+    """Whether the file begins as a split plan, perhaps a broken one, and not as another source of samples."""
+    try:
+        with path.open("rb") as file:
+            return _PLAN_KEY.search(file.read(65_536)) is not None
+    except OSError:
+        return False
+
+
+def kept_plan(sources: Sequence[str]) -> Path:
+    """Return where the plan of these sources is kept, inside CAPFLOW_HOME: the same for the same sources."""
+    real = [os.path.realpath(source) for source in sources]
+    name = file_name_part(Path(real[0]).name.split(".")[0] or "sources")
+    digest = hashlib.sha256("\n".join(real).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    return Path("sources", f"{name}-{digest}", f"{name}.jsonl")
 
 
 def check_picture_counts(plan: Plan, limit: int) -> None:

@@ -10,10 +10,11 @@ from pathlib import Path
 from PIL import Image
 
 from capflow_tasks.errors import SampleError
+from capflow_tasks.media.addresses import part_of
 from capflow_tasks.media.budget import MediaBudget
 from capflow_tasks.media.decoders import shared_video_files
 from capflow_tasks.media.paths import resolve_media
-from capflow_tasks.records import Modality
+from capflow_tasks.records import Modality, Span
 from producer.parallel import call_all
 
 #: Frames of a film strip.
@@ -81,7 +82,9 @@ def _draw_picture(path: str, task: PictureTask) -> Drawn:
 def _draw_video(path: str, task: PictureTask) -> Drawn:
     files, budget = shared_video_files(1), MediaBudget()
     facts = files.measure(path, budget)
-    times = [(number + 0.5) * facts.seconds / FRAMES for number in range(FRAMES)]
+    span = part_of(path).span or Span(0, facts.seconds)
+    start, end = min(span.start, facts.seconds), min(span.end, facts.seconds)
+    times = [start + (number + 0.5) * (end - start) / FRAMES for number in range(FRAMES)]
     scale = min(1.0, task.size / max(facts.width, facts.height))
     size = max(1, round(facts.width * scale)), max(1, round(facts.height * scale))
     pixels, _ = files.play(path, budget, facts, times, size)

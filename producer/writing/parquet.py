@@ -12,6 +12,7 @@ from typing import Any
 
 from capflow_tasks.captioning.answers import is_grade
 from capflow_tasks.errors import SampleError, UserError
+from capflow_tasks.media.addresses import open_media
 from capflow_tasks.media.paths import check_file, file_errors, resolve_media
 from capflow_tasks.records import JsonObject, Modality, Stage
 from producer.writing.captions import Captioned, LeftOut, guard_findings
@@ -143,8 +144,8 @@ def _embedded(each: Captioned) -> JsonObject:
     for kind, relative in media_listed(each.sample.entry):
         path = resolve_media(each.shard.root, relative)
         check_file(path, EMBEDDED_BYTES)
-        with file_errors(path):
-            columns[_MEDIA_COLUMNS[kind][0]].append({"bytes": Path(path).read_bytes(), "path": relative})
+        with file_errors(path), open_media(path) as file:
+            columns[_MEDIA_COLUMNS[kind][0]].append({"bytes": file.read(), "path": relative})
     return columns
 
 

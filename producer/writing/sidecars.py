@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from capflow_tasks.errors import UserError
+from capflow_tasks.media.addresses import readable_name
 from producer.writing.captions import Captioned
 from producer.writing.conversations import media_listed
 from producer.writing.whole import whole_file
@@ -32,7 +33,7 @@ def write_sidecars(samples: Iterable[Captioned], folder: Path, *, has_roots: boo
 
 def _names(each: Captioned, folder: Path, has_roots: bool) -> tuple[Path, ...]:
     """Return where a sample's text may go, inside the folder whatever the medium's path is."""
-    listed = media_listed(each.sample.entry)[0][1]
+    listed = readable_name(media_listed(each.sample.entry)[0][1])
     if Path(listed).is_absolute():
         listed = os.path.relpath(listed, each.shard.root)
     inside = f"/{each.shard.dataset}/{listed}" if has_roots else f"/{listed}"

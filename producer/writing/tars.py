@@ -17,11 +17,13 @@ import re
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from io import BufferedReader, BytesIO, FileIO
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from capflow_tasks.errors import MediaCorrupt, SampleError
+from capflow_tasks.media.addresses import open_media, readable_name
 from capflow_tasks.media.paths import check_file, file_errors, resolve_media
 from capflow_tasks.records import JsonObject, Modality
 from producer.writing.captions import Captioned, ExportedFile, LeftOut
@@ -140,10 +142,11 @@ class _Tar(ExitStack):
             self._tar.addfile(member, BytesIO(content))
             return
         with file_errors(content):
-            source = _MediaFile(FileIO(content))
+            source = open_media(content)
         with source:
-            member.size = os.fstat(source.fileno()).st_size
-            self._tar.addfile(member, source)
+            member.size = source.seek(0, os.SEEK_END)
+            source.seek(0)
+            self._tar.addfile(member, cast(BinaryIO, _MediaFile(content, source)))
 
 
 def _members(each: Captioned, fields: Sequence[str]) -> tuple[_Members, dict[str, Modality]]:
@@ -160,7 +163,7 @@ def _members(each: Captioned, fields: Sequence[str]) -> tuple[_Members, dict[str
         path = resolve_media(each.shard.root, relative)
         check_file(path, max_bytes=1 << 62)
         place = f"{number}." if len(media) > 1 else ""
-        suffix = Path(relative).suffix.removeprefix(".").lower()
+        suffix = Path(readable_name(relative)).suffix.removeprefix(".").lower()
         name = place + (suffix if _SUFFIX.fullmatch(suffix) else kind.value)
         members[name], kinds[name] = path, kind
     return members, kinds
@@ -182,12 +185,16 @@ def _plain(name: str, value: Any) -> Any:
     return json.dumps(value, ensure_ascii=False) if is_nested else value
 
 
-class _MediaFile(BufferedReader):
-    """A media file whose read errors are the sample's, not the tar's."""
+@dataclass(frozen=True, slots=True)
+class _MediaFile:
+    """A medium whose read errors are the sample's, not the tar's."""
 
-    def read(self, size: int | None = -1, /) -> bytes:
+    name: str
+    file: BinaryIO
+
+    def read(self, size: int = -1) -> bytes:
         with file_errors(self.name):
-            data = super().read(size)
-        if size is not None and len(data) < size:
+            data = self.file.read(size)
+        if len(data) < size:
             raise MediaCorrupt(f"{self.name} became shorter while it was read.")
         return data

@@ -15,7 +15,8 @@ _SCRIPT = """
 import sys
 from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.records import Stage
-from producer.run import batches_of, read_samples
+from producer.reading.samples import read_samples
+from producer.run import batches_of
 from tests.benchmarks.memory import peak_mib
 from tests.stores import a_shard
 shard = a_shard(int(sys.argv[2]), annotation=sys.argv[1], task="Natural")

@@ -44,6 +44,7 @@ STUDIES = (
     ),
     _study("startup", "measure", help_over_interpreter=at_most(12)),
     _study("decoding", "measure", decode_over_fetch_video=at_least(1)),
+    _study("containers", "measure", tar_over_folder=at_least(0.9), parquet_over_folder=at_least(0.9)),
     _study(
         "expansion",
         "measure",

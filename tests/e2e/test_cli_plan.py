@@ -144,5 +144,5 @@ def test_the_metafile_is_not_written_over(cli: Cli) -> None:
     answer = cli.run("capflow-plan", metafile, "-o", "Metafile.json")
 
     assert answer.returncode == 2
-    assert "names the metafile itself" in answer.stderr
+    assert "names a source itself" in answer.stderr
     assert metafile.read_text() == content

@@ -26,6 +26,7 @@ with atheris.instrument_imports(include=["producer", "capflow_tasks"]):
     from producer.cost import read_prices
     from producer.filtering import CaptionFilter
     from producer.planning.metafile import read_metafile
+    from producer.planning.sources import SourceOrder, read_sources
     from producer.reading.annotations import read_entries
     from producer.reading.caption_files import Criteria, Minimums, Rubrics
     from producer.reading.plan import read_plan
@@ -63,6 +64,11 @@ _DATASET = {
     "sample_count": 2,
     "task": "",
 }
+_COCO = {
+    "images": [{"id": 1, "file_name": "a.jpg"}],
+    "annotations": [{"image_id": 1, "caption": "a", "bbox": [1, 2, 3, 4], "category_id": 1}],
+    "categories": [{"id": 1, "name": "cat"}],
+}
 _SCORES = {"factual_accuracy": 3, "professionalism": 1}
 _POTTERY = """\
 name: Pottery
@@ -96,6 +102,13 @@ def read_annotation(path: Path) -> None:
             _check(entry.problem, path)
 
 
+def read_source(path: Path) -> None:
+    order = SourceOrder(path.parent / "listings")
+    for dataset in read_sources([str(path)], order, CATALOGUE.resolve, lambda _: None).datasets:
+        for entry in read_entries(Path(dataset.annotation), 0, dataset.length or 0):
+            assert entry.problem is None or "; " in entry.problem
+
+
 def read_captions(path: Path) -> None:
     minimums = Minimums(overall=3, each_dimension=3)
     list(CaptionFilter(Criteria(Rubrics(CATALOGUE), minimums), path.parent).run(path.parent))
@@ -123,6 +136,11 @@ TARGETS: dict[str, tuple[str, Callable[[Path], object], list[str]]] = {
         [json.dumps([_ENTRY, 1, None]), json.dumps([_ENTRY], indent=1), f"{json.dumps(_ENTRY)}\n\n[]\n"],
     ),
     "captions": ("Rank0_node0_set.jsonl", read_captions, [f"{json.dumps(_CAPTION)}\n" * 2, '{"scores": {}}']),
+    "table": (
+        "set.csv",
+        read_source,
+        ["image,n\na.png,1\n", 'image\tn\n"a\tb.png"\t', '["a.png", 1]', json.dumps(_COCO), "a.png\nb.png\n"],
+    ),
     "domain": ("pottery.yaml", lambda path: load_catalogue(path.parent), [_POTTERY]),
     "prices": ("prices.yaml", read_prices, [_PRICES]),
 }

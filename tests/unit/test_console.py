@@ -103,7 +103,7 @@ def test_the_help_of_an_option_shows_its_variable_unit_and_default() -> None:
             ["retry", "plan.jsonl", "--kind", "xyz"],
             "'xyz'; use one of: bad_entry, text_only, media_missing, ",
         ),
-        (["caption"], "name a PLAN, or use --reconcile alone"),
+        (["caption"], "name a SOURCE, or use --reconcile alone"),
     ],
 )
 def test_what_is_misspelt_is_refused_with_the_nearest_word(arguments: list[str], message: str) -> None:

@@ -142,7 +142,7 @@ def test_a_folder_an_empty_file_and_a_large_file_are_told_apart(tmp_path: Path) 
     ):
         with pytest.raises(kind, match=reason):
             check_file(str(tmp_path / name), 4)
-    assert check_file(str(tmp_path / "large"), 5).st_size == 5
+    assert check_file(str(tmp_path / "large"), 5).size == 5
 
 
 @pytest.mark.parametrize(

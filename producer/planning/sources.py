@@ -1,0 +1,308 @@
+"""Make datasets of what users have: folders, files of media, annotations, tables, metafiles.
+
+A source that is no annotation file becomes one: a listing, JSONL whose entries name the media where they lie.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from hashlib import blake2b, sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from capflow_tasks.entries import MEDIA_KEYS
+from capflow_tasks.errors import PlanError
+from capflow_tasks.media.paths import HEAD_BYTES, kind_of
+from capflow_tasks.records import JsonObject, Modality
+from producer.console import counted
+from producer.parallel import ProgressLines, call_all
+from producer.planning.metafile import Dataset, read_metafile
+from producer.reading.containers import is_tar, parquet_entries, tar_entries
+from producer.reading.folders import MediaFolder
+from producer.reading.plan import Resolve, file_name_part
+from producer.reading.tables import Keys, coco_rows, json_rows, path_lines, table_rows
+from producer.writing.whole import whole_file
+
+#: Number of entries listed so far.
+Listed = Callable[[int], None]
+
+_BRACES = re.compile(r"^(.*)\{(\d+)\.\.(\d+)\}(.*)$")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceOrder:
+    """How sources are read."""
+
+    #: Folder of the listings, absolute.
+    listings: Path
+    keys: Keys = field(default_factory=Keys)
+    #: Folder that media paths are relative to; None for that of the source.
+    root: Path | None = None
+    #: Tars and Parquet files listed at a time.
+    processes: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Container:
+    """A tar or Parquet file, which is listed in a process of its own."""
+
+    path: Path
+    order: SourceOrder
+
+
+@dataclass(slots=True)
+class Found:
+    """The datasets of all sources, and what is worth saying about them."""
+
+    datasets: list[Dataset] = field(default_factory=list)
+    #: Those whose listings are not written yet.
+    containers: list[_Container] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def read_sources(sources: Sequence[str], order: SourceOrder, resolve: Resolve, listed: Listed) -> Found:
+    """List the media of each source, in order. Raises PlanError."""
+    found, loose = Found(), dict[Path, Modality]()
+    for path in _expanded(sources):
+        if path.is_dir():
+            _read_folder(path, order, found, listed)
+            continue
+        head = _head(path)
+        if (kind := kind_of(head)) is not None:
+            loose[path] = kind
+        elif is_tar(head) or head.startswith(b"PAR1"):
+            found.containers.append(_Container(path, order))
+        elif _is_metafile(path, head):
+            found.datasets += read_metafile(path, resolve)
+        else:
+            found.datasets.append(_read_file(path, head, order, listed))
+    if loose:
+        found.datasets.append(_loose_files(loose, order, listed))
+    progress = ProgressLines("files listed")
+    for dataset, warnings in call_all(_list_container, found.containers, order.processes, progress):
+        found.datasets.append(dataset)
+        found.warnings += warnings
+    found.datasets = list(_with_own_names(found.datasets))
+    return found
+
+
+def _expanded(sources: Sequence[str]) -> Iterator[Path]:
+    """Yield the files of `shard-{000..123}.tar`, and any other source as it is. Raises PlanError."""
+    for source in sources:
+        braces = _BRACES.match(source)
+        if braces is None or Path(source).exists():
+            names = [source]
+        else:
+            before, first, last, after = braces.groups()
+            names = [f"{before}{number:0{len(first)}}{after}" for number in range(int(first), int(last) + 1)]
+        for name in names:
+            if not Path(name).exists():
+                raise PlanError(f"{name}: there is no such file or folder; correct the path")
+            yield Path(name).absolute()
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(16 * HEAD_BYTES)
+    except OSError as error:
+        raise PlanError(
+            f"{path}: cannot be read: {error.strerror}; fix the path or its permissions"
+        ) from error
+
+
+def _first_object(head: bytes) -> str:
+    text = head.decode("utf-8-sig", "replace").lstrip()
+    return text[: text.find("}") + 1 or None] if text.startswith("{") else ""
+
+
+def _is_metafile(path: Path, head: bytes) -> bool:
+    text = _first_object(head)
+    return re.match(r'\{\s*"[^"]*"\s*:\s*\{', text) is not None and '"annotation"' in text
+
+
+def _read_file(path: Path, head: bytes, order: SourceOrder, listed: Listed) -> Dataset:
+    text = head.decode("utf-8-sig", "replace").lstrip()
+    if head.startswith(b"\x1f\x8b") and _holds_tar(path):
+        raise PlanError(f"{path}: is a compressed tar, whose members have no place to be read at; gunzip it")
+    if b"\0" in head and not head.startswith(b"\x1f\x8b"):
+        raise PlanError(
+            f"{path}: is no annotation file, table, picture or video; name one of those, or a folder of them"
+        )
+    if _is_coco(text):
+        return _listing(path, coco_rows(_object(path)), order, listed)
+    if text.startswith("{") or re.match(r"\[\s*\{", text) or path.name.endswith(".gz"):
+        return _listing(path, json_rows(path), order, listed) if order.keys else _annotations(path, order)
+    if text.startswith("["):
+        return _listing(path, json_rows(path), order, listed)
+    header = text.partition("\n")[0].strip()
+    is_column = header in {order.keys.image, *(key for keys in MEDIA_KEYS.values() for key in keys)}
+    is_table = is_column or re.search(r"[,;\t]", header) is not None
+    return _listing(path, table_rows(path) if is_table else path_lines(path), order, listed)
+
+
+def _holds_tar(path: Path) -> bool:
+    try:
+        with gzip.open(path) as file:
+            return is_tar(file.read(512))
+    except (OSError, EOFError, zlib.error):
+        return False
+
+
+def _is_coco(text: str) -> bool:
+    """Whether one object holds a list of pictures; in JSONL, the first line is an object without one."""
+    if not text.startswith("{") or re.search(r'"(images|annotations)"\s*:\s*\[\s*\{', text) is None:
+        return False
+    with suppress(ValueError):
+        return bool({"images", "annotations"} <= json.loads(text.partition("\n")[0]).keys())
+    return True
+
+
+def _object(path: Path) -> JsonObject:
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise PlanError(f"{path}: is not JSON: {error}; fix the file") from error
+    if not isinstance(value, dict):
+        raise PlanError(f"{path}: is no JSON object; fix the file")
+    return value
+
+
+def _dataset(path: Path, annotation: Path, order: SourceOrder, length: int | None = None) -> Dataset:
+    root = order.root or (path if path.is_dir() else path.parent)
+    name = path.name if path.is_dir() else path.name.removesuffix(".gz").rsplit(".", 1)[0]
+    return Dataset(name or "media", str(root), str(annotation), Modality.IMAGE, None, length, None, {})
+
+
+def _annotations(path: Path, order: SourceOrder) -> Dataset:
+    return _dataset(path, path, order)
+
+
+def _listing(path: Path, rows: Iterable[Any], order: SourceOrder, listed: Listed) -> Dataset:
+    file = _listing_path(path, order)
+    count = _write(file, map(order.keys.entry, rows), listed)
+    return replace(_dataset(path, file, order, count), is_counted=True)
+
+
+def _listing_path(path: Path, order: SourceOrder) -> Path:
+    identity = [os.path.realpath(path), order.keys]
+    digest = sha256(repr(identity).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    return order.listings / f"{file_name_part(path.name.split('.')[0] or 'media')}.{digest}.jsonl"
+
+
+def _write(file: Path, entries: Iterable[Any], listed: Listed) -> int:
+    """Write the entries as JSONL and return their number.
+
+    In ASCII, so that half of a surrogate pair is written, and refused by the reader of the listing.
+    """
+    count = 0
+    with whole_file(file) as output:
+        for entry in entries:
+            output.write(json.dumps(entry).encode() + b"\n")
+            count += 1
+            listed(count)
+    return count
+
+
+def _read_folder(path: Path, order: SourceOrder, found: Found, listed: Listed) -> None:
+    media, file = MediaFolder(path), _listing_path(path, order)
+    count = _write(file, _folder_entries(media, file), listed)
+    if media.left_out:
+        held = ", ".join(f"{what} ({number:,})" for what, number in media.left_out.most_common(5))
+        found.warnings.append(f"{path}: leaves out {counted(media.left_out.total(), 'file')}: {held}")
+    inside = replace(order, root=order.root or path)
+    found.containers += [_Container(path / name, inside) for name in media.containers]
+    if count:
+        found.datasets.append(replace(_dataset(path, file, order, count), is_counted=True))
+    elif not media.containers:
+        raise PlanError(f"{path}: holds no picture or video; name the folder of the media")
+
+
+def _list_container(container: _Container) -> tuple[Dataset, list[str]]:
+    """List a tar or Parquet file, unless it is as it was; return what cannot be read of it, too."""
+    path, order = container.path, container.order
+    root, file, warnings = order.root or path.parent, _listing_path(path, order), list[str]()
+    if not path.is_relative_to(root):
+        raise PlanError(f"{path}: lies outside --root {root}; name a folder that holds it")
+    changed = path.stat().st_mtime_ns
+    if file.exists() and file.stat().st_mtime_ns == changed:
+        with file.open("rb") as listing:
+            count = sum(chunk.count(b"\n") for chunk in iter(partial(listing.read, 1 << 20), b""))
+    else:
+        is_parquet = _head(path).startswith(b"PAR1")
+        entries = parquet_entries(path, root, order.keys.image) if is_parquet else tar_entries(path, root)
+        keyed = map(replace(order.keys, image=None).entry, entries)
+        count = _write(file, _until_broken(keyed, warnings), lambda _: None)
+        if not warnings:
+            os.utime(file, ns=(changed, changed))
+    if not count:
+        raise PlanError(f"{path}: holds no picture or video; leave it out")
+    return replace(_dataset(path, file, replace(order, root=root), count), is_counted=True), warnings
+
+
+def _until_broken(entries: Iterator[Any], warnings: list[str]) -> Iterator[Any]:
+    """Yield what can be read; why there is no more becomes a warning, unless there is nothing at all."""
+    is_empty = True
+    try:
+        for entry in entries:
+            is_empty = False
+            yield entry
+    except PlanError as error:
+        if is_empty:
+            raise
+        warnings.append(f"{error}; what stands before is planned")
+
+
+def _folder_entries(media: MediaFolder, listing: Path) -> Iterator[JsonObject]:
+    """Yield the entries of an earlier listing first, so that samples keep their places."""
+    known = _Texts(entry["id"] for entry in _listed_before(listing))
+    return media.entries(_listed_before(listing), known.__contains__)
+
+
+def _listed_before(listing: Path) -> Iterator[JsonObject]:
+    if listing.exists():
+        yield from json_rows(listing)
+
+
+class _Texts:
+    """A set of texts in 8 bytes each."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._sorted = np.sort(np.fromiter(map(_digest, texts), np.uint64))
+
+    def __contains__(self, text: str) -> bool:
+        place = int(np.searchsorted(self._sorted, (digest := np.uint64(_digest(text)))))
+        return place < len(self._sorted) and bool(self._sorted[place] == digest)
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest())
+
+
+def _loose_files(kinds: Mapping[Path, Modality], order: SourceOrder, listed: Listed) -> Dataset:
+    """Return a dataset of single pictures and videos."""
+    root = order.root or Path(os.path.commonpath([path.parent for path in kinds]))
+    names = {os.path.relpath(path, root): kind for path, kind in kinds.items()}
+    entries = ({"id": name, MEDIA_KEYS[kind][0]: name} for name, kind in names.items())
+    file = _listing_path(root / "files", order)
+    count = _write(file, entries, listed)
+    return Dataset(root.name or "media", str(root), str(file), Modality.IMAGE, None, count, None, {}, True)
+
+
+def _with_own_names(datasets: Iterable[Dataset]) -> Iterator[Dataset]:
+    """Number the datasets whose caption files would have the same name."""
+    taken: dict[str, int] = {}
+    for dataset in datasets:
+        name = file_name_part(dataset.name)
+        taken[name] = taken.get(name, 0) + 1
+        yield dataset if taken[name] == 1 else replace(dataset, name=f"{dataset.name}-{taken[name]}")

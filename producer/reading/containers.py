@@ -1,0 +1,218 @@
+"""Read samples of tars and Parquet files as entries that name their media by address; nothing is unpacked.
+
+A tar is read as `webdataset` does: members whose paths are equal up to the name's first dot are a sample.
+Memory holds one sample, or one row group without its media.
+"""
+
+import json
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from capflow_tasks.entries import MEDIA_KEYS
+from capflow_tasks.errors import PlanError
+from capflow_tasks.media.addresses import ParquetCell, TarMember
+from capflow_tasks.media.paths import HEAD_BYTES, kind_of
+from capflow_tasks.records import JsonObject, Modality
+from producer.reading.folders import named_kind
+from producer.reading.tables import moved_aside
+
+#: Longest member that is read as text or JSON, bytes.
+_TEXT_BYTES = 1 << 20
+#: Suffixes of members whose text becomes a key.
+_TEXTS = ("txt", "caption", "cls", "id", "text")
+#: Rows that are converted at a time.
+_ROWS = 1000
+#: What a column may be called that holds pictures or videos.
+_COLUMNS = {
+    Modality.IMAGE: ("image", "images", "img", "picture", "jpg", "jpeg", "png", "webp"),
+    Modality.VIDEO: ("video", "videos", "clip", "mp4"),
+}
+
+
+def is_tar(head: bytes) -> bool:
+    """Whether a file that begins so is a tar, compressed or not."""
+    try:
+        tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
+
+
+def tar_entries(path: Path, root: Path) -> Iterator[JsonObject]:
+    """Yield the samples of a tar that hold media. Raises PlanError where it cannot be read on."""
+    try:
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            where = str(path.relative_to(root))
+            for key, members in groupby(_plain_members(tar), key=lambda member: _key(member.name)):
+                if (entry := _sample(file, where, key, members)) is not None:
+                    yield entry
+    except (OSError, tarfile.TarError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise PlanError(f"{path}: cannot be read on: {reason}; fetch the tar again") from error
+
+
+def _plain_members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield the plain files: links and devices lead elsewhere, sparse files do not lie in one piece."""
+    for member in tar:
+        vars(tar)["members"] = []  # it would keep them all
+        if member.isreg() and not member.sparse and member.name:
+            yield member
+
+
+def _key(name: str) -> str:
+    folder, slash, base = name.rpartition("/")
+    return f"{folder}{slash}{base.partition('.')[0]}"
+
+
+def _sample(file: BinaryIO, tar: str, key: str, members: Iterable[tarfile.TarInfo]) -> JsonObject | None:
+    """Return the entry of a sample's members; None without media."""
+    said: JsonObject = {}
+    media: dict[Modality, list[str]] = {}
+    for member in members:
+        suffix = member.name.removeprefix(key).removeprefix(".").lower()
+        file.seek(member.offset_data)
+        if suffix == "json" or suffix in _TEXTS:
+            text = file.read(min(member.size, _TEXT_BYTES)).decode("utf-8", "replace").replace("\0", "")
+            said |= _values(text) if suffix == "json" else {suffix: text.strip()}
+            continue
+        kind = kind_of(file.read(min(member.size, HEAD_BYTES))) or named_kind(member.name)
+        if kind is not None:
+            address = TarMember(member.offset_data, member.size, member.name)
+            media.setdefault(kind, []).append(f"{tar}#{address}")
+    return {"id": key, **moved_aside(said), **_named(media)} if media else None
+
+
+def _values(text: str) -> JsonObject:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return {"json": text}
+    return value if isinstance(value, dict) else {"json": value}
+
+
+def _named(media: Mapping[Modality, list[str]]) -> JsonObject:
+    """Return the media under the keys of an entry."""
+    return {
+        MEDIA_KEYS[kind][len(paths) > 1]: paths if len(paths) > 1 else paths[0]
+        for kind, paths in media.items()
+        if paths
+    }
+
+
+def parquet_entries(path: Path, root: Path, column: str | None) -> Iterator[JsonObject]:
+    """Yield the rows of a Parquet file. `column` holds the media; None for those that look like it.
+
+    Raises PlanError.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise PlanError(f"{path}: reading Parquet needs pyarrow; pip install '.[export]'") from error
+    try:
+        with pq.ParquetFile(path) as file:
+            media = [_MediaColumn(*each) for each in _media_columns(path, file.schema_arrow, column).items()]
+            for number in range(file.num_row_groups):
+                yield from _rows(file, number, media, str(path.relative_to(root)))
+    except (OSError, pa.ArrowException) as error:
+        raise PlanError(f"{path}: cannot be read on: {error}; fetch the file again") from error
+
+
+def _media_columns(path: Path, schema: Any, column: str | None) -> dict[str, Modality]:
+    """Return the columns of media: the one asked for, those that `datasets` calls so, or those named so."""
+    names = ", ".join(schema.names)
+    if column is not None and column not in schema.names:
+        raise PlanError(f"{path}: has no column {column}; say --image-key, one of: {names}")
+    named = {name: kind for kind, names in _COLUMNS.items() for name in names}
+    noted = _noted_columns(schema)
+    kinds = {name: kind for name in schema.names if (kind := noted.get(name) or named.get(name.lower()))}
+    if column is not None:
+        return {column: kinds.get(column, Modality.IMAGE)}
+    if not kinds:
+        raise PlanError(f"{path}: no column looks like pictures or videos; say --image-key, one of: {names}")
+    return kinds
+
+
+def _noted_columns(schema: Any) -> dict[str, Modality]:
+    """Return the columns that `datasets` has noted as pictures or videos, alone or in lists."""
+    note = (schema.metadata or {}).get(b"huggingface", b"{}")
+    try:
+        features = json.loads(note).get("info", {}).get("features", {}).items()
+    except (ValueError, AttributeError):
+        return {}
+    return {
+        name: kind
+        for name, feature in features
+        for word, kind in (("Image", Modality.IMAGE), ("Video", Modality.VIDEO))
+        if f'"_type": "{word}"' in json.dumps(feature)
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _MediaColumn:
+    name: str
+    kind: Modality
+
+    def read(self, file: Any, row_group: int) -> tuple[list[str], bool]:
+        """Return the columns to read for the places of its media, and whether the bytes are embedded.
+
+        Of objects with `bytes` and `path`, as `datasets` writes them, that is the path.
+        """
+        group, leaves = file.metadata.row_group(row_group), dict[str, Any]()
+        for place in range(group.num_columns):
+            chunk = group.column(place)
+            if chunk.path_in_schema.split(".")[0] == self.name:
+                leaves[chunk.path_in_schema] = chunk
+        stored = [leaf for leaf in leaves if leaf.endswith(".bytes")]
+        if not stored:
+            is_binary = "binary" in str(file.schema_arrow.field(self.name).type)
+            return ([], True) if is_binary else ([self.name], False)
+        statistics = leaves[stored[0]].statistics
+        holds_none = statistics is not None and statistics.null_count == leaves[stored[0]].num_values
+        return [leaf for leaf in leaves if leaf.endswith(".path")], not holds_none
+
+    def named(self, value: Any, is_embedded: bool, address: Callable[[int | None], str]) -> list[str]:
+        """Return what names the media of a row, as read."""
+        if not is_embedded:
+            values = value if isinstance(value, list) else [value]
+            paths = (each.get("path") if isinstance(each, dict) else each for each in values)
+            return [path for path in paths if isinstance(path, str) and path]
+        if isinstance(value, list):
+            return [address(item) for item in range(len(value))]
+        return [] if value is None else [address(None)]
+
+
+def _rows(file: Any, number: int, media: Sequence[_MediaColumn], path: str) -> Iterator[JsonObject]:
+    """Yield the entries of a row group, whose embedded media are not read."""
+    reads = {each: each.read(file, number) for each in media}
+    names = {each.name for each in media}
+    plain = [
+        each.name for each in file.schema_arrow if each.name not in names and "binary" not in str(each.type)
+    ]
+    columns = [*plain, *(column for read, _ in reads.values() for column in read)]
+    for row, values in enumerate(_values_of(file, number, columns)):
+        found: dict[Modality, list[str]] = {}
+        for each, (read, is_embedded) in reads.items():
+            address = partial(_address, path, number, row, each.name)
+            # bytes without a path beside them are there, as far as is known before they are read
+            value = values.pop(each.name, None) if read else True
+            found.setdefault(each.kind, []).extend(each.named(value, is_embedded, address))
+        said = json.loads(json.dumps(values, default=str), parse_constant=lambda _: None)
+        yield {"id": f"{path}:{number}:{row}", **moved_aside(said), **_named(found)}
+
+
+def _values_of(file: Any, row_group: int, columns: Sequence[str]) -> Iterator[JsonObject]:
+    if not columns:
+        yield from ({} for _ in range(file.metadata.row_group(row_group).num_rows))
+        return
+    for batch in file.iter_batches(_ROWS, row_groups=[row_group], columns=columns):
+        yield from batch.to_pylist()
+
+
+def _address(path: str, row_group: int, row: int, column: str, item: int | None) -> str:
+    return f"{path}#{ParquetCell(row_group, row, column, item)}"
