@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 
 from capflow_tasks.domains.catalogue import Agent
@@ -71,7 +72,8 @@ def captioned(shown: Cli, entries: list[Entry]) -> list[dict[str, Any]]:
     plan = write_plan(shown.folder, by_kind(entries) | {"misnamed": misnamed})
     with shown.start("capflow", "caption", plan, "-o", "out", "--batch-size", "3") as command:
         wait_until(lambda: _assert_a_batch_is_at_work(shown), 200)
-        (engine,) = (process for process in shown.processes() if "EngineCore" in process.name())
+        started = psutil.Process(command.pid).children(recursive=True)
+        (engine,) = (process for process in started if "EngineCore" in " ".join(process.cmdline()))
         engine.kill()
         _, errors = command.communicate(timeout=500)
     assert command.returncode == 0, errors[-3000:] + shown.worker_log[-3000:]

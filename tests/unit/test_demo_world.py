@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -9,13 +10,21 @@ import pytest
 from capflow_tasks.captioning.answers import check_text, parse_scores
 from capflow_tasks.records import Stage
 from world.drawing import draw_frames, draw_picture
-from world.facts import Scene, falsified, read, write
+from world.facts import FORMS, VALUES, Fact, Scene, falsified, read, write
 from world.grading import CORRUPTIONS
 from world.measures import area_under_curve, calibration_error, overlap
 from world.questions import answer_of, ask, ask_judge, catalogue
 from world.scenes import STORIES, draw_scene
 
 EACH_DOMAIN = pytest.mark.parametrize("domain", list(STORIES))
+
+#: The statements that no training picture may show.
+HELD_OUT = {
+    str(each)
+    for form, shape in FORMS.items()
+    for values in product(*(VALUES[slot] for slot in shape.slots))
+    if (each := Fact(form, values)).is_held_out
+}
 
 
 def scenes(domain: str, count: int, *, is_held_out: bool = False) -> list[Scene]:
@@ -38,6 +47,19 @@ def test_held_out_combinations_occur_in_held_out_scenes_alone(domain: str) -> No
     assert not any(fact.is_held_out for scene in scenes(domain, 200) for fact in scene.facts)
     for scene in scenes(domain, 20, is_held_out=True):
         assert any(fact.is_held_out for fact in scene.facts)
+
+
+@EACH_DOMAIN
+def test_a_training_picture_s_false_statements_and_captions_show_no_held_out_combination_either(
+    domain: str,
+) -> None:
+    draw = random.Random(domain)
+    first, *others = scenes(domain, 60)
+    for other in others:
+        said = [str(falsified(fact, first.facts, draw)) for fact in first.facts]
+        makes = [make for kind, make in CORRUPTIONS.items() if kind not in ("cut off", "garbled")]
+        said += [each for make in makes for each in read(make(first, other, draw).text)]
+        assert not set(said) & HELD_OUT
 
 
 @EACH_DOMAIN

@@ -197,7 +197,11 @@ def read(caption: str) -> list[str]:
 
 
 def falsified(truth: Fact, others: Collection[Fact], draw: random.Random) -> Fact:
-    """Replace one value of a fact so that it is none of `others`."""
+    """Replace one value of a fact so that it is none of `others`.
+
+    What is held out is never made of what is not: who saw it in false statements only would learn that it is
+    false, whatever the picture shows.
+    """
     form = FORMS[truth.form]
     slots, choices = form.slots, form.falsifiable or range(len(form.slots))
     while True:
@@ -205,5 +209,6 @@ def falsified(truth: Fact, others: Collection[Fact], draw: random.Random) -> Fac
         value = draw.choice(VALUES[slots[slot]])
         values = (*truth.values[:slot], value, *truth.values[slot + 1 :])
         false = replace(truth, values=values)
-        if false != truth and false not in others:
+        is_told = false.is_held_out and not truth.is_held_out
+        if false != truth and false not in others and not is_told:
             return false

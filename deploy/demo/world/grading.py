@@ -76,6 +76,8 @@ def _swapped(scene: Scene, other: Scene, draw: random.Random) -> GradedCaption:
         values = list(facts[here].values)
         values[slot] = facts[there].values[slot]
         said[here] = replace(facts[here], values=tuple(values))
+    if any(fact.is_held_out for fact in said) and not any(fact.is_held_out for fact in facts):
+        return _wrong(scene, other, draw)
     return _graded("swapped", write(said), said, facts)
 
 

@@ -3,7 +3,8 @@
     PYTHONPATH=deploy/demo python -m world.measure CHECKPOINT WORK_FOLDER [--scenes 90]
 
 `capflow caption` captions the scenes, and again with the picture of another scene; `capflow score` grades
-right and corrupted captions. The results go to README.md in the checkpoint's folder.
+right and corrupted captions. README.md in the checkpoint's folder gets the results, captions.png the first
+scenes and their captions.
 """
 
 import argparse
@@ -25,9 +26,12 @@ from world.grading import CORRUPTIONS
 from world.lessons import draw_media
 from world.measures import Overlap, area_under_curve, calibration_error, overlap
 from world.scenes import STORIES, draw_scene
+from world.sheet import draw_sheet
 
 #: Scenes other than those of the demo.
 SEED = 11
+#: Scenes on the contact sheet: two of each domain.
+SHOWN = 18
 CARD = Path(__file__).with_name("card.md")
 Record = dict[str, Any]
 
@@ -127,9 +131,11 @@ def measure(checkpoint: Path, folder: Path, count: int) -> dict[str, Any]:
     write_captions(corrupted(entries[: count // 2], scenes[: count // 2]), graded)
     product.run("score", graded, "--root", data / "media")
     grades = product.records(graded, "*.scored.jsonl")
+    own = sorted([*made["pictures"], *made["videos"]], key=lambda record: int(record["id"]))
+    draw_sheet(checkpoint / "captions.png", scenes, own[:SHOWN])
     exhibits = [Exhibit(scene, draw_media(scene)) for scene in scenes]
     return {
-        "facts": facts_of([*made["pictures"], *made["videos"]], scenes),
+        "facts": facts_of(own, scenes),
         "wrong": facts_of([*made["pictures_swapped"], *made["videos_swapped"]], scenes),
         "routing": routed(made["pictures"], scenes),
         "judge": judged([*grades["pictures"], *grades["videos"]]),
