@@ -67,9 +67,9 @@ def show(folder: Path) -> None:
     console.print(table)
     good, said = (sum(each) for each in zip(*map(right, found), strict=True))
     console.print(f"{good} of the {said} statements in {len(found)} captions are facts.", highlight=False)
-    console.print(
-        f"Pictures: {folder.parent / 'media'}; captions: {folder}\n", highlight=False, soft_wrap=True
-    )
+    for what, path in (("Pictures", "media"), ("Captions", folder.name), ("Report", "report/index.html")):
+        console.print(f"{what}: {folder.parent / path}", highlight=False, soft_wrap=True)
+    console.print()
     console.print(FAREWELL, highlight=False, soft_wrap=True)
 
 
