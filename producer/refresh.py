@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy import Engine
 
 from capflow_tasks.domains.catalogue import Agent, Catalogue, Domain
+from capflow_tasks.engine.revision import revision_of
 from capflow_tasks.records import Stage
 from capflow_tasks.settings import Settings
 from capflow_tasks.store.refresh import Answers, AnswerStore
@@ -22,7 +23,7 @@ class Stale:
     """Answers that would be different now."""
 
     answers: Answers
-    #: "prompt", "model", or "agent" for one that the domain no longer has.
+    #: "prompt", "model", "weights" of the same model, or "agent" for one that the domain no longer has.
     changed: str
 
 
@@ -38,6 +39,11 @@ class Refresh:
         self._models: Mapping[Stage, str] = {}
         if settings.broker_url is None and settings.engine in _NAMED_ENGINES:
             self._models = {stage: settings.model_of(settings.queue_of(stage)) for stage in Stage}
+        #: By model; for those whose files are on this machine.
+        self._revisions: Mapping[str, str | None] = {}
+        if settings.engine == "vllm":
+            loaded = settings.engine_args.get("revision")
+            self._revisions = {model: revision_of(model, loaded) for model in set(self._models.values())}
 
     def is_needed(self) -> bool:
         """Whether some of the last answers are stale."""
@@ -71,7 +77,10 @@ class Refresh:
             return "agent"
         if digest != answers.digest:
             return "prompt"
-        return "model" if self._models.get(answers.stage, answers.model) != answers.model else ""
+        if self._models.get(answers.stage, answers.model) != answers.model:
+            return "model"
+        revisions = (answers.revision, self._revisions.get(answers.model))
+        return "weights" if None not in revisions and len(set(revisions)) > 1 else ""
 
     @staticmethod
     def _first_stage(

@@ -20,6 +20,8 @@ class Answers:
     stage: Stage
     agent: str
     model: str
+    #: Which weights of that name, as in `engine/revision.py`; None where it is not known.
+    revision: str | None
     #: Of the agent's prompt and all that shapes it, as in `Agent.digest`.
     digest: str
     answers: int
@@ -36,7 +38,7 @@ class AnswerStore(Store):
             rows = connection.execute(query("answers"), {"run_id": run_id, "newest": newest}).mappings().all()
         return [
             Answers(
-                **{name: row[name] for name in ("domain", "agent", "model", "digest", "answers")},
+                **{name: row[name] for name in ("domain", "agent", "model", "revision", "digest", "answers")},
                 stage=Stage(row["stage"]),
                 tokens=Tokens(row["prompt"], row["cached"], row["completion"]),
             )
@@ -61,10 +63,11 @@ class AnswerStore(Store):
             for agent, names in by_agent.items()
             for reader in names
         ]
-        values = {
+        values: dict[str, list[str | None]] = {
             "domains": [each.domain for each in stale],
             "agents": [each.agent for each in stale],
             "models": [each.model for each in stale],
+            "revisions": [each.revision for each in stale],
             "digests": [each.digest for each in stale],
             "read_domains": [domain for domain, _, _ in pairs],
             "read_agents": [agent for _, agent, _ in pairs],
@@ -73,9 +76,11 @@ class AnswerStore(Store):
         shards = [row.id for row in self.rows(sa.select(Shard.id).where(Shard.run_id == run_id))]
         return sum(self._forget_in(shard_id, values, first_stages) for shard_id in shards)
 
-    def _forget_in(self, shard_id: int, values: dict[str, list[str]], first: Mapping[str, Stage]) -> int:
+    def _forget_in(
+        self, shard_id: int, values: Mapping[str, Sequence[str | None]], first: Mapping[str, Stage]
+    ) -> int:
         with self.engine.begin() as connection:
-            rows = connection.execute(query("forget_answers"), values | {"shard_id": shard_id}).all()
+            rows = connection.execute(query("forget_answers"), {**values, "shard_id": shard_id}).all()
             # a batch starts at the earliest stage of its samples, which comes last
             stages = [
                 (row.batch_id, Stage.ROUTE if row.is_routed_again else first[row.domain]) for row in rows

@@ -1,7 +1,7 @@
--- Answers of finished samples by domain, agent, model and digest, with what they cost. Reads all results of the
+-- Answers of finished samples by domain, agent, model, its revision and digest, with what they cost. Reads all results of the
 -- run, or those of the last `newest` samples of each shard.
 SELECT samples.domain, results.stage, split_part(results.agent, '@', 1) AS agent, results.model,
-       results.workflow AS digest,
+       results.revision, results.workflow AS digest,
        count(*) AS answers,
        sum(results.prompt_tokens)::bigint AS prompt,
        sum(results.cached_tokens)::bigint AS cached,
@@ -16,5 +16,5 @@ CROSS JOIN LATERAL (
 ) AS samples
 JOIN results ON results.sample_id = samples.id
 WHERE shards.run_id = :run_id
-GROUP BY 1, 2, 3, 4, 5
-ORDER BY 1, 2, 3, 4, 5
+GROUP BY 1, 2, 3, 4, 5, 6
+ORDER BY 1, 2, 3, 4, 5, 6

@@ -2,7 +2,8 @@
 -- A sample whose route is forgotten loses its domain.
 WITH stale AS (
     SELECT * FROM unnest(CAST(:domains AS text[]), CAST(:agents AS text[]), CAST(:models AS text[]),
-                         CAST(:digests AS text[])) AS given (domain, agent, model, digest)
+                         CAST(:revisions AS text[]), CAST(:digests AS text[]))
+             AS given (domain, agent, model, revision, digest)
 ), readers AS (
     SELECT * FROM unnest(CAST(:read_domains AS text[]), CAST(:read_agents AS text[]),
                          CAST(:readers AS text[])) AS given (domain, agent, reader)
@@ -12,7 +13,8 @@ WITH stale AS (
     JOIN batches ON batches.id = samples.batch_id AND batches.state = 'done'
     JOIN results ON results.sample_id = samples.id
     JOIN stale ON stale.domain = samples.domain AND stale.agent = split_part(results.agent, '@', 1)
-              AND stale.model = results.model AND stale.digest = results.workflow
+              AND stale.model = results.model AND stale.revision IS NOT DISTINCT FROM results.revision
+              AND stale.digest = results.workflow
     WHERE samples.shard_id = :shard_id AND samples.state = 'done'
 ), gone AS (
     SELECT sample_id, stage, agent FROM wrong
