@@ -181,6 +181,14 @@ class Settings(BaseSettings):
             share = (self.gpu_memory_utilization or GPU_MEMORY_SHARE) / models
         return self if share is None else self.model_copy(update={"gpu_memory_utilization": share})
 
+    def check_shares(self, queues: Collection[str]) -> None:
+        """Raise SettingsError when the models of these queues ask for more than the GPU that they share."""
+        if (share := sum(self.queue_gpu_memory.get(queue, 0) for queue in queues)) > 1:
+            raise SettingsError(
+                f"CAPFLOW_QUEUE_GPU_MEMORY: the shares of {', '.join(queues)} add up to {share:g} of the "
+                "GPU's memory; lower one, or give each queue a worker of its own"
+            )
+
     @property
     def queues(self) -> tuple[str, ...]:
         """The queues that stages are sent to, `gpu` first."""
@@ -225,8 +233,6 @@ def _conflicts(settings: Settings) -> Iterator[str]:
                 f"CAPFLOW_{name.upper()}: no stage is sent to the queue {queue!r}, only to "
                 f"{', '.join(settings.queues)}; correct the name, or CAPFLOW_STAGE_QUEUES"
             )
-    if (share := sum(settings.queue_gpu_memory.values())) > 1:
-        yield f"CAPFLOW_QUEUE_GPU_MEMORY: the shares add up to {share:g} of the GPU's memory; lower one"
 
 
 def _explain(problem: Any) -> str:

@@ -17,6 +17,8 @@ from threading import Event
 from time import monotonic
 from typing import TypeVar
 
+from sqlalchemy import Engine
+
 from capflow_tasks.domains.catalogue import Catalogue, load_workflow
 from capflow_tasks.errors import PlanError, SettingsError, TextOnly, UserError
 from capflow_tasks.records import PlanShard, Stage, Workflow
@@ -405,10 +407,12 @@ class CaptionRun:
         started = monotonic()
         domains = [self._catalogue.resolve(domain).name for domain in domains]
         with services.reach_fleet(self._settings) as fleet:
+            files = file_names(self.plan.shards)
+            # Before anything of the run changes: no file in the folder is another's.
+            self._own_files(fleet.engine).check(files)
             run = OpenRun(fleet, self._order, self.plan.shards)
-            # Before any model call: the folder can be written, and no file there is another's.
-            own = self._own_files(run)
-            own.claim(file_names(self.plan.shards))
+            own = self._own_files(fleet.engine)
+            own.claim(files)
             if retry:
                 run.retry_failed(kinds, domains)
             foreign = Counter[str]()
@@ -428,9 +432,10 @@ class CaptionRun:
             seconds = monotonic() - started
             return services.through_outages(partial(_export, run, own, is_complete, seconds), stopping)
 
-    def _own_files(self, run: OpenRun) -> OwnFiles:
+    def _own_files(self, engine: Engine) -> OwnFiles:
         order = self._order
-        return OwnFiles(order.output, order.run_name, run.runs.begun_at(run.id), overwrites=order.overwrites)
+        begun = runs.RunStore(engine).begun_at(order.run_name)
+        return OwnFiles(order.output, order.run_name, begun, overwrites=order.overwrites)
 
 
 def _export(run: OpenRun, own: OwnFiles, is_complete: bool, seconds: float) -> Summary:

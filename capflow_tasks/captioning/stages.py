@@ -221,8 +221,8 @@ class StageRunner:
         with self._surges_lock:
             surge = self._surges.setdefault((claim.run_id, claim.stage), Surge(self.settings.surge_samples))
             kind = surge.add(kinds)
-        if kind is not None:
-            last = next((each.message for each in failures if each and each.kind == kind), "")
+        if kind in kinds and kind is not None:
+            last = next(each.message for each in failures if each and each.kind == kind)
             self.pause.begin(
                 FailureSurge(
                     f"most of its latest {self.settings.surge_samples} samples of run {claim.run} failed in "

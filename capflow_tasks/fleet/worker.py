@@ -299,6 +299,7 @@ class EngineStep(bootsteps.StartStopStep):
         by_model: dict[tuple[str, str], Engine] = {}
         queue_of = {model: queue for queue, model in sorted(models.items(), reverse=True)}
         on_gpu = sum(kind == "vllm" for _, kind in queue_of)
+        settings.check_shares([queue for (_, kind), queue in queue_of.items() if kind == "vllm"])
         for model, kind in sorted(queue_of):
             shared = settings.sharing_gpu(queue_of[model, kind], on_gpu) if kind == "vllm" else settings
             engine = by_model[model, kind] = build_engine(shared, model, kind)

@@ -146,9 +146,10 @@ class RunStore(tables.Store):
         """Whether the run has been stopped or deleted."""
         return not self.rows(sa.select(Run.id).where(Run.id == run_id, Run.stopped_at.is_(None)))
 
-    def begun_at(self, run_id: int) -> datetime:
-        """Return when the run was made."""
-        return self.rows(sa.select(Run.created_at).where(Run.id == run_id))[0].created_at  # type: ignore[no-any-return]
+    def begun_at(self, name: str) -> datetime | None:
+        """Return when the run of this name was made; None if there is none."""
+        found = self.rows(sa.select(Run.created_at).where(Run.name == name))
+        return found[0].created_at if found else None
 
     def pause_of(self, run_id: int) -> str | None:
         """Return why the run paused by itself; None when it did not."""

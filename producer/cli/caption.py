@@ -245,7 +245,8 @@ def retry(
 ) -> None:
     """Caption again the samples that failed in RUN, and only those; then write the caption files.
 
-    RUN is a run's name or the plan that it came from. What no option changes is as for the run.
+    RUN is a run's name or the plan that it came from. What no option changes is as for the run, except what
+    holds for one command: --strict, --skip-text-only, --max-tokens and --max-cost.
 
     Examples:
       capflow retry plan.jsonl
@@ -271,7 +272,8 @@ def resume(run_or_plan: str, as_json: bool, **options: Any) -> None:
 
     RUN is a run's name or the plan that it came from. A run pauses by itself when most of its latest samples
     fail alike; the kinds of failures that it has by now no longer pause it. Failed samples are not tried
-    again: `capflow retry` does that, and goes on, too. What no option changes is as for the run.
+    again: `capflow retry` does that, and goes on, too. What no option changes is as for the run, except what
+    holds for one command: --strict, --skip-text-only, --max-tokens and --max-cost.
 
     Examples:
       capflow resume plan.jsonl
@@ -281,7 +283,9 @@ def resume(run_or_plan: str, as_json: bool, **options: Any) -> None:
     from capflow_tasks.store.runs import RunStore
     from producer.run import CaptionRun, Order
 
-    order = Order(budget=cli.budget_of(options), **_as_started(run_or_plan, options))
+    budget = cli.budget_of(options)
+    started = _as_started(run_or_plan, options)
+    order = Order(budget=budget, candidates=_candidates_of(started), **started)
     captioning = CaptionRun(order, read_settings())
     with cli.open_run(order.run_name) as (run, engine):
         RunStore(engine).accept_failures(run.id)
@@ -301,7 +305,7 @@ def _as_started(run_or_plan: str, options: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"run {run.name} scores {plan}; `capflow score {plan}` tries its failures again")
     names = ("stages", "min_confidence", "pin_ranks", "workflow", "candidates", "min_overall", "token_budget")
     kept = {name: getattr(run, name) for name in names}
-    given = {name: value for name, value in options.items() if value not in (None, False)}
+    given = {name: value for name, value in options.items() if value is not None and value is not False}
     return {"source": plan, "run": run.name, "output": Path(run.output)} | kept | given
 
 

@@ -25,16 +25,20 @@ _ANY = -1
 class OwnFiles:
     """The files of one run in one folder."""
 
-    def __init__(self, folder: Path, run: str, begun: datetime, *, overwrites: bool = False) -> None:
-        """A run is told from others of its name, as in another database, by when it has `begun`.
+    def __init__(self, folder: Path, run: str, begun: datetime | None, *, overwrites: bool = False) -> None:
+        """A run is told from others of its name, as in another database, by when it has `begun`, if it has.
 
         `overwrites` takes over the files of others.
         """
         self._folder = folder
-        self._identity = {"run": run, "begun": begun.isoformat()}
+        self._identity = {"run": run, "begun": begun and begun.isoformat()}
         digest = hashlib.sha256(json.dumps(self._identity).encode()).hexdigest()[:12]
         self._list = folder / f".capflow-{digest}.json"
         self._overwrites = overwrites
+
+    def check(self, names: Collection[str]) -> None:
+        """Raise UserError where one of these files is another's."""
+        self._check(names, self._sizes())
 
     def claim(self, names: Collection[str]) -> None:
         """Note that this run writes these files.

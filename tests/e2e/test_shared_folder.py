@@ -34,6 +34,7 @@ def test_a_second_plan_and_a_second_user_are_told_before_anything_is_asked(
     done = cli.run("capflow", "caption", first, "-o", "out")
     asked = requests.read_bytes()
     refused = cli.run("capflow", "caption", second, "-o", "out")
+    listed = cli.run("capflow", "status")
     with new_database() as url:
         other = Cli(cli.folder, cli.environment | {"CAPFLOW_DATABASE_URL": url}, cli.mark)
         elsewhere = other.run("capflow", "caption", first, "-o", "out")
@@ -48,6 +49,7 @@ def test_a_second_plan_and_a_second_user_are_told_before_anything_is_asked(
         assert f"out/{NAME}: is a file of run set.plan-" in answer.stderr
         assert "choose another --output, or replace the file with --overwrite" in answer.stderr
     assert requests.read_bytes().startswith(asked)
+    assert "second.jsonl" not in listed.stdout
     assert again.returncode == 0, again.stderr
     assert [record["id"] for record in kept] == [0, 1]
     assert (beside.returncode, taken.returncode) == (0, 0), taken.stderr

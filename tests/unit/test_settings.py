@@ -70,10 +70,6 @@ def test_every_bad_value_is_reported_at_once(monkeypatch: pytest.MonkeyPatch) ->
             {"QUEUE_MODELS": '{"judg": "m"}'},
             "CAPFLOW_QUEUE_MODELS: no stage is sent to the queue 'judg', only to",
         ),
-        (
-            {"STAGE_QUEUES": '{"score": "judge"}', "QUEUE_GPU_MEMORY": '{"gpu": 0.8, "judge": 0.4}'},
-            "the shares add up to 1.2",
-        ),
     ],
 )
 def test_settings_that_contradict_each_other_are_one_line(
@@ -153,3 +149,12 @@ def test_a_key_is_never_shown() -> None:
     settings = Settings(openai_api_key="sk-secret")
 
     assert "sk-secret" not in f"{settings!r} {settings} {settings.model_dump_json()}"
+
+
+def test_models_in_one_worker_share_one_gpu_and_others_have_their_own() -> None:
+    settings = Settings(stage_queues={"score": "judge"}, queue_gpu_memory={"gpu": 0.9, "judge": 0.4})
+
+    for queue in settings.queues:
+        settings.check_shares([queue])
+    with pytest.raises(SettingsError, match=r"the shares of gpu, judge add up to 1\.3"):
+        settings.check_shares(settings.queues)

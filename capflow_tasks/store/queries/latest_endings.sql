@@ -14,7 +14,8 @@ FROM (
 ) AS latest
 JOIN samples ON samples.batch_id = latest.id
 JOIN runs ON runs.id = :run_id
--- What could not be read from an annotation file has failed without a worker.
-WHERE samples.state <> 'failed' OR samples.failed_by IS NOT NULL
+-- What could not be read from an annotation file has failed without a worker, and what failed before the time in
+-- another command.
+WHERE samples.state <> 'failed' OR (samples.failed_by IS NOT NULL AND samples.failed_at > :since)
 ORDER BY latest.finished_at DESC, samples.idx
 LIMIT :samples
