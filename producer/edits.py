@@ -14,6 +14,7 @@ from capflow_tasks.records import PlanShard, Stage
 from capflow_tasks.store.edits import EditStore, StoredEntry
 from capflow_tasks.store.states import NewSample, ShardRow, first_stage
 from capflow_tasks.store.views import Views
+from producer.reading.folders import differs_by_guess
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +150,7 @@ def _compare(store: EditStore, row: ShardRow, read: ReadSamples, stages: Sequenc
     """Correct the shard's samples; return how many, and whether no worker had one of them."""
     entries = takewhile(lambda new: new.idx < row.expanded_to, read(row.shard, row.shard.start_idx))
     pairs = zip(store.entries(row.id), entries, strict=False)
-    differing = (pair for pair in pairs if _differs(*pair))
+    differing = (pair for pair in pairs if _differs(*pair, row.shard.root))
     count, is_complete = 0, True
     for batch_id, group in groupby(differing, key=lambda pair: pair[0].batch_id):
         changed = list(group)
@@ -166,10 +167,15 @@ def _compare(store: EditStore, row: ShardRow, read: ReadSamples, stages: Sequenc
     return count, is_complete
 
 
-def _differs(old: StoredEntry, new: NewSample) -> bool:
-    """Whether the entry says something else, or is refused no more, or for another reason."""
+def _differs(old: StoredEntry, new: NewSample, root: str) -> bool:
+    """Whether the entry says something else, or is refused no more, or for another reason.
+
+    A file that cannot be read now may be the picture or video that it was.
+    """
     refusal = new.failure and new.failure.message
-    return bool(old.entry != new.entry or (old.refusal and old.refusal != refusal))
+    if old.refusal and old.refusal != refusal:
+        return True
+    return bool(old.entry != new.entry) and not differs_by_guess(new.entry, old.entry, root)
 
 
 def _stamp(annotation: str) -> str:

@@ -41,7 +41,7 @@ class TarMember:
     name: str
 
     def __str__(self) -> str:
-        return f"offset={self.offset}&size={self.size}&name={quote(self.name)}"
+        return f"offset={self.offset}&size={self.size}&name={quote(self.name, errors='surrogateescape')}"
 
     def size_in(self, file: str) -> int:
         return self.size
@@ -190,7 +190,7 @@ def split_address(path: str) -> tuple[str, Member | None]:
     start = max(map(path.rfind, _STARTS))
     if start < 0:
         return path, None
-    values = dict(parse_qsl(path[start + 1 :], keep_blank_values=True))
+    values = dict(parse_qsl(path[start + 1 :], keep_blank_values=True, errors="surrogateescape"))
     try:
         if "offset" in values:
             member = TarMember(int(values["offset"]), int(values["size"]), values.get("name", ""))

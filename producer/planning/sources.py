@@ -28,7 +28,7 @@ from producer.console import counted
 from producer.parallel import ProgressLines, call_all
 from producer.planning.metafile import Dataset, read_metafile
 from producer.reading.containers import is_tar, parquet_entries, tar_entries
-from producer.reading.folders import MediaFolder
+from producer.reading.folders import MediaFolder, listed_name
 from producer.reading.plan import Resolve, file_name_part
 from producer.reading.tables import Keys, coco_rows, json_rows, path_lines, table_rows
 from producer.writing.whole import whole_file
@@ -194,8 +194,9 @@ def _listing(path: Path, rows: Iterable[Any], order: SourceOrder, listed: Listed
     return replace(_dataset(path, file, order, count), is_counted=True)
 
 
-def _listing_path(path: Path, order: SourceOrder) -> Path:
-    identity = [os.path.realpath(path), order.keys]
+def _listing_path(path: Path, order: SourceOrder, *also: str) -> Path:
+    """Return where the listing of a source is kept; `also` names what else it depends on."""
+    identity = [os.path.realpath(path), order.keys, *also]
     digest = sha256(repr(identity).encode("utf-8", "surrogateescape")).hexdigest()[:8]
     return order.listings / f"{file_name_part(path.name.split('.')[0] or 'media')}.{digest}.jsonl"
 
@@ -215,12 +216,13 @@ def _write(file: Path, entries: Iterable[Any], listed: Listed) -> int:
 
 
 def _read_folder(path: Path, order: SourceOrder, found: Found, listed: Listed) -> None:
+    order = replace(order, root=None)  # names in a folder are relative to it
     media, file = MediaFolder(path), _listing_path(path, order)
     count = _write(file, _folder_entries(media, file), listed)
     if media.left_out:
         held = ", ".join(f"{what} ({number:,})" for what, number in media.left_out.most_common(5))
         found.warnings.append(f"{path}: leaves out {counted(media.left_out.total(), 'file')}: {held}")
-    inside = replace(order, root=order.root or path)
+    inside = replace(order, root=path)
     found.containers += [_Container(path / name, inside) for name in media.containers]
     if count:
         found.datasets.append(replace(_dataset(path, file, order, count), is_counted=True))
@@ -231,9 +233,10 @@ def _read_folder(path: Path, order: SourceOrder, found: Found, listed: Listed) -
 def _list_container(container: _Container) -> tuple[Dataset, list[str]]:
     """List a tar or Parquet file, unless it is as it was; return what cannot be read of it, too."""
     path, order = container.path, container.order
-    root, file, warnings = order.root or path.parent, _listing_path(path, order), list[str]()
+    root, warnings = order.root or path.parent, list[str]()
     if not path.is_relative_to(root):
         raise PlanError(f"{path}: lies outside --root {root}; name a folder that holds it")
+    file = _listing_path(path, order, str(root))
     changed = path.stat().st_mtime_ns
     if file.exists() and file.stat().st_mtime_ns == changed:
         with file.open("rb") as listing:
@@ -265,7 +268,7 @@ def _until_broken(entries: Iterator[Any], warnings: list[str]) -> Iterator[Any]:
 
 def _folder_entries(media: MediaFolder, listing: Path) -> Iterator[JsonObject]:
     """Yield the entries of an earlier listing first, so that samples keep their places."""
-    known = _Texts(entry["id"] for entry in _listed_before(listing))
+    known = _Texts(listed_name(entry) for entry in _listed_before(listing))
     return media.entries(_listed_before(listing), known.__contains__)
 
 
@@ -294,7 +297,7 @@ def _loose_files(kinds: Mapping[Path, Modality], order: SourceOrder, listed: Lis
     root = order.root or Path(os.path.commonpath([path.parent for path in kinds]))
     names = {os.path.relpath(path, root): kind for path, kind in kinds.items()}
     entries = ({"id": name, MEDIA_KEYS[kind][0]: name} for name, kind in names.items())
-    file = _listing_path(root / "files", order)
+    file = _listing_path(root / "files", order, *names)
     count = _write(file, entries, listed)
     return Dataset(root.name or "media", str(root), str(file), Modality.IMAGE, None, count, None, {}, True)
 

@@ -35,6 +35,7 @@ _SUFFIXES = {
 }
 #: Longest text of a sidecar, bytes.
 _SIDECAR_BYTES = 1 << 20
+_MEDIA_KEYS = {key for keys in MEDIA_KEYS.values() for key in keys}
 
 
 def named_kind(name: str) -> Modality | None:
@@ -45,7 +46,7 @@ def named_kind(name: str) -> Modality | None:
 def named_by_content(entry: JsonObject, root: str) -> JsonObject:
     """Return the entry with the videos that it calls pictures under `video` or `videos`.
 
-    Only files whose names do not promise a picture are opened; what cannot be read stays where it is.
+    Only files whose names do not promise a picture are opened; what cannot be read is what its name promises.
     """
     kept, videos = dict(entry), list[str]()
     for key in MEDIA_KEYS[Modality.IMAGE]:
@@ -67,12 +68,49 @@ def named_by_content(entry: JsonObject, root: str) -> JsonObject:
 
 
 def _is_video(path: str, root: str) -> bool:
-    if named_kind(path) is Modality.IMAGE or split_address(path)[1] is not None:
+    file, member = split_address(path)
+    if (named := named_kind(file)) is Modality.IMAGE or member is not None:
         return False
     try:
         return kind_of(head_of(resolve_media(root, path))) is Modality.VIDEO
     except SampleError:
+        return named is Modality.VIDEO
+
+
+def differs_by_guess(entry: JsonObject, stored: JsonObject, root: str) -> bool:
+    """Whether an entry differs from an earlier one only in kinds that `named_by_content` had to guess."""
+    media, earlier = set(_media(entry)), set(_media(stored))
+    changed = media - earlier
+    return (
+        bool(changed)
+        and {path for path, _ in media} == {path for path, _ in earlier}
+        and _without_media(entry) == _without_media(stored)
+        and all(_is_guess(path, kind, root) for path, kind in changed)
+    )
+
+
+def _without_media(entry: JsonObject) -> JsonObject:
+    return {key: value for key, value in entry.items() if key not in _MEDIA_KEYS}
+
+
+def _media(entry: JsonObject) -> Iterator[tuple[str, Modality]]:
+    for kind, keys in MEDIA_KEYS.items():
+        for value in map(entry.get, keys):
+            paths = value if isinstance(value, list) else [value]
+            yield from ((path, kind) for path in paths if isinstance(path, str))
+
+
+def _is_guess(path: str, kind: Modality, root: str) -> bool:
+    """Whether the file cannot be read, and the kind is the one that its name then gives it."""
+    file, member = split_address(path)
+    named = named_kind(file)
+    if member is not None or named is Modality.IMAGE or kind is not (named or Modality.IMAGE):
         return False
+    try:
+        head_of(resolve_media(root, path))
+    except SampleError:
+        return True
+    return False
 
 
 def walk(folder: Path) -> Iterator[str]:
@@ -104,6 +142,15 @@ def _names(folder: str) -> tuple[tuple[str, bool], ...]:
     return tuple(sorted(pair for pair in kinds if not pair[0].startswith(".")))
 
 
+def listed_name(entry: JsonObject) -> str:
+    """Return the file that an entry of a folder's listing is about; its `id` may be from metadata."""
+    return str(entry[MEDIA_KEYS[_listed_kind(entry)][0]])
+
+
+def _listed_kind(entry: JsonObject) -> Modality:
+    return Modality.VIDEO if MEDIA_KEYS[Modality.VIDEO][0] in entry else Modality.IMAGE
+
+
 class MediaFolder:
     """Describes the media of a folder; counts what it leaves out by what it holds."""
 
@@ -121,8 +168,7 @@ class MediaFolder:
         So no sample changes its place when files are added, and no file is opened twice for its kind.
         """
         for entry in known:
-            listed_as = Modality.VIDEO if MEDIA_KEYS[Modality.VIDEO][0] in entry else Modality.IMAGE
-            yield self._entry(str(entry[MEDIA_KEYS[listed_as][0]]), listed_as)
+            yield self._entry(listed_name(entry), _listed_kind(entry))
         new = (name for name in walk(self.folder) if not is_known(name))
         yield from (self._entry(name, kind) for name in new if (kind := self._kind(name)))
 

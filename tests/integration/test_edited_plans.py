@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from functools import partial
 from pathlib import Path
 from threading import Event
 
 import pytest
 from sqlalchemy import Engine, text
 
+from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.errors import UserError
 from capflow_tasks.fleet.application import make_app
 from capflow_tasks.fleet.embedded import Services
 from capflow_tasks.records import PlanShard, Stage
 from capflow_tasks.settings import Settings
-from capflow_tasks.store.states import Tally
+from capflow_tasks.store.edits import EditStore
+from capflow_tasks.store.runs import RunStore
+from capflow_tasks.store.states import NewBatch, NewSample, Tally
 from capflow_tasks.store.statistics import coverage_of
 from producer import services
+from producer.reading.samples import read_samples
 from producer.run import OpenRun, Order
 from tests.stores import Fleet, a_shard, some_entries
 
@@ -93,6 +99,35 @@ def test_a_line_that_is_gone_counts_no_more_and_is_captioned_still(
     assert run.views.tally(run.id) == Tally()
     assert "set[0-3] is no longer in /plan.jsonl" in caplog.text
     assert coverage_of(reached.engine, lambda name: name)["/data/set.json"].captioned == [range(4)]
+
+
+def test_results_of_media_that_cannot_be_read_now_are_kept(reached: services.Fleet, tmp_path: Path) -> None:
+    """The media are away; of the annotation's entries only the third has changed."""
+    rows = [
+        {"image": "clip"},
+        {"image": "picture.mp4"},
+        {"image": "clip", "n": 2},
+        {"images": ["clip", "a.png"]},
+    ]
+    stored = [
+        {"video": "clip"},
+        {"image": "picture.mp4"},
+        {"video": "clip", "n": 1},
+        {"images": ["a.png"], "video": "clip"},
+    ]
+    annotation = tmp_path / "set.jsonl"
+    annotation.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    shard = a_shard(4, str(tmp_path), annotation=str(annotation))
+    run = open_run(reached, shard)
+    samples = [NewSample(idx, entry, "Natural") for idx, entry in enumerate(stored)]
+    RunStore(reached.engine).expand(run.shards[0].id, 0, [NewBatch(Stage.ROUTE, samples)])
+    run = open_run(reached, shard)
+
+    run.read_again(partial(read_samples, load_catalogue()), refused_too=False)
+
+    held = [each.entry for each in EditStore(reached.engine).entries(run.shards[0].id)]
+    assert held[:2] + held[3:] == stored[:2] + stored[3:]
+    assert held[2]["n"] == 2
 
 
 def test_a_command_whose_run_got_another_plan_ends_with_one_sentence(reached: services.Fleet) -> None:

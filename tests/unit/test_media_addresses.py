@@ -78,6 +78,13 @@ def test_members_of_a_tar_decode_to_what_the_files_do(tar: Path) -> None:
     assert media_key(picture, BUDGET) != media_key(video, BUDGET)
 
 
+def test_a_member_may_have_a_name_that_is_not_utf_8() -> None:
+    member = TarMember(512, 3, "d/\udcff #&.png")
+
+    assert str(member).isascii()
+    assert split_address(f"set.tar#{member}") == ("set.tar", member)
+
+
 def test_reading_a_member_costs_no_seek_and_one_read(tar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The header, which tells that the tar is the one that was planned, and the content."""
     reads = list[int]()

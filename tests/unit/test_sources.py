@@ -25,9 +25,11 @@ from capflow_tasks.media.paths import head_of, kind_of, resolve_media
 from capflow_tasks.records import Modality
 from producer.planning.preflight import check_datasets
 from producer.planning.sources import Found, SourceOrder, read_sources
-from producer.reading.folders import named_by_content, walk
+from producer.reading.folders import differs_by_guess, named_by_content, walk
+from producer.reading.samples import read_samples
 from producer.reading.tables import Keys
 from tests.datasets import draw_picture, film_video
+from tests.stores import a_shard
 
 RESOLVE = load_catalogue().resolve
 PNG = b"\x89PNG\r\n\x1a\n and more"
@@ -82,6 +84,44 @@ def test_files_that_are_added_come_last_and_the_others_keep_their_places(tmp_pat
     assert [each["id"] for each in second] == ["b.png", "d/1.png", "d/2.png", "a.png", "c/0.png"]
     assert [each["id"] for each in third] == [*(each["id"] for each in second), "b2.png"]
     assert third[1] == {"id": "d/1.png", "txt": "said", "image": "d/1.png"}
+
+
+def test_ids_from_metadata_do_not_list_files_again(tmp_path: Path, read: Read) -> None:
+    ids = {"a.png": "first", "b.png": 7, "c.png": None}
+    for name in ids:
+        write(tmp_path / "set" / name)
+    lines = [json.dumps({"file_name": name, "id": value}) for name, value in ids.items()]
+    (tmp_path / "set" / "metadata.jsonl").write_text("\n".join(lines))
+
+    once = entries(read("set"))
+
+    assert once == [{"id": value, "image": name} for name, value in ids.items()]
+    assert entries(read("set")) == once
+
+
+def test_media_of_a_folder_are_found_whatever_the_root(tmp_path: Path, read: Read) -> None:
+    write(tmp_path / "set" / "a.png")
+    with tarfile.open(tmp_path / "set" / "s.tar", "w") as tar:
+        add(tar, "b.png")
+    (tmp_path / "elsewhere").mkdir()
+
+    for root in (tmp_path, tmp_path / "elsewhere"):
+        found = read("set", root=root)
+        for number, dataset in enumerate(found.datasets):
+            (entry,) = entries(found, number)
+            assert first_bytes(Path(dataset.root), entry["image"]) == PNG
+
+
+def test_other_files_of_a_folder_have_a_listing_of_their_own(tmp_path: Path, read: Read) -> None:
+    for name in "ab":
+        write(tmp_path / f"{name}.png")
+
+    first, second, both, reversed_ = (
+        read(*names) for names in (["a.png"], ["b.png"], ["a.png", "b.png"], ["b.png", "a.png"])
+    )
+
+    listed = [[each["image"] for each in entries(found)] for found in (first, second, both, reversed_)]
+    assert listed == [["a.png"], ["b.png"], ["a.png", "b.png"], ["b.png", "a.png"]]
 
 
 def test_links_are_followed_inside_the_folder_and_never_around(tmp_path: Path) -> None:
@@ -243,6 +283,34 @@ def test_listings_of_tars_are_kept_until_they_change(tmp_path: Path, read: Read)
     assert [each["id"] for each in entries(read("s.tar"))] == ["b"]
 
 
+def test_a_container_is_listed_anew_for_another_root(tmp_path: Path, read: Read) -> None:
+    (tmp_path / "d").mkdir()
+    with tarfile.open(tmp_path / "d" / "s.tar", "w") as tar:
+        add(tar, "a.png")
+    pq.write_table(pa.table({"image": [PNG]}), tmp_path / "d" / "p.parquet")
+
+    for name in ("d/s.tar", "d/p.parquet"):
+        for root in (None, tmp_path):
+            found = read(name, root=root)
+            (entry,) = entries(found)
+            assert first_bytes(Path(found.datasets[0].root), entry["image"]) == PNG
+
+
+def test_a_member_whose_name_is_not_utf_8_is_read_or_refused_alone(tmp_path: Path, read: Read) -> None:
+    with tarfile.open(tmp_path / "s.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        for name in ("a.png", "b.\udcff.png", "\udcff.png", "d.png"):
+            add(tar, name)
+
+    found = read("s.tar")
+
+    assert [each["id"] for each in entries(found)] == ["a", "b", "\udcff", "d"]
+    for entry in entries(found):
+        assert first_bytes(tmp_path, entry["image"]) == PNG
+    shard = a_shard(4, str(tmp_path), annotation=found.datasets[0].annotation)
+    samples = list(read_samples(load_catalogue(), shard, 0))
+    assert [bool(each.failure) for each in samples] == [False, False, True, False]
+
+
 def test_numbered_names_are_expanded_and_a_missing_one_is_named(tmp_path: Path, read: Read) -> None:
     for number in range(9, 12):
         with tarfile.open(tmp_path / f"s-{number:03}.tar", "w") as tar:
@@ -290,8 +358,28 @@ def test_videos_among_pictures_are_found_by_content(tmp_path: Path) -> None:
     assert named(image="picture.mp4") == {"image": "picture.mp4"}
     assert named(images=["picture.mp4", "clip.mp4"]) == {"images": ["picture.mp4"], "video": "clip.mp4"}
     assert named(image=["clip.mp4"], video="other.mp4") == {"video": "other.mp4", "videos": ["clip.mp4"]}
-    assert named(image="gone.mp4") == {"image": "gone.mp4"}
+    assert named(image="gone.mp4") == {"video": "gone.mp4"}
+    assert named(image="gone.mp4#t=1,2.5") == {"video": "gone.mp4#t=1,2.5"}
+    assert named(image="gone") == {"image": "gone"}
     assert named(image=None, images=7) == {"image": None, "images": 7}
+
+
+def test_an_entry_differs_by_guess_only_where_its_media_cannot_be_read(tmp_path: Path) -> None:
+    def differs(entry: dict[str, Any], stored: dict[str, Any]) -> bool:
+        return differs_by_guess(entry, stored, str(tmp_path))
+
+    as_image, as_video = {"n": 1, "image": "clip"}, {"n": 1, "video": "clip"}
+    assert differs(as_image, as_video)
+    assert differs({"images": ["a.png", "clip"]}, {"images": ["a.png"], "video": "clip"})
+    assert differs({"video": "picture.mp4"}, {"image": "picture.mp4"})
+    assert not differs(as_video, as_image)  # nothing but the entry itself says so
+    assert not differs({"image": "a.png"}, {"video": "a.png"})
+    assert not differs(as_video, as_video)
+    assert not differs(as_image | {"n": 2}, as_video)
+    assert not differs({"n": 1, "image": "other"}, as_video)
+    film_video(tmp_path / "clip.mp4")
+    (tmp_path / "clip.mp4").rename(tmp_path / "clip")
+    assert not differs(as_image, as_video)
 
 
 def first_bytes(root: Path, address: str) -> bytes:
