@@ -161,7 +161,7 @@ def test_foreign_tasks_are_counted_and_routed_unless_strict(loading_cli: Cli) ->
         (number, "bad_entry") for number in (0, 1, 3)
     ]
 
-    said = caption(loading_cli, "set.jsonl", "--run", "set")
+    said = caption(loading_cli, "set.jsonl", "--run", "set", "--overwrite")
 
     assert "3 samples named a task that is no domain" in said
     assert '"vqa" 2, "ocr" 1' in said
