@@ -96,10 +96,11 @@ def test_scores_can_be_read_whether_the_model_thinks_or_not(engine: VllmEngine, 
 
 
 def test_what_the_domain_does_not_name_is_sampled_as_the_model_recommends(engine: VllmEngine) -> None:
-    recommended = [ask(engine, sampling=Sampling(max_tokens=24)).text for _ in range(3)]
-    named = [ask(engine, sampling=Sampling(max_tokens=24, temperature=2.0, top_k=0)).text for _ in range(3)]
+    # Of many tokens, two would be exactly alike in bfloat16 somewhere, and top_k 1 keeps both.
+    recommended = [ask(engine, sampling=Sampling(max_tokens=6)).text for _ in range(3)]
+    named = [ask(engine, sampling=Sampling(max_tokens=6, temperature=2.0, top_k=0)).text for _ in range(3)]
 
-    # its generation_config asks for top_k 1, and for fewer tokens than the domain
+    # its generation_config asks for top_k 1
     assert len(set(recommended)) == 1
     assert len(set(named)) > 1
 
