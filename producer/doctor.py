@@ -439,7 +439,7 @@ def check_workers(
         yield ok("workers", f"{len(alive)} alive, {batches} running: {_some(alive)}")
     for worker in beating:
         if worker.fault:
-            remedy = "mend that; it looks every few seconds and takes work again by itself"
+            remedy = "fix that; the worker looks every few seconds and then takes work again by itself"
             yield warn("workers", f"{worker.node} takes no work: {worker.fault}", remedy)
     if silent := sorted(nodes - answering.keys()):
         said = f"{_some(silent)}: no answer to Celery; stopping, or cut off from the broker"

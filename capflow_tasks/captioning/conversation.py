@@ -47,11 +47,11 @@ class Conversation:
     #: None when videos are never cut into windows.
     windows: video.Windows | None = None
     rules: guard.Guard = field(default_factory=guard.Guard)
-    #: Of its media, below the root.
-    _paths: tuple[str, ...] = ()
     #: The model's revision and the engine, as stored with the results.
     revision: str | None = None
     engine: str | None = None
+    #: Of its media, below the root.
+    _paths: tuple[str, ...] = ()
     _media: tuple[records.MediaRef, ...] = ()
     _domain: Domain | None = None
     _results: list[records.Result] = field(default_factory=list)

@@ -104,7 +104,7 @@ class Catalogue:
     system: str
     router: Agent
     domains: tuple[Domain, ...]
-    #: What a captioner is told besides its prompt when it writes a sample's caption again.
+    #: Added to a captioner's prompt when a sample's caption is written again.
     again: str
 
     def resolve(self, task: str) -> Domain:

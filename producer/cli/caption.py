@@ -253,12 +253,9 @@ def retry(
       capflow retry plan-2c792dcc --kind media_missing --kind media_corrupt --domain Natural
     """
     from capflow_tasks.settings import read_settings
-    from producer.run import CaptionRun, Order
+    from producer.run import CaptionRun
 
-    budget = cli.budget_of(options)
-    started = _as_started(run_or_plan, options)
-    order = Order(budget=budget, candidates=_candidates_of(started), **started)
-    captioning = CaptionRun(order, read_settings())
+    captioning = CaptionRun(_order_as_started(run_or_plan, options), read_settings())
     with stop_on_signals() as stopping:
         summary = captioning.run(stopping, retry=True, kinds=kinds, domains=domains)
     finish(summary, as_json)
@@ -281,11 +278,9 @@ def resume(run_or_plan: str, as_json: bool, **options: Any) -> None:
     """
     from capflow_tasks.settings import read_settings
     from capflow_tasks.store.runs import RunStore
-    from producer.run import CaptionRun, Order
+    from producer.run import CaptionRun
 
-    budget = cli.budget_of(options)
-    started = _as_started(run_or_plan, options)
-    order = Order(budget=budget, candidates=_candidates_of(started), **started)
+    order = _order_as_started(run_or_plan, options)
     captioning = CaptionRun(order, read_settings())
     with cli.open_run(order.run_name) as (run, engine):
         RunStore(engine).accept_failures(run.id)
@@ -294,10 +289,12 @@ def resume(run_or_plan: str, as_json: bool, **options: Any) -> None:
     finish(summary, as_json)
 
 
-def _as_started(run_or_plan: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options, filled up with what the run was started with."""
+def _order_as_started(run_or_plan: str, options: dict[str, Any]) -> Order:
+    """Return the order that the run was started with, changed by the options."""
     from producer.reading.plan import is_split_plan
+    from producer.run import Order
 
+    budget = cli.budget_of(options)
     with cli.open_run(options["run"] or run_or_plan) as (run, _):
         pass
     plan = Path(run_or_plan) if is_split_plan(Path(run_or_plan)) else Path(run.plan)
@@ -306,7 +303,8 @@ def _as_started(run_or_plan: str, options: dict[str, Any]) -> dict[str, Any]:
     names = ("stages", "min_confidence", "pin_ranks", "workflow", "candidates", "min_overall", "token_budget")
     kept = {name: getattr(run, name) for name in names}
     given = {name: value for name, value in options.items() if value is not None and value is not False}
-    return {"source": plan, "run": run.name, "output": Path(run.output)} | kept | given
+    started: dict[str, Any] = {"source": plan, "run": run.name, "output": Path(run.output)} | kept | given
+    return Order(budget=budget, candidates=_candidates_of(started), **started)
 
 
 def _candidates_of(options: dict[str, Any]) -> CandidatePolicy:
