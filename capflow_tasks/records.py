@@ -168,6 +168,12 @@ class Sampling:
             if not each.name.endswith("_tokens") and (value := getattr(self, each.name)) is not None
         }
 
+    @property
+    def given(self) -> dict[str, float]:
+        """The parameters and limits that are not left to the model."""
+        thinking = {"thinking_tokens": self.thinking_tokens} if self.thinking_tokens else {}
+        return {"max_tokens": self.max_tokens, **self.named, **thinking}
+
     def completed(self, recommended: Mapping[str, float]) -> dict[str, float]:
         """Return all parameters: those named here, else recommended, else DEFAULT_SAMPLING."""
         return {**DEFAULT_SAMPLING, **recommended, **self.named}
@@ -223,6 +229,9 @@ class Completion:
     probabilities: Mapping[str, float] = field(default_factory=dict)
     #: The tokens of an answer that follows a schema; empty where the engine does not know them.
     tokens: tuple[Token, ...] = ()
+    #: The sampling parameters that were sent, the model's own recommendation included; empty where the
+    #: engine does not tell.
+    sampling: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +264,8 @@ class Result:
     #: What tells checkpoints of one name apart, and which engine ran it: `vllm 0.32.0`; None if not known.
     revision: str | None = None
     engine: str | None = None
+    #: The sampling parameters that the model was asked with, by vLLM's names; None where they are not known.
+    sampling: dict[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ import itertools
 import logging
 import re
 from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import fields, replace
 from email.utils import parsedate_to_datetime
 from functools import partial
 from threading import Thread
@@ -173,7 +174,8 @@ class OpenAiEngine:
                 async with asyncio.timeout(self._timeout_seconds):
                     answer = await self._ask(request)
                 self._answered_at = monotonic()
-                return completion_of(answer, request, self._answered_at - started)
+                found = completion_of(answer, request, self._answered_at - started)
+                return replace(found, sampling=self._sent_sampling(request))
             except TimeoutError as error:
                 return self._late(started, error)
             except SampleError as error:
@@ -253,6 +255,11 @@ class OpenAiEngine:
             if self._is_vllm:
                 body |= {"logprobs": True, "top_logprobs": ALTERNATIVES}
         return body
+
+    def _sent_sampling(self, request: Request) -> dict[str, float]:
+        """Return the sampling parameters of the request; the server knows the others."""
+        body = {**self._body(request), **self._fields}
+        return {each.name: body[each.name] for each in fields(request.sampling) if each.name in body}
 
     def _translated(self, error: APIError) -> CapflowError:
         """Return who is to blame: the server for nothing, the server's state, or this request."""

@@ -223,7 +223,10 @@ class VllmEngine:
                 cause = error.__cause__ or error
                 raise errors.RequestFailed(f"the engine failed on this request: {cause!r}") from error
             self._answered_at = monotonic()
-            return completion_of(outputs, request, self._answered_at - started)
+            answer = completion_of(outputs, request, self._answered_at - started)
+            return replace(
+                answer, sampling=sent_sampling(request, self._max_answer_tokens, self._recommended)
+            )
 
     async def _ask(self, llm: AsyncLLM, request: Request) -> Sequence[Any]:
         """Return vLLM's output, after that of the thinking if the request asks for some.
@@ -341,6 +344,15 @@ def sampling_params(
         # a penalty meant for prose would distort letters and grades
         **_sampled(request, {} if constraint else recommended),
     )
+
+
+def sent_sampling(
+    request: Request, max_answer_tokens: int | None, recommended: Mapping[str, float]
+) -> dict[str, float]:
+    """Return what `sampling_params` names, to be stored with the answer."""
+    params = sampling_params(request, max_answer_tokens, recommended)
+    names = _sampled(request, recommended if params.structured_outputs is None else {})
+    return {name: getattr(params, name) for name in ("max_tokens", *names)}
 
 
 def thinking_params(request: Request, end: str, recommended: Mapping[str, float]) -> SamplingParams:

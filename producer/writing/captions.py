@@ -120,7 +120,7 @@ def caption_record(sample: FinishedSample, style: ConversationStyle = PLAIN) -> 
     record |= _judged(sample.results)
     if sample.results:
         last = (summaries or sample.results)[-1]
-        record |= {"model": last.model, "revision": last.revision, "engine": last.engine}
+        record |= {name: getattr(last, name) for name in ("model", "revision", "engine", "sampling")}
     if summaries:
         record["workflow"] = summaries[-1].workflow
         record["finish_reason"] = summaries[-1].finish_reason

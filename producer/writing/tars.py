@@ -41,8 +41,8 @@ _Members = dict[str, bytes | str]
 #: The fields of a sample's JSON: columns of Parquet, each of one type; objects and lists are JSON texts.
 VALUES = (
     *("dataset", "index", "id", "root", "media", "domain", "confidence", "caption", "conversations"),
-    *("reports", "scores", "overall", "expected_scores", "errors", "model", "revision", "engine", "workflow"),
-    *("finish_reason", "guard", "entry"),
+    *("reports", "scores", "overall", "expected_scores", "errors", "model", "revision", "engine", "sampling"),
+    *("workflow", "finish_reason", "guard", "entry"),
 )
 #: What stands for a value that is not there, where it is not "".
 _ABSENT: JsonObject = {"confidence": 1.0, "overall": 0}

@@ -37,7 +37,12 @@ RESULTS = (
     result(Stage.ROUTE, "router", "A", {"Natural": 0.9}),
     result(Stage.PERCEIVE, "natural", "A cat."),
     result(Stage.REASON, "general_reasoning", "It sleeps."),
-    replace(result(Stage.SUMMARIZE, "general_summary", "A cat sleeps."), revision="files:1", engine="vllm 1"),
+    replace(
+        result(Stage.SUMMARIZE, "general_summary", "A cat sleeps."),
+        revision="files:1",
+        engine="vllm 1",
+        sampling={"max_tokens": 512, "temperature": 0.2},
+    ),
     replace(result(Stage.SCORE, "judge", "{...}", GRADES), expected=EXPECTED),
 )
 
@@ -75,6 +80,7 @@ def test_a_record_holds_the_entry_and_all_that_was_found_out() -> None:
         "model": "m",
         "revision": "files:1",
         "engine": "vllm 1",
+        "sampling": {"max_tokens": 512, "temperature": 0.2},
         "workflow": "digest of general_summary",
         "finish_reason": "stop",
         "guard": [],
@@ -119,6 +125,7 @@ def test_stages_that_have_not_run_leave_their_keys_out() -> None:
         "model": "m",
         "revision": None,
         "engine": None,
+        "sampling": None,
     }
     assert caption_record(sample(results=(), domain=None)) == ENTRY
 

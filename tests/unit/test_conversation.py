@@ -466,3 +466,30 @@ def test_a_seed_gives_each_sample_its_own_order_of_domains_the_same_each_time(
     assert routed(3) == routed(3)
     assert list(routed(3)[1])[1] == routed(3)[0]
     assert catalogue.router.digest != CATALOGUE.router.digest
+
+
+def test_an_answer_knows_the_sampling_that_it_was_asked_for_with(root: Path) -> None:
+    conversation = talk(root, Stage.PERCEIVE)
+    first, second = conversation.calls()
+    conversation.take(first.agent, completion(LOOP))
+    (again,) = [call for call in conversation.calls() if call.agent == first.agent]
+    conversation.take(again.agent, completion("A tree."))
+    conversation.take(second.agent, completion("Leaves.", sampling={"temperature": 0.6}))
+
+    warmer, told = [result.sampling or {} for result in conversation.outcome().results]
+    assert warmer == {
+        "max_tokens": 384,
+        "temperature": 0.7,
+        "repetition_penalty": 1.05,
+        "presence_penalty": 1.0,
+    }
+    assert told == {"temperature": 0.6}
+
+
+def test_the_media_are_noted_with_the_first_answer_about_them(root: Path) -> None:
+    picture = (root / "a.png").stat()
+    stamp = f"{picture.st_size}:{picture.st_mtime_ns}"
+
+    assert talk(root, Stage.PERCEIVE).outcome().media_stamp is None
+    assert finish(talk(root, Stage.PERCEIVE)).outcome().media_stamp == stamp
+    assert finish(talk(root, Stage.PERCEIVE, media_stamp="as before")).outcome().media_stamp is None
