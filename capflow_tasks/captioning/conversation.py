@@ -143,7 +143,8 @@ class Conversation:
             instruction,
             self._sampling_of(agent),
             choices=() if self._domain else tuple(self._offered.letters),
-            schema=prompts.scores_schema(agent) if agent.answer == "scores" else None,
+            schema=prompts.schema_of(agent),
+            wants_tokens=agent.answer == "scores",
             budget=agent.budget,
         )
 
@@ -174,7 +175,7 @@ class Conversation:
             if checked.faults:
                 self._refuse(agent, answer, checked.faults)
             else:
-                self._keep(agent, answer, checked, self._read(agent, answer))
+                self._keep(agent, answer, checked, checked.data or self._read(agent, answer))
                 for repair in checked.repairs:
                     metrics.GUARD.labels(repair.rule, records.GuardOutcome.REPAIRED).inc()
         except SampleError as error:

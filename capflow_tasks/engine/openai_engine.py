@@ -252,7 +252,7 @@ class OpenAiEngine:
         elif request.schema is not None:
             schema = {"name": "answer", "schema": dict(request.schema), "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
-            if self._is_vllm:
+            if self._is_vllm and request.has_tokens:
                 body |= {"logprobs": True, "top_logprobs": ALTERNATIVES}
         return body
 
@@ -339,7 +339,7 @@ def completion_of(answer: ChatCompletion, request: Request, seconds: float) -> C
         finish_reason=choice.finish_reason or "",  # type: ignore[unreachable]
         seconds=seconds,
         probabilities=_probabilities(choice, request.choices),
-        tokens=_tokens(choice) if request.schema is not None else (),
+        tokens=_tokens(choice) if request.has_tokens else (),
     )
 
 

@@ -338,7 +338,7 @@ def sampling_params(
     return SamplingParams(
         # a constrained answer that is cut off is useless
         max_tokens=sampling.max_tokens if constraint else max_tokens,
-        logprobs=chat.ALTERNATIVES if request.schema is not None else len(request.choices) or None,
+        logprobs=chat.ALTERNATIVES if request.has_tokens else len(request.choices) or None,
         structured_outputs=constraint,
         output_kind=RequestOutputKind.FINAL_ONLY,
         # a penalty meant for prose would distort letters and grades
@@ -402,5 +402,5 @@ def completion_of(outputs: Sequence[Any], request: Request, seconds: float) -> C
         probabilities=chat.choice_probabilities(likely[0] if likely else (), request.choices)
         if request.choices
         else {},
-        tokens=tuple(map(chat.token, texts, likely)) if request.schema is not None else (),
+        tokens=tuple(map(chat.token, texts, likely)) if request.has_tokens else (),
     )

@@ -156,7 +156,7 @@ def _members(each: Captioned, fields: Sequence[str]) -> tuple[_Members, dict[str
     """
     values = json.dumps(values_of(each, fields), ensure_ascii=False)
     members: _Members = {"json": values.encode()}
-    if isinstance(caption := each.record.get("caption"), str):
+    if isinstance(caption := each.caption or each.record.get("caption"), str):
         members["txt"] = caption.encode()
     media, kinds = media_listed(each.sample.entry), dict[str, Modality]()
     for number, (kind, relative) in enumerate(media):

@@ -94,6 +94,15 @@ def test_a_record_holds_the_entry_and_all_that_was_found_out() -> None:
     assert list(record)[:5] == ["id", "image", "conversations", "width", "task"]
 
 
+def test_an_answer_by_a_schema_is_an_object_and_its_turn_the_json() -> None:
+    found = replace(RESULTS[3], text='{"kind": "cat"}', data={"kind": "cat"})
+
+    record = caption_record(sample({"image": "a.png"}, results=(found,)))
+
+    assert record["caption"] == {"kind": "cat"}
+    assert record["conversations"][-1] == {"from": "gpt", "value": '{"kind": "cat"}'}
+
+
 def test_the_model_is_the_one_that_wrote_the_caption_else_the_last_one_that_answered() -> None:
     judged = (RESULTS[3], replace(RESULTS[4], model="judge"))
 
