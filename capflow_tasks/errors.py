@@ -232,6 +232,10 @@ class AnswerMarkup(AnswerFault):
     """The answer is data or markup where prose was asked for."""
 
 
+class AnswerInvalidJson(AnswerFault):
+    """The answer is not the JSON that its schema asks for."""
+
+
 class Quarantined(FatalSampleError):
     """Every try of this sample killed its engine or its worker."""
 

@@ -146,12 +146,29 @@ def read_again(
     return list(problems)
 
 
-def _compare(store: EditStore, row: ShardRow, read: ReadSamples, stages: Sequence[Stage]) -> tuple[int, bool]:
-    """Correct the shard's samples; return how many, and whether no worker had one of them."""
+def changed_entries(
+    store: EditStore, run_id: int, rows: Sequence[ShardRow], read: ReadSamples
+) -> Iterator[tuple[int, list[int]]]:
+    """Yield by shard the samples whose entries differ from what was read. Raises PlanError."""
+    noted = store.stamps(run_id)
+    for row in rows:
+        if _stamp(row.shard.annotation) != noted[row.id] and row.expanded_to > row.shard.start_idx:
+            ids = [old.sample_id for old, _ in _differing(store, row, read)]
+            if ids:
+                yield row.id, ids
+
+
+def _differing(store: EditStore, row: ShardRow, read: ReadSamples) -> Iterator[tuple[StoredEntry, NewSample]]:
+    """Yield the entries that are not as they were read."""
     entries = takewhile(lambda new: new.idx < row.expanded_to, read(row.shard, row.shard.start_idx))
     pairs = zip(store.entries(row.id), entries, strict=False)
-    differing = (pair for pair in pairs if _differs(*pair, row.shard.root))
+    return (pair for pair in pairs if _differs(*pair, row.shard.root))
+
+
+def _compare(store: EditStore, row: ShardRow, read: ReadSamples, stages: Sequence[Stage]) -> tuple[int, bool]:
+    """Correct the shard's samples; return how many, and whether no worker had one of them."""
     count, is_complete = 0, True
+    differing = _differing(store, row, read)
     for batch_id, group in groupby(differing, key=lambda pair: pair[0].batch_id):
         changed = list(group)
         to_caption = [new for old, new in changed if not (old.refusal and new.failure)]

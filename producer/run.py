@@ -156,6 +156,11 @@ class OpenRun:
         if count := self.runs.retry_failed(self.id, kinds, domains):
             log.info("trying %s again", counted(count, "failed sample"))
 
+    def allow_candidates(self) -> None:
+        """Go on with samples whose caption is below the bar now, or that may have more captions now."""
+        if count := self.runs.allow_candidates(self.id, self.order.candidates):
+            log.info("writing again the captions of %s", counted(count, "sample"))
+
     def read_again(self, read_samples: ReadSamples, *, refused_too: bool) -> None:
         """Correct the samples whose entries have changed; `refused_too` where only the domains may have."""
         store, stages = edits.EditStore(self._fleet.engine), self.order.stages
@@ -427,6 +432,8 @@ class CaptionRun:
                     "some answers of this run were given to other prompts or by another model, and are kept; "
                     "`capflow caption --refresh` shows them"
                 )
+            # After what opens finished batches only.
+            run.allow_candidates()
             is_complete = run.finish(read, stopping)
             warn_of_foreign(foreign)
             seconds = monotonic() - started

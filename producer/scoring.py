@@ -315,6 +315,8 @@ def caption_of(record: JsonObject) -> str:
         if not answers:
             raise BadEntry('has no caption: neither "caption" nor a "gpt" turn in "conversations"')
         caption, where = answers[-1].get("value"), 'the last "gpt" turn'
+    if isinstance(caption, dict) and caption:
+        return json.dumps(caption, ensure_ascii=False)
     if not isinstance(caption, str):
         raise BadEntry(f"has no caption: {where} is {type_name(caption)}")
     try:

@@ -57,6 +57,7 @@ class Conversation:
     _results: list[records.Result] = field(default_factory=list)
     _route: Route | None = None
     _failure: records.Failure | None = None
+    _media_stamp: str | None = None
     #: By agent: its answers that the guard refused, and the sampling to ask again with.
     _refused: dict[str, list[records.RefusedAnswer]] = field(default_factory=dict)
     _sampling: dict[str, records.Sampling] = field(default_factory=dict)
@@ -73,6 +74,7 @@ class Conversation:
                 records.MediaRef(kind, paths.resolve_media(self.claim.root, path), part_of(path).span)
                 for kind, path in media
             )
+            self._media_stamp = self.sample.media_stamp or paths.stamp_of(ref.path for ref in self._media)
             if self.sample.domain is not None:
                 self._domain = self.catalogue.resolve(self.sample.domain)
         except SampleError as error:
@@ -141,7 +143,8 @@ class Conversation:
             instruction,
             self._sampling_of(agent),
             choices=() if self._domain else tuple(self._offered.letters),
-            schema=prompts.scores_schema(agent) if agent.answer == "scores" else None,
+            schema=prompts.schema_of(agent),
+            wants_tokens=agent.answer == "scores",
             budget=agent.budget,
         )
 
@@ -172,7 +175,7 @@ class Conversation:
             if checked.faults:
                 self._refuse(agent, answer, checked.faults)
             else:
-                self._keep(agent, answer, checked, self._read(agent, answer))
+                self._keep(agent, answer, checked, checked.data or self._read(agent, answer))
                 for repair in checked.repairs:
                     metrics.GUARD.labels(repair.rule, records.GuardOutcome.REPAIRED).inc()
         except SampleError as error:
@@ -259,6 +262,7 @@ class Conversation:
                 candidate=self._candidate_of(agent),
                 revision=self.revision,
                 engine=self.engine,
+                sampling=dict(answer.sampling or self._sampling_of(agent).given),
                 **tokens,
             )
         )
@@ -273,7 +277,15 @@ class Conversation:
         """Return what the stage writes: the answers, and the failure if an agent has none."""
         answered = {result.agent for result in self._results}
         refused = [each for name, own in self._refused.items() if name not in answered for each in own]
-        return Outcome(self.sample.id, tuple(self._results), self._route, self._failure, tuple(refused))
+        is_new = self._results and self.sample.media_stamp is None
+        return Outcome(
+            self.sample.id,
+            tuple(self._results),
+            self._route,
+            self._failure,
+            tuple(refused),
+            self._media_stamp if is_new else None,
+        )
 
     @property
     def _offered(self) -> Catalogue:

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, StringConstraints
 from pydantic.dataclasses import dataclass
 
+from capflow_tasks.domains.schemas import answer_faults, closed
 from capflow_tasks.domains.yaml_file import Keys, read_yaml
 from capflow_tasks.errors import WorkflowError
 from capflow_tasks.records import BUDGET_PAIRS, LANGUAGES, JsonObject, Modality, Sampling, Stage, Workflow
@@ -47,7 +48,9 @@ class Agent:
     sampling: Sampling
     #: Whether it gets the picture or video.
     media: bool = True
-    answer: Literal["text", "letter", "scores"] = "text"
+    answer: Literal["text", "letter", "scores", "json"] = "text"
+    #: JSON schema of an answer of `json`.
+    schema: Mapping[str, Any] | None = None
     #: What a judge grades, in order; empty for other agents.
     dimensions: Mapping[str, Dimension] = field(default_factory=dict)
     #: Changes with everything that shapes the prompt, including the agents it sees.
@@ -254,7 +257,8 @@ class _AgentKeys(Keys):
     windows: bool | None = None
     budget: _BudgetKeys | None = None
     sampling: _SamplingKeys | None = None
-    answer: Literal["text", "letter", "scores"] | None = None
+    answer: Literal["text", "letter", "scores", "json"] | None = None
+    answer_schema: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
     dimensions: dict[_Name, _DimensionKeys] | None = None
 
 
@@ -298,7 +302,7 @@ def _read_folder(folder: Traversable) -> tuple[dict[str, JsonObject], list[str]]
             continue
         try:
             keys = read_yaml(entry, _DefaultsKeys if entry.name == _DEFAULTS else _DomainKeys, WorkflowError)
-            found[entry.name] = keys.model_dump(exclude_none=True) | {"file": str(entry)}
+            found[entry.name] = keys.model_dump(exclude_none=True, by_alias=True) | {"file": str(entry)}
         except WorkflowError as error:
             faults += str(error).splitlines()
     return found, faults
@@ -408,9 +412,7 @@ _ROUTERS = {"confidence_temperature", "order_seed"}
 
 def _stage_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
     """Find keys that do not fit the agent's stage, or each other."""
-    expected = {Stage.ROUTE: "letter", Stage.SCORE: "scores"}.get(stage, "text")
-    if keys.get("answer", "text") != expected:
-        yield f"answer: stage {stage} needs {expected}; use that"
+    yield from answer_faults(stage, keys)
     dimensions = keys.get("dimensions", {})
     if bool(dimensions) != (stage is Stage.SCORE):
         yield "dimensions: an agent of stage score needs some, no other may have any; fix that or the stage"
@@ -464,14 +466,16 @@ def _domain(keys: JsonObject, system: str) -> Domain:
 def _agent(name: str, keys: JsonObject, earlier: tuple[Agent, ...], context: list[Any]) -> Agent:
     """Build an agent; `context` is what else shapes its prompt and enters the digest."""
     sampling = keys["sampling"] | ({} if keys.get("thinking") else {"thinking_tokens": 0})
+    keys |= {"schema": closed(keys["schema"])} if "schema" in keys else {}
     agent = Agent(name=name, **keys | {"sees": _seen(keys, earlier), "sampling": sampling})
     seen = [other.digest for other in earlier if other.name in agent.sees]
     # without these keys the digest is the same as before the keys existed
-    late = ("windows", "budget", "optional", "thinking", "confidence_temperature", "order_seed")
+    late = ("windows", "budget", "optional", "thinking", "confidence_temperature", "order_seed", "schema")
     said = {key: value for key, value in asdict(agent).items() if key not in late}
     said["sampling"] = {key: value for key, value in said["sampling"].items() if value is not None}
     set_keys: list[JsonObject] = [{"windows": True}] * agent.windows + [keys["budget"]] * bool(keys["budget"])
-    set_keys += [{"order_seed": agent.order_seed}] * (agent.order_seed is not None)
+    late_set = {"order_seed": agent.order_seed, "schema": agent.schema}
+    set_keys += [{key: value} for key, value in late_set.items() if value is not None]
     return replace(agent, digest=_digest(context, said, list(agent.dimensions), seen, *set_keys))
 
 

@@ -4,10 +4,12 @@ Text by an agent or from a user's file is data: it is enclosed in tags that it c
 searched for placeholders. The engine, which knows the model's special tokens, makes them plain text.
 """
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 from string import Template
+from typing import Any
 
 from capflow_tasks.domains.catalogue import Agent, Catalogue, Dimension, Domain
 from capflow_tasks.errors import BadEntry
@@ -51,7 +53,10 @@ def instruction_for(
     )
     if pictures > 1:
         filled = _PLURAL.substitute(count=pictures) + filled
-    if agent.answer != "text" or agent.verbatim or agent.language == "any":
+    if agent.schema is not None:
+        schema = json.dumps(agent.schema, ensure_ascii=False)
+        filled = f"{filled.rstrip()}\nAnswer with one JSON object by this schema, and nothing else:\n{schema}"
+    if agent.answer not in ("text", "json") or agent.verbatim or agent.language == "any":
         return filled
     language = LANGUAGES[agent.language]
     return f"{filled.rstrip()}\nWrite in {language}; text that you quote keeps its own language."
@@ -87,6 +92,11 @@ def router_instruction(catalogue: Catalogue) -> str:
         examples = f" ({', '.join(domain.subdomains)})" if domain.subdomains else ""
         lines.append(f"{letter}. {domain.name}{examples}: {domain.description}")
     return Template(catalogue.router.prompt).substitute(domains="\n".join(lines))
+
+
+def schema_of(agent: Agent) -> Mapping[str, Any] | None:
+    """Return the JSON schema that the agent's answer must follow; None for text and letters."""
+    return scores_schema(agent) if agent.answer == "scores" else agent.schema
 
 
 def scores_schema(agent: Agent) -> JsonObject:

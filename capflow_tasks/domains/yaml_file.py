@@ -17,10 +17,11 @@ class Keys(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown_keys(cls, keys: Any) -> Any:
-        unknown = [key for key in keys if key not in cls.model_fields] if isinstance(keys, dict) else []
+        known = [field.alias or name for name, field in cls.model_fields.items()]
+        unknown = [key for key in keys if key not in known] if isinstance(keys, dict) else []
         if unknown:
             names = ", ".join(map(repr, unknown))
-            raise ValueError(f"unknown key {names}; remove it or use one of: {', '.join(cls.model_fields)}")
+            raise ValueError(f"unknown key {names}; remove it or use one of: {', '.join(known)}")
         return keys
 
 

@@ -4,7 +4,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -148,6 +148,18 @@ def check_file(path: str, max_bytes: int) -> FileState:
             f"{path} has {size:,} bytes; the limit is {max_bytes:,} (CAPFLOW_MAX_MEDIA_MIB)."
         )
     return FileState(size, found.st_mtime_ns)
+
+
+def stamp_of(files: Iterable[str]) -> str | None:
+    """Return what changes when one of these files does, without opening any; None where one cannot be found.
+
+    For a part of a container it is the container that counts.
+    """
+    try:
+        found = [Path(split_address(path)[0]).stat() for path in files]
+    except (OSError, ValueError):
+        return None
+    return " ".join(f"{each.st_size}:{each.st_mtime_ns}" for each in found) or None
 
 
 #: (offset, bytes there, what the file is); a file type that ends in "picture" or "video" can be decoded.

@@ -184,4 +184,5 @@ def _values(new: NewSample) -> dict[str, Any]:
         "failed_by": None,
         "failed_at": sa.func.now() if failure else None,
         "candidate": 1,
+        "media_stamp": None,
     }

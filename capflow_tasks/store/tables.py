@@ -177,6 +177,8 @@ class Sample(Table):
     failed_at: Mapped[datetime | None]
     #: Which of its captions is being written; once it is done, which was chosen.
     candidate: Mapped[int] = mapped_column(sa.SmallInteger, server_default="1")
+    #: Sizes and times of its media when they were first answered about; None where they are not known.
+    media_stamp: Mapped[str | None]
 
     __table_args__ = (
         # Prevents two rows for one entry, and a sort at export.
@@ -245,6 +247,7 @@ class AgentResult(Table):
     expected: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
     revision: Mapped[str | None]
     engine: Mapped[str | None]
+    sampling: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
     created_at: Mapped[datetime] = mapped_column(server_default=sa.func.now())
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -129,7 +130,7 @@ def _run_options(*, has_defaults: bool) -> cli.Decorator:
 @cli.flag("--dry-run", "Check the sources, count their samples and pictures; send nothing.")
 @cli.flag(
     "--refresh",
-    "Show which answers are stale, as prompts or the model have changed, and what they cost.",
+    "Show which answers are stale, as prompts, the model, media or entries have changed, and what they cost.",
 )
 @cli.flag("--yes", "With --refresh: ask for those answers again, and for those that depend on them.")
 @cli.flag("--reconcile", "Without SOURCE: resend batches that runs lost, until stopped.")
@@ -206,13 +207,23 @@ def _show_stale(order: Order, as_json: bool) -> None:
 
     from capflow_tasks.domains.catalogue import load_workflow
     from capflow_tasks.settings import read_settings
-    from producer.console import count, table
+    from capflow_tasks.store.edits import EditStore
+    from capflow_tasks.store.views import Views
+    from producer.console import count, counted, table
+    from producer.edits import changed_entries
+    from producer.reading.samples import read_samples
     from producer.refresh import Refresh
 
     settings = read_settings()
     catalogue = load_workflow(order.workflow, settings.domains, settings.language)
     with cli.open_run(order.run_name) as (run, engine):
-        stale = Refresh(engine, run.id, catalogue, settings).stale()
+        refresh = Refresh(engine, run.id, catalogue, settings)
+        stale = refresh.stale()
+        shards, read = Views(engine).shards(run.id), partial(read_samples, catalogue)
+        stale += refresh.about("entry", changed_entries(EditStore(engine), run.id, shards, read))
+    if refresh.unseen:
+        unseen = counted(refresh.unseen, "sample")
+        click.echo(f"media of {unseen} cannot be found from here, and count as unchanged", err=True)
     keys = ("domain", "agent", "model", "answers")
     if as_json:
         rows = [{name: getattr(each.answers, name) for name in keys} for each in stale]

@@ -283,6 +283,7 @@ def _answer(result: Result) -> dict[str, Any]:
         "model": result.model,
         "revision": result.revision or "",
         "engine": result.engine or "",
+        "sampling": ", ".join(f"{name} {value:g}" for name, value in (result.sampling or {}).items()),
         "workflow": result.workflow,
         "worker": result.worker,
         "prompt_tokens": result.prompt_tokens,

@@ -107,20 +107,20 @@ def caption_record(sample: FinishedSample, style: ConversationStyle = PLAIN) -> 
         record |= {"task": sample.domain, "confidence": sample.confidence}
     summaries = by_stage[Stage.SUMMARIZE]
     if summaries:
-        record["caption"] = summaries[-1].text
-    reports: dict[str, str] = {}
+        record["caption"] = _said(summaries[-1])
+    reports: JsonObject = {}
     for result in by_stage[Stage.PERCEIVE] + by_stage[Stage.REASON]:
         if not result.text:  # an optional agent whose answer the guard refused
             continue
         # An agent of each of the two stages may have this name.
         name = result.agent if result.agent not in reports else f"{result.stage}_{result.agent}"
-        reports[name] = result.text
+        reports[name] = _said(result)
     if reports:
         record["reports"] = reports
     record |= _judged(sample.results)
     if sample.results:
         last = (summaries or sample.results)[-1]
-        record |= {"model": last.model, "revision": last.revision, "engine": last.engine}
+        record |= {name: getattr(last, name) for name in ("model", "revision", "engine", "sampling")}
     if summaries:
         record["workflow"] = summaries[-1].workflow
         record["finish_reason"] = summaries[-1].finish_reason
@@ -131,12 +131,17 @@ def caption_record(sample: FinishedSample, style: ConversationStyle = PLAIN) -> 
     return record
 
 
+def _said(result: Result) -> str | JsonObject:
+    """Return what an agent wrote: an object where its domain asks for one."""
+    return result.text if result.data is None else result.data
+
+
 def candidate_records(sample: FinishedSample) -> list[JsonObject]:
     """List all captions of a sample with their grades; nothing where it has only one."""
     written = by_candidate((*sample.results, *sample.others)) if sample.others else {}
     return [
         {
-            "caption": [each.text for each in results if each.stage is Stage.SUMMARIZE][-1],
+            "caption": [_said(each) for each in results if each.stage is Stage.SUMMARIZE][-1],
             "is_chosen": results[0] in sample.results,
             **_judged(results),
             "tokens": sum(each.prompt_tokens + each.completion_tokens for each in results),

@@ -31,7 +31,7 @@ _MEDIA_COLUMNS = {Modality.IMAGE: ("images", "Image"), Modality.VIDEO: ("videos"
 
 
 #: The keys of a caption file's line that are columns as they are.
-_TEXTS = ("caption", "model", "revision", "engine", "workflow", "finish_reason")
+_TEXTS = ("caption", "model", "revision", "engine", "sampling", "workflow", "finish_reason")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,7 @@ def schema_of(columns: Columns) -> Any:
         "model": text,
         "revision": text,
         "engine": text,
+        "sampling": text,
         "workflow": text,
         "finish_reason": text,
         "guard": list_of(agent=text, rule=text, outcome=text, evidence=text),

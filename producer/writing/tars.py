@@ -41,8 +41,8 @@ _Members = dict[str, bytes | str]
 #: The fields of a sample's JSON: columns of Parquet, each of one type; objects and lists are JSON texts.
 VALUES = (
     *("dataset", "index", "id", "root", "media", "domain", "confidence", "caption", "conversations"),
-    *("reports", "scores", "overall", "expected_scores", "errors", "model", "revision", "engine", "workflow"),
-    *("finish_reason", "guard", "entry"),
+    *("reports", "scores", "overall", "expected_scores", "errors", "model", "revision", "engine", "sampling"),
+    *("workflow", "finish_reason", "guard", "entry"),
 )
 #: What stands for a value that is not there, where it is not "".
 _ABSENT: JsonObject = {"confidence": 1.0, "overall": 0}
@@ -156,7 +156,7 @@ def _members(each: Captioned, fields: Sequence[str]) -> tuple[_Members, dict[str
     """
     values = json.dumps(values_of(each, fields), ensure_ascii=False)
     members: _Members = {"json": values.encode()}
-    if isinstance(caption := each.record.get("caption"), str):
+    if isinstance(caption := each.caption or each.record.get("caption"), str):
         members["txt"] = caption.encode()
     media, kinds = media_listed(each.sample.entry), dict[str, Modality]()
     for number, (kind, relative) in enumerate(media):

@@ -33,7 +33,7 @@ CAPTIONS = "Rank0_node0_set.jsonl"
 FAILED = "Rank0_node0_set.failed.jsonl"
 FILLED_KEYS = [
     *("task", "confidence", "caption", "reports", "scores", "overall", "errors", "expected_scores"),
-    *("model", "revision", "engine", "workflow", "finish_reason", "guard"),
+    *("model", "revision", "engine", "sampling", "workflow", "finish_reason", "guard"),
 ]
 
 

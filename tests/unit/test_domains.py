@@ -558,3 +558,97 @@ def test_fast_is_one_call_and_the_judges_of_each_domain(packaged: Catalogue, tmp
         assert all(judge.sees == (captioner.name,) for judge in judges)
     assert fast.stages == {Stage.ROUTE, Stage.SUMMARIZE, Stage.SCORE}
     assert [agent.name for agent in fast.resolve("Aerial").agents] == ["fast_caption"]
+
+
+TAGGER = (
+    MINIMAL
+    + """\
+  tagger:
+    stage: summarize
+    prompt: List what is there.
+    answer: json
+    schema: SCHEMA
+"""
+)
+COLOURS = "{type: object, properties: {colours: {type: array, items: {type: string}}}}"
+
+
+def test_a_schema_asks_for_all_of_its_parts_and_no_others(tmp_path: Path) -> None:
+    schema = (
+        "{type: object, properties: {a: {type: object, properties: {b: {enum: [1]}}}, c: {type: string}}}"
+    )
+    (tmp_path / "aerial.yaml").write_text(TAGGER.replace("SCHEMA", schema))
+
+    agent = load_catalogue(tmp_path).resolve("Aerial").captioner
+
+    assert (agent.name, agent.answer) == ("tagger", "json")
+    assert agent.schema == {
+        "type": "object",
+        "properties": {
+            "a": {
+                "type": "object",
+                "properties": {"b": {"enum": [1]}},
+                "required": ["b"],
+                "additionalProperties": False,
+            },
+            "c": {"type": "string"},
+        },
+        "required": ["a", "c"],
+        "additionalProperties": False,
+    }
+
+
+def test_a_schema_that_says_what_is_required_is_left_so(tmp_path: Path) -> None:
+    schema = COLOURS[:-1] + ", required: [], additionalProperties: true}"
+    (tmp_path / "aerial.yaml").write_text(TAGGER.replace("SCHEMA", schema))
+
+    found = load_catalogue(tmp_path).resolve("Aerial").captioner.schema or {}
+
+    assert (found["required"], found["additionalProperties"]) == ([], True)
+
+
+def test_a_changed_schema_changes_the_digest(tmp_path: Path) -> None:
+    found = set()
+    for schema in (COLOURS, COLOURS.replace("string", "integer")):
+        (tmp_path / "aerial.yaml").write_text(TAGGER.replace("SCHEMA", schema))
+        found.add(load_catalogue(tmp_path).resolve("Aerial").captioner.digest)
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize(
+    ("schema", "fault"),
+    [
+        (COLOURS.replace("string", "strng"), "schema.properties.colours.items.type: 'strng' is not valid"),
+        ("{type: array, items: {type: string}}", "schema: an answer is an object with named parts"),
+        ("{type: object}", "schema: an answer is an object with named parts"),
+        (
+            COLOURS.replace("{type: string}", "{$ref: 'https://example.com/colour'}"),
+            "schema.properties.colours.items.$ref: 'https://example.com/colour' is not in this schema",
+        ),
+        ("[a]", "agents.tagger.schema: Input should be a valid dictionary"),
+    ],
+)
+def test_a_schema_that_is_none_is_refused_with_the_place(tmp_path: Path, schema: str, fault: str) -> None:
+    said = refusal(tmp_path, TAGGER.replace("SCHEMA", schema))
+    assert said.startswith(f"{tmp_path / 'aerial.yaml'}: agents.tagger")
+    assert fault in said
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (
+            TAGGER.replace("    schema: SCHEMA\n", ""),
+            "agents.tagger: schema: an agent with `answer: json` needs one",
+        ),
+        (TAGGER.replace("json", "text").replace("SCHEMA", COLOURS), "no other may have any"),
+        (
+            TAGGER.replace("json", "letter").replace("SCHEMA", COLOURS),
+            "answer: stage summarize needs text or json",
+        ),
+    ],
+)
+def test_an_answer_that_does_not_fit_its_schema_or_stage_is_refused(
+    tmp_path: Path, text: str, fault: str
+) -> None:
+    assert fault in refusal(tmp_path, text)

@@ -184,6 +184,7 @@ def test_a_parquet_file_has_a_typed_row_per_sample(tmp_path: Path, media: Path) 
         "model": "model",
         "revision": None,
         "engine": None,
+        "sampling": None,
         "workflow": "digest",
         "finish_reason": "stop",
         "guard": [],

@@ -105,6 +105,7 @@ capflow.detail = (() => {
     model: (answer) => answer.model,
     revision: (answer) => answer.revision.slice(0, 16),
     engine: (answer) => answer.engine,
+    sampling: (answer) => answer.sampling,
     workflow: (answer) => answer.workflow,
     worker: (answer) => answer.worker,
     "prompt tokens": (answer) => count(answer.prompt_tokens),
