@@ -8,14 +8,13 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from threading import Event
 from time import monotonic
-from typing import TypeVar
 
 from sqlalchemy import Engine
 
@@ -27,9 +26,9 @@ from capflow_tasks.store import claims, edits, runs, states, statistics, views
 from producer import services
 from producer.budget import Budget, Spending
 from producer.console import counted, progress
-from producer.edits import ReadSamples, follow_plan, read_again
+from producer.edits import ReadSamples, Replacement, follow_plan, read_again, say_replaced
 from producer.reading.plan import Plan, read_plan
-from producer.reading.samples import read_samples, warn_of_foreign
+from producer.reading.samples import batches_of, in_groups, read_samples, warn_of_foreign
 from producer.refresh import Refresh
 from producer.summary import SHOWN_FAILURES, Summary
 from producer.watch import Watch
@@ -37,8 +36,6 @@ from producer.writing.captions import export, file_names
 from producer.writing.ownership import OwnFiles
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 #: Batches inserted in one transaction, at most.
 _CHUNK = 64
@@ -95,6 +92,12 @@ class Order:
     def run_name(self) -> str:
         return self.run or name_of_run(self.source)
 
+    @property
+    def terms(self) -> states.Terms:
+        budget = self.budget
+        limits = (budget.max_tokens, budget.max_usd, budget.prices.own_file) if budget else ()
+        return states.Terms(self.strict, self.skips_text_only, *limits)
+
 
 def name_of_run(source: Path) -> str:
     """Name a run after its source: the same name for the same path, wherever the command is typed."""
@@ -127,6 +130,7 @@ class OpenRun:
             pin_ranks=order.pin_ranks,
             workflow=order.workflow,
             candidates=order.candidates,
+            terms=order.terms,
         )
         #: In the order given.
         self.shards = self.runs.add_shards(self.id, shards)
@@ -136,14 +140,15 @@ class OpenRun:
         #: One message for each file that broke off; the other shards went on.
         self.problems: list[str] = []
         self._unreadable: list[str] = []
+        self._replaced: list[Replacement] = []
         #: Why the run paused by itself; None when it did not.
         self.pause: str | None = None
         if forget_other_shards:
             self.runs.forget_other_shards(self.id, [row.id for row in self.shards])
         else:
-            follow_plan(edits.EditStore(fleet.engine), self.views, self.id, self.shards, order.source)
-            stored = {row.id: row.expanded_to for row in self.views.shards(self.id)}
-            self.shards = [replace(row, expanded_to=stored[row.id]) for row in self.shards]
+            store = edits.EditStore(fleet.engine)
+            self._replaced = follow_plan(store, self.views, self.id, self.shards, order.source)
+            self._look_up_cursors()
         if other_stages := self.views.open_stages(self.id) - set(order.stages):
             raise UserError(
                 f"run {order.run_name} has batches that wait for {', '.join(sorted(other_stages))}: "
@@ -157,10 +162,42 @@ class OpenRun:
             log.info("trying %s again", counted(count, "failed sample"))
 
     def read_again(self, read_samples: ReadSamples, *, refused_too: bool) -> None:
-        """Correct the samples whose entries have changed; `refused_too` where only the domains may have."""
+        """Correct the samples whose entries have changed; `refused_too` where only the domains may have.
+
+        Then say what has become of edited lines.
+        """
         store, stages = edits.EditStore(self._fleet.engine), self.order.stages
-        found = read_again(store, self.id, self.shards, read_samples, stages, refused_too=refused_too)
-        self._unreadable = found
+        for each in self._replaced:
+            self._take_over_behind_gaps(store, each, read_samples)
+        store.drop_emptied(self.id)
+        self._look_up_cursors()
+        self._unreadable, corrected = read_again(
+            store, self.id, self.shards, read_samples, stages, refused_too=refused_too
+        )
+        say_replaced(self._replaced, self.order.source, corrected)
+
+    def _take_over_behind_gaps(
+        self, store: edits.EditStore, replacement: Replacement, read_samples: ReadSamples
+    ) -> None:
+        """Insert the samples before those that earlier shards hold, and take these over."""
+        row, sources = replacement.row, replacement.sources
+        while gap := store.gap_before(row.id, sources):
+            samples = takewhile(lambda new: new.idx < gap.stop, read_samples(row.shard, gap.start))
+            batches = batches_of(samples, self.order.batch_size, self.order.stages)
+            cursor = gap.start
+            # A file that breaks off is reported when its samples are inserted.
+            with suppress(PlanError):
+                for chunk in in_groups(batches, _CHUNK):
+                    if self.runs.expand(row.id, cursor, chunk) is None:
+                        return
+                    cursor = chunk[-1].end_idx
+            if cursor < gap.stop:
+                return
+            replacement.taken += store.take_over(row, sources)
+
+    def _look_up_cursors(self) -> None:
+        stored = {row.id: row.expanded_to for row in self.views.shards(self.id)}
+        self.shards = [replace(row, expanded_to=stored[row.id]) for row in self.shards]
 
     def finish(self, read_samples: ReadSamples, stopping: Event) -> bool:
         """Send what is not done and wait for it; return False when stopped before the end.
@@ -239,7 +276,7 @@ class OpenRun:
                 continue
             batches = batches_of(read_samples(row.shard, cursor), order.batch_size, order.stages)
             try:
-                for chunk in _groups(batches, min(_CHUNK, order.window or _CHUNK)):
+                for chunk in in_groups(batches, min(_CHUNK, order.window or _CHUNK)):
                     while self._is_full(len(in_flight)):
                         yield False
                     ids = self.runs.expand(row.id, cursor, chunk)
@@ -343,32 +380,6 @@ class Dispatcher:
         died = {each for each in self._taken if now - self._silent_since[each] >= lease_seconds}
         gone = silent - self._taken | died
         return self._runs.requeue_lost(gone) if gone else 0
-
-
-def batches_of(
-    samples: Iterator[states.NewSample], batch_size: int, stages: Sequence[Stage]
-) -> Iterator[states.NewBatch]:
-    """Group samples into batches; a PlanError from reading them comes after those read before it."""
-    return (
-        states.NewBatch(states.first_stage(group, stages), group) for group in _groups(samples, batch_size)
-    )
-
-
-def _groups(items: Iterator[T], size: int) -> Iterator[list[T]]:
-    """Lists of up to `size` items; a PlanError comes after the items that came before it."""
-    group: list[T] = []
-    try:
-        for item in items:
-            group.append(item)
-            if len(group) == size:
-                yield group
-                group = []
-    except PlanError:
-        if group:
-            yield group
-        raise
-    if group:
-        yield group
 
 
 class CaptionRun:
