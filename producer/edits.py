@@ -3,6 +3,7 @@
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import groupby, takewhile
@@ -12,15 +13,19 @@ from capflow_tasks.entries import shown
 from capflow_tasks.errors import PlanError
 from capflow_tasks.records import PlanShard, Stage
 from capflow_tasks.store.edits import EditStore, StoredEntry
+from capflow_tasks.store.runs import RunStore
 from capflow_tasks.store.states import NewSample, ShardRow, first_stage
 from capflow_tasks.store.views import Views
 from producer.reading.folders import differs_by_guess
+from producer.reading.samples import batches_of, in_groups
 
 log = logging.getLogger(__name__)
 
 #: Reads a shard's samples from an index on; raises PlanError where the file behind the shard breaks off.
 ReadSamples = Callable[[PlanShard, int], Iterator[NewSample]]
 
+#: Batches inserted in one transaction, at most.
+_CHUNK = 64
 #: Edited lines that are logged one by one.
 _SHOWN = 10
 #: The keys of a plan line that have another name in a shard, and those that identify no shard.
@@ -85,6 +90,30 @@ def follow_plan(
     )
     store.drop_emptied(run_id)
     return replacements
+
+
+def take_over_behind_gaps(
+    store: EditStore,
+    runs: RunStore,
+    replacement: Replacement,
+    read: ReadSamples,
+    batch_size: int,
+    stages: Sequence[Stage],
+) -> None:
+    """Insert the samples before those that earlier shards hold, and take these over."""
+    row = replacement.row
+    while gap := store.gap_before(row.id, replacement.sources):
+        samples = takewhile(lambda new: new.idx < gap.stop, read(row.shard, gap.start))
+        cursor = gap.start
+        # A file that breaks off is reported when its samples are inserted.
+        with suppress(PlanError):
+            for chunk in in_groups(batches_of(samples, batch_size, stages), _CHUNK):
+                if runs.expand(row.id, cursor, chunk) is None:
+                    return
+                cursor = chunk[-1].end_idx
+        if cursor < gap.stop:
+            return
+        replacement.taken += store.take_over(row, replacement.sources)
 
 
 def say_replaced(replacements: Sequence[Replacement], plan: Path, corrected: Mapping[int, int]) -> None:

@@ -8,17 +8,17 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice, takewhile
+from itertools import islice
 from pathlib import Path
 from threading import Event
 from time import monotonic
 
 from sqlalchemy import Engine
 
-from capflow_tasks.domains.catalogue import Catalogue, load_workflow
+from capflow_tasks.domains.catalogue import load_workflow
 from capflow_tasks.errors import PlanError, SettingsError, TextOnly, UserError
 from capflow_tasks.records import PlanShard, Stage, Workflow
 from capflow_tasks.settings import Settings
@@ -26,8 +26,17 @@ from capflow_tasks.store import claims, edits, runs, states, statistics, views
 from producer import services
 from producer.budget import Budget, Spending
 from producer.console import counted, progress
-from producer.edits import ReadSamples, Replacement, follow_plan, read_again, say_replaced
-from producer.reading.plan import Plan, read_plan
+from producer.cost import read_prices
+from producer.edits import (
+    ReadSamples,
+    Replacement,
+    follow_plan,
+    read_again,
+    say_replaced,
+    take_over_behind_gaps,
+)
+from producer.estimate import Estimate, estimate, models_of
+from producer.reading.plan import checked_plan
 from producer.reading.samples import batches_of, in_groups, read_samples, warn_of_foreign
 from producer.refresh import Refresh
 from producer.summary import SHOWN_FAILURES, Summary
@@ -168,32 +177,13 @@ class OpenRun:
         """
         store, stages = edits.EditStore(self._fleet.engine), self.order.stages
         for each in self._replaced:
-            self._take_over_behind_gaps(store, each, read_samples)
+            take_over_behind_gaps(store, self.runs, each, read_samples, self.order.batch_size, stages)
         store.drop_emptied(self.id)
         self._look_up_cursors()
         self._unreadable, corrected = read_again(
             store, self.id, self.shards, read_samples, stages, refused_too=refused_too
         )
         say_replaced(self._replaced, self.order.source, corrected)
-
-    def _take_over_behind_gaps(
-        self, store: edits.EditStore, replacement: Replacement, read_samples: ReadSamples
-    ) -> None:
-        """Insert the samples before those that earlier shards hold, and take these over."""
-        row, sources = replacement.row, replacement.sources
-        while gap := store.gap_before(row.id, sources):
-            samples = takewhile(lambda new: new.idx < gap.stop, read_samples(row.shard, gap.start))
-            batches = batches_of(samples, self.order.batch_size, self.order.stages)
-            cursor = gap.start
-            # A file that breaks off is reported when its samples are inserted.
-            with suppress(PlanError):
-                for chunk in in_groups(batches, _CHUNK):
-                    if self.runs.expand(row.id, cursor, chunk) is None:
-                        return
-                    cursor = chunk[-1].end_idx
-            if cursor < gap.stop:
-                return
-            replacement.taken += store.take_over(row, sources)
 
     def _look_up_cursors(self) -> None:
         stored = {row.id: row.expanded_to for row in self.views.shards(self.id)}
@@ -226,7 +216,9 @@ class OpenRun:
         in_flight = set(self.views.open_batches(self.id))
         inserting = self._insert(read_samples, in_flight)
         budget = self.order.budget
-        spending = budget and Spending(budget, statistics.Statistics(fleet.engine), self.id)
+        spending = None
+        if budget and budget.is_limited:
+            spending = Spending(budget, statistics.Statistics(fleet.engine), self.id)
         tally = self.views.tally(self.id)
         arrivals = Arrivals(self.views, self.id)
         watch = Watch(fleet.engine, self.id, fleet.settings)
@@ -398,7 +390,7 @@ class CaptionRun:
         if order.candidates.most > 1 and Stage.SCORE not in stages:
             log.warning("no caption is written again before a run with the stage score has graded it")
         self._order = replace(order, stages=stages)
-        self.plan = checked_plan(order.source, self._catalogue)
+        self.plan = checked_plan(order.source, self._catalogue.resolve)
 
     def run(
         self,
@@ -438,10 +430,38 @@ class CaptionRun:
                     "some answers of this run were given to other prompts or by another model, and are kept; "
                     "`capflow caption --refresh` shows them"
                 )
+            for said in services.unseen_media(fleet, [shard.root for shard in self.plan.shards]):
+                log.warning("%s", said)
+            if found := self._estimate(fleet.engine, run.views.tally(run.id).total):
+                log.info("%s", found)
             is_complete = run.finish(read, stopping)
             warn_of_foreign(foreign)
             seconds = monotonic() - started
             return services.through_outages(partial(_export, run, own, is_complete, seconds), stopping)
+
+    def preview(self) -> Iterator[str]:
+        """Yield what workers do not see, and what the run may take; change nothing.
+
+        Raises UserError where a file in the output folder is another's, and ServiceError where neither
+        earlier runs nor workers can be asked.
+        """
+        with services.looking(self._settings) as fleet:
+            self._own_files(fleet.engine).check(file_names(self.plan.shards))
+            yield from services.unseen_media(fleet, [shard.root for shard in self.plan.shards])
+            earlier = statistics.Statistics(fleet.engine).runs(self._order.run_name)
+            found = self._estimate(fleet.engine, sum(run.tally.total for run in earlier))
+            unknown = (
+                "what it may take is not known: no earlier run with this workflow and model has finished any"
+            )
+            yield str(found or unknown)
+
+    def _estimate(self, engine: Engine, done: int) -> Estimate | None:
+        order, shards = self._order, self.plan.shards
+        asked = (order.workflow, order.stages, order.candidates)
+        models = models_of(self._settings, order.stages)
+        prices = order.budget.prices if order.budget else read_prices()
+        left = max(0, self.plan.sample_count - done)
+        return estimate(statistics.Statistics(engine), shards, left, asked, models, prices)
 
     def _own_files(self, engine: Engine) -> OwnFiles:
         order = self._order
@@ -465,14 +485,6 @@ def _export(run: OpenRun, own: OwnFiles, is_complete: bool, seconds: float) -> S
         if run.order.skips_text_only
         else 0,
     )
-
-
-def checked_plan(path: Path, catalogue: Catalogue) -> Plan:
-    """Read the plan and log its warnings. Raises PlanError."""
-    plan = read_plan(path, catalogue.resolve)
-    for warning in plan.warnings:
-        log.warning("%s", warning)
-    return plan
 
 
 def reconcile_until_stopped(settings: Settings, stopping: Event) -> None:

@@ -31,9 +31,9 @@ from producer.budget import Budget
 from producer.parallel import ProgressLines, call_all
 from producer.reading import caption_files
 from producer.reading.caption_files import CaptionLine, Rubrics, Scores
-from producer.reading.plan import file_name_part
+from producer.reading.plan import checked_plan, file_name_part
 from producer.reading.samples import domain_of
-from producer.run import OpenRun, Order, checked_plan, name_of_run
+from producer.run import OpenRun, Order, name_of_run
 from producer.services import reach_fleet, through_outages
 from producer.summary import ScoreSummary
 from producer.writing.captions import caption_record, failed_record
@@ -78,7 +78,7 @@ class ScoreRun:
         self._settings = settings
         self._catalogue = load_catalogue(settings.domains)
         self._rubrics = Rubrics(self._catalogue)
-        planned = checked_plan(plan, self._catalogue).shards if plan else ()
+        planned = checked_plan(plan, self._catalogue.resolve).shards if plan else ()
         by_dataset = {file_name_part(shard.dataset): shard for shard in reversed(planned)}
         found = []
         for path in caption_files.find(self._folder, unscored=True):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from capflow_tasks.errors import UserError, failure_kinds
+from capflow_tasks.errors import ServiceError, UserError, failure_kinds
 from capflow_tasks.records import MOST_CANDIDATES, Stage
 from producer.cli import options as cli
 from producer.cli.sources import planned, source_options, sources_argument
@@ -194,9 +194,12 @@ def caption(
         checked = captioning.plan
         check_picture_counts(checked, settings.max_images)
         found = f"{counted(len(checked.shards), 'shard')}, {counted(checked.sample_count, 'sample')}"
-        click.echo(
-            f"{', '.join(sources)}: {found}, nothing to fix; models and workers are checked by capflow doctor"
-        )
+        try:
+            said = list(captioning.preview())
+        except ServiceError as error:
+            said = [f"neither earlier runs nor workers were asked: {error}"]
+        untried = "not tried: to decode the media, to write the output folder, the model (see capflow doctor)"
+        click.echo("\n".join([f"{', '.join(sources)}: {found}, nothing to fix", *said, untried]))
         return
     if refresh and not yes:
         _show_stale(order, as_json)
