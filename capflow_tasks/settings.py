@@ -248,7 +248,8 @@ _EXPECTED = {
 
 
 def _explain(problem: Any) -> str:
-    name = _PREFIX + str(problem["loc"][0]).upper()
+    field, *keys = map(str, problem["loc"])
+    name = ".".join([_PREFIX + field.upper(), *keys])
     value = redacted(repr(problem["input"]))
     said = _EXPECTED.get(problem["type"], problem["msg"].removeprefix("Value error, "))
     return f"{name}={value}: {said.format(**problem.get('ctx', {}))}"
