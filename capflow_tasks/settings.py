@@ -235,10 +235,24 @@ def _conflicts(settings: Settings) -> Iterator[str]:
             )
 
 
+#: What pydantic says less plainly, by its type of error.
+_EXPECTED = {
+    "int_parsing": "expected a whole number",
+    "int_from_float": "expected a whole number",
+    "float_parsing": "expected a number",
+    "bool_parsing": "expected 1 or 0",
+    "greater_than": "expected more than {gt:g}",
+    "greater_than_equal": "expected {ge:g} or more",
+    "less_than_equal": "expected {le:g} or less",
+}
+
+
 def _explain(problem: Any) -> str:
-    name = _PREFIX + str(problem["loc"][0]).upper()
+    field, *keys = map(str, problem["loc"])
+    name = ".".join([_PREFIX + field.upper(), *keys])
     value = redacted(repr(problem["input"]))
-    return f"{name}={value}: {problem['msg'].removeprefix('Value error, ')}"
+    said = _EXPECTED.get(problem["type"], problem["msg"].removeprefix("Value error, "))
+    return f"{name}={value}: {said.format(**problem.get('ctx', {}))}"
 
 
 def check_environment(also_known: Collection[str] = ()) -> None:

@@ -208,7 +208,8 @@ def check_models(settings: Settings) -> Iterator[Finding]:
         elif engine != "vllm":
             yield ok("model", f"engine {engine} brings its own")
         elif Path(model).is_dir():
-            yield _folder(Path(model), model, "copy or download the model again")
+            is_dummy = settings.engine_args.get("load_format") == "dummy"
+            yield _folder(Path(model), model, "copy or download the model again", is_dummy=is_dummy)
         elif model.startswith(("/", ".", "~")) or model.count("/") != 1:
             yield fail("model", f"{model} is not a folder here", "correct CAPFLOW_MODEL, or mount the folder")
         else:
@@ -234,13 +235,15 @@ def _server(settings: Settings, model: str) -> Finding:
     return ok("model", f"{settings.openai_base_url} serves {model}")
 
 
-def _folder(folder: Path, model: str, remedy: str) -> Finding:
+def _folder(folder: Path, model: str, remedy: str, *, is_dummy: bool = False) -> Finding:
     present = {path.name for path in folder.iterdir() if path.is_file()}
     lacking = [kind for kind, names in _MODEL_FILES.items() if present.isdisjoint(names)]
-    if not has_all_weights(folder):
+    if not is_dummy and not has_all_weights(folder):
         lacking.append("some of its weights")
     if lacking:
         return fail("model", f"{model} lacks {', '.join(lacking)}", remedy)
+    if is_dummy:
+        return ok("model", f"{model} needs no weights: CAPFLOW_ENGINE_ARGS has load_format dummy")
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return ok("model", f"{model} is complete, {size / 2**30:.1f} GiB")
 

@@ -1,10 +1,11 @@
 """Reads a user's YAML file; each fault is reported with file, key and remedy."""
 
 from importlib.resources.abc import Traversable
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic_core import InitErrorDetails
 
 from capflow_tasks.errors import UserError
 
@@ -14,15 +15,27 @@ class Keys(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _refuse_unknown_keys(cls, keys: Any) -> Any:
+    def _refuse_unknown_keys(cls, keys: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        """Report unknown keys together with the faults of the others."""
         known = [field.alias or name for name, field in cls.model_fields.items()]
         unknown = [key for key in keys if key not in known] if isinstance(keys, dict) else []
-        if unknown:
-            names = ", ".join(map(repr, unknown))
-            raise ValueError(f"unknown key {names}; remove it or use one of: {', '.join(known)}")
-        return keys
+        if not unknown:
+            return validate(keys)
+        names = ", ".join(map(repr, unknown))
+        fault = ValueError(f"unknown key {names}; remove it or use one of: {', '.join(known)}")
+        faults = [InitErrorDetails(type="value_error", input=keys, ctx={"error": fault})]
+        try:
+            validate(keys)
+        except ValidationError as error:
+            faults += [
+                InitErrorDetails(
+                    type=each["type"], loc=each["loc"], input=each["input"], ctx=each.get("ctx", {})
+                )
+                for each in error.errors()
+            ]
+        raise ValidationError.from_exception_data(cls.__name__, faults)
 
 
 Shape = TypeVar("Shape", bound=Keys)

@@ -57,6 +57,12 @@ class RunFigures:
     candidates: int = 1
     min_overall: int = 3
     token_budget: int | None = None
+    #: As in `states.Terms`.
+    strict: bool = False
+    skips_text_only: bool = False
+    max_tokens: int | None = None
+    max_cost: float | None = None
+    prices: str | None = None
 
     @property
     def remaining(self) -> int:
@@ -167,6 +173,28 @@ class Usage:
     worked_seconds: float
     #: That the model holds there; None where it is not known, as for workers on a CPU.
     gpus: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DomainRates:
+    """What some captioned samples of one domain took."""
+
+    name: str | None
+    samples: int
+    usages: Sequence[Usage]
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What the latest captioned samples of a run took."""
+
+    domains: Sequence[DomainRates]
+    #: In which some worker waited for an answer.
+    fleet_seconds: float
+
+    @property
+    def samples(self) -> int:
+        return sum(domain.samples for domain in self.domains)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from capflow_tasks.store import candidates, states, tables
 from capflow_tasks.store.claims import insert_results
 from capflow_tasks.store.states import (
     ONE_CANDIDATE,
+    USUAL_TERMS,
     BatchState,
     CandidatePolicy,
     NewBatch,
@@ -28,6 +29,7 @@ from capflow_tasks.store.states import (
     ReadyBatch,
     SampleState,
     ShardRow,
+    Terms,
 )
 from capflow_tasks.store.tables import Batch, Run, Sample, Shard, opened, unleased
 
@@ -89,6 +91,7 @@ class RunStore(tables.Store):
         pin_ranks: bool = False,
         workflow: str = Workflow.STANDARD,
         candidates: CandidatePolicy = ONE_CANDIDATE,
+        terms: Terms = USUAL_TERMS,
     ) -> int:
         """Insert the run of this name, or update it and let it go on if it was stopped; return its id.
 
@@ -101,6 +104,7 @@ class RunStore(tables.Store):
             "stages": list(stages),
             "min_confidence": min_confidence,
             "pin_ranks": pin_ranks,
+            **asdict(terms),
             "stopped_at": None,
             "pause": None,
         }

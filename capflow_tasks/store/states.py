@@ -169,6 +169,23 @@ class CandidatePolicy:
     token_budget: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What else a run was started with; `capflow retry` and `capflow resume` keep it."""
+
+    #: Whether an entry whose task is no domain fails.
+    strict: bool = False
+    #: Whether entries without media are passed over.
+    skips_text_only: bool = False
+    #: The most that it may spend, in tokens and in USD; None for no limit.
+    max_tokens: int | None = None
+    max_cost: float | None = None
+    #: Path of the price table; None for the built-in one.
+    prices: str | None = None
+
+
+#: Without limits.
+USUAL_TERMS = Terms()
 #: The first caption is kept, whatever its grades.
 ONE_CANDIDATE = CandidatePolicy()
 

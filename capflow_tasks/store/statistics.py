@@ -81,6 +81,19 @@ class Statistics(Store):
         ]
         return sorted(found, key=lambda usage: (STAGE_ORDER[usage.stage], usage.model, usage.worker))
 
+    def rates(self, run_id: int, batches: int = 1000) -> figures.Rates:
+        """What the captioned samples of the batches that finished last took, by domain."""
+        rows, seconds = self._ask("rates", run_id=run_id, batches=batches), 0.0
+        by_domain: defaultdict[tuple[str | None, int], list[figures.Usage]] = defaultdict(list)
+        for row in rows:
+            seconds = row.pop("fleet_seconds")
+            domain = row.pop("domain"), row.pop("samples")
+            by_domain[domain].append(
+                figures.Usage(tokens=_tokens(row), **row | {"stage": Stage(row["stage"])})
+            )
+        domains = [figures.DomainRates(*domain, usages) for domain, usages in by_domain.items()]
+        return figures.Rates(domains, seconds)
+
     def prompt_economy(self, run_id: int, batches: int = 1000) -> figures.PromptEconomy:
         """Prompt tokens computed per sample, and the least possible, in the batches that finished last.
 

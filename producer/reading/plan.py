@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -15,6 +16,8 @@ from capflow_tasks.entries import media_of, printable, shown, type_name, unstora
 from capflow_tasks.errors import BadEntry, PlanError, SettingsError, WorkflowError
 from capflow_tasks.records import JsonObject, Modality, PlanShard
 from producer.reading.annotations import Entry, read_entries
+
+log = logging.getLogger(__name__)
 
 #: Returns the domain of this name or alias, or raises WorkflowError.
 Resolve = Callable[[str], Domain]
@@ -71,6 +74,14 @@ def read_plan(path: Path, resolve: Resolve) -> Plan:
     if not shards:
         raise PlanError(f"{path}: holds no shard; write one JSON object per line")
     return Plan(tuple(shards), tuple(_in_order(path, warnings)))
+
+
+def checked_plan(path: Path, resolve: Resolve) -> Plan:
+    """Read the plan and log its warnings. Raises PlanError."""
+    plan = read_plan(path, resolve)
+    for warning in plan.warnings:
+        log.warning("%s", warning)
+    return plan
 
 
 _PLAN_KEY = re.compile(rb'"(json_url|assign_rank|shard_index)"\s*:')

@@ -160,6 +160,8 @@ def test_foreign_tasks_are_counted_and_routed_unless_strict(loading_cli: Cli) ->
     assert [(each["id"], each["error"]["kind"]) for each in failed] == [
         (number, "bad_entry") for number in (0, 1, 3)
     ]
+    again = loading_cli.run("capflow", "retry", "strict")
+    assert (again.returncode, "no domain, and were routed" in again.stderr) == (1, False)
 
     said = caption(loading_cli, "set.jsonl", "--run", "set", "--overwrite")
 

@@ -56,6 +56,14 @@ def test_an_incomplete_model_fails_with_what_it_lacks(checkpoint: Path, removed:
     assert (finding.level, finding.said) == ("fail", f"{checkpoint} lacks {lacking}")
 
 
+def test_a_model_without_weights_is_complete_where_none_are_loaded(checkpoint: Path) -> None:
+    (checkpoint / FILES[4]).unlink()
+
+    finding = only_finding(model=str(checkpoint), engine_args={"load_format": "dummy"})
+
+    assert (finding.level, "needs no weights" in finding.said) == ("ok", True)
+
+
 def test_a_model_that_judges_itself_is_named_and_a_second_one_is_not() -> None:
     shared = {"model": "writer", "engine": "vllm"}
     second = {"stage_queues": {"score": "judge"}, "queue_models": {"judge": "other"}}

@@ -339,6 +339,19 @@ def test_an_unknown_key_is_refused_with_file_key_and_what_is_allowed(
     assert "\n" not in message
 
 
+def test_every_fault_of_a_folder_is_listed_at_once(tmp_path: Path) -> None:
+    (tmp_path / "twice.yaml").write_text("name: A\nname: B\n")
+    text = "nme: A\ndescription: 3\nagents: {natural: {prmpt: x, sampling: {max_tokens: 0}}}\n"
+
+    message = refusal(tmp_path, text)
+
+    places = [line.partition(".yaml: ")[2].partition(": ")[0] for line in message.splitlines()]
+    natural = "agents.natural"
+    assert places == [
+        *("top level", "name", "description", natural, f"{natural}.sampling.max_tokens", "line 2")
+    ]
+
+
 def test_an_unknown_key_in_the_defaults_is_refused_too(tmp_path: Path) -> None:
     message = refusal(tmp_path, "sytem: x\n", "_defaults.yaml")
     assert "_defaults.yaml: top level: unknown key 'sytem'" in message
