@@ -23,8 +23,9 @@ from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.errors import CapflowError, PlanError
 from capflow_tasks.media.paths import head_of, kind_of, resolve_media
 from capflow_tasks.records import Modality
+from producer.planning.listings import SourceOrder
 from producer.planning.preflight import check_datasets
-from producer.planning.sources import Found, SourceOrder, read_sources
+from producer.planning.sources import Found, read_sources
 from producer.reading.folders import differs_by_guess, named_by_content, walk
 from producer.reading.samples import read_samples
 from producer.reading.tables import Keys
