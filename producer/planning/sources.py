@@ -10,9 +10,10 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -207,13 +208,32 @@ def _folder_entries(media: MediaFolder, listing: Path) -> Iterator[JsonObject]:
 
 
 def _loose_files(kinds: Mapping[Path, Modality], order: SourceOrder, listed: Listed) -> Dataset:
-    """Return a dataset of single pictures and videos."""
+    """Return a dataset of single pictures and videos; those that were listed before keep their places."""
     root = order.root or Path(os.path.commonpath([path.parent for path in kinds]))
     names = {os.path.relpath(path, root): kind for path, kind in kinds.items()}
-    entries = ({"id": name, MEDIA_KEYS[kind][0]: name} for name, kind in names.items())
-    file = listing_path(str(root / "files"), order, *names)
-    count = write_listing(file, entries, listed)
+    file = _loose_listing(root, order, names)
+    earlier = list(listed_before(file))
+    held = set(map(listed_name, earlier))
+    new = ({"id": name, MEDIA_KEYS[kind][0]: name} for name, kind in names.items() if name not in held)
+    count = write_listing(file, chain(earlier, new), listed)
     return Dataset(root.name or "media", str(root), str(file), Modality.IMAGE, None, count, None, {}, True)
+
+
+def _loose_listing(root: Path, order: SourceOrder, names: Collection[str]) -> Path:
+    """Return the longest listing whose files are all named again, or gone; else where a new one goes."""
+    first = listing_path(str(root / "files"), order)
+    kept = {
+        file: [listed_name(entry) for entry in listed_before(file)]
+        for file in sorted(order.listings.glob(f"{first.stem}*.jsonl"))
+    }
+    fitting = [
+        file
+        for file, held in kept.items()
+        if all(name in names or not (root / name).exists() for name in held)
+    ]
+    if fitting:
+        return max(fitting, key=lambda file: len(kept[file]))
+    return first.with_stem(f"{first.stem}-{len(kept) + 1}") if kept else first
 
 
 def _with_own_names(datasets: Iterable[Dataset]) -> Iterator[Dataset]:
