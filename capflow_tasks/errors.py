@@ -23,6 +23,7 @@
         │   ├── MediaUnsupported
         │   ├── MediaCorrupt
         │   ├── MediaTooLarge
+        │   ├── MediaForbidden
         │   ├── PromptTooLong
         │   ├── RequestRefused
         │   ├── AnswerFault       the guard refused every attempt at an answer; one class per rule
@@ -182,6 +183,10 @@ class MediaCorrupt(FatalSampleError):
 
 class MediaTooLarge(FatalSampleError):
     """The media file is larger than the limit."""
+
+
+class MediaForbidden(FatalSampleError):
+    """The remote media may not be fetched."""
 
 
 class PromptTooLong(FatalSampleError):

@@ -1,5 +1,6 @@
 """The settings: environment variables named CAPFLOW_*, read where a process starts and handed down."""
 
+import ipaddress
 import os
 import re
 from collections.abc import Collection, Iterator
@@ -44,6 +45,21 @@ def _has_sound_port(url: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _remote_places(words: str | None) -> str | None:
+    for word in (words or "").split():
+        place = urlsplit(word)
+        if place.scheme in ("http", "https", "s3", "gs", "hf") and place.netloc and _has_sound_port(word):
+            continue
+        try:
+            ipaddress.ip_network(word)
+        except ValueError:
+            raise ValueError(
+                f"{word} is no place; expected such as https://cdn.example.org, s3://bucket or 10.1.0.0/16, "
+                "separated by blanks"
+            ) from None
+    return words
 
 
 def _known_language(code: str) -> str:
@@ -139,6 +155,11 @@ class Settings(BaseSettings):
     media_cache_mib: int = Field(1024, ge=0, description="decoded media cached for a sample's next call, MiB")
     media_threads: int = Field(4, ge=1, description="media files decoded at once")
     media_timeout_seconds: float = Field(120, gt=0, description="deadline for reading a media file, seconds")
+
+    remote_media: Annotated[OptionalText, AfterValidator(_remote_places)] = Field(
+        None, description="hosts, buckets and private networks that media may be fetched from; blanks between"
+    )
+    remote_cache_mib: int = Field(10_240, ge=1, description="copies of remote media below CAPFLOW_HOME, MiB")
 
     concurrency: int = Field(128, ge=1, description="most batches that one worker has open")
     lease_seconds: float = Field(45, gt=0, description="how long a silent worker keeps its batches, seconds")

@@ -27,6 +27,7 @@ from capflow_tasks.entries import media_of
 from capflow_tasks.errors import EXIT_OK, EXIT_SERVICE, PlanError, SampleError, ServiceError, SettingsError
 from capflow_tasks.fleet import application, embedded
 from capflow_tasks.media import paths
+from capflow_tasks.media.remote import is_remote
 from capflow_tasks.records import PlanShard, Stage
 from capflow_tasks.settings import Settings
 from capflow_tasks.store import database, figures, statistics
@@ -284,7 +285,7 @@ def _check_media(plan_file: Path, settings: Settings) -> Iterator[Finding]:
         yield fail("plan", said, f"fix the plan; all problems: capflow caption --dry-run {plan_file}")
         return
     yield ok("plan", f"shards: {len(plan.shards)}, samples: {plan.sample_count}")
-    for root in sorted({shard.root for shard in plan.shards}):
+    for root in sorted({shard.root for shard in plan.shards if not is_remote(shard.root)}):
         is_readable = os.access(root, os.R_OK | os.X_OK)
         said = root if is_readable else f"{root} cannot be read"
         yield fail("media root", said, f"chmod a+rX {root}, or mount it here", unless=is_readable)

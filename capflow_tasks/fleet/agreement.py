@@ -37,6 +37,7 @@ _SHAPING = (
     "max_source_pixels",
     "max_images",
     "max_videos",
+    "remote_media",
 )
 
 
