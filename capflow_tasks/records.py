@@ -226,6 +226,20 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolAnswer:
+    """What a tool found in a sample's media."""
+
+    #: What other agents read of it; empty for nothing.
+    text: str
+    #: Everything it found, or `error`: why it found nothing.
+    data: JsonObject
+    #: The tool's name, and with its version.
+    model: str
+    engine: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """One agent's answer about one sample, as stored."""
 
