@@ -269,6 +269,8 @@ class Result:
     #: What tells checkpoints of one name apart, and which engine ran it: `vllm 0.32.0`; None if not known.
     revision: str | None = None
     engine: str | None = None
+    #: What was checked of a caption, as `quotes.py` describes it; None where nothing was.
+    checks: JsonObject | None = None
 
 
 @dataclass(frozen=True, slots=True)

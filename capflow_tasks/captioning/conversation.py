@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from capflow_tasks import records
-from capflow_tasks.captioning import blame, guard
+from capflow_tasks.captioning import blame, guard, quotes
 from capflow_tasks.captioning.answers import (
     check_storable,
     errors_named,
@@ -16,7 +16,7 @@ from capflow_tasks.domains import prompts
 from capflow_tasks.domains.catalogue import Agent, Catalogue, Domain
 from capflow_tasks.entries import media_of
 from capflow_tasks.errors import BadAnswer, BadEntry, SampleError, WorkflowError, WorkflowMissing
-from capflow_tasks.media import paths, video
+from capflow_tasks.media import ocr, paths, video
 from capflow_tasks.media.addresses import part_of
 from capflow_tasks.observe import metrics
 from capflow_tasks.store import candidates
@@ -281,9 +281,21 @@ class Conversation:
                 candidate=self._candidate_of(agent),
                 revision=self.revision,
                 engine=self.engine,
+                checks=self._checks(agent, checked.text),
                 **tokens,
             )
         )
+
+    def _checks(self, agent: Agent, text: str) -> records.JsonObject | None:
+        """Compare a caption with the text that was read in its pictures; None where none was."""
+        if self._domain is None or agent != self._domain.captioner:
+            return None
+        answers = {result.agent: result for result in (*self.sample.results, *self._results)}
+        known = [(each, answers[each.name]) for each in self._domain.agents if each.name in answers]
+        found = [result.data for each, result in known if each.tool and result.data]
+        pictures = [picture for data in found for picture in data.get("pictures", ())]
+        verbatim = [result.text for each, result in known if each.verbatim]
+        return quotes.text_checks(text, verbatim, pictures, ocr.SURE) if pictures else None
 
     def _position(self, agent: Agent) -> int:
         """Return the agent's place in its workflow, from 0."""

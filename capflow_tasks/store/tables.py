@@ -245,6 +245,7 @@ class AgentResult(Table):
     expected: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
     revision: Mapped[str | None]
     engine: Mapped[str | None]
+    checks: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
     created_at: Mapped[datetime] = mapped_column(server_default=sa.func.now())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,14 @@ from capflow_tasks.captioning.stages import StageRunner
 from capflow_tasks.domains.catalogue import Catalogue, load_catalogue
 from capflow_tasks.media.budget import MediaBudget
 from capflow_tasks.media.ocr import TextReader, version
-from capflow_tasks.records import FinishedSample, Stage
+from capflow_tasks.records import FinishedSample, Request, Stage
 from capflow_tasks.settings import Settings
 from capflow_tasks.store.claims import WorkerStore
+from capflow_tasks.store.figures import TextFigures
 from capflow_tasks.store.states import SampleState
-from capflow_tasks.testing import ScriptedEngine
+from capflow_tasks.store.statistics import Statistics
+from capflow_tasks.testing import ScriptedEngine, scripted_text
+from producer.writing.captions import caption_record
 from tests.stores import Fleet
 
 pytestmark = pytest.mark.integration
@@ -72,6 +76,29 @@ def test_what_is_read_is_stored_and_told_to_those_that_reason_and_write(
     readers = [request for request in engine.requests if report in request.instruction]
     assert len(readers) == 2
     assert len(engine.requests) == len(sample.results) - 1
+
+
+def quoting(request: Request) -> str:
+    """Write a caption that gets the number of the invoice wrong, and leaves out the total."""
+    is_summary = "Write the one caption" in request.instruction
+    return 'It is headed "Invoice No. 2024-0817".' if is_summary else scripted_text(request)
+
+
+def test_captions_are_compared_with_what_was_read(fleet: Fleet, reader: TextReader) -> None:
+    sample = caption(fleet, ScriptedEngine(quoting), {"ocr": reader})
+
+    record = caption_record(sample)
+    assert (record["quote_support"], record["unsupported_quotes"]) == (0.0, ["Invoice No. 2024-0817"])
+    # invoice, no and 2024, of these and 0317, total, due, 1, 284 and 50
+    assert record["text_coverage"] == round(3 / 9, 4)
+    text = Statistics(fleet.engine).text(fleet.run_id)
+    assert text is not None
+    assert text == replace(
+        TextFigures(read=1, unread=0, seconds=0, quotes=1, unsupported=1, words=9, covered_words=3),
+        seconds=text.seconds,
+    )
+    assert text.seconds > 0
+    assert all(usage.model == "scripted" for usage in Statistics(fleet.engine).usage(fleet.run_id))
 
 
 def test_without_the_tool_its_agent_is_passed_over(fleet: Fleet) -> None:

@@ -186,6 +186,9 @@ def test_a_parquet_file_has_a_typed_row_per_sample(tmp_path: Path, media: Path) 
         "engine": None,
         "workflow": "digest",
         "finish_reason": "stop",
+        "quote_support": None,
+        "text_coverage": None,
+        "unsupported_quotes": [],
         "guard": [],
         "entry": json.dumps(entry, ensure_ascii=False),
     }

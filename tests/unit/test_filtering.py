@@ -25,6 +25,7 @@ from producer.reading.caption_files import (
 )
 
 RUBRICS = Rubrics(load_catalogue())
+NO_SCORES = Scores(NO_DOMAIN, {})
 IMAGE = (
     "factual_accuracy",
     "information_completeness",
@@ -341,3 +342,14 @@ def test_captions_in_whose_making_the_guard_found_a_given_rule_can_be_dropped(tm
     assert len(lines_of(tmp_path, "kept")) == 3
     (rejected,) = lines_of(tmp_path, "rejected")
     assert rejected["rejected_because"] == ["the guard found loop"]
+
+
+def test_captions_whose_quotes_or_words_do_not_agree_with_the_picture_are_not_kept() -> None:
+    criteria = Criteria(RUBRICS, None, shares={"quote_support": 0.9, "text_coverage": 0.5})
+    agrees = {"quote_support": 0.9, "text_coverage": 0.5}
+    missed = criteria.missed(a_record() | {"quote_support": 0.75, "text_coverage": 0.4}, NO_SCORES)
+    assert list(missed.values()) == ["quote_support is 0.75, below 0.9", "text_coverage is 0.4, below 0.5"]
+    assert criteria.keeps(a_record() | agrees)
+    # Nothing is quoted, or nothing was read.
+    assert criteria.keeps(a_record() | {"quote_support": None})
+    assert criteria.keeps(a_record())
