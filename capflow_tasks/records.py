@@ -242,6 +242,20 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolAnswer:
+    """What a tool found in a sample's media."""
+
+    #: What other agents read of it; empty for nothing.
+    text: str
+    #: Everything it found, or `error`: why it found nothing.
+    data: JsonObject
+    #: The tool's name, and with its version.
+    model: str
+    engine: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """One agent's answer about one sample, as stored."""
 
@@ -273,6 +287,8 @@ class Result:
     engine: str | None = None
     #: The sampling parameters that the model was asked with, by vLLM's names; None where they are not known.
     sampling: dict[str, float] | None = None
+    #: What was checked of a caption, as `quotes.py` describes it; None where nothing was.
+    checks: JsonObject | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,6 +153,9 @@ class Settings(BaseSettings):
     max_images: int = Field(4, ge=1, description="most pictures in one sample")
     max_videos: int = Field(1, ge=0, le=1, description="most videos in one sample; 0 for pictures only")
     media_cache_mib: int = Field(1024, ge=0, description="decoded media cached for a sample's next call, MiB")
+    ocr_processes: int = Field(
+        2, ge=0, description="pictures whose text is read at once, each in its own process; 0: none is read"
+    )
     media_threads: int = Field(4, ge=1, description="media files decoded at once")
     media_timeout_seconds: float = Field(120, gt=0, description="deadline for reading a media file, seconds")
 

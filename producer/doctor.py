@@ -26,7 +26,7 @@ from capflow_tasks.engine.interface import build_engine
 from capflow_tasks.entries import media_of
 from capflow_tasks.errors import EXIT_OK, EXIT_SERVICE, PlanError, SampleError, ServiceError, SettingsError
 from capflow_tasks.fleet import application, embedded
-from capflow_tasks.media import paths
+from capflow_tasks.media import ocr, paths
 from capflow_tasks.media.remote import is_remote
 from capflow_tasks.records import PlanShard, Stage
 from capflow_tasks.settings import Settings
@@ -94,6 +94,7 @@ def check_fleet(
     """
     yield _versions()
     yield _vllm()
+    yield check_ocr(settings)
     devices = visible_devices()
     yield from _check_gpus(devices, settings.tensor_parallel_size)
     yield from check_models(settings)
@@ -141,6 +142,15 @@ def _vllm() -> Finding:
             said = f"{name} {number}" + ("" if is_known else f" is not known to work; {_KNOWN_VLLM} is")
             return warn("vllm", said, f"pip install '{name}{_KNOWN_VLLM}'", unless=is_known)
     return warn("vllm", "not installed; only workers need it", "in the checkout: pip install '.[gpu]'")
+
+
+def check_ocr(settings: Settings) -> Finding:
+    """Say whether workers of this environment read the text in pictures."""
+    if not settings.ocr_processes:
+        return ok("ocr", "CAPFLOW_OCR_PROCESSES is 0: no text is read from pictures")
+    if found := ocr.version():
+        return ok("ocr", found)
+    return warn("ocr", "not installed: no text is read from pictures", ocr.REMEDY)
 
 
 def _installed(distribution: str) -> version.Version | None:

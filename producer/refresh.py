@@ -122,11 +122,13 @@ class Refresh:
     def _changed(self, answers: Answers) -> str:
         """Return what has changed since the answers were given; nothing if they would be the same."""
         agents = (self._router, *self._domains[answers.domain].agents)
-        digest = next((agent.digest for agent in agents if agent.name == answers.agent), None)
-        if digest is None:
+        agent = next((agent for agent in agents if agent.name == answers.agent), None)
+        if agent is None:
             return "agent"
-        if digest != answers.digest:
+        if agent.digest != answers.digest:
             return "prompt"
+        if agent.tool:
+            return ""
         if self._models.get(answers.stage, answers.model) != answers.model:
             return "model"
         revisions = (answers.revision, self._revisions.get(answers.model))

@@ -1,10 +1,10 @@
 """One sample in one stage: the requests of its agents, and what became of them."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from capflow_tasks import records
-from capflow_tasks.captioning import blame, guard
+from capflow_tasks.captioning import blame, guard, quotes
 from capflow_tasks.captioning.answers import (
     check_storable,
     errors_named,
@@ -16,7 +16,7 @@ from capflow_tasks.domains import prompts
 from capflow_tasks.domains.catalogue import Agent, Catalogue, Domain
 from capflow_tasks.entries import media_of
 from capflow_tasks.errors import BadAnswer, BadEntry, SampleError, WorkflowError, WorkflowMissing
-from capflow_tasks.media import paths, video
+from capflow_tasks.media import ocr, paths, video
 from capflow_tasks.media.addresses import part_of
 from capflow_tasks.observe import metrics
 from capflow_tasks.store import candidates
@@ -50,6 +50,8 @@ class Conversation:
     #: The model's revision and the engine, as stored with the results.
     revision: str | None = None
     engine: str | None = None
+    #: The tools that answer here; agents of others are passed over.
+    tools: Collection[str] = ()
     #: Of its media, below the root.
     _paths: tuple[str, ...] = ()
     _media: tuple[records.MediaRef, ...] = ()
@@ -164,6 +166,27 @@ class Conversation:
         judged = [each.text for each in results if each.stage is records.Stage.SCORE]
         return captions[-1], list(dict.fromkeys(error for text in judged for error in errors_named(text)))
 
+    def take_found(self, agent: Agent, found: records.ToolAnswer) -> None:
+        """Keep what a tool found."""
+        self._results.append(
+            records.Result(
+                stage=agent.stage,
+                agent=agent.name,
+                text=found.text,
+                data=found.data,
+                model=found.model,
+                workflow=agent.digest,
+                prompt_tokens=0,
+                cached_tokens=0,
+                completion_tokens=0,
+                finish_reason="stop",
+                seconds=found.seconds,
+                worker=self.claim.owner,
+                position=self._position(agent),
+                engine=found.engine,
+            )
+        )
+
     def take(self, agent: Agent, answer: records.Completion | SampleError) -> None:
         """Keep the agent's answer, or its error as the sample's failure; ask again what the guard refuses."""
         try:
@@ -239,7 +262,6 @@ class Conversation:
         data: records.JsonObject | None,
     ) -> None:
         """Add the agent's result; its tokens are those of all attempts."""
-        order = [each.name for each in self._domain.agents] if self._domain else []
         refused = self._refused.get(agent.name, [])
         tokens = {
             name: getattr(answer, name) + sum(getattr(each, name) for each in refused)
@@ -256,16 +278,33 @@ class Conversation:
                 finish_reason=answer.finish_reason,
                 seconds=answer.seconds,
                 worker=self.claim.owner,
-                position=order.index(role) if (role := _role(agent)) in order else 0,
+                position=self._position(agent),
                 guard=guard.record(checked, refused),
                 expected=expected_grades(answer.tokens, agent.dimensions),
                 candidate=self._candidate_of(agent),
                 revision=self.revision,
                 engine=self.engine,
                 sampling=dict(answer.sampling or self._sampling_of(agent).given),
+                checks=self._checks(agent, checked.text),
                 **tokens,
             )
         )
+
+    def _checks(self, agent: Agent, text: str) -> records.JsonObject | None:
+        """Compare a caption with the text that was read in its pictures; None where none was."""
+        if self._domain is None or agent != self._domain.captioner:
+            return None
+        answers = {result.agent: result for result in (*self.sample.results, *self._results)}
+        known = [(each, answers[each.name]) for each in self._domain.agents if each.name in answers]
+        found = [result.data for each, result in known if each.tool and result.data]
+        pictures = [picture for data in found for picture in data.get("pictures", ())]
+        verbatim = [result.text for each, result in known if each.verbatim]
+        return quotes.text_checks(text, verbatim, pictures, ocr.SURE) if pictures else None
+
+    def _position(self, agent: Agent) -> int:
+        """Return the agent's place in its workflow, from 0."""
+        order = [each.name for each in self._domain.agents] if self._domain else []
+        return order.index(role) if (role := _role(agent)) in order else 0
 
     def fail(self, error: SampleError) -> None:
         """Note the error as the sample's failure. Raises NodeFault when it is this node's."""
@@ -294,8 +333,12 @@ class Conversation:
 
     def _agents(self) -> tuple[Agent, ...]:
         if self._domain is not None:
-            return self._domain.agents_of(self.claim.stage)
+            agents = self._domain.agents_of(self.claim.stage)
+            return tuple(agent for agent in agents if not agent.tool or self._can_ask(agent.tool))
         return (self.catalogue.router,) if self.claim.stage is records.Stage.ROUTE else ()
+
+    def _can_ask(self, tool: str) -> bool:
+        return tool in self.tools and any(ref.kind is records.Modality.IMAGE for ref in self._media)
 
     def _answers(self) -> dict[str, str]:
         """Return the answers so far by agent, of earlier stages too."""

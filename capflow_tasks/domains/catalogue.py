@@ -12,14 +12,14 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from random import Random
-from string import Template, ascii_uppercase
+from string import ascii_uppercase
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StringConstraints
 from pydantic.dataclasses import dataclass
 
 from capflow_tasks.domains.schemas import answer_faults, closed
-from capflow_tasks.domains.yaml_file import Keys, read_yaml
+from capflow_tasks.domains.yaml_file import Keys, placeholder_faults, read_yaml
 from capflow_tasks.errors import WorkflowError
 from capflow_tasks.records import BUDGET_PAIRS, LANGUAGES, JsonObject, Modality, Sampling, Stage, Workflow
 
@@ -41,11 +41,11 @@ class Agent:
 
     name: str
     stage: Stage
-    #: string.Template text with valid placeholders.
-    prompt: str
     #: Earlier agents whose answers it reads; a judge also reads the agent that writes the caption.
     sees: tuple[str, ...]
     sampling: Sampling
+    #: string.Template text with valid placeholders; empty for a tool.
+    prompt: str = ""
     #: Whether it gets the picture or video.
     media: bool = True
     answer: Literal["text", "letter", "scores", "json"] = "text"
@@ -71,6 +71,10 @@ class Agent:
     confidence_temperature: float = 1.0
     #: Draws for each sample the order in which the router is offered the domains; None for that of the files.
     order_seed: int | None = None
+    #: The program that answers in place of the model; empty for none.
+    tool: Literal["", "ocr"] = ""
+    #: What the readers of a tool's answer are told about it.
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +187,7 @@ def load_catalogue(folder: Path | None = None, language: str = "en", *, is_fast:
     faults += (
         f"{defaults['file']}: router: {fault}" for fault in _agent_faults("router", defaults["router"], {})
     )
-    again_faults = _text_faults(defaults["again"], _AGAIN, _AGAIN)
+    again_faults = placeholder_faults(defaults["again"], _AGAIN, _AGAIN)
     faults += (f"{defaults['file']}: again: {fault}" for fault in again_faults)
     if faults:
         raise WorkflowError("\n".join(faults))
@@ -246,6 +250,8 @@ class _DimensionKeys(Keys):
 class _AgentKeys(Keys):
     stage: Literal["route", "perceive", "reason", "summarize", "score"] | None = None
     prompt: _Text | None = None
+    tool: Literal["ocr"] | None = None
+    note: _Text | None = None
     sees: _Seen | None = None
     media: bool | None = None
     language: _Language | None = None
@@ -388,7 +394,7 @@ _AGAIN = {"caption", "errors"}
 
 def _agent_faults(name: str, keys: JsonObject, earlier: Mapping[str, Stage]) -> Iterator[str]:
     """Find what is wrong with an agent that comes after `earlier`; each fault begins with its key."""
-    missing = [key for key in ("stage", "prompt") if key not in keys]
+    missing = [key for key in ("stage", "note" if "tool" in keys else "prompt") if key not in keys]
     if missing:
         yield f"{missing[0]}: missing here and in _defaults.yaml; add it, or correct the agent's name"
         return
@@ -403,7 +409,7 @@ def _agent_faults(name: str, keys: JsonObject, earlier: Mapping[str, Stage]) -> 
             known = ", ".join(earlier) or "none"
             yield f"sees: {seen!r} is not listed before {name}; use all, or some of: {known}"
     yield from _stage_faults(stage, keys)
-    yield from _prompt_faults(stage, keys)
+    yield from _tool_faults(stage, keys) if {"tool", "note"} & keys.keys() else _prompt_faults(stage, keys)
 
 
 #: The keys of the router alone.
@@ -431,28 +437,24 @@ def _stage_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
             yield f"budget: {least} {budget[least]} is above {most} {budget[most]}; change one of them"
 
 
+#: The keys of agents that are answered by the model.
+_MODELS = {"prompt", "sees", "media", "answer", "windows", "thinking", "optional", "verbatim", "dimensions"}
+
+
+def _tool_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
+    if "tool" not in keys:
+        yield "note: for an agent with a tool; remove it"
+    elif stage is not Stage.PERCEIVE:
+        yield "tool: for an agent of stage perceive; change the stage, or write a prompt"
+    else:
+        yield from (f"{key}: a tool has none; remove it" for key in sorted(_MODELS & keys.keys()))
+
+
 def _prompt_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
     window = {"window"} if keys.get("windows") else set()
     known = _PLACEHOLDERS.get(stage, {"domain", "reports"}) | window
     needed = _ESSENTIAL.get(stage, set()) | ({"reports"} if keys.get("sees") else set()) | window
-    yield from (f"prompt: {fault}" for fault in _text_faults(keys["prompt"], known, needed))
-
-
-def _text_faults(text: str, known: set[str], needed: set[str]) -> Iterator[str]:
-    """Find what is wrong with the placeholders of a prompt."""
-    template = Template(text)
-    if not template.is_valid():
-        yield "a $ stands alone; write $$ for a dollar sign"
-        return
-    used = set(template.get_identifiers())
-    if used - known:
-        yield f"unknown placeholder {_listed(used - known)}; use {_listed(known)}"
-    if needed - used:
-        yield f"lacks {_listed(needed - used)}, which the model would never see; add it"
-
-
-def _listed(placeholders: set[str]) -> str:
-    return ", ".join(f"${word}" for word in sorted(placeholders))
+    yield from (f"prompt: {fault}" for fault in placeholder_faults(keys["prompt"], known, needed))
 
 
 def _domain(keys: JsonObject, system: str) -> Domain:
@@ -470,12 +472,13 @@ def _agent(name: str, keys: JsonObject, earlier: tuple[Agent, ...], context: lis
     agent = Agent(name=name, **keys | {"sees": _seen(keys, earlier), "sampling": sampling})
     seen = [other.digest for other in earlier if other.name in agent.sees]
     # without these keys the digest is the same as before the keys existed
-    late = ("windows", "budget", "optional", "thinking", "confidence_temperature", "order_seed", "schema")
+    late = {"windows", "budget", "optional", "thinking", "tool", "note", "schema"} | _ROUTERS
     said = {key: value for key, value in asdict(agent).items() if key not in late}
     said["sampling"] = {key: value for key, value in said["sampling"].items() if value is not None}
     set_keys: list[JsonObject] = [{"windows": True}] * agent.windows + [keys["budget"]] * bool(keys["budget"])
     late_set = {"order_seed": agent.order_seed, "schema": agent.schema}
     set_keys += [{key: value} for key, value in late_set.items() if value is not None]
+    set_keys += [{"tool": agent.tool, "note": agent.note}] * bool(agent.tool)
     return replace(agent, digest=_digest(context, said, list(agent.dimensions), seen, *set_keys))
 
 

@@ -43,7 +43,12 @@ def instruction_for(
     captioner = domain.captioner.name if agent.stage is Stage.SCORE else None
     if captioner and captioner not in texts:
         raise BadEntry(f"there is no caption to score; let {captioner} write one first")
-    sections = [_section(report, text, name) for name, text in texts.items() if name != captioner]
+    notes = {agent.name: f"{agent.note}\n" for agent in domain.agents if agent.tool}
+    sections = [
+        _section(report, notes.get(name, "") + text, name)
+        for name, text in texts.items()
+        if name != captioner
+    ]
     filled = Template(agent.prompt).substitute(
         domain=domain.name,
         window=window,

@@ -43,7 +43,7 @@ from capflow_tasks.fleet.application import (
     task_name,
 )
 from capflow_tasks.fleet.embedded import database_url
-from capflow_tasks.media import budget, decoders, video
+from capflow_tasks.media import budget, decoders, ocr, video
 from capflow_tasks.media.paths import root_problem
 from capflow_tasks.observe import metrics, pages
 from capflow_tasks.records import JsonObject, Stage, Workflow
@@ -262,7 +262,7 @@ class EngineStep(bootsteps.StartStopStep):
     def __init__(self, worker: Any, **options: Any) -> None:
         super().__init__(worker, **options)
         #: In the order in which they are stopped.
-        self._started: list[Engine | Heartbeat] = []
+        self._started: list[Engine | Heartbeat | ocr.TextReader] = []
 
     def start(self, worker: Any) -> None:
         try:
@@ -305,7 +305,11 @@ class EngineStep(bootsteps.StartStopStep):
         files = decoders.shared_video_files(settings.video_decoders)
         windows = video.Windows(budget.budget_of(settings), files)
         _controller = worker
-        _runner = StageRunner(claims.BatchStore(store), workflow_of, engines, heartbeat, settings, windows)
+        tools = {name: tool for name, tool in _tools(settings).items() if Stage.PERCEIVE in engines}
+        self._started += tools.values()
+        _runner = StageRunner(
+            claims.BatchStore(store), workflow_of, engines, heartbeat, settings, windows, tools
+        )
         _set_batch_limit()
         pause = _runner.pause
         worker.app.conf.task_routes[0].become_worker(worker.hostname, queues, lambda: pause.fault is None)
@@ -336,6 +340,16 @@ class EngineStep(bootsteps.StartStopStep):
         return {
             stage: by_model[models[queue]] for stage in Stage if (queue := settings.queue_of(stage)) in queues
         }
+
+
+def _tools(settings: Settings) -> dict[str, ocr.TextReader]:
+    """Return what answers for agents with a tool, by its name in domain files."""
+    if not settings.ocr_processes:
+        return {}
+    if ocr.version() is None:
+        log.warning("no text is read from pictures: %s", ocr.REMEDY)
+        return {}
+    return {"ocr": ocr.TextReader(settings.ocr_processes, budget.budget_of(settings))}
 
 
 def _gpus_per_model(settings: Settings, queues: Collection[str]) -> float | None:

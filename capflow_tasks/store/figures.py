@@ -256,6 +256,31 @@ class GuardCount:
 
 
 @dataclass(frozen=True, slots=True)
+class TextFigures:
+    """What was read in pictures, and how far the captions agree with it."""
+
+    #: Samples whose pictures were read, and those where that failed.
+    read: int
+    unread: int
+    #: Sum of the seconds that reading took.
+    seconds: float
+    #: Passages that captions quote, and those among them that do not stand in the pictures.
+    quotes: int
+    unsupported: int
+    #: Words that were surely read, and those that captions or verbatim reports hold.
+    words: int
+    covered_words: int
+
+    @property
+    def quote_support(self) -> float | None:
+        return 1 - self.unsupported / self.quotes if self.quotes else None
+
+    @property
+    def text_coverage(self) -> float | None:
+        return self.covered_words / self.words if self.words else None
+
+
+@dataclass(frozen=True, slots=True)
 class FurtherCaptions:
     """The captions that were written again with the same number, from 2."""
 
@@ -345,6 +370,8 @@ class Totals:
     #: Grades of each sample's first caption, and what was written after it; empty where nothing was.
     first_grades: Sequence[GradeCount] = ()
     further: Sequence[FurtherCaptions] = ()
+    #: None where no text was read.
+    text: TextFigures | None = None
 
     @property
     def judged(self) -> int:

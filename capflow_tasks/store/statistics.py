@@ -135,6 +135,11 @@ class Statistics(Store):
         rows = self._ask("further_captions", run_id=run_id)
         return [figures.FurtherCaptions(tokens=_tokens(row), **row) for row in rows]
 
+    def text(self, run_id: int) -> figures.TextFigures | None:
+        """What was read in pictures, and how far captions agree with it. Reads all results."""
+        (row,) = self._ask("text", run_id=run_id)
+        return figures.TextFigures(**row) if row["read"] or row["unread"] else None
+
     def confidences(self, run_id: int) -> list[int]:
         """Routed samples by the router's confidence, in ten equal steps from 0 to 1. Reads all samples."""
         counts = {row["step"]: row["samples"] for row in self._ask("confidences", run_id=run_id, steps=10)}
@@ -169,6 +174,7 @@ class Statistics(Store):
             guard=self.guard(run_id),
             first_grades=self.grades(run_id, of_first=True) if further else (),
             further=further,
+            text=self.text(run_id),
         )
 
     def latest_endings(self, run_id: int, since: datetime, samples: int) -> list[figures.Ending]:

@@ -255,6 +255,7 @@ class AgentResult(Table):
     revision: Mapped[str | None]
     engine: Mapped[str | None]
     sampling: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
+    checks: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
     created_at: Mapped[datetime] = mapped_column(server_default=sa.func.now())
 
 

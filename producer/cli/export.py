@@ -73,6 +73,7 @@ def _names(context: click.Context, option: click.Parameter, value: str | None) -
 )
 @cli.min_option("Lowest grade in this dimension")
 @cli.drop_guard_option
+@cli.share_options
 @cli.option("--shuffle SEED seed", "Mix the samples of all datasets.", None, int, "EXPORT_SHUFFLE")
 @cli.repeatable(
     "--split shares",
@@ -164,7 +165,7 @@ def _criteria(catalogue: Catalogue, asked: dict[str, Any]) -> Criteria:
     if overall is not None or asked["dimensions"]:
         grades: dict[str, Any] = {"min_overall": overall or 1, "min_dim_score": 1, "domains": {}}
         minimums = cli.minimums_of(catalogue, rubrics, asked | grades)
-    return Criteria(rubrics, minimums, frozenset(asked["rules"]))
+    return Criteria(rubrics, minimums, frozenset(asked["rules"]), cli.shares_of(asked))
 
 
 def _summary(exported: Exported) -> str:

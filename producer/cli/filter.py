@@ -31,6 +31,7 @@ _OUTCOMES = ("kept", "rejected", "invalid")
 )
 @cli.minimum_options
 @cli.drop_guard_option
+@cli.share_options
 @cli.output_option("Folder of the folders kept and rejected.", "FILTERED", show_default="FOLDER")
 @cli.flag("--overwrite overwrites", "Replace files that an earlier `capflow filter` of FOLDER did not write.")
 @cli.json_option("the counts as one JSON object")
@@ -65,7 +66,8 @@ def filter(  # noqa: A001
     catalogue = load_catalogue(read_settings().domains)
     rubrics = Rubrics(catalogue)
     folder = folder or data_folder
-    criteria = Criteria(rubrics, cli.minimums_of(catalogue, rubrics, asked), frozenset(rules))
+    minimums, shares = cli.minimums_of(catalogue, rubrics, asked), cli.shares_of(asked)
+    criteria = Criteria(rubrics, minimums, frozenset(rules), shares)
     result = CaptionFilter(criteria, output or folder, overwrites=overwrites)
     shown_at = monotonic()
     for path in result.run(folder):

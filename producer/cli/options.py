@@ -318,6 +318,27 @@ drop_guard_option = repeatable(
 )
 
 
+#: The options that `shares_of` reads.
+share_options = combined(
+    option(
+        "--min-quote-support",
+        "Lowest share of quoted passages that stand in the picture; captions without quotes are kept.",
+        kind=click.FloatRange(0, 1),
+    ),
+    option(
+        "--min-text-coverage",
+        "Lowest share of the words surely read in the picture that the caption holds, or a verbatim report.",
+        kind=click.FloatRange(0, 1),
+    ),
+)
+
+
+def shares_of(asked: dict[str, Any]) -> dict[str, float]:
+    """Return the lowest shares that are asked for, by their keys in caption files."""
+    asked_for = {name: asked[f"min_{name}"] for name in ("quote_support", "text_coverage")}
+    return {name: share for name, share in asked_for.items() if share is not None}
+
+
 #: The options that `budget_of` reads.
 budget_options = combined(
     option(

@@ -2,9 +2,9 @@
 
 A line is the annotation entry with all its keys in their order; a key that Capflow writes replaces an input
 key of the same name. The keys of a stage that has not run are not written, so that what an earlier run wrote
-stays: `caption`, `workflow` and `conversations` come from summarize, `reports` from perceive and reason,
-`scores` and `overall` from score. `task` and `confidence` need a domain; `confidence` is null where the
-domain was given.
+stays: `caption`, `workflow`, `conversations` and `quote_support` come from summarize, `reports` from perceive
+and reason, `scores` and `overall` from score. `task` and `confidence` need a domain; `confidence` is null
+where the domain was given.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from capflow_tasks.captioning.answers import errors_named
+from capflow_tasks.captioning.quotes import quote_support, text_coverage
 from capflow_tasks.errors import SampleError
 from capflow_tasks.records import FinishedSample, GuardOutcome, JsonObject, PlanShard, Result, Stage
 from capflow_tasks.store.candidates import by_candidate
@@ -125,6 +126,7 @@ def caption_record(sample: FinishedSample, style: ConversationStyle = PLAIN) -> 
         record["workflow"] = summaries[-1].workflow
         record["finish_reason"] = summaries[-1].finish_reason
         record["guard"] = guard_findings(sample.results)
+        record |= checked_text(summaries[-1])
         if listed := candidate_records(sample):
             record["candidates"] = listed
         return with_conversation(record, summaries[-1].text, style)
@@ -148,6 +150,21 @@ def candidate_records(sample: FinishedSample) -> list[JsonObject]:
         }
         for results in written.values()
     ]
+
+
+def checked_text(caption: Result) -> JsonObject:
+    """Return how far a caption agrees with the text read in its pictures; nothing where none was read."""
+    if not caption.checks:
+        return {}
+    return {
+        "quote_support": _rounded(quote_support(caption.checks)),
+        "text_coverage": _rounded(text_coverage(caption.checks)),
+        "unsupported_quotes": caption.checks["unsupported_quotes"],
+    }
+
+
+def _rounded(share: float | None) -> float | None:
+    return None if share is None else round(share, 4)
 
 
 def _judged(results: Sequence[Result]) -> JsonObject:

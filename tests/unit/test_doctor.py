@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from capflow_tasks.media import ocr
 from capflow_tasks.settings import Settings
 from capflow_tasks.store.figures import WorkerFigures
-from producer.doctor import Finding, check_judge, check_models, check_workers
+from producer.doctor import Finding, check_judge, check_models, check_ocr, check_workers
 
 FILES = [
     "config.json",
@@ -101,3 +102,12 @@ def test_workers_are_told_apart_by_heartbeats_and_answers() -> None:
         ("warn", "silent@b:"),
         ("warn", "foreign@c:"),
     ]
+
+
+def test_the_doctor_says_whether_text_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_ocr(Settings()) == Finding("ocr", "ok", str(ocr.version()))
+    assert check_ocr(Settings(ocr_processes=0)).level == "ok"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    missing = check_ocr(Settings())
+    assert (missing.level, missing.said) == ("warn", "not installed: no text is read from pictures")
+    assert "pip install '.[ocr]'" in missing.remedy

@@ -187,6 +187,9 @@ def test_a_parquet_file_has_a_typed_row_per_sample(tmp_path: Path, media: Path) 
         "sampling": None,
         "workflow": "digest",
         "finish_reason": "stop",
+        "quote_support": None,
+        "text_coverage": None,
+        "unsupported_quotes": [],
         "guard": [],
         "entry": json.dumps(entry, ensure_ascii=False),
     }

@@ -25,6 +25,7 @@ from producer.reading.caption_files import (
 )
 
 RUBRICS = Rubrics(load_catalogue())
+NO_SCORES = Scores(NO_DOMAIN, {})
 IMAGE = (
     "factual_accuracy",
     "information_completeness",
@@ -375,3 +376,14 @@ def test_a_folder_that_moves_with_its_results_is_filtered_again(
     list(CaptionFilter(Criteria(RUBRICS, Minimums(3, 3)), moved).run(moved))
 
     assert lines_of(moved, "kept") == [a_record()]
+
+
+def test_captions_whose_quotes_or_words_do_not_agree_with_the_picture_are_not_kept() -> None:
+    criteria = Criteria(RUBRICS, None, shares={"quote_support": 0.9, "text_coverage": 0.5})
+    agrees = {"quote_support": 0.9, "text_coverage": 0.5}
+    missed = criteria.missed(a_record() | {"quote_support": 0.75, "text_coverage": 0.4}, NO_SCORES)
+    assert list(missed.values()) == ["quote_support is 0.75, below 0.9", "text_coverage is 0.4, below 0.5"]
+    assert criteria.keeps(a_record() | agrees)
+    # Nothing is quoted, or nothing was read.
+    assert criteria.keeps(a_record() | {"quote_support": None})
+    assert criteria.keeps(a_record())
