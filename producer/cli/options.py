@@ -74,8 +74,8 @@ class Option(click.Option):
             raise click.BadParameter(f"expected {expected}, not {value!r}", context, self) from None
 
 
-def _numbers_expected(kind: click.ParamType) -> str | None:
-    """Describe the numbers that an option takes; None for one that takes others values."""
+def _numbers_expected(kind: Any) -> str | None:
+    """Describe the numbers that an option takes; None for one that takes other values."""
     noun = "a whole number" if isinstance(kind, click.types.IntParamType) else "a number"
     if not isinstance(kind, click.types.IntParamType | click.types.FloatParamType):
         return None
