@@ -395,7 +395,9 @@ class CaptionRun:
         if order.candidates.most > 1 and Stage.SCORE not in stages:
             log.warning("no caption is written again before a run with the stage score has graded it")
         self._order = replace(order, stages=stages)
+        self._name = order.run_name
         self.plan = checked_plan(order.source, self._catalogue.resolve)
+        self._roots = [shard.root for shard in self.plan.shards]
 
     def run(
         self,
@@ -437,7 +439,7 @@ class CaptionRun:
                 )
             # After what opens finished batches only.
             run.allow_candidates()
-            for said in services.unseen_media(fleet, [shard.root for shard in self.plan.shards]):
+            for said in services.unseen_media(self._settings, fleet, self._roots):
                 log.warning("%s", said)
             if found := self._estimate(fleet.engine, run.views.tally(run.id).total):
                 log.info("%s", found)
@@ -453,14 +455,14 @@ class CaptionRun:
         earlier runs nor workers can be asked.
         """
         with services.looking(self._settings) as fleet:
-            self._own_files(fleet.engine).check(file_names(self.plan.shards))
-            yield from services.unseen_media(fleet, [shard.root for shard in self.plan.shards])
-            earlier = statistics.Statistics(fleet.engine).runs(self._order.run_name)
-            found = self._estimate(fleet.engine, sum(run.tally.total for run in earlier))
-            unknown = (
-                "what it may take is not known: no earlier run with this workflow and model has finished any"
-            )
-            yield str(found or unknown)
+            self._own_files(fleet and fleet.engine).check(file_names(self.plan.shards))
+            yield from services.unseen_media(self._settings, fleet, self._roots)
+            found, done = None, 0
+            if fleet is not None:
+                done = sum(run.tally.total for run in statistics.Statistics(fleet.engine).runs(self._name))
+                found = self._estimate(fleet.engine, done)
+            unknown = "what it may take is not known: no sample was captioned with this workflow and model"
+            yield str(found or unknown) if done < self.plan.sample_count else "every sample has been finished"
 
     def _estimate(self, engine: Engine, done: int) -> Estimate | None:
         order, shards = self._order, self.plan.shards
@@ -470,10 +472,9 @@ class CaptionRun:
         left = max(0, self.plan.sample_count - done)
         return estimate(statistics.Statistics(engine), shards, left, asked, models, prices)
 
-    def _own_files(self, engine: Engine) -> OwnFiles:
-        order = self._order
-        begun = runs.RunStore(engine).begun_at(order.run_name)
-        return OwnFiles(order.output, order.run_name, begun, overwrites=order.overwrites)
+    def _own_files(self, engine: Engine | None) -> OwnFiles:
+        begun = engine and runs.RunStore(engine).begun_at(self._name)
+        return OwnFiles(self._order.output, self._name, begun, overwrites=self._order.overwrites)
 
 
 def _export(run: OpenRun, own: OwnFiles, is_complete: bool, seconds: float) -> Summary:

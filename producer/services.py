@@ -27,6 +27,7 @@ from capflow_tasks.engine.devices import visible_devices
 from capflow_tasks.errors import WORKER_ERROR_MARK, ServiceError, SettingsError, UserError
 from capflow_tasks.fleet import application, embedded
 from capflow_tasks.lifeline import die_with_parent
+from capflow_tasks.media.paths import root_problem
 from capflow_tasks.records import Stage
 from capflow_tasks.settings import Settings
 from capflow_tasks.store import figures, states, statistics
@@ -224,19 +225,27 @@ def reach_fleet(settings: Settings) -> Iterator[Fleet]:
 
 
 @contextmanager
-def looking(settings: Settings) -> Iterator[Fleet]:
-    """Reach what is there and start no broker. Raises ServiceError when there is no database."""
+def looking(settings: Settings) -> Iterator[Fleet | None]:
+    """Reach what is there, starting no broker; None before the first run. Raises ServiceError."""
+    if settings.database_url is None and not (settings.home / "postgres").is_dir():
+        yield None
+        return
     with database(settings) as url, reading(url) as engine:
         broker = Broker(application.make_app(settings, settings.broker_url))
         yield Fleet(settings, embedded.Services(url, settings.broker_url or ""), engine, broker)
 
 
-def unseen_media(fleet: Fleet, roots: Collection[str]) -> list[str]:
+def unseen_media(settings: Settings, fleet: Fleet | None, roots: Collection[str]) -> list[str]:
     """Ask the fleet's workers whether they see the folders of the media; return what is to be said."""
-    if fleet.settings.broker_url is None:
+    if settings.broker_url is None or fleet is None:
         # An embedded worker sees what this process sees.
-        return []
-    workers = statistics.Statistics(fleet.engine).workers(fleet.settings.lease_seconds)
+        found = {root: root_problem(root) for root in sorted(set(roots))}
+        return [
+            f"the media root {root} {problem} here; mount it: until then its samples wait"
+            for root, problem in found.items()
+            if problem
+        ]
+    workers = statistics.Statistics(fleet.engine).workers(settings.lease_seconds)
     nodes = {worker.node for worker in workers if worker.is_alive}
     if not nodes:
         return ["no worker runs, so none was asked whether it sees the media"]

@@ -200,7 +200,7 @@ def caption(
         except ServiceError as error:
             said = [f"neither earlier runs nor workers were asked: {error}"]
         untried = "not tried: to decode the media, to write the output folder, the model (see capflow doctor)"
-        click.echo("\n".join([f"{', '.join(sources)}: {found}, nothing to fix", *said, untried]))
+        click.echo("\n".join([f"{', '.join(sources)}: {found}, nothing to fix in it", *said, untried]))
         return
     if refresh and not yes:
         _show_stale(order, as_json)
