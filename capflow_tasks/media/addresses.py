@@ -239,14 +239,18 @@ def readable_name(path: str) -> str:
     return file
 
 
-def _parquet(file: str) -> Any:
+def _parquet(file: str, column: str | None = None) -> Any:
+    """Open the file, so that equal values of the column are held once, however many there are."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
         raise MediaUnsupported(f"{file} needs pyarrow: pip install '.[export]' on every worker.") from error
     try:
-        return pq.ParquetFile(file)
+        metadata = pq.read_metadata(file)
+        leaves = [metadata.schema.column(place).path for place in range(metadata.num_columns)]
+        repeated = [leaf for leaf in leaves if leaf.split(".")[0] == column]
+        return pq.ParquetFile(file, metadata=metadata, read_dictionary=repeated)
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise
@@ -272,7 +276,7 @@ def _row_group_sizes(file: str, version: int) -> list[dict[str, int]]:
 def _column(file: str, version: int, row_group: int, column: str) -> Any:
     import pyarrow as pa
 
-    with _parquet(file) as opened:
+    with _parquet(file, column) as opened:
         try:
             return opened.read_row_group(row_group, columns=[column]).column(column)
         except (pa.ArrowException, OSError) as error:

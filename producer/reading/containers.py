@@ -12,7 +12,7 @@ from functools import partial
 from itertools import groupby
 from typing import Any, BinaryIO
 
-from capflow_tasks.entries import MEDIA_KEYS
+from capflow_tasks.entries import MEDIA_KEYS, printable
 from capflow_tasks.errors import PlanError
 from capflow_tasks.media.addresses import ParquetCell, TarMember
 from capflow_tasks.media.paths import HEAD_BYTES, kind_of
@@ -26,6 +26,8 @@ _TEXT_BYTES = 1 << 20
 _TEXTS = ("txt", "caption", "cls", "id", "text")
 #: Rows that are converted at a time.
 _ROWS = 1000
+#: More rows of a row group than any that is written on purpose.
+_MOST_ROWS = 100_000_000
 #: What a column may be called that holds pictures or videos.
 _COLUMNS = {
     Modality.IMAGE: ("image", "images", "img", "picture", "jpg", "jpeg", "png", "webp"),
@@ -121,9 +123,18 @@ def parquet_entries(
         with pq.ParquetFile(source) as file:
             media = [_MediaColumn(*each) for each in _media_columns(path, file.schema_arrow, column).items()]
             for number in range(file.num_row_groups):
+                _check_rows(path, number, file.metadata.row_group(number).num_rows)
                 yield from _rows(file, number, media, where)
     except (OSError, pa.ArrowException) as error:
-        raise PlanError(f"{path}: cannot be read on: {error}; fetch the file again") from error
+        reason = printable(str(error).strip())
+        raise PlanError(f"{path}: cannot be read on: {reason}; fetch the file again") from error
+
+
+def _check_rows(path: str, number: int, rows: int) -> None:
+    """Refuse a count that no file has: of media that are embedded, the rows are counted and not read."""
+    if not 0 <= rows <= _MOST_ROWS:
+        said = f"says that row group {number} has {rows:,} rows"
+        raise PlanError(f"{path}: {said}; fetch the file again, or write smaller row groups")
 
 
 def _media_columns(path: str, schema: Any, column: str | None) -> dict[str, Modality]:

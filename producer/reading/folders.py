@@ -143,6 +143,8 @@ def _names(folder: str) -> tuple[tuple[str, bool], ...]:
     try:
         with os.scandir(folder) as found:
             kinds = [(each.name, each.is_dir()) for each in found if each.is_dir() or each.is_file()]
+    except FileNotFoundError:  # it was removed while it was read
+        return ()
     except OSError as error:
         raise PlanError(f"{folder}: cannot be read: {error.strerror}; fix its permissions") from error
     return tuple(sorted(pair for pair in kinds if not pair[0].startswith(".")))
@@ -216,6 +218,8 @@ def _text(path: Path) -> str:
     try:
         with path.open("rb") as file:
             return file.read(_SIDECAR_BYTES).decode("utf-8", "replace").replace("\0", "").strip()
+    except FileNotFoundError:  # it was removed while its folder was read
+        return ""
     except OSError as error:
         raise PlanError(f"{path}: cannot be read: {error.strerror}; fix its permissions") from error
 
