@@ -6,7 +6,7 @@ Memory holds one sample, or one row group without its media.
 
 import json
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -114,20 +114,69 @@ def parquet_entries(
 
     `column` holds the media; None for those that look like it. Raises PlanError.
     """
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise PlanError(f"{path}: reading Parquet needs pyarrow; pip install '.[export]'") from error
+    pa, pq = _pyarrow(path)
     try:
         with pq.ParquetFile(source) as file:
             media = [_MediaColumn(*each) for each in _media_columns(path, file.schema_arrow, column).items()]
             for number in range(file.num_row_groups):
                 _check_rows(path, number, file.metadata.row_group(number).num_rows)
                 yield from _rows(file, number, media, where)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         reason = printable(str(error).strip())
         raise PlanError(f"{path}: cannot be read on: {reason}; fetch the file again") from error
+
+
+def arrow_entries(path: str, where: str, column: str | None) -> Iterator[JsonObject]:
+    """Yield the rows of an Arrow stream as `parquet_entries` does those of a Parquet file."""
+    pa, _ = _pyarrow(path)
+    try:
+        with pa.memory_map(path) as source, pa.ipc.open_stream(source) as batches:
+            media = [_MediaColumn(*each) for each in _media_columns(path, batches.schema, column).items()]
+            names = {each.name for each in media}
+            plain = [each.name for each in batches.schema if _is_plain(each, names)]
+            for number, batch in enumerate(batches):
+                reads = [(each, *_arrow_values(batch.column(each.name))) for each in media]
+                for row, values in enumerate(_plain_rows(batch, plain)):
+                    found = [(each, held[row], is_embedded) for each, held, is_embedded in reads]
+                    yield _entry(where, number, row, values, found)
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
+        reason = printable(str(error).strip())
+        raise PlanError(f"{path}: cannot be read on: {reason}; fetch the file again") from error
+
+
+def _pyarrow(path: str) -> tuple[Any, Any]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise PlanError(f"{path}: reading it needs pyarrow; pip install '.[export]'") from error
+    return pa, pq
+
+
+def _plain_rows(batch: Any, columns: Sequence[str]) -> Iterator[JsonObject]:
+    if not columns:
+        yield from ({} for _ in range(batch.num_rows))
+        return
+    for start in range(0, batch.num_rows, _ROWS):
+        yield from batch.select(columns).slice(start, _ROWS).to_pylist()
+
+
+def _arrow_values(column: Any) -> tuple[list[Any], bool]:
+    """Return what `_MediaColumn.named` needs of each row, and whether the bytes, which stay, are embedded."""
+    is_list = "list" in str(column.type).split("<")[0]
+    inner = column.flatten() if is_list else column
+    is_object = str(inner.type).startswith("struct")
+    stored = inner.field("bytes") if is_object and "bytes" in [each.name for each in inner.type] else inner
+    if "binary" not in str(stored.type) or stored.null_count == len(stored):
+        return column.to_pylist(), False
+    if is_list:
+        return [None if size is None else [True] * size for size in column.value_lengths().to_pylist()], True
+    return [is_there or None for is_there in stored.is_valid().to_pylist()], True
+
+
+def _is_plain(field: Any, media: Collection[str]) -> bool:
+    """Whether a column is kept: it holds neither media nor other bytes."""
+    return field.name not in media and "binary" not in str(field.type)
 
 
 def _check_rows(path: str, number: int, rows: int) -> None:
@@ -205,19 +254,27 @@ def _rows(file: Any, number: int, media: Sequence[_MediaColumn], path: str) -> I
     """Yield the entries of a row group, whose embedded media are not read."""
     reads = {each: each.read(file, number) for each in media}
     names = {each.name for each in media}
-    plain = [
-        each.name for each in file.schema_arrow if each.name not in names and "binary" not in str(each.type)
-    ]
+    plain = [each.name for each in file.schema_arrow if _is_plain(each, names)]
     columns = [*plain, *(column for read, _ in reads.values() for column in read)]
     for row, values in enumerate(_values_of(file, number, columns)):
-        found: dict[Modality, list[str]] = {}
-        for each, (read, is_embedded) in reads.items():
-            address = partial(_address, path, number, row, each.name)
-            # bytes without a path beside them are there, as far as is known before they are read
-            value = values.pop(each.name, None) if read else True
-            found.setdefault(each.kind, []).extend(each.named(value, is_embedded, address))
-        said = json.loads(json.dumps(values, default=str), parse_constant=lambda _: None)
-        yield {"id": f"{path}:{number}:{row}", **moved_aside(said), **_named(found)}
+        # bytes without a path beside them are there, as far as is known before they are read
+        found = [
+            (each, values.pop(each.name, None) if read else True, is_embedded)
+            for each, (read, is_embedded) in reads.items()
+        ]
+        yield _entry(path, number, row, values, found)
+
+
+def _entry(
+    path: str, number: int, row: int, values: JsonObject, found: Iterable[tuple[_MediaColumn, Any, bool]]
+) -> JsonObject:
+    """Return the entry of a row: its plain values, and what names its media."""
+    media: dict[Modality, list[str]] = {}
+    for each, value, is_embedded in found:
+        address = partial(_address, path, number, row, each.name)
+        media.setdefault(each.kind, []).extend(each.named(value, is_embedded, address))
+    said = json.loads(json.dumps(values, default=str), parse_constant=lambda _: None)
+    return {"id": f"{path}:{number}:{row}", **moved_aside(said), **_named(media)}
 
 
 def _values_of(file: Any, row_group: int, columns: Sequence[str]) -> Iterator[JsonObject]:

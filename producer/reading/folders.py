@@ -26,7 +26,7 @@ from producer.reading.tables import json_rows, moved_aside, table_rows
 #: Files beside a medium of the same name whose text becomes a key.
 SIDECARS = (".txt", ".caption")
 #: Suffixes of files in a folder that are sources by themselves.
-CONTAINERS = (".tar", ".parquet")
+CONTAINERS = (".tar", ".parquet", ".arrow")
 _METADATA = ("metadata.jsonl", "metadata.csv")
 #: What a file is listed as when its content says nothing, so that damaged media fail and are not passed over.
 _SUFFIXES = {

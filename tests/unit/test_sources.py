@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from capflow_tasks.domains.catalogue import load_catalogue
-from capflow_tasks.errors import CapflowError, PlanError
+from capflow_tasks.errors import CapflowError, MediaCorrupt, PlanError
 from capflow_tasks.media.paths import head_of, kind_of, resolve_media
 from capflow_tasks.records import Modality
 from producer.planning.listings import SourceOrder
@@ -303,6 +303,55 @@ def test_columns_of_parquet_are_those_that_datasets_noted(tmp_path: Path, read: 
     assert [(row.get("images"), row["x"]) for row in listed] == [(["a.png", "b.png"], None), (None, 1.0)]
     with pytest.raises(PlanError, match="--image-key, one of: pics, x"):
         read("p.parquet")
+
+
+def test_text_that_is_not_utf_8_breaks_off_with_a_sentence(tmp_path: Path, read: Read) -> None:
+    text = pa.array([b"good", b"\x95"]).view(pa.string())
+    pq.write_table(pa.table({"image": ["a.png", "b.png"], "text": text}), tmp_path / "rows.parquet")
+
+    with pytest.raises(PlanError, match=r"rows\.parquet: cannot be read on: 'utf-8' codec"):
+        read("rows.parquet")
+
+
+def test_a_dataset_saved_to_disk_is_read_where_it_lies(tmp_path: Path, read: Read) -> None:
+    pictures = [PNG + bytes([number]) for number in range(5)]
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "pages": datasets.List(datasets.Image()),
+            "label": datasets.Value("int64"),
+        }
+    )
+    rows = {
+        "image": [{"bytes": each, "path": None} for each in pictures[:4]] + [None],
+        "pages": [
+            [],
+            [{"bytes": pictures[4], "path": "a.png"}] * 2,
+            None,
+            [],
+            [{"bytes": PNG, "path": None}],
+        ],
+        "label": [0, 1, 2, 3, 4],
+    }
+    datasets.Dataset.from_dict(rows, features).save_to_disk(tmp_path / "set", num_shards=2)
+
+    found = read("set")
+    listed = [entry for number in range(2) for entry in entries(found, number)]
+
+    assert [each["label"] for each in listed] == [0, 1, 2, 3, 4]
+    media = [each["images"] if "images" in each else [each["image"]] for each in listed]
+    read_back = [[first_bytes(tmp_path / "set", address) for address in each] for each in media]
+    assert read_back == [
+        [pictures[0]],
+        [pictures[1], pictures[4], pictures[4]],
+        [pictures[2]],
+        [pictures[3]],
+        [PNG],
+    ]
+    for file in (tmp_path / "set").glob("*.arrow"):
+        file.write_bytes(file.read_bytes()[:-600])
+    with pytest.raises(MediaCorrupt, match="cut short"):
+        first_bytes(tmp_path / "set", media[0][0])
 
 
 def test_a_count_of_rows_that_no_file_has_is_refused(tmp_path: Path, read: Read) -> None:
