@@ -28,6 +28,8 @@ _TEXTS = ("txt", "caption", "cls", "id", "text")
 _ROWS = 1000
 #: More rows of a row group than any that is written on purpose.
 _MOST_ROWS = 100_000_000
+#: Types of values that JSON has as they are.
+_SIMPLE = {str, int, bool, type(None)}
 #: What a column may be called that holds pictures or videos.
 _COLUMNS = {
     Modality.IMAGE: ("image", "images", "img", "picture", "jpg", "jpeg", "png", "webp"),
@@ -273,7 +275,9 @@ def _entry(
     for each, value, is_embedded in found:
         address = partial(_address, path, number, row, each.name)
         media.setdefault(each.kind, []).extend(each.named(value, is_embedded, address))
-    said = json.loads(json.dumps(values, default=str), parse_constant=lambda _: None)
+    said = values
+    if not _SIMPLE.issuperset(map(type, values.values())):  # dates and NaN, perhaps deep inside
+        said = json.loads(json.dumps(values, default=str), parse_constant=lambda _: None)
     return {"id": f"{path}:{number}:{row}", **moved_aside(said), **_named(media)}
 
 
