@@ -7,6 +7,7 @@ that no name leads there by resolving to another address later.
 
 import errno
 import ipaddress
+import logging
 import re
 import socket
 import time
@@ -270,6 +271,7 @@ def _filesystem(url: str) -> Any:
     try:
         import fsspec
 
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs tracebacks of what it raises, too
         options = _http_options() if scheme in _PORTS else _OPTIONS.get(scheme, {})
         return fsspec.filesystem(scheme, **options, use_listings_cache=False)
     except ImportError as error:
