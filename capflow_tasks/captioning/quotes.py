@@ -82,6 +82,12 @@ def text_coverage(checks: JsonObject | None) -> float | None:
     return checks["covered_words"] / words if checks and words else None
 
 
+def claim_support(checks: JsonObject | None) -> float | None:
+    """Return the share of a caption's claims that were kept; None where none was asked about."""
+    counts = [(checks or {}).get(name, 0) for name in ("kept", "unsure", "dropped")]
+    return counts[0] / sum(counts) if sum(counts) else None
+
+
 def _folded(text: str) -> str:
     return unicodedata.normalize("NFKC", text).casefold().translate(_MARKS)
 

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from importlib.resources.abc import Traversable
 from string import Template
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, model_validator
 
 from capflow_tasks.errors import UserError
 
@@ -27,6 +27,7 @@ class Keys(BaseModel):
 
 
 Shape = TypeVar("Shape", bound=Keys)
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 class _Loader(yaml.SafeLoader):
