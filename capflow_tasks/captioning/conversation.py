@@ -263,8 +263,10 @@ class Conversation:
             text=verification.text,
             data=verification.found,
             workflow=verification.verifier.digest,
-            position=0,
+            # Readers take the last answer of the stage for the caption.
+            position=-1,
             guard=None,
+            checks=None,
             **{name: getattr(verification, name) for name in _COUNTED},
         )
         others = [each for each in self._results if each is not draft]

@@ -24,8 +24,9 @@ _YES, _NO = "yes", "no"
 
 _LISTING = Sampling(max_tokens=2048, temperature=0.0)
 _ANSWERING = Sampling(max_tokens=1, temperature=0.0)
-#: A sentence with the blanks behind it; a sign inside of a number or name, where no blank follows, ends none.
-_SENTENCE = re.compile(r"\S.*?(?:[.!?。！？]\s+|\Z)", re.DOTALL)
+#: A sentence, or a part of one before a semicolon, with the blanks behind it. A sign inside of a number or a
+#: name, where no blank follows, ends none.
+_SENTENCE = re.compile(r"\S.*?(?:[.!?;。！？；]\s+|\Z)", re.DOTALL)
 
 
 class Verdict(StrEnum):
@@ -71,7 +72,7 @@ class Verification:
 
     def __post_init__(self) -> None:
         if self.verifier.claims.strip() == SENTENCES:
-            self._claims = [each.strip() for each in _SENTENCE.findall(self.caption)][:MOST_CLAIMS]
+            self._claims = [_bare(each) for each in _SENTENCE.findall(self.caption)][:MOST_CLAIMS]
 
     def questions(self) -> list[Question]:
         """Return the calls that can be made now; none once the caption is verified."""
@@ -155,9 +156,9 @@ class Verification:
         left = [
             sentence
             for sentence in _SENTENCE.findall(self.caption)
-            if sentence.strip() not in denied and unread.isdisjoint(quotes.quoted_in(sentence))
+            if _bare(sentence) not in denied and unread.isdisjoint(quotes.quoted_in(sentence))
         ]
-        self.rewritten = "".join(left).strip() or None
+        self.rewritten = re.sub(r"[;；]\Z", ".", "".join(left).strip()) or None
 
 
 _CLAIMS: JsonObject = {
@@ -172,6 +173,11 @@ _CLAIMS: JsonObject = {
     "required": ["claims"],
     "additionalProperties": False,
 }
+
+
+def _bare(sentence: str) -> str:
+    """Return a sentence as a claim, without the sign that ends it."""
+    return sentence.strip().rstrip(".;。；")
 
 
 def _claims_in(text: str) -> list[str]:

@@ -190,20 +190,16 @@ def load_catalogue(
     faults += (
         f"{defaults['file']}: router: {fault}" for fault in _agent_faults("router", defaults["router"], {})
     )
-    again_faults = placeholder_faults(defaults["again"], _AGAIN, _AGAIN)
-    faults += (f"{defaults['file']}: again: {fault}" for fault in again_faults)
-    verifier, verifier_faults = read_verifier(own := defaults.get("verify", {}))
-    faults += (f"{defaults['file']}: verify: {fault}" for fault in verifier_faults)
+    again_faults = [f"again: {fault}" for fault in placeholder_faults(defaults["again"], _AGAIN, _AGAIN)]
+    verifier, verifier_faults = read_verifier(defaults.get("verify", {}), is_verified)
+    faults += (f"{defaults['file']}: {fault}" for fault in again_faults + verifier_faults)
     if faults:
         raise WorkflowError("\n".join(faults))
     domains = tuple(_domain(keys, defaults["system"]) for keys in sources)
     images = [domain for domain in domains if domain.modality is Modality.IMAGE]
     routed = [[domain.name, domain.description, *domain.subdomains] for domain in images]
     router = _agent("router", defaults["router"], (), [defaults["system"], routed])
-    is_verified = is_verified or own.get("enabled", False)
-    return Catalogue(
-        defaults["system"], router, domains, defaults["again"], verifier if is_verified else None
-    )
+    return Catalogue(defaults["system"], router, domains, defaults["again"], verifier)
 
 
 @cache

@@ -238,7 +238,8 @@ def _parse_workflow(context: click.Context, option: click.Parameter, value: str)
 workflow_option = option(
     "--workflow",
     "The agents: standard (those of each domain), fast (one call and the judge), verified (as standard, with "
-    "--candidates 3), or a folder of domain files that every worker sees at this path.",
+    "claims asked one by one and --candidates 3), or a folder of domain files that every worker sees at this "
+    "path.",
     Workflow.STANDARD,
     callback=_parse_workflow,
 )

@@ -25,7 +25,7 @@ from capflow_tasks.records import JsonObject, MediaRef, Modality
 
 _SEED = 7
 #: Documents of each kind, and planted errors of each sort in each document.
-_DOCUMENTS, _TRIALS = 10, 3
+_DOCUMENTS, _TRIALS = 9, 3
 #: A caption that covers less has lost a line.
 _COVERAGE = 0.97
 _FONTS = Path(mpl.get_data_path()) / "fonts" / "ttf"
@@ -60,7 +60,7 @@ def _sentence(draw: random.Random) -> list[str]:
 
 
 def _page(draw: random.Random) -> list[list[str]]:
-    return [_sentence(draw) for _ in range(draw.randint(8, 14))]
+    return [_sentence(draw) for _ in range(draw.randint(6, 10))]
 
 
 def _table(draw: random.Random) -> list[list[str]]:
@@ -80,7 +80,7 @@ def _code(draw: random.Random) -> list[list[str]]:
         "for {0} in range({3}):",
         "def {0}({1}, {2}={3}):",
     )
-    return [[draw.choice(forms).format(*draw.choices(_WORDS, k=3), draw.randint(10, 999))] for _ in range(12)]
+    return [[draw.choice(forms).format(*draw.choices(_WORDS, k=3), draw.randint(10, 999))] for _ in range(9)]
 
 
 STYLES = {
@@ -207,8 +207,14 @@ def table(counts: dict[str, Counter[str]]) -> str:
     return "\n".join(lines)
 
 
+class _Reader(TextReader):
+    """Does not yield to others, so that its time is what it takes."""
+
+    niceness = 0
+
+
 def main() -> None:
-    reader = TextReader(2, MediaBudget())
+    reader = _Reader(2, MediaBudget())
     with tempfile.TemporaryDirectory(prefix="capflow-text-") as folder:
         counts = measure(reader, Path(folder))
     reader.stop()

@@ -48,12 +48,15 @@ class Verifier:
         return sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
 
 
-def read_verifier(own: JsonObject) -> tuple[Verifier, list[str]]:
-    """Lay the user's keys over the packaged ones; return the verifier, and a line per fault."""
+def read_verifier(own: JsonObject, is_wanted: bool) -> tuple[Verifier | None, list[str]]:
+    """Lay the user's keys over the packaged ones; return the verifier and a line per fault.
+
+    There is a verifier where it is wanted or the user's keys enable it.
+    """
     keys: dict[str, Any] = _packaged() | {name: value for name, value in own.items() if name != "enabled"}
     prompts = {"claims": {"caption"}, "question": {"claim"}, "rewrite": {"caption", "claims"}}
     faults = [
-        f"{name}: {fault}"
+        f"verify.{name}: {fault}"
         for name, needed in prompts.items()
         if keys[name].strip() != SENTENCES
         for fault in placeholder_faults(
@@ -61,8 +64,8 @@ def read_verifier(own: JsonObject) -> tuple[Verifier, list[str]]:
         )
     ]
     if keys["drop_below"] > keys["keep_from"]:
-        faults.append(f"drop_below: {keys['drop_below']:g} is above keep_from; change one of them")
-    return Verifier(**keys), faults
+        faults.append(f"verify.drop_below: {keys['drop_below']:g} is above keep_from; change one of them")
+    return Verifier(**keys) if own.get("enabled", is_wanted) else None, faults
 
 
 @cache

@@ -24,6 +24,7 @@ from capflow_tasks.store.figures import Tokens
 from capflow_tasks.store.states import SampleState
 from capflow_tasks.store.statistics import Statistics
 from capflow_tasks.testing import ScriptedEngine, scripted_text
+from producer.refresh import Refresh
 from producer.writing.captions import caption_record
 from tests.datasets import entries_with_pictures
 from tests.stores import Fleet
@@ -155,6 +156,15 @@ def test_sentences_that_are_denied_are_cut_without_a_further_call(fleet: Fleet, 
     assert record["claims"] == {"kept": 1, "unsure": 0, "dropped": 1}
 
 
+def test_the_caption_of_the_fast_workflow_is_not_taken_for_its_claims(fleet: Fleet, tmp_path: Path) -> None:
+    (tmp_path / "_defaults.yaml").write_text("verify: {enabled: true, claims: sentences}\n")
+    run(fleet, _asking(lambda _: 0.9), load_workflow(Workflow.FAST, tmp_path))
+
+    names = [result.agent for result in finished(fleet).results if result.stage is Stage.SUMMARIZE]
+    assert names == [VERIFIER, "fast_caption"]
+    assert caption_record(finished(fleet))["claims"]["dropped"] == 0
+
+
 def test_an_engine_that_dies_while_claims_are_asked_leaves_nothing_half_verified(fleet: Fleet) -> None:
     class Dying(Witness):
         deaths = 1
@@ -213,3 +223,19 @@ def _asking(share_of: Callable[[Request], float]) -> ScriptedEngine:
             return replace(answer, probabilities={"yes": (share := share_of(request)), "no": 1 - share})
 
     return Asked()
+
+
+def test_another_question_makes_captions_and_their_claims_stale(fleet: Fleet) -> None:
+    run(fleet, Witness())
+    verifier, settings = VERIFIED.verifier, Settings(engine="some:engine")
+    assert verifier is not None
+    assert not Refresh(fleet.engine, fleet.run_id, VERIFIED, settings).is_needed()
+
+    asks_otherwise = replace(VERIFIED, verifier=replace(verifier, question="$claim\nIs it so?"))
+    refresh = Refresh(fleet.engine, fleet.run_id, asks_otherwise, settings)
+
+    assert {each.answers.agent: each.changed for each in refresh.stale()} == {VERIFIER: "prompt"}
+    assert refresh.forget() == 1
+    with fleet.engine.connect() as connection:
+        left = connection.execute(text("SELECT DISTINCT stage FROM results")).scalars()
+        assert set(left) == {"perceive", "reason"}
