@@ -242,15 +242,17 @@ class Conversation:
         """Take an answer about the caption; without a usable one, the claim or the caption stays."""
         if self._verification is None or self._domain is None:
             return
-        if isinstance(answer, SampleError) and not isinstance(answer, BadAnswer):
-            raise answer
-        usable = None if isinstance(answer, BadAnswer) else self.rules.with_broken_signs(answer)
-        if usable and question.sampling is None:
-            checked = self.rules.check(self._domain.captioner, usable)
-            if checked.faults:
-                self._verification.count(usable)
-            usable = None if checked.faults else replace(usable, text=checked.text)
-        self._verification.take(question, usable)
+        try:
+            if isinstance(answer, SampleError):
+                raise answer
+            check_storable(answer)
+        except BadAnswer:
+            self._verification.take(question, None)
+            return
+        if question.sampling is None:
+            checked = self.rules.check(self._domain.captioner, answer)
+            answer = replace(answer, text="" if checked.faults else checked.text)
+        self._verification.take(question, answer)
 
     def _end_verification(self, verification: Verification, captioner: Agent) -> None:
         """Put the verified caption in place of its draft, behind the list of its claims."""

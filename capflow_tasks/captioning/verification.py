@@ -15,6 +15,7 @@ from capflow_tasks.captioning import quotes
 from capflow_tasks.domains import prompts
 from capflow_tasks.domains.verifier import SENTENCES, Verifier
 from capflow_tasks.records import Completion, JsonObject, Sampling
+from capflow_tasks.store.tables import storable
 
 #: The agent whose answer is the list of claims with what became of them.
 VERIFIER = "verifier"
@@ -97,17 +98,17 @@ class Verification:
         return [Question(rewriting, None)]
 
     def take(self, question: Question, answer: Completion | None) -> None:
-        """Take the answer to a question; None where there is no usable one."""
+        """Take the answer to a question; None, or a rewrite without text, where there is no usable one."""
         if answer:
-            self.count(answer)
+            self._count(answer)
         if question.claim is not None:
             self._shares[question.claim] = answer.probabilities.get(_YES) if answer else None
         elif question.schema is not None:
             self._claims = _claims_in(answer.text) if answer else []
         elif answer:
-            self.rewritten = answer.text
+            self.rewritten = answer.text or None
 
-    def count(self, answer: Completion) -> None:
+    def _count(self, answer: Completion) -> None:
         self.prompt_tokens += answer.prompt_tokens
         self.cached_tokens += answer.cached_tokens
         self.completion_tokens += answer.completion_tokens
@@ -186,7 +187,11 @@ def _claims_in(text: str) -> list[str]:
         listed = json.loads(text, strict=False)["claims"]
     except (ValueError, RecursionError, KeyError, TypeError):
         return []
-    texts = [each.strip() for each in listed if isinstance(each, str)] if isinstance(listed, list) else []
+    texts = (
+        [storable(each.strip()) for each in listed if isinstance(each, str)]
+        if isinstance(listed, list)
+        else []
+    )
     return list(dict.fromkeys(filter(None, texts)))[:MOST_CLAIMS]
 
 
