@@ -10,7 +10,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from capflow_tasks.store.figures import Activity, TextFigures
+from capflow_tasks.store.figures import Activity, ClaimFigures, TextFigures
 from capflow_tasks.store.states import Tally
 
 _UNITS = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
@@ -91,6 +91,17 @@ def text_line(text: TextFigures) -> str:
         f"Text read in the pictures of {counted(text.read, 'sample')}{unread}: {percent(text.quote_support)} "
         f"of {counted(text.quotes, 'quote')} stand there; captions hold {percent(text.text_coverage)} of "
         f"{counted(text.words, 'word')} surely read"
+    )
+
+
+def claims_line(claims: ClaimFigures) -> str:
+    """Say what became of the claims of verified captions, and what it took."""
+    tokens = claims.tokens
+    return (
+        f"{counted(claims.claims, 'claim')} of {counted(claims.captions, 'caption')} asked of the media one "
+        f"by one: {count(claims.kept)} kept, {count(claims.unsure)} unsure, {count(claims.dropped)} dropped, "
+        f"{counted(claims.rewritten, 'caption')} rewritten; {count(tokens.prompt)} prompt tokens "
+        f"({count(tokens.cached)} cached) and {count(tokens.completion)} of answers"
     )
 
 

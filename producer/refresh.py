@@ -10,6 +10,7 @@ from functools import partial
 
 from sqlalchemy import Engine
 
+from capflow_tasks.captioning.verification import VERIFIER
 from capflow_tasks.domains.catalogue import Agent, Catalogue, Domain
 from capflow_tasks.engine.revision import revision_of
 from capflow_tasks.entries import media_of
@@ -51,6 +52,7 @@ class Refresh:
         self.unseen = 0
         self._domains = {domain.name: domain for domain in catalogue.domains}
         self._router = catalogue.router
+        self._verifier = catalogue.verifier
         #: By stage; empty where the producer does not know what workers have loaded.
         self._models: Mapping[Stage, str] = {}
         if settings.broker_url is None and settings.engine in _NAMED_ENGINES:
@@ -122,6 +124,8 @@ class Refresh:
     def _changed(self, answers: Answers) -> str:
         """Return what has changed since the answers were given; nothing if they would be the same."""
         agents = (self._router, *self._domains[answers.domain].agents)
+        if answers.agent == VERIFIER:
+            return "" if self._verifier and self._verifier.digest == answers.digest else "prompt"
         agent = next((agent for agent in agents if agent.name == answers.agent), None)
         if agent is None:
             return "agent"
@@ -169,9 +173,12 @@ def _look(shard: PlanShard, samples: Sequence[Stamped]) -> tuple[list[int], int]
 
 def readers_in(domain: Domain, router: Agent) -> dict[str, list[str]]:
     """Return by agent those that read its answer, directly or not; all of them depend on the route."""
-    readers: dict[str, list[str]] = {router.name: [agent.name for agent in domain.agents]}
+    readers: dict[str, list[str]] = {router.name: [*(agent.name for agent in domain.agents), VERIFIER]}
     for agent in reversed(domain.agents):
         direct = [later.name for later in domain.agents if agent.name in later.sees]
         indirect = [name for reader in direct for name in readers.get(reader, ())]
-        readers[agent.name] = list(dict.fromkeys(direct + indirect))
+        # A caption and the list of its claims are made together.
+        own = [VERIFIER] * (domain.captioner.name in (agent.name, *direct, *indirect))
+        readers[agent.name] = list(dict.fromkeys(direct + indirect + own))
+    readers[VERIFIER] = [domain.captioner.name, *readers[domain.captioner.name]]
     return readers

@@ -281,6 +281,25 @@ class TextFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class ClaimFigures:
+    """The captions that were verified claim by claim."""
+
+    captions: int
+    #: Captions from which something was removed.
+    rewritten: int
+    #: Claims by what became of them.
+    kept: int
+    unsure: int
+    dropped: int
+    #: Of all calls that it took.
+    tokens: Tokens
+
+    @property
+    def claims(self) -> int:
+        return self.kept + self.unsure + self.dropped
+
+
+@dataclass(frozen=True, slots=True)
 class FurtherCaptions:
     """The captions that were written again with the same number, from 2."""
 
@@ -372,6 +391,8 @@ class Totals:
     further: Sequence[FurtherCaptions] = ()
     #: None where no text was read.
     text: TextFigures | None = None
+    #: None where no caption was verified.
+    claims: ClaimFigures | None = None
 
     @property
     def judged(self) -> int:

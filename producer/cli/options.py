@@ -259,7 +259,8 @@ def _parse_workflow(context: click.Context, option: click.Parameter, value: str)
 workflow_option = option(
     "--workflow",
     "The agents: standard (those of each domain), fast (one call and the judge), verified (as standard, with "
-    "--candidates 3), or a folder of domain files that every worker sees at this path.",
+    "claims asked one by one and --candidates 3), or a folder of domain files that every worker sees at this "
+    "path.",
     Workflow.STANDARD,
     callback=_parse_workflow,
 )
@@ -330,12 +331,17 @@ share_options = combined(
         "Lowest share of the words surely read in the picture that the caption holds, or a verbatim report.",
         kind=click.FloatRange(0, 1),
     ),
+    option(
+        "--min-claim-support",
+        "Lowest share of claims that the media bear out; captions that were not verified are kept.",
+        kind=click.FloatRange(0, 1),
+    ),
 )
 
 
 def shares_of(asked: dict[str, Any]) -> dict[str, float]:
     """Return the lowest shares that are asked for, by their keys in caption files."""
-    asked_for = {name: asked[f"min_{name}"] for name in ("quote_support", "text_coverage")}
+    asked_for = {name: asked[f"min_{name}"] for name in ("quote_support", "text_coverage", "claim_support")}
     return {name: share for name, share in asked_for.items() if share is not None}
 
 

@@ -194,7 +194,7 @@ class Criteria:
     minimums: Minimums | None
     #: Rules of the guard; a caption in whose making one was found is not kept.
     dropped_rules: Set[str] = frozenset()
-    #: The lowest `quote_support` and `text_coverage`, by these names; a caption without one is kept.
+    #: The lowest `quote_support`, `text_coverage` and `claim_support`; a caption without one is kept.
     shares: Mapping[str, float] = field(default_factory=dict)
 
     def missed(self, record: JsonObject, scores: Scores) -> dict[str, str]:

@@ -87,6 +87,8 @@ class Overview:
     stretch: float
     #: What was read in pictures; None where nothing was.
     text: figures.TextFigures | None = None
+    #: None where no caption was verified.
+    claims: figures.ClaimFigures | None = None
 
     @property
     def tokens(self) -> figures.Tokens:
@@ -106,8 +108,10 @@ class Overview:
         return dict(sorted(found.items(), key=lambda pair: -pair[1].total()))
 
     @property
-    def text_line(self) -> str:
-        return console.text_line(self.text) if self.text else ""
+    def checked_lines(self) -> list[str]:
+        """What was read in pictures and asked about captions, in sentences."""
+        text = [console.text_line(self.text)] if self.text else []
+        return text + ([console.claims_line(self.claims)] if self.claims else [])
 
     @property
     def own_judge_text(self) -> str:
@@ -143,6 +147,7 @@ def overview_of(run: figures.RunFigures, statistics: Statistics, prices: Prices)
         throughput=_throughput_chart(statistics.finished_by_time(run.id, stretch), stretch),
         stretch=stretch,
         text=statistics.text(run.id),
+        claims=statistics.claims(run.id),
     )
 
 

@@ -19,6 +19,7 @@ from capflow_tasks.store import figures
 from capflow_tasks.store.states import SampleState
 from capflow_tasks.store.statistics import Statistics
 from producer.console import (
+    claims_line,
     count,
     counted,
     duration,
@@ -315,6 +316,8 @@ def _cost_lines(snapshot: Snapshot) -> Iterator[str]:
         yield own_judge
     if snapshot.totals.text:
         yield text_line(snapshot.totals.text)
+    if snapshot.totals.claims:
+        yield claims_line(snapshot.totals.claims)
     yield f"Worker time: {duration(cost.worker_seconds)}"
     yield (
         f"Cost: {usd(cost.usd)}; per 100 samples {usd(snapshot.usd_per_100_samples)}; "

@@ -72,13 +72,15 @@ capflow.detail = (() => {
     );
   };
 
-  const text = (sample) => {
-    const share = (name) => `${words(name)} ${Math.round(100 * sample.text[name])} %`;
-    const shares = ["quote_support", "text_coverage"].filter((name) => typeof sample.text[name] === "number").map(share);
+  const checks = (sample) => {
+    const found = sample.checks;
+    const share = (name) => `${words(name)} ${Math.round(100 * found[name])} %`;
+    const shares = ["quote_support", "text_coverage", "claim_support"].filter((name) => typeof found[name] === "number").map(share);
+    if (found.claims) shares.push(`claims: ${Object.entries(found.claims).map(([verdict, number]) => `${number} ${verdict}`).join(", ")}`);
     if (!shares.length) return null;
-    const quotes = sample.text.unsupported_quotes.map((quote) => make("li", { dir: "auto", textContent: quote }));
+    const quotes = (found.unsupported_quotes ?? []).map((quote) => make("li", { dir: "auto", textContent: quote }));
     return section(
-      "Text",
+      "Checked",
       make("p", { textContent: shares.join(" · ") }),
       ...(quotes.length ? [make("p", { className: "quiet", textContent: "Quoted, but not read in the picture:" }), make("ul", {}, ...quotes)] : []),
     );
@@ -147,7 +149,7 @@ capflow.detail = (() => {
 
   const texts = (sample) => {
     const caption = sample.caption === null ? null : make("p", { className: "caption", dir: "auto", textContent: sample.caption });
-    const parts = [facts(sample), caption, failure(sample), grades(sample), text(sample), guard(sample), reports(sample), others(sample), provenance(sample), entry(sample)];
+    const parts = [facts(sample), caption, failure(sample), grades(sample), checks(sample), guard(sample), reports(sample), others(sample), provenance(sample), entry(sample)];
     return make("div", { className: "texts" }, ...parts.filter(Boolean));
   };
 
