@@ -12,13 +12,13 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from random import Random
-from string import Template, ascii_uppercase
+from string import ascii_uppercase
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StringConstraints
 from pydantic.dataclasses import dataclass
 
-from capflow_tasks.domains.yaml_file import Keys, read_yaml
+from capflow_tasks.domains.yaml_file import Keys, read_yaml, text_faults
 from capflow_tasks.errors import WorkflowError
 from capflow_tasks.records import BUDGET_PAIRS, LANGUAGES, JsonObject, Modality, Sampling, Stage, Workflow
 
@@ -47,7 +47,8 @@ class Agent:
     sampling: Sampling
     #: Whether it gets the picture or video.
     media: bool = True
-    answer: Literal["text", "letter", "scores"] = "text"
+    #: `questions` writes questions about the media; `choice` answers one, by a letter, from a caption.
+    answer: Literal["text", "letter", "scores", "questions", "choice"] = "text"
     #: What a judge grades, in order; empty for other agents.
     dimensions: Mapping[str, Dimension] = field(default_factory=dict)
     #: Changes with everything that shapes the prompt, including the agents it sees.
@@ -156,15 +157,18 @@ def load_workflow(workflow: str, folder: Path | None = None, language: str = "en
 
     Raises WorkflowError with a line per fault.
     """
-    is_named = workflow in set(Workflow)
-    return load_catalogue(folder if is_named else Path(workflow), language, is_fast=workflow == Workflow.FAST)
+    is_named = workflow in {*Workflow, EXAM}
+    return load_catalogue(folder if is_named else Path(workflow), language, workflow)
 
 
-def load_catalogue(folder: Path | None = None, language: str = "en", *, is_fast: bool = False) -> Catalogue:
+def load_catalogue(
+    folder: Path | None = None, language: str = "en", workflow: str = Workflow.STANDARD
+) -> Catalogue:
     """Load the packaged domains, then those of `folder`, in the order of their file names.
 
     `language` is the ISO 639-1 code of the captions where no file names another. In the fast workflow each
-    domain's agents make way for one that captions at once, and its judges see the caption only.
+    domain's agents make way for one that captions at once, and its judges see the caption only. In EXAM they
+    make way for those that write questions and answer them.
     A file in `folder` replaces the packaged file of its name; its `_defaults.yaml` is merged key by key.
     Raises WorkflowError with a line per fault.
     """
@@ -172,15 +176,15 @@ def load_catalogue(folder: Path | None = None, language: str = "en", *, is_fast:
     defaults = _merged_defaults(ours.pop(_DEFAULTS), theirs.pop(_DEFAULTS, {"agents": {}}))
     defaults.setdefault("language", language)
     read = list((ours | theirs).values())
-    if is_fast:
-        read = [_fast(keys, defaults["agents"]) for keys in read]
+    if workflow in _RESHAPED:
+        read = [_RESHAPED[workflow](keys, defaults["agents"]) for keys in read]
     sources = [_with_merged_agents(keys, defaults) for keys in read]
     faults += _name_faults(sources)
     faults += (fault for keys in sources for fault in _agents_faults(keys))
     faults += (
         f"{defaults['file']}: router: {fault}" for fault in _agent_faults("router", defaults["router"], {})
     )
-    again_faults = _text_faults(defaults["again"], _AGAIN, _AGAIN)
+    again_faults = text_faults(defaults["again"], _AGAIN, _AGAIN)
     faults += (f"{defaults['file']}: again: {fault}" for fault in again_faults)
     if faults:
         raise WorkflowError("\n".join(faults))
@@ -254,7 +258,7 @@ class _AgentKeys(Keys):
     windows: bool | None = None
     budget: _BudgetKeys | None = None
     sampling: _SamplingKeys | None = None
-    answer: Literal["text", "letter", "scores"] | None = None
+    answer: Literal["text", "letter", "scores", "questions", "choice"] | None = None
     dimensions: dict[_Name, _DimensionKeys] | None = None
 
 
@@ -328,6 +332,19 @@ def _fast(keys: JsonObject, shared: JsonObject) -> JsonObject:
     return keys | {"agents": {_FAST_CAPTIONERS[Modality(keys["modality"])]: {}} | judges}
 
 
+#: The workflow of `capflow eval`: questions about media, and answers from captions alone.
+EXAM = "exam"
+
+
+def _exam(keys: JsonObject, shared: JsonObject) -> JsonObject:
+    captioner = _FAST_CAPTIONERS[Modality(keys["modality"])]
+    return keys | {"agents": {"question_writer": {}, captioner: {}, "caption_reader": {}}}
+
+
+#: Workflows that give every domain other agents than its file names.
+_RESHAPED = {Workflow.FAST: _fast, EXAM: _exam}
+
+
 def _with_merged_agents(keys: JsonObject, defaults: JsonObject) -> JsonObject:
     """Add `merged`, the agents with their sampling and budget from the defaults, the domain and the agent."""
     below = {"sampling": defaults["sampling"], "budget": keys.get("budget", {})}
@@ -375,6 +392,12 @@ def _agents_faults(keys: JsonObject) -> Iterator[str]:
         yield f"{keys['file']}: agents: none is of stage summarize; add one, it writes the caption"
 
 
+#: What agents may answer with, by stage; text in others.
+_ANSWERS = {
+    Stage.ROUTE: ("letter",),
+    Stage.PERCEIVE: ("text", "questions"),
+    Stage.SCORE: ("scores", "choice"),
+}
 _PLACEHOLDERS = {Stage.ROUTE: {"domains"}, Stage.SCORE: {"domain", "reports", "caption", "dimensions"}}
 #: Placeholders without which a prompt lacks the subject of its stage.
 _ESSENTIAL = {Stage.ROUTE: {"domains"}, Stage.SCORE: {"caption"}}
@@ -408,11 +431,12 @@ _ROUTERS = {"confidence_temperature", "order_seed"}
 
 def _stage_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
     """Find keys that do not fit the agent's stage, or each other."""
-    expected = {Stage.ROUTE: "letter", Stage.SCORE: "scores"}.get(stage, "text")
-    if keys.get("answer", "text") != expected:
-        yield f"answer: stage {stage} needs {expected}; use that"
+    allowed = _ANSWERS.get(stage, ("text",))
+    answer = keys.get("answer", "text")
+    if answer not in allowed:
+        yield f"answer: stage {stage} needs {' or '.join(allowed)}; use that"
     dimensions = keys.get("dimensions", {})
-    if bool(dimensions) != (stage is Stage.SCORE):
+    if bool(dimensions) != (stage is Stage.SCORE and answer != "choice"):
         yield "dimensions: an agent of stage score needs some, no other may have any; fix that or the stage"
     for name in ("overall", "errors"):
         if name in dimensions:
@@ -431,26 +455,10 @@ def _stage_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
 
 def _prompt_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
     window = {"window"} if keys.get("windows") else set()
-    known = _PLACEHOLDERS.get(stage, {"domain", "reports"}) | window
-    needed = _ESSENTIAL.get(stage, set()) | ({"reports"} if keys.get("sees") else set()) | window
-    yield from (f"prompt: {fault}" for fault in _text_faults(keys["prompt"], known, needed))
-
-
-def _text_faults(text: str, known: set[str], needed: set[str]) -> Iterator[str]:
-    """Find what is wrong with the placeholders of a prompt."""
-    template = Template(text)
-    if not template.is_valid():
-        yield "a $ stands alone; write $$ for a dollar sign"
-        return
-    used = set(template.get_identifiers())
-    if used - known:
-        yield f"unknown placeholder {_listed(used - known)}; use {_listed(known)}"
-    if needed - used:
-        yield f"lacks {_listed(needed - used)}, which the model would never see; add it"
-
-
-def _listed(placeholders: set[str]) -> str:
-    return ", ".join(f"${word}" for word in sorted(placeholders))
+    asked = {"question", "choices"} if keys.get("answer") == "choice" else set()
+    known = _PLACEHOLDERS.get(stage, {"domain", "reports"}) | window | asked
+    needed = _ESSENTIAL.get(stage, set()) | ({"reports"} if keys.get("sees") else set()) | window | asked
+    yield from (f"prompt: {fault}" for fault in text_faults(keys["prompt"], known, needed))
 
 
 def _domain(keys: JsonObject, system: str) -> Domain:

@@ -1,6 +1,8 @@
 """Reads a user's YAML file; each fault is reported with file, key and remedy."""
 
+from collections.abc import Iterator
 from importlib.resources.abc import Traversable
+from string import Template
 from typing import Any, ClassVar, TypeVar
 
 import yaml
@@ -75,3 +77,20 @@ def _line(entry: Traversable, fault: Any) -> str:
     given = repr(fault["input"])
     expected = "expected a mapping of keys" if fault["type"] == "model_type" else fault["msg"]
     return f"{entry}: {key}: {expected}; change {given if len(given) <= 60 else given[:57] + '...'}"
+
+
+def text_faults(text: str, known: set[str], needed: set[str]) -> Iterator[str]:
+    """Find what is wrong with the placeholders of a prompt."""
+    template = Template(text)
+    if not template.is_valid():
+        yield "a $ stands alone; write $$ for a dollar sign"
+        return
+    used = set(template.get_identifiers())
+    if used - known:
+        yield f"unknown placeholder {_listed(used - known)}; use {_listed(known)}"
+    if needed - used:
+        yield f"lacks {_listed(needed - used)}, which the model would never see; add it"
+
+
+def _listed(placeholders: set[str]) -> str:
+    return ", ".join(f"${word}" for word in sorted(placeholders))
