@@ -240,8 +240,8 @@ def _show(compared: Comparison) -> None:
     console.print(shown)
     if sure:
         console.print(f"* differs from {names[0]} by more than chance")
-    for verdict in compared.headlines:
-        console.print(str(verdict))
+    for text in (*map(str, compared.headlines), compared.caution):
+        console.print(text)
 
 
 @evaluate.command(cls=cli.Command, exit_codes=(0, 1, 2, 3, 5, 130), shows_settings=True)

@@ -6,7 +6,7 @@ from functools import cached_property
 
 from capflow_tasks.errors import UserError
 from capflow_tasks.records import FinishedSample, JsonObject
-from producer.console import count, percent
+from producer.console import count, counted, percent
 from producer.evaluation import questions
 from producer.evaluation.arms import ArmSamples
 from producer.evaluation.measures import NOTHING, Bootstrap, Estimate, Part
@@ -42,8 +42,8 @@ def _mean(name: str, meaning: str) -> Measure:
 #: The measures that have a meaning of their own, in the order in which they are shown; the first that two
 #: arms have is what the verdict is about. The grades of each dimension follow them.
 MEASURES = (
-    _share("accuracy", "questions answered right from the caption alone"),
-    _share("coverage", "questions that the caption answers, right or wrong"),
+    _share("question_accuracy", "questions answered right from the caption alone"),
+    _share("question_coverage", "questions that the caption answers, right or wrong"),
     _share("cannot_tell", "questions that the caption settles neither way"),
     _share("right_of_answered", "right answers among those given"),
     _share("fact_recall", "reference facts that the caption bears out"),
@@ -64,12 +64,14 @@ MEASURES = (
     ),
 )
 _KNOWN = {measure.name: measure for measure in MEASURES}
+#: With fewer samples the percentile bootstrap's intervals are too narrow.
+FEW_SAMPLES = 30
 #: What other parts of Capflow store with a caption, a share from 0 to 1.
 _STORED_SHARES = ("quote_support", "text_coverage", "claims_supported")
 
 
 def measure_of(name: str) -> Measure:
-    return _KNOWN.get(name) or _mean(name, f"grade of {name.replace('_', ' ')}, 1 to 3")
+    return _KNOWN.get(name) or _mean(name, f"{name.replace('_', ' ')} of a caption, 1 to 3")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +120,12 @@ def judge(sample: FinishedSample, answers: Sequence[Answered], criteria: Criteri
     if sample.failure is None:
         parts |= {"guard": (float(bool(guard_findings(sample.results))), 1), **_stored(record, criteria)}
     if asked:
-        tallies = (questions.accuracy, questions.coverage, questions.cannot_tell, questions.right_of_answered)
-        parts |= {tally.__name__: tally(asked) for tally in tallies}
+        parts |= {
+            "question_accuracy": questions.accuracy(asked),
+            "question_coverage": questions.coverage(asked),
+            "cannot_tell": questions.cannot_tell(asked),
+            "right_of_answered": questions.right_of_answered(asked),
+        }
     if facts:
         parts |= {"fact_recall": questions.recall(facts), "fact_precision": questions.precision(facts)}
     return Judged(sample, record, asked, facts, parts)
@@ -133,7 +139,9 @@ def _tokens(sample: FinishedSample) -> int:
 def _stored(record: JsonObject, criteria: Criteria) -> dict[str, Part]:
     """Return the grades of a caption, and the shares that are stored with it."""
     scores = scores_of(record, criteria.rubrics)
-    found: dict[str, Part] = {name: (grade, 1) for name, grade in scores.grades.items()}
+    found: dict[str, Part] = {
+        name if name == "overall" else f"grade_{name}": (grade, 1) for name, grade in scores.grades.items()
+    }
     if (expected := (record.get("expected_scores") or {}).get("overall")) is not None:
         found["expected_grade"] = (expected, 1)
     shares = {name: record.get(name) for name in _STORED_SHARES}
@@ -200,6 +208,14 @@ class Comparison:
     def headlines(self) -> list[Verdict]:
         """For each arm but the first, the verdict that counts most."""
         return list({verdict.second: verdict for verdict in reversed(self.verdicts)}.values())[::-1]
+
+    @property
+    def caution(self) -> str:
+        """What to keep in mind about so few samples; empty for enough."""
+        count_of = len(self.samples)
+        if count_of >= FEW_SAMPLES:
+            return ""
+        return f"{counted(count_of, 'sample')}: with fewer than {FEW_SAMPLES} the intervals are too narrow"
 
     def domain_of(self, number: int) -> str:
         """Return the domain of a sample: that of the first arm that knows it."""

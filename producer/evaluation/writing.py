@@ -11,7 +11,7 @@ from capflow_tasks.records import FinishedSample, JsonObject, Stage
 from capflow_tasks.settings import Settings
 from producer.evaluation.arms import finished_of
 from producer.evaluation.exam import Asked, Exam, ExamResult
-from producer.evaluation.questions import CANNOT_TELL, Answered, Question
+from producer.evaluation.questions import CANNOT_TELL, Question
 from producer.evaluation.samples import Drawn, Key, write_plan
 from producer.run import CaptionRun, Order, name_of_run
 from producer.services import database, find_run, reading
@@ -90,12 +90,15 @@ class QuestionRun:
         }
         exam = Exam(settings, self._folder / "blind", f"{self._name}-blind", self._batch_size)
         result = exam.ask(groups, stopping)
+        answers = list(zip(*result.answers.values(), strict=True))
+        guessed = [any(each.is_right for each in own) for own in answers]
+        is_known = [all(each.shares for each in own) for own in answers]
         kept = [
             draft
-            for number, draft in enumerate(drafts)
-            if all(_needs_caption(own[number]) for own in result.answers.values())
+            for draft, was_guessed, was_asked in zip(drafts, guessed, is_known, strict=True)
+            if was_asked and not was_guessed
         ]
-        return result, Written(kept, len(drafts), len(drafts) - len(kept))
+        return result, Written(kept, len(drafts), sum(guessed))
 
     def _drafts(self, finished: Mapping[Key, FinishedSample]) -> Iterator[Draft]:
         """Yield what was written about each sample, without repeats, its choices in an order by the seed."""
@@ -131,8 +134,3 @@ def _asked(draft: Draft, draw: Random) -> Asked:
     choices = draw.sample(draft.question.choices, len(draft.question.choices))
     question = replace(draft.question, choices=tuple(choices))
     return Asked(question, draft.sample, NO_CAPTION, draft.domain)
-
-
-def _needs_caption(answered: Answered) -> bool:
-    """Whether it was answered, and wrong; without an answer nobody knows."""
-    return bool(answered.shares) and not answered.is_right
