@@ -279,7 +279,8 @@ class Result:
     position: int = 0
     #: What the guard found: `repairs`, and earlier `attempts`, each with its faults; None for nothing.
     guard: JsonObject | None = None
-    #: A judge's expected grade by dimension, and their mean as `overall`; None where it is not known.
+    #: A judge's expected grade by dimension, and their mean as `overall`; where an agent chooses an answer,
+    #: the probability of each letter. None where it is not known.
     expected: dict[str, float] | None = None
     #: Which caption of the sample it wrote or graded, from 1; 1 for what all of them share.
     candidate: int = 1

@@ -351,22 +351,24 @@ def _given_results(record: JsonObject, domains: Sequence[Domain]) -> tuple[Resul
         stage = stages.get(name.partition(WINDOW_MARK)[0])
         if stage in (Stage.PERCEIVE, Stage.REASON) and isinstance(text, str):
             given.append((stage, name, text))
-    return tuple(
-        Result(
-            stage=stage,
-            agent=agent,
-            text=text,
-            data=None,
-            model=_GIVEN,
-            workflow=_GIVEN,
-            prompt_tokens=0,
-            cached_tokens=0,
-            completion_tokens=0,
-            finish_reason=_GIVEN,
-            seconds=0.0,
-            worker=_GIVEN,
-        )
-        for stage, agent, text in given
+    return tuple(given_result(stage, agent, text) for stage, agent, text in given)
+
+
+def given_result(stage: Stage, agent: str, text: str) -> Result:
+    """Return a text that comes from a file as if the agent had written it."""
+    return Result(
+        stage=stage,
+        agent=agent,
+        text=text,
+        data=None,
+        model=_GIVEN,
+        workflow=_GIVEN,
+        prompt_tokens=0,
+        cached_tokens=0,
+        completion_tokens=0,
+        finish_reason=_GIVEN,
+        seconds=0.0,
+        worker=_GIVEN,
     )
 
 

@@ -363,6 +363,8 @@ class EmbeddedWorker:
         suffix = f"-{self._number}" if self._number else ""
         command += ["-n", f"embedded-{os.getpid()}{suffix}@%h", "-l", settings.log_level]
         ours = {"CAPFLOW_DATABASE_URL": urls.database_url, "CAPFLOW_BROKER_URL": urls.broker_url}
+        # `capflow eval` has arms with models of their own.
+        ours["CAPFLOW_MODEL"] = settings.model
         if self._gpus is not None:
             ours["CUDA_VISIBLE_DEVICES"] = self._gpus
         if settings.metrics_port:

@@ -9,6 +9,7 @@ from capflow_tasks.captioning.answers import (
     check_storable,
     errors_named,
     expected_grades,
+    parse_questions,
     parse_scores,
     softened,
 )
@@ -140,8 +141,10 @@ class Conversation:
         else:
             # An optional agent whose answer the guard refused has said nothing.
             said = {name: text for name, text in self._answers().items() if text}
-            pictures = sum(ref.kind is records.Modality.IMAGE for ref in self._media)
-            instruction = prompts.instruction_for(agent, self._domain, said, window, pictures)
+            seen = self._media if agent.media else ()
+            pictures = sum(ref.kind is records.Modality.IMAGE for ref in seen)
+            asked = prompts.question_of(self.sample.entry) if agent.answer == "choice" else None
+            instruction = prompts.instruction_for(agent, self._domain, said, window, pictures, asked)
             if self._writes_again(agent):
                 instruction += prompts.writing_again(self.catalogue.again, *self._best_earlier())
         media = [
@@ -153,11 +156,16 @@ class Conversation:
             tuple(media),
             instruction,
             self._sampling_of(agent),
-            choices=() if self._domain else tuple(self._offered.letters),
+            choices=self._choices_of(agent),
             schema=prompts.schema_of(agent),
             wants_tokens=agent.answer == "scores",
             budget=agent.budget,
         )
+
+    def _choices_of(self, agent: Agent) -> tuple[str, ...]:
+        if agent.answer == "choice":
+            return prompts.letters_of(self.sample.entry)
+        return () if self._domain else tuple(self._offered.letters)
 
     def _writes_again(self, agent: Agent) -> bool:
         """Whether the agent writes a further caption of the sample."""
@@ -356,7 +364,9 @@ class Conversation:
                 worker=self.claim.owner,
                 position=self._position(agent),
                 guard=guard.record(checked, refused),
-                expected=expected_grades(answer.tokens, agent.dimensions),
+                expected=dict(answer.probabilities)
+                if agent.answer == "choice"
+                else expected_grades(answer.tokens, agent.dimensions),
                 candidate=self._candidate_of(agent),
                 revision=self.revision,
                 engine=self.engine,
@@ -463,6 +473,8 @@ class Conversation:
             return dict(shares)
         if agent.answer == "scores":
             return dict(parse_scores(answer.text, agent))
+        if agent.answer == "questions":
+            return {"questions": parse_questions(answer.text)}
         return None
 
 

@@ -49,7 +49,8 @@ class Agent:
     prompt: str = ""
     #: Whether it gets the picture or video.
     media: bool = True
-    answer: Literal["text", "letter", "scores", "json"] = "text"
+    #: `questions` writes questions about the media; `choice` answers one, by a letter, from a caption.
+    answer: Literal["text", "letter", "scores", "json", "questions", "choice"] = "text"
     #: JSON schema of an answer of `json`.
     schema: Mapping[str, Any] | None = None
     #: What a judge grades, in order; empty for other agents.
@@ -166,18 +167,18 @@ def load_workflow(workflow: str, folder: Path | None = None, language: str = "en
 
     Raises WorkflowError with a line per fault.
     """
-    own = folder if workflow in set(Workflow) else Path(workflow)
-    is_fast, is_verified = workflow == Workflow.FAST, workflow == Workflow.VERIFIED
-    return load_catalogue(own, language, is_fast=is_fast, is_verified=is_verified)
+    is_named = workflow in {*Workflow, EXAM}
+    return load_catalogue(folder if is_named else Path(workflow), language, workflow)
 
 
 def load_catalogue(
-    folder: Path | None = None, language: str = "en", *, is_fast: bool = False, is_verified: bool = False
+    folder: Path | None = None, language: str = "en", workflow: str = Workflow.STANDARD
 ) -> Catalogue:
     """Load the packaged domains, then those of `folder`, in the order of their file names.
 
     `language` is the ISO 639-1 code of the captions where no file names another. In the fast workflow each
-    domain's agents make way for one that captions at once, and its judges see the caption only.
+    domain's agents make way for one that captions at once, and its judges see the caption only. In EXAM they
+    make way for those that write questions and answer them.
     A file in `folder` replaces the packaged file of its name; its `_defaults.yaml` is merged key by key.
     Raises WorkflowError with a line per fault.
     """
@@ -185,8 +186,8 @@ def load_catalogue(
     defaults = _merged_defaults(ours.pop(_DEFAULTS), theirs.pop(_DEFAULTS, {"agents": {}}))
     defaults.setdefault("language", language)
     read = list((ours | theirs).values())
-    if is_fast:
-        read = [_fast(keys, defaults["agents"]) for keys in read]
+    if workflow in _RESHAPED:
+        read = [_RESHAPED[workflow](keys, defaults["agents"]) for keys in read]
     sources = [_with_merged_agents(keys, defaults) for keys in read]
     faults += _name_faults(sources)
     faults += (fault for keys in sources for fault in _agents_faults(keys))
@@ -194,7 +195,7 @@ def load_catalogue(
         f"{defaults['file']}: router: {fault}" for fault in _agent_faults("router", defaults["router"], {})
     )
     again_faults = [f"again: {fault}" for fault in placeholder_faults(defaults["again"], _AGAIN, _AGAIN)]
-    verifier, verifier_faults = read_verifier(defaults.get("verify", {}), is_verified)
+    verifier, verifier_faults = read_verifier(defaults.get("verify", {}), workflow == Workflow.VERIFIED)
     faults += (f"{defaults['file']}: {fault}" for fault in again_faults + verifier_faults)
     if faults:
         raise WorkflowError("\n".join(faults))
@@ -269,7 +270,7 @@ class _AgentKeys(Keys):
     windows: bool | None = None
     budget: _BudgetKeys | None = None
     sampling: _SamplingKeys | None = None
-    answer: Literal["text", "letter", "scores", "json"] | None = None
+    answer: Literal["text", "letter", "scores", "json", "questions", "choice"] | None = None
     answer_schema: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
     dimensions: dict[_Name, _DimensionKeys] | None = None
 
@@ -343,6 +344,19 @@ def _fast(keys: JsonObject, shared: JsonObject) -> JsonObject:
         if (shared.get(name, {}) | own).get("stage") == Stage.SCORE
     }
     return keys | {"agents": {_FAST_CAPTIONERS[Modality(keys["modality"])]: {}} | judges}
+
+
+#: The workflow of `capflow eval`: questions about media, and answers from captions alone.
+EXAM = "exam"
+
+
+def _exam(keys: JsonObject, shared: JsonObject) -> JsonObject:
+    captioner = _FAST_CAPTIONERS[Modality(keys["modality"])]
+    return keys | {"agents": {"question_writer": {}, captioner: {}, "caption_reader": {}}}
+
+
+#: Workflows that give every domain other agents than its file names.
+_RESHAPED = {Workflow.FAST: _fast, EXAM: _exam}
 
 
 def _with_merged_agents(keys: JsonObject, defaults: JsonObject) -> JsonObject:
@@ -425,9 +439,10 @@ _ROUTERS = {"confidence_temperature", "order_seed"}
 
 def _stage_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
     """Find keys that do not fit the agent's stage, or each other."""
+    answer = keys.get("answer", "text")
     yield from answer_faults(stage, keys)
     dimensions = keys.get("dimensions", {})
-    if bool(dimensions) != (stage is Stage.SCORE):
+    if bool(dimensions) != (stage is Stage.SCORE and answer != "choice"):
         yield "dimensions: an agent of stage score needs some, no other may have any; fix that or the stage"
     for name in ("overall", "errors"):
         if name in dimensions:
@@ -459,8 +474,9 @@ def _tool_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
 
 def _prompt_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
     window = {"window"} if keys.get("windows") else set()
-    known = _PLACEHOLDERS.get(stage, {"domain", "reports"}) | window
-    needed = _ESSENTIAL.get(stage, set()) | ({"reports"} if keys.get("sees") else set()) | window
+    asked = {"question", "choices"} if keys.get("answer") == "choice" else set()
+    known = _PLACEHOLDERS.get(stage, {"domain", "reports"}) | window | asked
+    needed = _ESSENTIAL.get(stage, set()) | ({"reports"} if keys.get("sees") else set()) | window | asked
     yield from (f"prompt: {fault}" for fault in placeholder_faults(keys["prompt"], known, needed))
 
 

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
-from string import Template
+from string import Template, ascii_uppercase
 from typing import Any
 
 from capflow_tasks.domains.catalogue import Agent, Catalogue, Dimension, Domain
@@ -19,6 +19,8 @@ from capflow_tasks.records import LANGUAGES, JsonObject, Span, Stage, clock
 WINDOW_MARK = "@"
 #: The most errors that a judge names, and the longest of them, in characters.
 MAX_ERRORS, MAX_ERROR_LENGTH = 5, 80
+#: The most questions that are written about one sample.
+MAX_QUESTIONS = 6
 #: `$window` of a video that is not cut.
 WHOLE_VIDEO = "the whole video"
 #: What a prompt that speaks of one picture begins with when there are several.
@@ -29,13 +31,19 @@ _PLURAL = Template(
 
 
 def instruction_for(
-    agent: Agent, domain: Domain, reports: Mapping[str, str], window: str = WHOLE_VIDEO, pictures: int = 1
+    agent: Agent,
+    domain: Domain,
+    reports: Mapping[str, str],
+    window: str = WHOLE_VIDEO,
+    pictures: int = 1,
+    asked: Mapping[str, str] | None = None,
 ) -> str:
     """Fill the placeholders of the agent's prompt.
 
     `reports` holds the answers by agent name, `name@start-end` for a window; `window` names the part of the
     video that the agent gets, and `pictures` is how many it gets. Agents in `agent.sees` without an answer,
-    as when a run skips a stage, are left out. Raises BadEntry for a judge without a caption.
+    as when a run skips a stage, are left out. `asked` comes from `question_of`, for an agent that answers a
+    question. Raises BadEntry for a judge without a caption.
     """
     names = [name for seen in agent.sees for name in answer_names(seen, reports)]
     texts = {name: reports[name] for name in names}
@@ -55,6 +63,7 @@ def instruction_for(
         reports="\n\n".join(sections),
         caption=_section(caption, texts[captioner]) if captioner else "",
         dimensions="\n".join(_rubric(name, dimension) for name, dimension in agent.dimensions.items()),
+        **(asked or {}),
     )
     if pictures > 1:
         filled = _PLURAL.substitute(count=pictures) + filled
@@ -114,7 +123,9 @@ def router_instruction(catalogue: Catalogue) -> str:
 
 def schema_of(agent: Agent) -> Mapping[str, Any] | None:
     """Return the JSON schema that the agent's answer must follow; None for text and letters."""
-    return scores_schema(agent) if agent.answer == "scores" else agent.schema
+    if agent.answer == "scores":
+        return scores_schema(agent)
+    return questions_schema() if agent.answer == "questions" else agent.schema
 
 
 def scores_schema(agent: Agent) -> JsonObject:
@@ -124,7 +135,33 @@ def scores_schema(agent: Agent) -> JsonObject:
     """
     error = {"type": "string", "maxLength": MAX_ERROR_LENGTH}
     grades = {name: {"type": "integer", "enum": [1, 2, 3]} for name in agent.dimensions}
-    properties = {"errors": {"type": "array", "items": error, "maxItems": MAX_ERRORS}, **grades}
+    return _strict({"errors": {"type": "array", "items": error, "maxItems": MAX_ERRORS}, **grades})
+
+
+def letters_of(entry: JsonObject) -> tuple[str, ...]:
+    """Return a letter for each of the entry's `choices`. Raises BadEntry unless there are 2 to 26."""
+    choices = entry.get("choices")
+    if not isinstance(choices, list) or not 2 <= len(choices) <= len(ascii_uppercase):
+        raise BadEntry('"choices" is no list of 2 to 26 texts; write one')
+    return tuple(ascii_uppercase[: len(choices)])
+
+
+def question_of(entry: JsonObject) -> dict[str, str]:
+    """Return what fills `$question` and `$choices`, with one line per letter. Raises BadEntry."""
+    lines = zip(letters_of(entry), entry["choices"], strict=True)
+    listed = "\n".join(f"{letter}. {choice}" for letter, choice in lines)
+    return {"question": str(entry.get("question", "")), "choices": listed}
+
+
+def questions_schema() -> JsonObject:
+    """Return the JSON schema of questions about media, each with one right answer and three wrong ones."""
+    answer = {"type": "string", "minLength": 1, "maxLength": 80}
+    wrong = {"type": "array", "items": answer, "minItems": 3, "maxItems": 3}
+    one = _strict({"question": answer | {"maxLength": 200}, "right": answer, "wrong": wrong})
+    return _strict({"questions": {"type": "array", "items": one, "minItems": 1, "maxItems": MAX_QUESTIONS}})
+
+
+def _strict(properties: JsonObject) -> JsonObject:
     return {
         "type": "object",
         "properties": properties,

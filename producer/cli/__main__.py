@@ -18,6 +18,7 @@ COMMANDS = {
     "report": "runs",
     "score": "caption",
     "agreement": "agreement",
+    "eval": "evaluation",
     "filter": "filter",
     "export": "export",
     "domains": "domains",
@@ -38,7 +39,9 @@ class LazyGroup(Group):
         name = ALIASES.get(name, name)
         if name not in COMMANDS:
             return None
-        command: click.Command = getattr(import_module(f"producer.cli.{COMMANDS[name]}"), name)
+        # `eval` is a function of Python's own.
+        attribute = "evaluate" if name == "eval" else name
+        command: click.Command = getattr(import_module(f"producer.cli.{COMMANDS[name]}"), attribute)
         return command
 
 

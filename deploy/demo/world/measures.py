@@ -2,29 +2,9 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
+from producer.evaluation.measures import Overlap
 from world.facts import Scene, read
-
-
-@dataclass(frozen=True, slots=True)
-class Overlap:
-    """How the statements of captions compare with the facts."""
-
-    right: int
-    said: int
-    true: int
-
-    @property
-    def precision(self) -> float:
-        return self.right / self.said if self.said else 0.0
-
-    @property
-    def recall(self) -> float:
-        return self.right / self.true if self.true else 0.0
-
-    def __add__(self, other: "Overlap") -> "Overlap":
-        return Overlap(self.right + other.right, self.said + other.said, self.true + other.true)
 
 
 def overlap(caption: str, scene: Scene) -> Overlap:
