@@ -63,8 +63,8 @@ class Selection:
         ids = self._views.captioned_ids(shards.keys())
         Random(self._choice.seed).shuffle(ids)
         for start in range(0, len(ids), PAGE):
-            for shard_id, sample in self._views.samples(ids[start : start + PAGE]):
-                yield shards[shard_id], sample
+            for placed in self._views.samples(ids[start : start + PAGE]):
+                yield shards[placed.shard_id], placed.sample
 
     def _chosen(
         self, samples: Iterator[tuple[PlanShard, FinishedSample]], split: str | None
