@@ -1,5 +1,6 @@
-"""Which answers of a run were given to other prompts or by another model, and how to ask for them again."""
+"""What of a run is to be asked again: answers to other prompts or by another model, captions marked bad."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,13 @@ from capflow_tasks.engine.revision import revision_of
 from capflow_tasks.records import Stage
 from capflow_tasks.settings import Settings
 from capflow_tasks.store.refresh import Answers, AnswerStore
+from capflow_tasks.store.runs import RunStore
 from capflow_tasks.store.states import STAGE_ORDER
+from capflow_tasks.store.views import Views
+from producer.console import counted
+from producer.reading.marks import Mark, Marks, key_of_sample
+
+log = logging.getLogger(__name__)
 
 #: Samples of each shard that tell whether prompts or models have changed; to read all takes minutes.
 _NEWEST = 3
@@ -105,3 +112,16 @@ def readers_in(domain: Domain, router: Agent) -> dict[str, list[str]]:
         indirect = [name for reader in direct for name in readers.get(reader, ())]
         readers[agent.name] = list(dict.fromkeys(direct + indirect))
     return readers
+
+
+def write_marked_again(views: Views, runs: RunStore, run_id: int, marks: Marks) -> None:
+    """Have captioned again what someone marked bad, unless it has been captioned again since."""
+    bad = marks.marked(Mark.BAD)
+    placed = views.samples(views.ids_at(run_id, [each.place for each in bad.values()]))
+    ids = [each.id for each in placed if key_of_sample(each.sample) in bad]
+    count = runs.write_again(run_id, ids)
+    log.info("captioning %s again that someone marked bad", counted(count, "sample"))
+    if rest := len(bad) - count:
+        log.info(
+            "left alone: %s marked bad, not in this run or written again since", counted(rest, "caption")
+        )

@@ -6,7 +6,8 @@ from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, func, or_, select
+from sqlalchemy import BigInteger, ColumnElement, Row, Text, func, literal, or_, select
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from capflow_tasks.records import Failure, FinishedSample, PlanShard, Result, Stage
 from capflow_tasks.store.candidates import split_results
@@ -138,6 +139,18 @@ class Views(Store):
         with self.engine.connect() as connection:
             found = connection.execution_options(yield_per=PAGE * 100).execute(statement)
             return array("q", found.scalars())
+
+    def ids_at(self, run_id: int, places: Sequence[tuple[str, int]]) -> list[int]:
+        """The run's samples at these places: dataset and index."""
+        datasets, indexes = zip(*places, strict=True) if places else ((), ())
+        wanted = (
+            func.unnest(literal(list(datasets), ARRAY(Text)), literal(list(indexes), ARRAY(BigInteger)))
+            .table_valued("dataset", "idx", name="wanted")
+            .render_derived()
+        )
+        statement = select(Sample.id).join(Shard, Shard.id == Sample.shard_id)
+        statement = statement.join(wanted, (wanted.c.dataset == Shard.dataset) & (wanted.c.idx == Sample.idx))
+        return [row.id for row in self.rows(statement.where(Shard.run_id == run_id).order_by(Sample.id))]
 
     def shown_ids(self, run_id: int, most: int) -> "array[int]":
         """At most so many samples, in plan order: failures and the worst first, the rest spread evenly.

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from capflow_tasks.store.figures import RunFigures
     from producer.budget import Budget
     from producer.reading.caption_files import Minimums, Rubrics
+    from producer.reading.marks import Marks
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
@@ -295,6 +296,18 @@ drop_guard_option = repeatable(
     "Leave out captions in whose making the guard found this, though it was repaired or asked again",
     type=click.Choice([rule.value for rule in Rule]),
 )
+
+
+def marks_option(text: str) -> Decorator:
+    """Make the option --marks; `read_marks` reads its file."""
+    return option("--marks FILE", f"{text}.", None, EXISTING_FILE, "MARKS")
+
+
+def read_marks(path: Path | None) -> Marks | None:
+    """Read the marks of a file. Raises UserError."""
+    from producer.reading.marks import Marks
+
+    return path and Marks(path)
 
 
 #: The options that `budget_of` reads.

@@ -18,7 +18,7 @@ from typing import Any
 
 from capflow_tasks.entries import media_of, type_name
 from capflow_tasks.errors import BadEntry, UserError
-from capflow_tasks.records import JsonObject, Modality
+from capflow_tasks.records import FinishedSample, JsonObject, Modality, Stage
 
 _VERSION = 1
 _REMEDY = 'name a file that "Export marks" on the page of a report has written'
@@ -61,6 +61,12 @@ class Marks:
     def marked(self, mark: Mark) -> Mapping[str, MarkedCaption]:
         """Return what has this mark, by key."""
         return {key: each for key, each in self._by_key.items() if each.mark is mark}
+
+
+def key_of_sample(sample: FinishedSample) -> str:
+    """Name the caption that the sample has."""
+    captions = [each.text for each in sample.results if each.stage is Stage.SUMMARIZE]
+    return mark_key(media_in(sample.entry), captions[-1] if captions else None)
 
 
 def mark_key(media: Iterable[str], caption: str | None) -> str:

@@ -11,7 +11,7 @@ from capflow_tasks.records import FinishedSample, GuardOutcome, JsonObject, Moda
 from capflow_tasks.store.states import SampleState, ShardRow
 from capflow_tasks.store.views import PAGE, Views
 from producer.console import without_folders
-from producer.reading.marks import mark_key
+from producer.reading.marks import key_of_sample
 from producer.writing.captions import guard_findings
 
 #: Begins the kind of a failure by a rule of the guard.
@@ -43,7 +43,7 @@ class ShownSample:
     @property
     def key(self) -> str:
         """Names its caption where people mark it."""
-        return mark_key((path for _, path in self.media), self.caption)
+        return key_of_sample(self.sample)
 
     @property
     def caption(self) -> str | None:
