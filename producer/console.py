@@ -1,5 +1,6 @@
 """What commands print for people: durations, counts, rates, money, tables, and a run's progress on stderr."""
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,9 @@ from capflow_tasks.store.states import Tally
 _UNITS = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
 
 _UNKNOWN = "-"
+
+#: The folders of an absolute path, up to its last part.
+_FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^/\s'\"]+/)+(?=[^/\s])")
 
 #: Between two lines where stderr is no terminal, seconds.
 _LINE_SECONDS = 5.0
@@ -72,6 +76,11 @@ def usd(amount: float | None) -> str:
 def counted(number: int, noun: str) -> str:
     """`1 sample`, `1,200 samples`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def without_folders(message: str) -> str:
+    """Shorten absolute paths to their last part, so that the reason is seen: `…/a.jpg is missing`."""
+    return _FOLDERS.sub("…/", message)
 
 
 def own_judge_text(models: Sequence[str]) -> str:

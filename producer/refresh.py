@@ -1,8 +1,10 @@
-"""Which answers of a run would be others now, and how to ask for them again.
+"""What of a run is to be asked again.
 
-They were given to other prompts, by another model, or about other media or another entry.
+Answers that would be others now, since they were given to other prompts, by another model, or about other
+media or another entry; and captions that someone marked bad.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -20,8 +22,13 @@ from capflow_tasks.records import PlanShard, Stage
 from capflow_tasks.settings import Settings
 from capflow_tasks.store.figures import Tokens
 from capflow_tasks.store.refresh import Answers, AnswerStore, Stamped
+from capflow_tasks.store.runs import RunStore
 from capflow_tasks.store.states import STAGE_ORDER
 from capflow_tasks.store.views import Views
+from producer.console import counted
+from producer.reading.marks import Mark, Marks, key_of_sample
+
+log = logging.getLogger(__name__)
 
 #: Samples of each shard that tell whether prompts or models have changed; to read all takes minutes.
 _NEWEST = 3
@@ -182,3 +189,16 @@ def readers_in(domain: Domain, router: Agent) -> dict[str, list[str]]:
         readers[agent.name] = list(dict.fromkeys(direct + indirect + own))
     readers[VERIFIER] = [domain.captioner.name, *readers[domain.captioner.name]]
     return readers
+
+
+def write_marked_again(views: Views, runs: RunStore, run_id: int, marks: Marks) -> None:
+    """Have captioned again what someone marked bad, unless it has been captioned again since."""
+    bad = marks.marked(Mark.BAD)
+    placed = views.samples(views.ids_at(run_id, [each.place for each in bad.values()]))
+    ids = [each.id for each in placed if key_of_sample(each.sample) in bad]
+    count = runs.write_again(run_id, ids)
+    log.info("captioning %s again that someone marked bad", counted(count, "sample"))
+    if rest := len(bad) - count:
+        log.info(
+            "left alone: %s marked bad, not in this run or written again since", counted(rest, "caption")
+        )

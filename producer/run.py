@@ -36,9 +36,10 @@ from producer.edits import (
     take_over_behind_gaps,
 )
 from producer.estimate import Estimate, estimate, models_of
+from producer.reading.marks import Marks
 from producer.reading.plan import checked_plan
 from producer.reading.samples import batches_of, in_groups, read_samples, warn_of_foreign
-from producer.refresh import Refresh
+from producer.refresh import Refresh, write_marked_again
 from producer.summary import SHOWN_FAILURES, Summary
 from producer.watch import Watch
 from producer.writing.captions import export, file_names
@@ -407,12 +408,14 @@ class CaptionRun:
         refresh: bool = False,
         kinds: Sequence[str] = (),
         domains: Sequence[str] = (),
+        marks: Marks | None = None,
     ) -> Summary:
         """Caption what is not captioned yet, then export; export nothing when stopped before that.
 
         Failed samples are tried again only if asked for: all, or those of some kinds and domains, by name or
-        alias. With `refresh`, stale answers are asked for again. Raises ServiceError when database, broker or
-        model is not available at the start; later it waits.
+        alias; with `marks`, the captions marked bad are written again instead. With `refresh`, stale answers
+        are asked for again. Raises ServiceError when database, broker or model is not available at the start;
+        later it waits.
         """
         started = monotonic()
         domains = [self._catalogue.resolve(domain).name for domain in domains]
@@ -423,7 +426,9 @@ class CaptionRun:
             run = OpenRun(fleet, self._order, self.plan.shards)
             own = self._own_files(fleet.engine)
             own.claim(files)
-            if retry:
+            if marks:
+                write_marked_again(run.views, run.runs, run.id, marks)
+            elif retry:
                 run.retry_failed(kinds, domains)
             foreign = Counter[str]()
             read = partial(read_samples, self._catalogue, foreign=None if self._order.strict else foreign)

@@ -31,7 +31,7 @@ from capflow_tasks.store.states import (
     ShardRow,
     Terms,
 )
-from capflow_tasks.store.tables import Batch, Run, Sample, Shard, opened, unleased
+from capflow_tasks.store.tables import AgentResult, Batch, Run, Sample, Shard, opened, unleased
 
 # Arrays are faster to send than rows. A batch whose samples have all failed is done at once.
 _INSERT_BATCHES = sa.text(f"""
@@ -335,6 +335,28 @@ class RunStore(tables.Store):
                 reopens = sa.update(Batch).where(Batch.id == batch_id)
                 connection.execute(reopens.values(next_stage=stage, **opened()))
         return len(reopened)
+
+    def write_again(self, run_id: int, sample_ids: Collection[int]) -> int:
+        """Open these finished samples, whose domain stays; all agents but the router are asked again.
+
+        Return their count. A batch that still runs is left to finish.
+        """
+        is_finished = sa.and_(Sample.batch_id == Batch.id, Batch.state == BatchState.DONE)
+        opens = (
+            sa.update(Sample)
+            .where(tables.is_among(Sample.id, sample_ids), is_finished, _is_of_run(run_id))
+            .where(Sample.state != SampleState.HELD)
+            .values(state=SampleState.PENDING, attempts=0, candidate=1)
+            .returning(Sample.id, Sample.batch_id)
+        )
+        with self.engine.begin() as connection:
+            opened_samples = connection.execute(opens).all()
+            answers = tables.is_among(AgentResult.sample_id, [row.id for row in opened_samples])
+            connection.execute(sa.delete(AgentResult).where(answers, AgentResult.stage != Stage.ROUTE))
+            stages = connection.execute(sa.select(Run.stages).where(Run.id == run_id)).scalar_one()
+            batches = tables.is_among(Batch.id, {row.batch_id for row in opened_samples})
+            connection.execute(sa.update(Batch).where(batches).values(next_stage=stages[0], **opened()))
+        return len(opened_samples)
 
 
 def _policy_values(policy: CandidatePolicy) -> dict[str, Any]:

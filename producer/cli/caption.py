@@ -259,11 +259,22 @@ def _show_stale(order: Order, as_json: bool) -> None:
 @cli.run_argument
 @cli.repeatable("--kind kinds", "Only failures of this kind, as in the failed files", _check_kinds)
 @cli.repeatable("--domain domains", "Only samples of this domain")
+@cli.marks_option(
+    "Caption again what someone marked bad in this file, which a report's page exported, and nothing else"
+)
 @_run_options(has_defaults=False)
 def retry(
-    run_or_plan: str, as_json: bool, kinds: tuple[str, ...], domains: tuple[str, ...], **options: Any
+    run_or_plan: str,
+    as_json: bool,
+    kinds: tuple[str, ...],
+    domains: tuple[str, ...],
+    marks: Path | None,
+    **options: Any,
 ) -> None:
     """Caption again the samples that failed in RUN, and only those; then write the caption files.
+
+    With --marks, all agents but the router are asked again about the captions marked bad. A caption that has
+    been written again since it was marked stays.
 
     RUN is a run's name or the plan that it came from. What no option changes is as for the run, its limits
     of tokens and cost, too; `capflow caption` sets all of it anew.
@@ -271,13 +282,17 @@ def retry(
     Examples:
       capflow retry plan.jsonl
       capflow retry plan-2c792dcc --kind media_missing --kind media_corrupt --domain Natural
+      capflow retry plan.jsonl --marks marks.json
     """
     from capflow_tasks.settings import read_settings
     from producer.run import CaptionRun
 
+    if marks and (kinds or domains):
+        raise click.UsageError("--marks names its samples; leave out --kind and --domain")
+    found = cli.read_marks(marks)
     captioning = CaptionRun(_order_as_started(run_or_plan, options), read_settings())
     with stop_on_signals() as stopping:
-        summary = captioning.run(stopping, retry=True, kinds=kinds, domains=domains)
+        summary = captioning.run(stopping, retry=True, kinds=kinds, domains=domains, marks=found)
     finish(summary, as_json)
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from capflow_tasks.store.figures import RunFigures
     from producer.budget import Budget
     from producer.reading.caption_files import Minimums, Rubrics
+    from producer.reading.marks import Marks
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
@@ -343,6 +344,18 @@ def shares_of(asked: dict[str, Any]) -> dict[str, float]:
     """Return the lowest shares that are asked for, by their keys in caption files."""
     asked_for = {name: asked[f"min_{name}"] for name in ("quote_support", "text_coverage", "claim_support")}
     return {name: share for name, share in asked_for.items() if share is not None}
+
+
+def marks_option(text: str) -> Decorator:
+    """Make the option --marks; `read_marks` reads its file."""
+    return option("--marks FILE", f"{text}.", None, EXISTING_FILE, "MARKS")
+
+
+def read_marks(path: Path | None) -> Marks | None:
+    """Read the marks of a file. Raises UserError."""
+    from producer.reading.marks import Marks
+
+    return path and Marks(path)
 
 
 #: The options that `budget_of` reads.
