@@ -460,7 +460,7 @@ class CaptionRun:
         earlier runs nor workers can be asked.
         """
         with services.looking(self._settings) as fleet:
-            self._own_files(fleet and fleet.engine).check(file_names(self.plan.shards))
+            self._own_files(fleet.engine if fleet else None).check(file_names(self.plan.shards))
             yield from services.unseen_media(self._settings, fleet, self._roots)
             found, done = None, 0
             if fleet is not None:
@@ -478,7 +478,7 @@ class CaptionRun:
         return estimate(statistics.Statistics(engine), shards, left, asked, models, prices)
 
     def _own_files(self, engine: Engine | None) -> OwnFiles:
-        begun = engine and runs.RunStore(engine).begun_at(self._name)
+        begun = runs.RunStore(engine).begun_at(self._name) if engine else None
         return OwnFiles(self._order.output, self._name, begun, overwrites=self._order.overwrites)
 
 
