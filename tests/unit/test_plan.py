@@ -111,6 +111,12 @@ def test_an_alias_becomes_the_canonical_task_and_an_empty_task_is_to_be_routed(
     assert read(line(task="")).shards[0].task is None
 
 
+def test_a_root_may_be_remote(read: Callable[..., Plan]) -> None:
+    (shard,) = read(line(root="s3://bucket/set/")).shards
+
+    assert shard.root == "s3://bucket/set"
+
+
 def test_paths_are_taken_from_the_plans_folder_and_else_from_the_working_directory(
     read: Callable[..., Plan], plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,7 @@ from producer.planning.listings import SourceOrder
 from producer.planning.preflight import check_datasets
 from producer.planning.sources import Found, read_sources
 from producer.reading.folders import MediaFolder, differs_by_guess, named_by_content, walk
+from producer.reading.plan import kept_plan
 from producer.reading.samples import read_samples
 from producer.reading.tables import Keys
 from tests.datasets import draw_picture, film_video
@@ -470,6 +471,27 @@ def test_videos_among_pictures_are_found_by_content(tmp_path: Path) -> None:
     assert named(image="gone.mp4#t=1,2.5") == {"video": "gone.mp4#t=1,2.5"}
     assert named(image="gone") == {"image": "gone"}
     assert named(image=None, images=7) == {"image": None, "images": 7}
+
+
+def test_remote_media_are_what_their_names_promise_and_not_opened() -> None:
+    named = {
+        "images": ["https://cdn.example.org/clip.MP4?x=1", "https://cdn.example.org/a.jpg", "s3://b/image"]
+    }
+    kept = {"images": named["images"][1:], "video": named["images"][0]}
+
+    assert named_by_content(named, "/") == kept
+    assert named_by_content({"image": "clip.mp4"}, "s3://b") == {"video": "clip.mp4"}
+    assert not differs_by_guess(kept, named, "/")
+
+
+def test_a_plan_of_remote_sources_is_kept_wherever_the_command_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = kept_plan(["s3://bucket/photos"])
+    monkeypatch.chdir(tmp_path)
+
+    assert kept_plan(["s3://bucket/photos"]) == here
+    assert here.name == "photos.jsonl"
 
 
 def test_an_entry_differs_by_guess_only_where_its_media_cannot_be_read(tmp_path: Path) -> None:
