@@ -17,8 +17,8 @@ pytestmark = pytest.mark.e2e
 def test_text_is_read_told_compared_and_filtered_by(quick_cli: Cli) -> None:
     quick_cli.environment["CAPFLOW_OCR_PROCESSES"] = "1"
     (quick_cli.folder / "media").mkdir()
-    picture = Image.new("RGB", (360, 90), "white")
-    ImageDraw.Draw(picture).text((20, 20), "Total due 1,284.50", "black", ImageFont.load_default(32))
+    picture = Image.new("RGB", (500, 140), "white")
+    ImageDraw.Draw(picture).text((20, 50), "Total due 1,284.50", "black", ImageFont.load_default(30))
     picture.save(quick_cli.folder / "media" / "bill.png")
     # Nobody reads pictures of this domain.
     picture.save(quick_cli.folder / "media" / "photo.png")
