@@ -23,6 +23,7 @@
         │   ├── MediaUnsupported
         │   ├── MediaCorrupt
         │   ├── MediaTooLarge
+        │   ├── MediaForbidden
         │   ├── PromptTooLong
         │   ├── RequestRefused
         │   ├── AnswerFault       the guard refused every attempt at an answer; one class per rule
@@ -184,6 +185,10 @@ class MediaTooLarge(FatalSampleError):
     """The media file is larger than the limit."""
 
 
+class MediaForbidden(FatalSampleError):
+    """The remote media may not be fetched."""
+
+
 class PromptTooLong(FatalSampleError):
     """The prompt does not fit into the model's context."""
 
@@ -230,6 +235,10 @@ class AnswerWrongLanguage(AnswerFault):
 
 class AnswerMarkup(AnswerFault):
     """The answer is data or markup where prose was asked for."""
+
+
+class AnswerInvalidJson(AnswerFault):
+    """The answer is not the JSON that its schema asks for."""
 
 
 class Quarantined(FatalSampleError):

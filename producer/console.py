@@ -10,7 +10,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from capflow_tasks.store.figures import Activity
+from capflow_tasks.store.figures import Activity, TextFigures
 from capflow_tasks.store.states import Tally
 
 _UNITS = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
@@ -81,6 +81,16 @@ def own_judge_text(models: Sequence[str]) -> str:
     return (
         f"The judge is the captioner's own model ({', '.join(models)}), which tends to overlook its own "
         'errors; the how-to "A second model as judge" sets up another'
+    )
+
+
+def text_line(text: TextFigures) -> str:
+    """Say what was read in pictures, and how far captions agree with it."""
+    unread = f" ({counted(text.unread, 'sample')} could not be read)" if text.unread else ""
+    return (
+        f"Text read in the pictures of {counted(text.read, 'sample')}{unread}: {percent(text.quote_support)} "
+        f"of {counted(text.quotes, 'quote')} stand there; captions hold {percent(text.text_coverage)} of "
+        f"{counted(text.words, 'word')} surely read"
     )
 
 

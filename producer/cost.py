@@ -65,6 +65,11 @@ class Prices:
     gpus: dict[str, float]
     models: dict[str, Price]
 
+    @property
+    def own_file(self) -> str | None:
+        """The absolute path of the file; None for the packaged one."""
+        return None if self.is_packaged else str(Path(self.file).absolute())
+
     def of(self, model: str) -> Price | None:
         """By the whole name, else by the last part of a path or hub name, else any model's."""
         last_part = model.rstrip("/").rpartition("/")[2]

@@ -26,7 +26,8 @@ from capflow_tasks.engine.interface import build_engine
 from capflow_tasks.entries import media_of
 from capflow_tasks.errors import EXIT_OK, EXIT_SERVICE, PlanError, SampleError, ServiceError, SettingsError
 from capflow_tasks.fleet import application, embedded
-from capflow_tasks.media import paths
+from capflow_tasks.media import ocr, paths
+from capflow_tasks.media.remote import is_remote
 from capflow_tasks.records import PlanShard, Stage
 from capflow_tasks.settings import Settings
 from capflow_tasks.store import database, figures, statistics
@@ -93,6 +94,7 @@ def check_fleet(
     """
     yield _versions()
     yield _vllm()
+    yield check_ocr(settings)
     devices = visible_devices()
     yield from _check_gpus(devices, settings.tensor_parallel_size)
     yield from check_models(settings)
@@ -140,6 +142,15 @@ def _vllm() -> Finding:
             said = f"{name} {number}" + ("" if is_known else f" is not known to work; {_KNOWN_VLLM} is")
             return warn("vllm", said, f"pip install '{name}{_KNOWN_VLLM}'", unless=is_known)
     return warn("vllm", "not installed; only workers need it", "in the checkout: pip install '.[gpu]'")
+
+
+def check_ocr(settings: Settings) -> Finding:
+    """Say whether workers of this environment read the text in pictures."""
+    if not settings.ocr_processes:
+        return ok("ocr", "CAPFLOW_OCR_PROCESSES is 0: no text is read from pictures")
+    if found := ocr.version():
+        return ok("ocr", found)
+    return warn("ocr", "not installed: no text is read from pictures", ocr.REMEDY)
 
 
 def _installed(distribution: str) -> version.Version | None:
@@ -208,7 +219,8 @@ def check_models(settings: Settings) -> Iterator[Finding]:
         elif engine != "vllm":
             yield ok("model", f"engine {engine} brings its own")
         elif Path(model).is_dir():
-            yield _folder(Path(model), model, "copy or download the model again")
+            is_dummy = settings.engine_args.get("load_format") == "dummy"
+            yield _folder(Path(model), model, "copy or download the model again", is_dummy=is_dummy)
         elif model.startswith(("/", ".", "~")) or model.count("/") != 1:
             yield fail("model", f"{model} is not a folder here", "correct CAPFLOW_MODEL, or mount the folder")
         else:
@@ -234,13 +246,15 @@ def _server(settings: Settings, model: str) -> Finding:
     return ok("model", f"{settings.openai_base_url} serves {model}")
 
 
-def _folder(folder: Path, model: str, remedy: str) -> Finding:
+def _folder(folder: Path, model: str, remedy: str, *, is_dummy: bool = False) -> Finding:
     present = {path.name for path in folder.iterdir() if path.is_file()}
     lacking = [kind for kind, names in _MODEL_FILES.items() if present.isdisjoint(names)]
-    if not has_all_weights(folder):
+    if not is_dummy and not has_all_weights(folder):
         lacking.append("some of its weights")
     if lacking:
         return fail("model", f"{model} lacks {', '.join(lacking)}", remedy)
+    if is_dummy:
+        return ok("model", f"{model} needs no weights: CAPFLOW_ENGINE_ARGS has load_format dummy")
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return ok("model", f"{model} is complete, {size / 2**30:.1f} GiB")
 
@@ -281,7 +295,7 @@ def _check_media(plan_file: Path, settings: Settings) -> Iterator[Finding]:
         yield fail("plan", said, f"fix the plan; all problems: capflow caption --dry-run {plan_file}")
         return
     yield ok("plan", f"shards: {len(plan.shards)}, samples: {plan.sample_count}")
-    for root in sorted({shard.root for shard in plan.shards}):
+    for root in sorted({shard.root for shard in plan.shards if not is_remote(shard.root)}):
         is_readable = os.access(root, os.R_OK | os.X_OK)
         said = root if is_readable else f"{root} cannot be read"
         yield fail("media root", said, f"chmod a+rX {root}, or mount it here", unless=is_readable)

@@ -35,6 +35,8 @@ def render(catalogue: Catalogue, domain: Domain, media: str) -> Iterator[tuple[A
     """
     router = (catalogue.router,) if domain.modality is Modality.IMAGE else ()
     for agent in (*router, *domain.agents):
+        if agent.tool:
+            continue
         if agent is catalogue.router:
             instruction = router_instruction(catalogue)
         else:

@@ -4,9 +4,11 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from capflow_tasks.errors import UserError
 from producer.reading import caption_files
+from producer.writing.ownership import OwnFiles
 from producer.writing.whole import whole_file
 
 #: Invalid records that are listed one by one; all of them are in the rejected files.
@@ -16,9 +18,10 @@ _LISTED_INVALID = 10
 class CaptionFilter:
     """Writes the records of caption files to `output/kept` and `output/rejected`, and counts them."""
 
-    def __init__(self, criteria: caption_files.Criteria, output: Path) -> None:
+    def __init__(self, criteria: caption_files.Criteria, output: Path, *, overwrites: bool = False) -> None:
         self._criteria = criteria
         self._output = output
+        self._overwrites = overwrites
         #: Records that are "kept", "rejected", or "invalid": without valid scores, and never kept.
         self.by_domain: defaultdict[str, Counter[str]] = defaultdict(Counter)
         #: Rejected records by each dimension whose grade was too low, and by `guard: <rule>`.
@@ -34,20 +37,28 @@ class CaptionFilter:
         """Split every caption file of the folder; yield each file's path once both its parts are written.
 
         The parts keep the file's name and appear whole, empty ones too. Raises UserError when the output
-        would overwrite the folder's own files.
+        would overwrite the folder's own files, or those of another command.
         """
         kept_folder, rejected_folder = self._output / "kept", self._output / "rejected"
         if folder.resolve() in (kept_folder.resolve(), rejected_folder.resolve()):
             raise UserError(f"{folder}: its files would be overwritten; name another folder with --output")
-        for path in caption_files.find(folder):
-            name = path.name.removesuffix(".jsonl").removesuffix(".scored") + ".jsonl"
-            with whole_file(kept_folder / name) as kept, whole_file(rejected_folder / name) as rejected:
-                for line in caption_files.read_captions(path):
-                    if reasons := self._judge(path, line):
-                        rejected.write(_with_reasons(line, reasons))
-                    else:
-                        kept.write(line.raw)
-            yield path
+        sources = {
+            path: path.name.removesuffix(".jsonl").removesuffix(".scored") + ".jsonl"
+            for path in caption_files.find(folder)
+        }
+        own = OwnFiles.of_command("capflow filter", folder, self._output, overwrites=self._overwrites)
+        with own.writing([f"{part}/{name}" for name in sources.values() for part in ("kept", "rejected")]):
+            for path, name in sources.items():
+                with whole_file(kept_folder / name) as kept, whole_file(rejected_folder / name) as rejected:
+                    self._split(path, kept, rejected)
+                yield path
+
+    def _split(self, path: Path, kept: BinaryIO, rejected: BinaryIO) -> None:
+        for line in caption_files.read_captions(path):
+            if reasons := self._judge(path, line):
+                rejected.write(_with_reasons(line, reasons))
+            else:
+                kept.write(line.raw)
 
     def _judge(self, path: Path, line: caption_files.CaptionLine) -> list[str]:
         """Count the record and return why it is not kept; an empty list when it is."""

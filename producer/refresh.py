@@ -1,21 +1,33 @@
-"""Which answers of a run were given to other prompts or by another model, and how to ask for them again."""
+"""Which answers of a run would be others now, and how to ask for them again.
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+They were given to other prompts, by another model, or about other media or another entry.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 
 from sqlalchemy import Engine
 
 from capflow_tasks.domains.catalogue import Agent, Catalogue, Domain
 from capflow_tasks.engine.revision import revision_of
-from capflow_tasks.records import Stage
+from capflow_tasks.entries import media_of
+from capflow_tasks.errors import SampleError
+from capflow_tasks.media.paths import resolve_media, stamp_of
+from capflow_tasks.records import PlanShard, Stage
 from capflow_tasks.settings import Settings
-from capflow_tasks.store.refresh import Answers, AnswerStore
+from capflow_tasks.store.figures import Tokens
+from capflow_tasks.store.refresh import Answers, AnswerStore, Stamped
 from capflow_tasks.store.states import STAGE_ORDER
+from capflow_tasks.store.views import Views
 
 #: Samples of each shard that tell whether prompts or models have changed; to read all takes minutes.
 _NEWEST = 3
 #: The engines whose model is the one that the settings name.
 _NAMED_ENGINES = ("vllm", "openai")
+#: Files that are looked at at once: a network's answer takes longer than the disk's.
+_LOOKS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +35,8 @@ class Stale:
     """Answers that would be different now."""
 
     answers: Answers
-    #: "prompt", "model", "weights" of the same model, or "agent" for one that the domain no longer has.
+    #: "prompt", "model", "weights" of the same model, "media", "entry", or "agent" for one that the domain no
+    #: longer has.
     changed: str
 
 
@@ -32,7 +45,10 @@ class Refresh:
 
     def __init__(self, engine: Engine, run_id: int, catalogue: Catalogue, settings: Settings) -> None:
         self._store = AnswerStore(engine)
+        self._views = Views(engine)
         self._run_id = run_id
+        #: Samples whose media could not be found when they were looked at; they count as unchanged.
+        self.unseen = 0
         self._domains = {domain.name: domain for domain in catalogue.domains}
         self._router = catalogue.router
         #: By stage; empty where the producer does not know what workers have loaded.
@@ -50,11 +66,45 @@ class Refresh:
         return any(self._stale(self._store.answers(self._run_id, _NEWEST)))
 
     def stale(self) -> list[Stale]:
-        """Return the stale answers. Reads all results of the run."""
-        return list(self._stale(self._store.answers(self._run_id)))
+        """Return the answers that are stale by prompt, model or media, once for each reason.
+
+        Reads all results of the run. Media are looked at, not opened.
+        """
+        found = list(self._stale(self._store.answers(self._run_id)))
+        return found + self.about("media", self._changed_media())
+
+    def about(self, changed: str, samples: Iterable[tuple[int, Sequence[int]]]) -> list[Stale]:
+        """Return the answers about these samples, given by shard, as stale by what has `changed`."""
+        found: dict[Answers, Answers] = {}
+        for shard_id, sample_ids in samples:
+            for each in self._store.answers(self._run_id, shard_id=shard_id, sample_ids=sample_ids):
+                kind = replace(each, answers=0, tokens=Tokens())
+                known = found.get(kind, kind)
+                total, tokens = known.answers + each.answers, known.tokens + each.tokens
+                found[kind] = replace(kind, answers=total, tokens=tokens)
+        return [Stale(each, changed) for each in found.values()]
+
+    def _changed_media(self) -> Iterator[tuple[int, list[int]]]:
+        """Yield the samples whose media have another size or time than when they were answered about."""
+        self.unseen = 0
+        with ThreadPoolExecutor(_LOOKS) as pool:
+            for row in self._views.shards(self._run_id):
+                changed: list[int] = []
+                for page in self._store.stamped(row.id):
+                    parts = [page[start::_LOOKS] for start in range(_LOOKS)]
+                    for ids, unseen in pool.map(partial(_look, row.shard), parts):
+                        changed += ids
+                        self.unseen += unseen
+                if changed:
+                    yield row.id, changed
 
     def forget(self) -> int:
         """Have stale answers and those that depend on them asked for again; return the samples that wait."""
+        changed = [sample_id for _, ids in self._changed_media() for sample_id in ids]
+        samples = self._forget_answers()
+        return samples + (self._store.forget_samples(changed) if changed else 0)
+
+    def _forget_answers(self) -> int:
         answers = self._store.answers(self._run_id)
         stale = [each.answers for each in self._stale(answers)]
         domains = [self._domains[name] for name in {each.domain for each in stale}]
@@ -72,11 +122,13 @@ class Refresh:
     def _changed(self, answers: Answers) -> str:
         """Return what has changed since the answers were given; nothing if they would be the same."""
         agents = (self._router, *self._domains[answers.domain].agents)
-        digest = next((agent.digest for agent in agents if agent.name == answers.agent), None)
-        if digest is None:
+        agent = next((agent for agent in agents if agent.name == answers.agent), None)
+        if agent is None:
             return "agent"
-        if digest != answers.digest:
+        if agent.digest != answers.digest:
             return "prompt"
+        if agent.tool:
+            return ""
         if self._models.get(answers.stage, answers.model) != answers.model:
             return "model"
         revisions = (answers.revision, self._revisions.get(answers.model))
@@ -95,6 +147,24 @@ class Refresh:
         known = {each.agent for each in answers if each.domain == domain.name}
         asked = [agent.stage for agent in domain.agents if agent.name in again or agent.name not in known]
         return min(asked, key=STAGE_ORDER.__getitem__, default=Stage.SCORE)
+
+
+def _look(shard: PlanShard, samples: Sequence[Stamped]) -> tuple[list[int], int]:
+    """Return the samples whose media have changed, and how many have media that cannot be found."""
+    changed, unseen = [], 0
+    for sample in samples:
+        paths = [path for _, path in media_of(sample.entry, shard.modality)]
+        # most are as they were, and lie where they seem to
+        if stamp_of(f"{shard.root}/{path}" for path in paths) == sample.stamp:
+            continue
+        try:
+            stamp = stamp_of([resolve_media(shard.root, path) for path in paths])
+        except SampleError:
+            stamp = None
+        unseen += stamp is None
+        if stamp not in (None, sample.stamp):
+            changed.append(sample.sample_id)
+    return changed, unseen
 
 
 def readers_in(domain: Domain, router: Agent) -> dict[str, list[str]]:

@@ -15,11 +15,10 @@ from itertools import islice
 from pathlib import Path
 from threading import Event
 from time import monotonic
-from typing import TypeVar
 
 from sqlalchemy import Engine
 
-from capflow_tasks.domains.catalogue import Catalogue, load_workflow
+from capflow_tasks.domains.catalogue import load_workflow
 from capflow_tasks.errors import PlanError, SettingsError, TextOnly, UserError
 from capflow_tasks.records import PlanShard, Stage, Workflow
 from capflow_tasks.settings import Settings
@@ -27,9 +26,18 @@ from capflow_tasks.store import claims, edits, runs, states, statistics, views
 from producer import services
 from producer.budget import Budget, Spending
 from producer.console import counted, progress
-from producer.edits import ReadSamples, follow_plan, read_again
-from producer.reading.plan import Plan, read_plan
-from producer.reading.samples import read_samples, warn_of_foreign
+from producer.cost import read_prices
+from producer.edits import (
+    ReadSamples,
+    Replacement,
+    follow_plan,
+    read_again,
+    say_replaced,
+    take_over_behind_gaps,
+)
+from producer.estimate import Estimate, estimate, models_of
+from producer.reading.plan import checked_plan
+from producer.reading.samples import batches_of, in_groups, read_samples, warn_of_foreign
 from producer.refresh import Refresh
 from producer.summary import SHOWN_FAILURES, Summary
 from producer.watch import Watch
@@ -37,8 +45,6 @@ from producer.writing.captions import export, file_names
 from producer.writing.ownership import OwnFiles
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 #: Batches inserted in one transaction, at most.
 _CHUNK = 64
@@ -95,6 +101,12 @@ class Order:
     def run_name(self) -> str:
         return self.run or name_of_run(self.source)
 
+    @property
+    def terms(self) -> states.Terms:
+        budget = self.budget
+        limits = (budget.max_tokens, budget.max_usd, budget.prices.own_file) if budget else ()
+        return states.Terms(self.strict, self.skips_text_only, *limits)
+
 
 def name_of_run(source: Path) -> str:
     """Name a run after its source: the same name for the same path, wherever the command is typed."""
@@ -127,6 +139,7 @@ class OpenRun:
             pin_ranks=order.pin_ranks,
             workflow=order.workflow,
             candidates=order.candidates,
+            terms=order.terms,
         )
         #: In the order given.
         self.shards = self.runs.add_shards(self.id, shards)
@@ -136,14 +149,15 @@ class OpenRun:
         #: One message for each file that broke off; the other shards went on.
         self.problems: list[str] = []
         self._unreadable: list[str] = []
+        self._replaced: list[Replacement] = []
         #: Why the run paused by itself; None when it did not.
         self.pause: str | None = None
         if forget_other_shards:
             self.runs.forget_other_shards(self.id, [row.id for row in self.shards])
         else:
-            follow_plan(edits.EditStore(fleet.engine), self.views, self.id, self.shards, order.source)
-            stored = {row.id: row.expanded_to for row in self.views.shards(self.id)}
-            self.shards = [replace(row, expanded_to=stored[row.id]) for row in self.shards]
+            store = edits.EditStore(fleet.engine)
+            self._replaced = follow_plan(store, self.views, self.id, self.shards, order.source)
+            self._look_up_cursors()
         if other_stages := self.views.open_stages(self.id) - set(order.stages):
             raise UserError(
                 f"run {order.run_name} has batches that wait for {', '.join(sorted(other_stages))}: "
@@ -156,11 +170,29 @@ class OpenRun:
         if count := self.runs.retry_failed(self.id, kinds, domains):
             log.info("trying %s again", counted(count, "failed sample"))
 
+    def allow_candidates(self) -> None:
+        """Go on with samples whose caption is below the bar now, or that may have more captions now."""
+        if count := self.runs.allow_candidates(self.id, self.order.candidates):
+            log.info("writing again the captions of %s", counted(count, "sample"))
+
     def read_again(self, read_samples: ReadSamples, *, refused_too: bool) -> None:
-        """Correct the samples whose entries have changed; `refused_too` where only the domains may have."""
+        """Correct the samples whose entries have changed; `refused_too` where only the domains may have.
+
+        Then say what has become of edited lines.
+        """
         store, stages = edits.EditStore(self._fleet.engine), self.order.stages
-        found = read_again(store, self.id, self.shards, read_samples, stages, refused_too=refused_too)
-        self._unreadable = found
+        for each in self._replaced:
+            take_over_behind_gaps(store, self.runs, each, read_samples, self.order.batch_size, stages)
+        store.drop_emptied(self.id)
+        self._look_up_cursors()
+        self._unreadable, corrected = read_again(
+            store, self.id, self.shards, read_samples, stages, refused_too=refused_too
+        )
+        say_replaced(self._replaced, self.order.source, corrected)
+
+    def _look_up_cursors(self) -> None:
+        stored = {row.id: row.expanded_to for row in self.views.shards(self.id)}
+        self.shards = [replace(row, expanded_to=stored[row.id]) for row in self.shards]
 
     def finish(self, read_samples: ReadSamples, stopping: Event) -> bool:
         """Send what is not done and wait for it; return False when stopped before the end.
@@ -189,7 +221,9 @@ class OpenRun:
         in_flight = set(self.views.open_batches(self.id))
         inserting = self._insert(read_samples, in_flight)
         budget = self.order.budget
-        spending = budget and Spending(budget, statistics.Statistics(fleet.engine), self.id)
+        spending = None
+        if budget and budget.is_limited:
+            spending = Spending(budget, statistics.Statistics(fleet.engine), self.id)
         tally = self.views.tally(self.id)
         arrivals = Arrivals(self.views, self.id)
         watch = Watch(fleet.engine, self.id, fleet.settings)
@@ -239,7 +273,7 @@ class OpenRun:
                 continue
             batches = batches_of(read_samples(row.shard, cursor), order.batch_size, order.stages)
             try:
-                for chunk in _groups(batches, min(_CHUNK, order.window or _CHUNK)):
+                for chunk in in_groups(batches, min(_CHUNK, order.window or _CHUNK)):
                     while self._is_full(len(in_flight)):
                         yield False
                     ids = self.runs.expand(row.id, cursor, chunk)
@@ -345,32 +379,6 @@ class Dispatcher:
         return self._runs.requeue_lost(gone) if gone else 0
 
 
-def batches_of(
-    samples: Iterator[states.NewSample], batch_size: int, stages: Sequence[Stage]
-) -> Iterator[states.NewBatch]:
-    """Group samples into batches; a PlanError from reading them comes after those read before it."""
-    return (
-        states.NewBatch(states.first_stage(group, stages), group) for group in _groups(samples, batch_size)
-    )
-
-
-def _groups(items: Iterator[T], size: int) -> Iterator[list[T]]:
-    """Lists of up to `size` items; a PlanError comes after the items that came before it."""
-    group: list[T] = []
-    try:
-        for item in items:
-            group.append(item)
-            if len(group) == size:
-                yield group
-                group = []
-    except PlanError:
-        if group:
-            yield group
-        raise
-    if group:
-        yield group
-
-
 class CaptionRun:
     """The captioning of one plan. Raises PlanError or WorkflowError before anything starts."""
 
@@ -387,7 +395,7 @@ class CaptionRun:
         if order.candidates.most > 1 and Stage.SCORE not in stages:
             log.warning("no caption is written again before a run with the stage score has graded it")
         self._order = replace(order, stages=stages)
-        self.plan = checked_plan(order.source, self._catalogue)
+        self.plan = checked_plan(order.source, self._catalogue.resolve)
 
     def run(
         self,
@@ -427,10 +435,40 @@ class CaptionRun:
                     "some answers of this run were given to other prompts or by another model, and are kept; "
                     "`capflow caption --refresh` shows them"
                 )
+            # After what opens finished batches only.
+            run.allow_candidates()
+            for said in services.unseen_media(fleet, [shard.root for shard in self.plan.shards]):
+                log.warning("%s", said)
+            if found := self._estimate(fleet.engine, run.views.tally(run.id).total):
+                log.info("%s", found)
             is_complete = run.finish(read, stopping)
             warn_of_foreign(foreign)
             seconds = monotonic() - started
             return services.through_outages(partial(_export, run, own, is_complete, seconds), stopping)
+
+    def preview(self) -> Iterator[str]:
+        """Yield what workers do not see, and what the run may take; change nothing.
+
+        Raises UserError where a file in the output folder is another's, and ServiceError where neither
+        earlier runs nor workers can be asked.
+        """
+        with services.looking(self._settings) as fleet:
+            self._own_files(fleet.engine).check(file_names(self.plan.shards))
+            yield from services.unseen_media(fleet, [shard.root for shard in self.plan.shards])
+            earlier = statistics.Statistics(fleet.engine).runs(self._order.run_name)
+            found = self._estimate(fleet.engine, sum(run.tally.total for run in earlier))
+            unknown = (
+                "what it may take is not known: no earlier run with this workflow and model has finished any"
+            )
+            yield str(found or unknown)
+
+    def _estimate(self, engine: Engine, done: int) -> Estimate | None:
+        order, shards = self._order, self.plan.shards
+        asked = (order.workflow, order.stages, order.candidates)
+        models = models_of(self._settings, order.stages)
+        prices = order.budget.prices if order.budget else read_prices()
+        left = max(0, self.plan.sample_count - done)
+        return estimate(statistics.Statistics(engine), shards, left, asked, models, prices)
 
     def _own_files(self, engine: Engine) -> OwnFiles:
         order = self._order
@@ -454,14 +492,6 @@ def _export(run: OpenRun, own: OwnFiles, is_complete: bool, seconds: float) -> S
         if run.order.skips_text_only
         else 0,
     )
-
-
-def checked_plan(path: Path, catalogue: Catalogue) -> Plan:
-    """Read the plan and log its warnings. Raises PlanError."""
-    plan = read_plan(path, catalogue.resolve)
-    for warning in plan.warnings:
-        log.warning("%s", warning)
-    return plan
 
 
 def reconcile_until_stopped(settings: Settings, stopping: Event) -> None:

@@ -31,12 +31,13 @@ from producer.budget import Budget
 from producer.parallel import ProgressLines, call_all
 from producer.reading import caption_files
 from producer.reading.caption_files import CaptionLine, Rubrics, Scores
-from producer.reading.plan import file_name_part
+from producer.reading.plan import checked_plan, file_name_part
 from producer.reading.samples import domain_of
-from producer.run import OpenRun, Order, checked_plan, name_of_run
+from producer.run import OpenRun, Order, name_of_run
 from producer.services import reach_fleet, through_outages
 from producer.summary import ScoreSummary
 from producer.writing.captions import caption_record, failed_record
+from producer.writing.ownership import OwnFiles
 from producer.writing.whole import json_line, whole_file
 
 #: What scoring adds to a record.
@@ -66,16 +67,18 @@ class ScoreRun:
         output: Path | None,
         processes: int,
         anew: bool = False,
+        overwrites: bool = False,
     ) -> None:
         self._folder = folder.resolve()
         self._output = output.resolve() if output else self._folder
         if anew and self._output == self._folder:
             raise UserError("--anew: the earlier scores lie in this folder; name another one with --output")
         self._anew = anew
+        self._own = OwnFiles.of_command("capflow score", self._folder, self._output, overwrites=overwrites)
         self._settings = settings
         self._catalogue = load_catalogue(settings.domains)
         self._rubrics = Rubrics(self._catalogue)
-        planned = checked_plan(plan, self._catalogue).shards if plan else ()
+        planned = checked_plan(plan, self._catalogue.resolve).shards if plan else ()
         by_dataset = {file_name_part(shard.dataset): shard for shard in reversed(planned)}
         found = []
         for path in caption_files.find(self._folder, unscored=True):
@@ -112,6 +115,7 @@ class ScoreRun:
                 "or with --plan the split plan that it was captioned by"
             )
         summary = ScoreSummary(name)
+        self._own.claim(self._published_names())
         if not shards:
             summary = self._publish(summary, None, stopping)
             summary.seconds = monotonic() - started
@@ -137,12 +141,17 @@ class ScoreRun:
 
     def _publish(self, summary: ScoreSummary, scoring: OpenRun | None, stopping: Event) -> ScoreSummary:
         """Write the scored files; one that cannot be written is a problem, and the others follow."""
-        for file in self.files:
-            try:
-                summary = through_outages(partial(self._publish_file, summary, file, scoring), stopping)
-            except UserError as error:
-                summary.problems.append(str(error))
+        with self._own.writing(self._published_names()):
+            for file in self.files:
+                try:
+                    summary = through_outages(partial(self._publish_file, summary, file, scoring), stopping)
+                except UserError as error:
+                    summary.problems.append(str(error))
         return summary
+
+    def _published_names(self) -> list[str]:
+        scored = [caption_files.scored_beside(Path(file.dataset)) for file in self.files]
+        return [path.name for each in scored for path in (each, _failed_beside(each))]
 
     def _publish_file(self, summary: ScoreSummary, file: PlanShard, scoring: OpenRun | None) -> ScoreSummary:
         finished = _finished_samples(scoring, file) if scoring else ()
@@ -208,7 +217,7 @@ def publish(
     """
     left, failed_before, summary = 0, summary.failed, deepcopy(summary)
     path = caption_files.scored_beside(output / file.dataset)
-    failed_path = path.with_suffix(".failed.jsonl")
+    failed_path = _failed_beside(path)
     known = _published(path, rubrics)
     added, failed_samples = _sort(finished, rubrics)
     fresh = added.keys() - known.keys()
@@ -230,6 +239,10 @@ def publish(
         summary.problems.append(f"{file.annotation}: {problem}")
     summary.files.append(path)
     return summary
+
+
+def _failed_beside(scored: Path) -> Path:
+    return scored.with_suffix(".failed.jsonl")
 
 
 def _all_lines(
@@ -315,6 +328,8 @@ def caption_of(record: JsonObject) -> str:
         if not answers:
             raise BadEntry('has no caption: neither "caption" nor a "gpt" turn in "conversations"')
         caption, where = answers[-1].get("value"), 'the last "gpt" turn'
+    if isinstance(caption, dict) and caption:
+        return json.dumps(caption, ensure_ascii=False)
     if not isinstance(caption, str):
         raise BadEntry(f"has no caption: {where} is {type_name(caption)}")
     try:

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -44,6 +44,8 @@ _MAX_FAILED_STARTS = 3
 _STOP_GRACE_SECONDS = 20
 #: Between two attempts to reach a database or a broker that is away.
 _OUTAGE_WAIT_SECONDS = 2.0
+#: For workers to say what they see.
+_ANSWER_SECONDS = 2.0
 #: Ends the name of the queue of one worker.
 _OWN_QUEUE_SUFFIX = worker_direct("").name
 _LONG_AGO = "2000-01-01T00:00:00+00:00"
@@ -140,6 +142,24 @@ class Broker:
         queues = {_queue_of(name): count for name, count in lists.items() if "pidbox" not in name}
         return QueueLengths(queues, unacked)
 
+    def ask_for_roots(self, roots: Collection[str], workers: int) -> dict[str, dict[str, str]]:
+        """Ask so many workers what is wrong with these folders; return it by node and folder.
+
+        Leaves out workers that do not serve the queues of this application, and those that do not answer.
+        """
+        arguments = {"roots": sorted(roots), "queues": [queue.name for queue in self._app.conf.task_queues]}
+        with suppress(RedisError, BrokerAway):
+            answers = self._app.control.broadcast(
+                application.ROOTS_COMMAND,
+                arguments=arguments,
+                reply=True,
+                timeout=_ANSWER_SECONDS,
+                limit=workers,
+            )
+            found = {node: answer for each in answers or () for node, answer in each.items()}
+            return {node: answer["problems"] for node, answer in found.items() if "problems" in answer}
+        return {}
+
     def drop_queues_of(self, nodes: Collection[str]) -> None:
         """Remove the personal queues of dead workers; their batches are sent again to others."""
         for node in nodes:
@@ -201,6 +221,36 @@ def reach_fleet(settings: Settings) -> Iterator[Fleet]:
         broker = Broker(application.make_app(settings, found.broker_url))
         broker.check()
         yield Fleet(settings, found, engine, broker)
+
+
+@contextmanager
+def looking(settings: Settings) -> Iterator[Fleet]:
+    """Reach what is there and start no broker. Raises ServiceError when there is no database."""
+    with database(settings) as url, reading(url) as engine:
+        broker = Broker(application.make_app(settings, settings.broker_url))
+        yield Fleet(settings, embedded.Services(url, settings.broker_url or ""), engine, broker)
+
+
+def unseen_media(fleet: Fleet, roots: Collection[str]) -> list[str]:
+    """Ask the fleet's workers whether they see the folders of the media; return what is to be said."""
+    if fleet.settings.broker_url is None:
+        # An embedded worker sees what this process sees.
+        return []
+    workers = statistics.Statistics(fleet.engine).workers(fleet.settings.lease_seconds)
+    nodes = {worker.node for worker in workers if worker.is_alive}
+    if not nodes:
+        return ["no worker runs, so none was asked whether it sees the media"]
+    answers = fleet.broker.ask_for_roots(set(roots), len(nodes))
+    said = [
+        f"worker {node}: the media root {root} {problem} there; mount it, or other workers do its work"
+        for node, problems in sorted(answers.items())
+        for root, problem in problems.items()
+    ]
+    if not answers:
+        said.append(f"no worker of these queues said within {_ANSWER_SECONDS:g} s whether it sees the media")
+    elif all(answers.values()):
+        said.append("no worker sees all media: batches whose root none sees wait")
+    return said
 
 
 @contextmanager

@@ -6,9 +6,10 @@ lacks domain files, its decoders do not start. A single file that is missing is 
 
 import errno
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from capflow_tasks import errors
-from capflow_tasks.media import paths
+from capflow_tasks.media import paths, remote
 
 #: What the operating system says when the node has nothing left, and what helps.
 _EXHAUSTED = {
@@ -36,6 +37,8 @@ def node_fault(
             return errors.NodeExhausted(f"{cause.strerror}: {_EXHAUSTED[cause.errno]}")
     if root is None or not isinstance(error, errors.MediaMissing | errors.MediaUnreadable):
         return None
+    if remote.is_remote(root) or (media and all(map(remote.is_remote, media))):
+        return _server_away(root, media, error)
     if isinstance(error.__cause__, OSError) and error.__cause__.errno in _AWAY:
         return _media_away(root, f"does not answer ({error.__cause__.strerror})")
     if problem := paths.root_problem(root):
@@ -56,6 +59,20 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 def _media_away(root: str, problem: str) -> errors.MediaAway:
     said = f"the media root {root} {problem} here; mount it on this node"
     return errors.MediaAway(said, lambda: paths.root_problem(root) is None)
+
+
+def _server_away(root: str, media: Sequence[str], error: errors.SampleError) -> errors.NodeFault | None:
+    """Return the fault that nothing answers where remote media should be; None where something did."""
+    if not (isinstance(error.__cause__, OSError) and error.__cause__.errno in _AWAY):
+        return None
+    url = next((each for each in media if remote.is_remote(each)), root)
+    return errors.MediaAway(
+        f"nothing answers at {url}; check the server, and this node's network", partial(_answers, url)
+    )
+
+
+def _answers(url: str) -> bool:
+    return not remote.is_away(url)
 
 
 def _are_there(root: str, media: Sequence[str]) -> bool:

@@ -69,7 +69,8 @@ class SampleChain:
     def _note(self, stage: Stage, sample: PendingSample, found: Outcome) -> None:
         """Note what the sample will be when the outcome is written."""
         domain = found.route.domain if found.route else sample.domain
-        after = replace(sample, domain=domain, results=(*sample.results, *found.results))
+        results, stamp = (*sample.results, *found.results), sample.media_stamp or found.media_stamp
+        after = replace(sample, domain=domain, results=results, media_stamp=stamp)
         later = list(self._outcomes)[list(self._outcomes).index(stage) + 1 :]
         self._asked |= dict.fromkeys(later[:1], after)
 

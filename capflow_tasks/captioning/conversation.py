@@ -1,15 +1,14 @@
 """One sample in one stage: the requests of its agents, and what became of them."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from capflow_tasks import records
-from capflow_tasks.captioning import blame, guard
+from capflow_tasks.captioning import blame, guard, quotes
 from capflow_tasks.captioning.answers import (
     check_storable,
     errors_named,
     expected_grades,
-    parse_questions,
     parse_scores,
     softened,
 )
@@ -17,7 +16,7 @@ from capflow_tasks.domains import prompts
 from capflow_tasks.domains.catalogue import Agent, Catalogue, Domain
 from capflow_tasks.entries import media_of
 from capflow_tasks.errors import BadAnswer, BadEntry, SampleError, WorkflowError, WorkflowMissing
-from capflow_tasks.media import paths, video
+from capflow_tasks.media import ocr, paths, video
 from capflow_tasks.media.addresses import part_of
 from capflow_tasks.observe import metrics
 from capflow_tasks.store import candidates
@@ -51,6 +50,8 @@ class Conversation:
     #: The model's revision and the engine, as stored with the results.
     revision: str | None = None
     engine: str | None = None
+    #: The tools that answer here; agents of others are passed over.
+    tools: Collection[str] = ()
     #: Of its media, below the root.
     _paths: tuple[str, ...] = ()
     _media: tuple[records.MediaRef, ...] = ()
@@ -58,6 +59,7 @@ class Conversation:
     _results: list[records.Result] = field(default_factory=list)
     _route: Route | None = None
     _failure: records.Failure | None = None
+    _media_stamp: str | None = None
     #: By agent: its answers that the guard refused, and the sampling to ask again with.
     _refused: dict[str, list[records.RefusedAnswer]] = field(default_factory=dict)
     _sampling: dict[str, records.Sampling] = field(default_factory=dict)
@@ -74,6 +76,7 @@ class Conversation:
                 records.MediaRef(kind, paths.resolve_media(self.claim.root, path), part_of(path).span)
                 for kind, path in media
             )
+            self._media_stamp = self.sample.media_stamp or paths.stamp_of(ref.path for ref in self._media)
             if self.sample.domain is not None:
                 self._domain = self.catalogue.resolve(self.sample.domain)
         except SampleError as error:
@@ -144,7 +147,8 @@ class Conversation:
             instruction,
             self._sampling_of(agent),
             choices=self._choices_of(agent),
-            schema=_schema_of(agent),
+            schema=prompts.schema_of(agent),
+            wants_tokens=agent.answer == "scores",
             budget=agent.budget,
         )
 
@@ -169,6 +173,27 @@ class Conversation:
         judged = [each.text for each in results if each.stage is records.Stage.SCORE]
         return captions[-1], list(dict.fromkeys(error for text in judged for error in errors_named(text)))
 
+    def take_found(self, agent: Agent, found: records.ToolAnswer) -> None:
+        """Keep what a tool found."""
+        self._results.append(
+            records.Result(
+                stage=agent.stage,
+                agent=agent.name,
+                text=found.text,
+                data=found.data,
+                model=found.model,
+                workflow=agent.digest,
+                prompt_tokens=0,
+                cached_tokens=0,
+                completion_tokens=0,
+                finish_reason="stop",
+                seconds=found.seconds,
+                worker=self.claim.owner,
+                position=self._position(agent),
+                engine=found.engine,
+            )
+        )
+
     def take(self, agent: Agent, answer: records.Completion | SampleError) -> None:
         """Keep the agent's answer, or its error as the sample's failure; ask again what the guard refuses."""
         try:
@@ -180,7 +205,7 @@ class Conversation:
             if checked.faults:
                 self._refuse(agent, answer, checked.faults)
             else:
-                self._keep(agent, answer, checked, self._read(agent, answer))
+                self._keep(agent, answer, checked, checked.data or self._read(agent, answer))
                 for repair in checked.repairs:
                     metrics.GUARD.labels(repair.rule, records.GuardOutcome.REPAIRED).inc()
         except SampleError as error:
@@ -244,7 +269,6 @@ class Conversation:
         data: records.JsonObject | None,
     ) -> None:
         """Add the agent's result; its tokens are those of all attempts."""
-        order = [each.name for each in self._domain.agents] if self._domain else []
         refused = self._refused.get(agent.name, [])
         tokens = {
             name: getattr(answer, name) + sum(getattr(each, name) for each in refused)
@@ -261,7 +285,7 @@ class Conversation:
                 finish_reason=answer.finish_reason,
                 seconds=answer.seconds,
                 worker=self.claim.owner,
-                position=order.index(role) if (role := _role(agent)) in order else 0,
+                position=self._position(agent),
                 guard=guard.record(checked, refused),
                 expected=dict(answer.probabilities)
                 if agent.answer == "choice"
@@ -269,9 +293,27 @@ class Conversation:
                 candidate=self._candidate_of(agent),
                 revision=self.revision,
                 engine=self.engine,
+                sampling=dict(answer.sampling or self._sampling_of(agent).given),
+                checks=self._checks(agent, checked.text),
                 **tokens,
             )
         )
+
+    def _checks(self, agent: Agent, text: str) -> records.JsonObject | None:
+        """Compare a caption with the text that was read in its pictures; None where none was."""
+        if self._domain is None or agent != self._domain.captioner:
+            return None
+        answers = {result.agent: result for result in (*self.sample.results, *self._results)}
+        known = [(each, answers[each.name]) for each in self._domain.agents if each.name in answers]
+        found = [result.data for each, result in known if each.tool and result.data]
+        pictures = [picture for data in found for picture in data.get("pictures", ())]
+        verbatim = [result.text for each, result in known if each.verbatim]
+        return quotes.text_checks(text, verbatim, pictures, ocr.SURE) if pictures else None
+
+    def _position(self, agent: Agent) -> int:
+        """Return the agent's place in its workflow, from 0."""
+        order = [each.name for each in self._domain.agents] if self._domain else []
+        return order.index(role) if (role := _role(agent)) in order else 0
 
     def fail(self, error: SampleError) -> None:
         """Note the error as the sample's failure. Raises NodeFault when it is this node's."""
@@ -283,7 +325,15 @@ class Conversation:
         """Return what the stage writes: the answers, and the failure if an agent has none."""
         answered = {result.agent for result in self._results}
         refused = [each for name, own in self._refused.items() if name not in answered for each in own]
-        return Outcome(self.sample.id, tuple(self._results), self._route, self._failure, tuple(refused))
+        is_new = self._results and self.sample.media_stamp is None
+        return Outcome(
+            self.sample.id,
+            tuple(self._results),
+            self._route,
+            self._failure,
+            tuple(refused),
+            self._media_stamp if is_new else None,
+        )
 
     @property
     def _offered(self) -> Catalogue:
@@ -292,8 +342,12 @@ class Conversation:
 
     def _agents(self) -> tuple[Agent, ...]:
         if self._domain is not None:
-            return self._domain.agents_of(self.claim.stage)
+            agents = self._domain.agents_of(self.claim.stage)
+            return tuple(agent for agent in agents if not agent.tool or self._can_ask(agent.tool))
         return (self.catalogue.router,) if self.claim.stage is records.Stage.ROUTE else ()
+
+    def _can_ask(self, tool: str) -> bool:
+        return tool in self.tools and any(ref.kind is records.Modality.IMAGE for ref in self._media)
 
     def _answers(self) -> dict[str, str]:
         """Return the answers so far by agent, of earlier stages too."""
@@ -326,15 +380,7 @@ class Conversation:
             return dict(shares)
         if agent.answer == "scores":
             return dict(parse_scores(answer.text, agent))
-        if agent.answer == "questions":
-            return {"questions": parse_questions(answer.text)}
         return None
-
-
-def _schema_of(agent: Agent) -> records.JsonObject | None:
-    if agent.answer == "scores":
-        return prompts.scores_schema(agent)
-    return prompts.questions_schema() if agent.answer == "questions" else None
 
 
 def _role(agent: Agent) -> str:

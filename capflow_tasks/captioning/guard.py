@@ -4,18 +4,22 @@ A rule repairs the text, or finds a fault: then the answer is asked for again wi
 after the last attempt its sample fails under the rule's name. Whether a caption is true is for the judge.
 """
 
+import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 from ftfy.badness import is_bad
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
 from capflow_tasks import errors
 from capflow_tasks.domains.catalogue import Agent
+from capflow_tasks.domains.schemas import broken_by, texts_in
 from capflow_tasks.engine.chat import THINKING_OPENINGS
+from capflow_tasks.entries import unstorable
 from capflow_tasks.records import Completion, JsonObject, RefusedAnswer, Rule, Sampling
 
 #: The failure of a sample whose answer breaks a rule in every attempt.
@@ -29,6 +33,7 @@ ERRORS: dict[Rule, type[errors.AnswerFault]] = {
     Rule.MOJIBAKE: errors.AnswerMojibake,
     Rule.WRONG_LANGUAGE: errors.AnswerWrongLanguage,
     Rule.MARKUP: errors.AnswerMarkup,
+    Rule.INVALID_JSON: errors.AnswerInvalidJson,
 }
 
 
@@ -50,6 +55,8 @@ class Checked:
     repairs: tuple[Finding, ...] = ()
     #: Why the text cannot be used, worst first.
     faults: tuple[Finding, ...] = ()
+    #: What an answer of JSON says; None for other answers.
+    data: JsonObject | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +77,8 @@ class Guard:
     def check(self, agent: Agent, answer: Completion) -> Checked:
         """Repair what can be repaired, and name what cannot; letters and scores have rules of their own."""
         text = answer.text.strip()
+        if agent.answer == "json":
+            return self._check_json(agent, text, answer.finish_reason)
         if agent.answer != "text":
             return Checked(text)
         repairs: list[Finding] = []
@@ -81,6 +90,21 @@ class Guard:
         faults = _faults(text, answer.finish_reason, agent)
         kept = tuple(_finding(rule, evidence) for rule, evidence in faults if rule not in self.off)
         return Checked(text, tuple(repairs), kept)
+
+    def _check_json(self, agent: Agent, text: str, finish_reason: str) -> Checked:
+        """Check an answer by a schema: that it follows it, and its texts by the rules for prose."""
+        bare = found["inner"].strip() if (found := _FENCE.match(text)) else text
+        repairs = (_finding(Rule.MARKUP, text),) if bare != text else ()
+        if finish_reason == "length":
+            return Checked(bare, repairs, (_finding(Rule.CUT_OFF, f"... {bare[-100:]}"),))
+        data, fault = _parsed(bare, agent.schema or {})
+        if fault:
+            return Checked(bare, repairs, (_finding(Rule.INVALID_JSON, fault),))
+        # a list of tags, or half of a sentence, is fine in a part
+        prose = "\n".join(texts_in(data))
+        faults = _faults(prose, finish_reason, agent) if prose else ()
+        kept = (each for each in faults if each[0] not in self.off | _NOT_IN_JSON)
+        return Checked(bare, repairs, tuple(_finding(*each) for each in kept), data)
 
 
 def record(checked: Checked, refused: Sequence[RefusedAnswer]) -> JsonObject | None:
@@ -135,6 +159,21 @@ def _faults(text: str, finish_reason: str, agent: Agent) -> Iterator[tuple[Rule,
         yield Rule.WRONG_LANGUAGE, evidence
     if is_free and (found := _STRUCTURE.match(text)):
         yield Rule.MARKUP, found[0]
+
+
+#: Rules that no part of a JSON object needs to keep.
+_NOT_IN_JSON = {Rule.EMPTY, Rule.CUT_OFF, Rule.MARKUP}
+
+
+def _parsed(text: str, schema: Mapping[str, Any]) -> tuple[JsonObject | None, str]:
+    """Return what the JSON says, and why it cannot be used, or nothing."""
+    try:
+        data = json.loads(text, strict=False)
+    # RecursionError: a model in a loop can nest brackets without end
+    except (ValueError, RecursionError) as error:
+        return None, f"{error}: {text}"
+    fault = broken_by(data, schema) or unstorable(data)
+    return data, fault or ""
 
 
 def _finding(rule: Rule, evidence: str) -> Finding:

@@ -4,7 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
 from itertools import takewhile
@@ -35,6 +35,7 @@ from capflow_tasks.errors import (
     WorkflowError,
     WorkflowMissing,
 )
+from capflow_tasks.media.ocr import TextReader
 from capflow_tasks.media.video import Windows
 from capflow_tasks.observe import logs, metrics
 from capflow_tasks.records import Failure, Stage
@@ -101,6 +102,8 @@ class StageRunner:
     heartbeat: Heartbeat
     settings: Settings
     windows: Windows | None = None
+    #: What answers for agents with a tool, by its name; agents of others are passed over.
+    tools: Mapping[str, TextReader] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._retry = RetryPolicy(self.settings.max_attempts, self.settings.retry_seconds)
@@ -255,6 +258,7 @@ class StageRunner:
             self._guard,
             revision=getattr(engine, "revision", None),
             engine=getattr(engine, "version", None),
+            tools=self.tools,
         )
         if claim.tries > self.settings.max_tries:
             conversation.fail(Quarantined(f"its engine or worker died in {claim.tries - 1} tries"))
@@ -263,15 +267,20 @@ class StageRunner:
         with turn, room.asking():
             started = monotonic()
             while calls := conversation.calls():
-                in_flight.inc(len(calls))
+                by_tool = [call for call in calls if call.agent.tool]
+                found = [self.tools[call.agent.tool].submit(call.request.media) for call in by_tool]
+                asked = [call for call in calls if not call.agent.tool]
+                in_flight.inc(len(asked))
                 try:
-                    answers = engine.generate([call.request for call in calls])
+                    answers = engine.generate([call.request for call in asked]) if asked else []
                 finally:
-                    in_flight.dec(len(calls))
-                for call, answer in zip(calls, answers, strict=True):
+                    in_flight.dec(len(asked))
+                for call, answer in zip(asked, answers, strict=True):
                     conversation.take(call.agent, answer)
+                for call, future in zip(by_tool, found, strict=True):
+                    conversation.take_found(call.agent, future.result())
             outcome = conversation.outcome()
-            room.observe(outcome.results, monotonic() - started)
+            room.observe([each for each in outcome.results if each.prompt_tokens], monotonic() - started)
         return outcome
 
     def _write(self, claim: Claim, outcomes: list[Outcome]) -> bool:

@@ -18,7 +18,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, StringConstraints
 from pydantic.dataclasses import dataclass
 
-from capflow_tasks.domains.yaml_file import Keys, read_yaml, text_faults
+from capflow_tasks.domains.schemas import answer_faults, closed
+from capflow_tasks.domains.workflows import EXAM, RESHAPED
+from capflow_tasks.domains.yaml_file import Keys, placeholder_faults, read_yaml
 from capflow_tasks.errors import WorkflowError
 from capflow_tasks.records import BUDGET_PAIRS, LANGUAGES, JsonObject, Modality, Sampling, Stage, Workflow
 
@@ -40,15 +42,17 @@ class Agent:
 
     name: str
     stage: Stage
-    #: string.Template text with valid placeholders.
-    prompt: str
     #: Earlier agents whose answers it reads; a judge also reads the agent that writes the caption.
     sees: tuple[str, ...]
     sampling: Sampling
+    #: string.Template text with valid placeholders; empty for a tool.
+    prompt: str = ""
     #: Whether it gets the picture or video.
     media: bool = True
-    #: `questions` writes questions about the media; `choice` answers one, by a letter, from a caption.
-    answer: Literal["text", "letter", "scores", "questions", "choice"] = "text"
+    #: `choice`: the letter of one of the choices of a sample's question.
+    answer: Literal["text", "letter", "scores", "json", "choice"] = "text"
+    #: JSON schema of an answer of `json`.
+    schema: Mapping[str, Any] | None = None
     #: What a judge grades, in order; empty for other agents.
     dimensions: Mapping[str, Dimension] = field(default_factory=dict)
     #: Changes with everything that shapes the prompt, including the agents it sees.
@@ -69,6 +73,10 @@ class Agent:
     confidence_temperature: float = 1.0
     #: Draws for each sample the order in which the router is offered the domains; None for that of the files.
     order_seed: int | None = None
+    #: The program that answers in place of the model; empty for none.
+    tool: Literal["", "ocr"] = ""
+    #: What the readers of a tool's answer are told about it.
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,15 +184,15 @@ def load_catalogue(
     defaults = _merged_defaults(ours.pop(_DEFAULTS), theirs.pop(_DEFAULTS, {"agents": {}}))
     defaults.setdefault("language", language)
     read = list((ours | theirs).values())
-    if workflow in _RESHAPED:
-        read = [_RESHAPED[workflow](keys, defaults["agents"]) for keys in read]
+    if workflow in RESHAPED:
+        read = [RESHAPED[workflow](keys, defaults["agents"]) for keys in read]
     sources = [_with_merged_agents(keys, defaults) for keys in read]
     faults += _name_faults(sources)
     faults += (fault for keys in sources for fault in _agents_faults(keys))
     faults += (
         f"{defaults['file']}: router: {fault}" for fault in _agent_faults("router", defaults["router"], {})
     )
-    again_faults = text_faults(defaults["again"], _AGAIN, _AGAIN)
+    again_faults = placeholder_faults(defaults["again"], _AGAIN, _AGAIN)
     faults += (f"{defaults['file']}: again: {fault}" for fault in again_faults)
     if faults:
         raise WorkflowError("\n".join(faults))
@@ -247,6 +255,8 @@ class _DimensionKeys(Keys):
 class _AgentKeys(Keys):
     stage: Literal["route", "perceive", "reason", "summarize", "score"] | None = None
     prompt: _Text | None = None
+    tool: Literal["ocr"] | None = None
+    note: _Text | None = None
     sees: _Seen | None = None
     media: bool | None = None
     language: _Language | None = None
@@ -258,7 +268,8 @@ class _AgentKeys(Keys):
     windows: bool | None = None
     budget: _BudgetKeys | None = None
     sampling: _SamplingKeys | None = None
-    answer: Literal["text", "letter", "scores", "questions", "choice"] | None = None
+    answer: Literal["text", "letter", "scores", "json", "choice"] | None = None
+    answer_schema: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
     dimensions: dict[_Name, _DimensionKeys] | None = None
 
 
@@ -302,7 +313,7 @@ def _read_folder(folder: Traversable) -> tuple[dict[str, JsonObject], list[str]]
             continue
         try:
             keys = read_yaml(entry, _DefaultsKeys if entry.name == _DEFAULTS else _DomainKeys, WorkflowError)
-            found[entry.name] = keys.model_dump(exclude_none=True) | {"file": str(entry)}
+            found[entry.name] = keys.model_dump(exclude_none=True, by_alias=True) | {"file": str(entry)}
         except WorkflowError as error:
             faults += str(error).splitlines()
     return found, faults
@@ -316,33 +327,6 @@ def _merged_defaults(ours: JsonObject, theirs: JsonObject) -> JsonObject:
     sampling = {"sampling": defaults["sampling"]}
     defaults["router"] = _merged(sampling, ours["router"], theirs.get("router", {}))
     return defaults
-
-
-#: The agent of the fast workflow, by the domain's modality.
-_FAST_CAPTIONERS = {Modality.IMAGE: "fast_caption", Modality.VIDEO: "fast_video_caption"}
-
-
-def _fast(keys: JsonObject, shared: JsonObject) -> JsonObject:
-    """Leave of the domain's agents its judges, without what they see, after one that captions at once."""
-    judges = {
-        name: own | {"sees": []}
-        for name, own in keys["agents"].items()
-        if (shared.get(name, {}) | own).get("stage") == Stage.SCORE
-    }
-    return keys | {"agents": {_FAST_CAPTIONERS[Modality(keys["modality"])]: {}} | judges}
-
-
-#: The workflow of `capflow eval`: questions about media, and answers from captions alone.
-EXAM = "exam"
-
-
-def _exam(keys: JsonObject, shared: JsonObject) -> JsonObject:
-    captioner = _FAST_CAPTIONERS[Modality(keys["modality"])]
-    return keys | {"agents": {"question_writer": {}, captioner: {}, "caption_reader": {}}}
-
-
-#: Workflows that give every domain other agents than its file names.
-_RESHAPED = {Workflow.FAST: _fast, EXAM: _exam}
 
 
 def _with_merged_agents(keys: JsonObject, defaults: JsonObject) -> JsonObject:
@@ -392,12 +376,6 @@ def _agents_faults(keys: JsonObject) -> Iterator[str]:
         yield f"{keys['file']}: agents: none is of stage summarize; add one, it writes the caption"
 
 
-#: What agents may answer with, by stage; text in others.
-_ANSWERS = {
-    Stage.ROUTE: ("letter",),
-    Stage.PERCEIVE: ("text", "questions"),
-    Stage.SCORE: ("scores", "choice"),
-}
 _PLACEHOLDERS = {Stage.ROUTE: {"domains"}, Stage.SCORE: {"domain", "reports", "caption", "dimensions"}}
 #: Placeholders without which a prompt lacks the subject of its stage.
 _ESSENTIAL = {Stage.ROUTE: {"domains"}, Stage.SCORE: {"caption"}}
@@ -407,7 +385,7 @@ _AGAIN = {"caption", "errors"}
 
 def _agent_faults(name: str, keys: JsonObject, earlier: Mapping[str, Stage]) -> Iterator[str]:
     """Find what is wrong with an agent that comes after `earlier`; each fault begins with its key."""
-    missing = [key for key in ("stage", "prompt") if key not in keys]
+    missing = [key for key in ("stage", "note" if "tool" in keys else "prompt") if key not in keys]
     if missing:
         yield f"{missing[0]}: missing here and in _defaults.yaml; add it, or correct the agent's name"
         return
@@ -422,7 +400,7 @@ def _agent_faults(name: str, keys: JsonObject, earlier: Mapping[str, Stage]) -> 
             known = ", ".join(earlier) or "none"
             yield f"sees: {seen!r} is not listed before {name}; use all, or some of: {known}"
     yield from _stage_faults(stage, keys)
-    yield from _prompt_faults(stage, keys)
+    yield from _tool_faults(stage, keys) if {"tool", "note"} & keys.keys() else _prompt_faults(stage, keys)
 
 
 #: The keys of the router alone.
@@ -431,12 +409,9 @@ _ROUTERS = {"confidence_temperature", "order_seed"}
 
 def _stage_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
     """Find keys that do not fit the agent's stage, or each other."""
-    allowed = _ANSWERS.get(stage, ("text",))
-    answer = keys.get("answer", "text")
-    if answer not in allowed:
-        yield f"answer: stage {stage} needs {' or '.join(allowed)}; use that"
+    yield from answer_faults(stage, keys)
     dimensions = keys.get("dimensions", {})
-    if bool(dimensions) != (stage is Stage.SCORE and answer != "choice"):
+    if bool(dimensions) != (stage is Stage.SCORE and keys.get("answer") != "choice"):
         yield "dimensions: an agent of stage score needs some, no other may have any; fix that or the stage"
     for name in ("overall", "errors"):
         if name in dimensions:
@@ -453,12 +428,25 @@ def _stage_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
             yield f"budget: {least} {budget[least]} is above {most} {budget[most]}; change one of them"
 
 
+#: The keys of agents that are answered by the model.
+_MODELS = {"prompt", "sees", "media", "answer", "windows", "thinking", "optional", "verbatim", "dimensions"}
+
+
+def _tool_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
+    if "tool" not in keys:
+        yield "note: for an agent with a tool; remove it"
+    elif stage is not Stage.PERCEIVE:
+        yield "tool: for an agent of stage perceive; change the stage, or write a prompt"
+    else:
+        yield from (f"{key}: a tool has none; remove it" for key in sorted(_MODELS & keys.keys()))
+
+
 def _prompt_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
     window = {"window"} if keys.get("windows") else set()
     asked = {"question", "choices"} if keys.get("answer") == "choice" else set()
     known = _PLACEHOLDERS.get(stage, {"domain", "reports"}) | window | asked
     needed = _ESSENTIAL.get(stage, set()) | ({"reports"} if keys.get("sees") else set()) | window | asked
-    yield from (f"prompt: {fault}" for fault in text_faults(keys["prompt"], known, needed))
+    yield from (f"prompt: {fault}" for fault in placeholder_faults(keys["prompt"], known, needed))
 
 
 def _domain(keys: JsonObject, system: str) -> Domain:
@@ -472,14 +460,17 @@ def _domain(keys: JsonObject, system: str) -> Domain:
 def _agent(name: str, keys: JsonObject, earlier: tuple[Agent, ...], context: list[Any]) -> Agent:
     """Build an agent; `context` is what else shapes its prompt and enters the digest."""
     sampling = keys["sampling"] | ({} if keys.get("thinking") else {"thinking_tokens": 0})
+    keys |= {"schema": closed(keys["schema"])} if "schema" in keys else {}
     agent = Agent(name=name, **keys | {"sees": _seen(keys, earlier), "sampling": sampling})
     seen = [other.digest for other in earlier if other.name in agent.sees]
     # without these keys the digest is the same as before the keys existed
-    late = ("windows", "budget", "optional", "thinking", "confidence_temperature", "order_seed")
+    late = {"windows", "budget", "optional", "thinking", "tool", "note", "schema"} | _ROUTERS
     said = {key: value for key, value in asdict(agent).items() if key not in late}
     said["sampling"] = {key: value for key, value in said["sampling"].items() if value is not None}
     set_keys: list[JsonObject] = [{"windows": True}] * agent.windows + [keys["budget"]] * bool(keys["budget"])
-    set_keys += [{"order_seed": agent.order_seed}] * (agent.order_seed is not None)
+    late_set = {"order_seed": agent.order_seed, "schema": agent.schema}
+    set_keys += [{key: value} for key, value in late_set.items() if value is not None]
+    set_keys += [{"tool": agent.tool, "note": agent.note}] * bool(agent.tool)
     return replace(agent, digest=_digest(context, said, list(agent.dimensions), seen, *set_keys))
 
 

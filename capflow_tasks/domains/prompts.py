@@ -4,10 +4,12 @@ Text by an agent or from a user's file is data: it is enclosed in tags that it c
 searched for placeholders. The engine, which knows the model's special tokens, makes them plain text.
 """
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 from string import Template, ascii_uppercase
+from typing import Any
 
 from capflow_tasks.domains.catalogue import Agent, Catalogue, Dimension, Domain
 from capflow_tasks.errors import BadEntry
@@ -17,8 +19,6 @@ from capflow_tasks.records import LANGUAGES, JsonObject, Span, Stage, clock
 WINDOW_MARK = "@"
 #: The most errors that a judge names, and the longest of them, in characters.
 MAX_ERRORS, MAX_ERROR_LENGTH = 5, 80
-#: The most questions that are written about one sample.
-MAX_QUESTIONS = 6
 #: `$window` of a video that is not cut.
 WHOLE_VIDEO = "the whole video"
 #: What a prompt that speaks of one picture begins with when there are several.
@@ -49,7 +49,12 @@ def instruction_for(
     captioner = domain.captioner.name if agent.stage is Stage.SCORE else None
     if captioner and captioner not in texts:
         raise BadEntry(f"there is no caption to score; let {captioner} write one first")
-    sections = [_section(report, text, name) for name, text in texts.items() if name != captioner]
+    notes = {agent.name: f"{agent.note}\n" for agent in domain.agents if agent.tool}
+    sections = [
+        _section(report, notes.get(name, "") + text, name)
+        for name, text in texts.items()
+        if name != captioner
+    ]
     filled = Template(agent.prompt).substitute(
         domain=domain.name,
         window=window,
@@ -60,7 +65,10 @@ def instruction_for(
     )
     if pictures > 1:
         filled = _PLURAL.substitute(count=pictures) + filled
-    if agent.answer != "text" or agent.verbatim or agent.language == "any":
+    if agent.schema is not None:
+        schema = json.dumps(agent.schema, ensure_ascii=False)
+        filled = f"{filled.rstrip()}\nAnswer with one JSON object by this schema, and nothing else:\n{schema}"
+    if agent.answer not in ("text", "json") or agent.verbatim or agent.language == "any":
         return filled
     language = LANGUAGES[agent.language]
     return f"{filled.rstrip()}\nWrite in {language}; text that you quote keeps its own language."
@@ -98,6 +106,11 @@ def router_instruction(catalogue: Catalogue) -> str:
     return Template(catalogue.router.prompt).substitute(domains="\n".join(lines))
 
 
+def schema_of(agent: Agent) -> Mapping[str, Any] | None:
+    """Return the JSON schema that the agent's answer must follow; None for text and letters."""
+    return scores_schema(agent) if agent.answer == "scores" else agent.schema
+
+
 def scores_schema(agent: Agent) -> JsonObject:
     """Return the JSON schema of a judge's answer: the errors found, then a grade from 1 to 3 per dimension.
 
@@ -105,7 +118,13 @@ def scores_schema(agent: Agent) -> JsonObject:
     """
     error = {"type": "string", "maxLength": MAX_ERROR_LENGTH}
     grades = {name: {"type": "integer", "enum": [1, 2, 3]} for name in agent.dimensions}
-    return _strict({"errors": {"type": "array", "items": error, "maxItems": MAX_ERRORS}, **grades})
+    properties = {"errors": {"type": "array", "items": error, "maxItems": MAX_ERRORS}, **grades}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
 
 
 def letters_of(entry: JsonObject) -> tuple[str, ...]:
@@ -121,23 +140,6 @@ def question_of(entry: JsonObject) -> dict[str, str]:
     lines = zip(letters_of(entry), entry["choices"], strict=True)
     listed = "\n".join(f"{letter}. {choice}" for letter, choice in lines)
     return {"question": str(entry.get("question", "")), "choices": listed}
-
-
-def questions_schema() -> JsonObject:
-    """Return the JSON schema of questions about media, each with one right answer and three wrong ones."""
-    answer = {"type": "string", "minLength": 1, "maxLength": 80}
-    wrong = {"type": "array", "items": answer, "minItems": 3, "maxItems": 3}
-    one = _strict({"question": answer | {"maxLength": 200}, "right": answer, "wrong": wrong})
-    return _strict({"questions": {"type": "array", "items": one, "minItems": 1, "maxItems": MAX_QUESTIONS}})
-
-
-def _strict(properties: JsonObject) -> JsonObject:
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
 
 
 def _free_tag(name: str, texts: Iterable[str]) -> str:

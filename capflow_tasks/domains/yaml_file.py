@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from importlib.resources.abc import Traversable
 from string import Template
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic_core import InitErrorDetails
 
 from capflow_tasks.errors import UserError
 
@@ -16,14 +17,27 @@ class Keys(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _refuse_unknown_keys(cls, keys: Any) -> Any:
-        unknown = [key for key in keys if key not in cls.model_fields] if isinstance(keys, dict) else []
-        if unknown:
-            names = ", ".join(map(repr, unknown))
-            raise ValueError(f"unknown key {names}; remove it or use one of: {', '.join(cls.model_fields)}")
-        return keys
+    def _refuse_unknown_keys(cls, keys: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        """Report unknown keys together with the faults of the others."""
+        known = [field.alias or name for name, field in cls.model_fields.items()]
+        unknown = [key for key in keys if key not in known] if isinstance(keys, dict) else []
+        if not unknown:
+            return validate(keys)
+        names = ", ".join(map(repr, unknown))
+        fault = ValueError(f"unknown key {names}; remove it or use one of: {', '.join(known)}")
+        faults = [InitErrorDetails(type="value_error", input=keys, ctx={"error": fault})]
+        try:
+            validate(keys)
+        except ValidationError as error:
+            faults += [
+                InitErrorDetails(
+                    type=each["type"], loc=each["loc"], input=each["input"], ctx=each.get("ctx", {})
+                )
+                for each in error.errors()
+            ]
+        raise ValidationError.from_exception_data(cls.__name__, faults)
 
 
 Shape = TypeVar("Shape", bound=Keys)
@@ -79,7 +93,7 @@ def _line(entry: Traversable, fault: Any) -> str:
     return f"{entry}: {key}: {expected}; change {given if len(given) <= 60 else given[:57] + '...'}"
 
 
-def text_faults(text: str, known: set[str], needed: set[str]) -> Iterator[str]:
+def placeholder_faults(text: str, known: set[str], needed: set[str]) -> Iterator[str]:
     """Find what is wrong with the placeholders of a prompt."""
     template = Template(text)
     if not template.is_valid():

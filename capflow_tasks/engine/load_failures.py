@@ -18,6 +18,12 @@ _ERROR_LINE = re.compile(r"^(?:[\w.]+\.)?(\w*(?:Error|Exception|Exit)): (.+)", r
 #: What the reason says, and the remedy for it; the first that is found counts.
 _REMEDIES = [
     (
+        # vLLM 0.25 to 0.33, torch, the driver's library
+        r"Device string must not be empty|Failed to infer device type|No CUDA GPUs|libcuda\.so",
+        "this vLLM is built for GPUs and finds none: see nvidia-smi, and whether CUDA_VISIBLE_DEVICES hides "
+        "them; on a machine without a GPU, pip install '.[cpu]' or set CAPFLOW_ENGINE=openai",
+    ),
+    (
         r"KV cache is needed|larger than the (?:available|maximum) .*KV cache",
         "the context does not fit beside the weights: set CAPFLOW_MAX_MODEL_LEN lower or to auto, or use "
         "more GPUs with CAPFLOW_TENSOR_PARALLEL_SIZE",

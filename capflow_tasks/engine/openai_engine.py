@@ -5,6 +5,7 @@ import itertools
 import logging
 import re
 from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import fields, replace
 from email.utils import parsedate_to_datetime
 from functools import partial
 from threading import Thread
@@ -173,7 +174,8 @@ class OpenAiEngine:
                 async with asyncio.timeout(self._timeout_seconds):
                     answer = await self._ask(request)
                 self._answered_at = monotonic()
-                return completion_of(answer, request, self._answered_at - started)
+                found = completion_of(answer, request, self._answered_at - started)
+                return replace(found, sampling=self._sent_sampling(request))
             except TimeoutError as error:
                 return self._late(started, error)
             except SampleError as error:
@@ -250,9 +252,14 @@ class OpenAiEngine:
         elif request.schema is not None:
             schema = {"name": "answer", "schema": dict(request.schema), "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
-            if self._is_vllm:
+            if self._is_vllm and request.has_tokens:
                 body |= {"logprobs": True, "top_logprobs": ALTERNATIVES}
         return body
+
+    def _sent_sampling(self, request: Request) -> dict[str, float]:
+        """Return the sampling parameters of the request; the server knows the others."""
+        body = {**self._body(request), **self._fields}
+        return {each.name: body[each.name] for each in fields(request.sampling) if each.name in body}
 
     def _translated(self, error: APIError) -> CapflowError:
         """Return who is to blame: the server for nothing, the server's state, or this request."""
@@ -332,7 +339,7 @@ def completion_of(answer: ChatCompletion, request: Request, seconds: float) -> C
         finish_reason=choice.finish_reason or "",  # type: ignore[unreachable]
         seconds=seconds,
         probabilities=_probabilities(choice, request.choices),
-        tokens=_tokens(choice) if request.schema is not None else (),
+        tokens=_tokens(choice) if request.has_tokens else (),
     )
 
 

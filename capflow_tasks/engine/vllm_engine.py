@@ -223,7 +223,10 @@ class VllmEngine:
                 cause = error.__cause__ or error
                 raise errors.RequestFailed(f"the engine failed on this request: {cause!r}") from error
             self._answered_at = monotonic()
-            return completion_of(outputs, request, self._answered_at - started)
+            answer = completion_of(outputs, request, self._answered_at - started)
+            return replace(
+                answer, sampling=sent_sampling(request, self._max_answer_tokens, self._recommended)
+            )
 
     async def _ask(self, llm: AsyncLLM, request: Request) -> Sequence[Any]:
         """Return vLLM's output, after that of the thinking if the request asks for some.
@@ -335,12 +338,21 @@ def sampling_params(
     return SamplingParams(
         # a constrained answer that is cut off is useless
         max_tokens=sampling.max_tokens if constraint else max_tokens,
-        logprobs=chat.ALTERNATIVES if request.schema is not None else len(request.choices) or None,
+        logprobs=chat.ALTERNATIVES if request.has_tokens else len(request.choices) or None,
         structured_outputs=constraint,
         output_kind=RequestOutputKind.FINAL_ONLY,
         # a penalty meant for prose would distort letters and grades
         **_sampled(request, {} if constraint else recommended),
     )
+
+
+def sent_sampling(
+    request: Request, max_answer_tokens: int | None, recommended: Mapping[str, float]
+) -> dict[str, float]:
+    """Return what `sampling_params` names, to be stored with the answer."""
+    params = sampling_params(request, max_answer_tokens, recommended)
+    names = _sampled(request, recommended if params.structured_outputs is None else {})
+    return {name: getattr(params, name) for name in ("max_tokens", *names)}
 
 
 def thinking_params(request: Request, end: str, recommended: Mapping[str, float]) -> SamplingParams:
@@ -390,5 +402,5 @@ def completion_of(outputs: Sequence[Any], request: Request, seconds: float) -> C
         probabilities=chat.choice_probabilities(likely[0] if likely else (), request.choices)
         if request.choices
         else {},
-        tokens=tuple(map(chat.token, texts, likely)) if request.schema is not None else (),
+        tokens=tuple(map(chat.token, texts, likely)) if request.has_tokens else (),
     )

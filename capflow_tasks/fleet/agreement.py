@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from capflow_tasks.domains.catalogue import load_workflow
 from capflow_tasks.errors import SettingsError
+from capflow_tasks.media import ocr
 from capflow_tasks.records import JsonObject, Workflow
 from capflow_tasks.settings import Settings
 from capflow_tasks.store.claims import Rival
@@ -37,6 +38,7 @@ _SHAPING = (
     "max_source_pixels",
     "max_images",
     "max_videos",
+    "remote_media",
 )
 
 
@@ -45,6 +47,7 @@ def traits_of(settings: Settings, queues: Collection[str]) -> JsonObject:
     shared: JsonObject = {
         "code": _code_digest(),
         "domains": _domains_digest(settings),
+        "ocr": ocr.version() if settings.ocr_processes else None,
         **{f"CAPFLOW_{name.upper()}": _plain(getattr(settings, name)) for name in _SHAPING},
     }
     return {queue: {"model": settings.model_of(queue), **shared} for queue in queues}

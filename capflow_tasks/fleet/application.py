@@ -29,6 +29,8 @@ PRIORITY_STEPS = sorted(PRIORITIES.values())
 
 #: Message header with the rank that its batch is pinned to.
 RANK_HEADER = "capflow_rank"
+#: Celery's remote command by which a producer asks workers for their media.
+ROOTS_COMMAND = "capflow_media_roots"
 #: Message header with its batch's `queued_until`, in ISO format.
 QUEUED_UNTIL_HEADER = "capflow_queued_until"
 

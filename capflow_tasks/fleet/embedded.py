@@ -107,7 +107,9 @@ def embedded_postgres(home: Path) -> Iterator[str]:
     except ServiceError:
         raise
     except Exception as error:
-        raise ServiceError(f"embedded PostgreSQL does not start: {error}; see {folder / 'log'}") from error
+        # Its assertions say nothing.
+        reason = str(error) or f"the library gave up ({type(error).__name__})"
+        raise ServiceError(f"embedded PostgreSQL does not start: {reason}; see {folder / 'log'}") from error
     try:
         _sync_quickly(server.get_uri())
         yield server.get_uri(driver="psycopg")

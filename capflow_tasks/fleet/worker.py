@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 from functools import cache, partial
 from http import HTTPStatus
 from math import nan, prod
-from threading import Timer
+from threading import Thread, Timer
 from time import monotonic, sleep
 from typing import Any, NoReturn
 
@@ -25,6 +25,7 @@ from celery.utils.nodenames import worker_direct
 from celery.worker import components
 from celery.worker import state as worker_state
 from celery.worker.consumer.connection import Connection
+from celery.worker.control import inspect_command
 from prometheus_client import REGISTRY
 
 from capflow_tasks import errors, outages
@@ -34,9 +35,16 @@ from capflow_tasks.domains.catalogue import load_workflow
 from capflow_tasks.engine.devices import visible_devices
 from capflow_tasks.engine.interface import Engine, EngineState, build_engine
 from capflow_tasks.fleet import agreement
-from capflow_tasks.fleet.application import is_stopping, refusal_of_broker, shared_queue, task_name
+from capflow_tasks.fleet.application import (
+    ROOTS_COMMAND,
+    is_stopping,
+    refusal_of_broker,
+    shared_queue,
+    task_name,
+)
 from capflow_tasks.fleet.embedded import database_url
-from capflow_tasks.media import budget, decoders, video
+from capflow_tasks.media import budget, decoders, ocr, video
+from capflow_tasks.media.paths import root_problem
 from capflow_tasks.observe import metrics, pages
 from capflow_tasks.records import JsonObject, Stage, Workflow
 from capflow_tasks.settings import Settings, read_settings
@@ -62,6 +70,8 @@ _OUTAGE_WAIT_SECONDS = 2.0
 #: Age of the consumer loop's timestamp at which the loop is taken to hang; it is set every few seconds.
 LOOP_LIMIT_SECONDS = 60.0
 
+#: For a look at the folders of media.
+_LOOK_SECONDS = 1.0
 #: Between two looks at whether the engines have room for further batches.
 _ADMISSION_SECONDS = 0.1
 
@@ -140,6 +150,22 @@ def _run_stage(batch_id: int, stage: Stage) -> str:
     if result is claims.NotClaimed.PASSED:
         return "done before"
     raise Ignore
+
+
+@inspect_command(name=ROOTS_COMMAND)
+def media_roots(state: Any, roots: Collection[str], queues: Collection[str]) -> JsonObject:
+    """Answer what is wrong with these folders here; nothing if this worker serves none of these queues.
+
+    Celery runs it in the thread that takes messages, which a mount that hangs must not hold up.
+    """
+    if not {shared_queue(name) for name in state.app.amqp.queues.consume_from} & set(queues):
+        return {}
+    found: dict[str, str | None] = {}
+    looking = Thread(target=lambda: found.update({root: root_problem(root) for root in roots}), daemon=True)
+    looking.start()
+    looking.join(_LOOK_SECONDS)
+    problems = {root: found.get(root, "does not answer") for root in roots}
+    return {"problems": {root: problem for root, problem in problems.items() if problem}}
 
 
 def _set_batch_limit() -> None:
@@ -236,7 +262,7 @@ class EngineStep(bootsteps.StartStopStep):
     def __init__(self, worker: Any, **options: Any) -> None:
         super().__init__(worker, **options)
         #: In the order in which they are stopped.
-        self._started: list[Engine | Heartbeat] = []
+        self._started: list[Engine | Heartbeat | ocr.TextReader] = []
 
     def start(self, worker: Any) -> None:
         try:
@@ -279,7 +305,11 @@ class EngineStep(bootsteps.StartStopStep):
         files = decoders.shared_video_files(settings.video_decoders)
         windows = video.Windows(budget.budget_of(settings), files)
         _controller = worker
-        _runner = StageRunner(claims.BatchStore(store), workflow_of, engines, heartbeat, settings, windows)
+        tools = {name: tool for name, tool in _tools(settings).items() if Stage.PERCEIVE in engines}
+        self._started += tools.values()
+        _runner = StageRunner(
+            claims.BatchStore(store), workflow_of, engines, heartbeat, settings, windows, tools
+        )
         _set_batch_limit()
         pause = _runner.pause
         worker.app.conf.task_routes[0].become_worker(worker.hostname, queues, lambda: pause.fault is None)
@@ -310,6 +340,16 @@ class EngineStep(bootsteps.StartStopStep):
         return {
             stage: by_model[models[queue]] for stage in Stage if (queue := settings.queue_of(stage)) in queues
         }
+
+
+def _tools(settings: Settings) -> dict[str, ocr.TextReader]:
+    """Return what answers for agents with a tool, by its name in domain files."""
+    if not settings.ocr_processes:
+        return {}
+    if ocr.version() is None:
+        log.warning("no text is read from pictures: %s", ocr.REMEDY)
+        return {}
+    return {"ocr": ocr.TextReader(settings.ocr_processes, budget.budget_of(settings))}
 
 
 def _gpus_per_model(settings: Settings, queues: Collection[str]) -> float | None:

@@ -3,16 +3,18 @@
     photos/a.jpg
     shards/000.tar#offset=1536&size=10240&name=a.jpg              a member of a tar
     data/train-0.parquet#row_group=3&row=17&column=image          a cell of Parquet, `&item=2` of a list in it
+    s3://bucket/000.tar#offset=1536&size=10240&name=a.jpg         a member of a remote tar
     clip.mp4#t=10,20.5    scan.tiff#frame=3    a.jpg#xywh=10,20,300,200    a part, as in W3C's Media Fragments
 
 A part may follow any of the others, after `&`: `shards/000.tar#offset=...&name=clip.mp4&t=10,20`.
 Nothing is unpacked: a member costs one read, a cell the column of its row group; the latest columns are kept.
+Of remote media, a copy is read: of a file, also one of Parquet, or of a tar's member.
 """
 
 import os
 import re
 import tarfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from io import BufferedReader, BytesIO, FileIO, RawIOBase
 from pathlib import Path
@@ -21,6 +23,7 @@ from typing import Any, BinaryIO
 from urllib.parse import parse_qsl, quote
 
 from capflow_tasks.errors import MediaCorrupt, MediaMissing, MediaUnsupported
+from capflow_tasks.media import remote
 from capflow_tasks.records import Span
 
 #: How the fragment of an address starts; no other name of a file is taken for one.
@@ -46,8 +49,11 @@ class TarMember:
     def size_in(self, file: str) -> int:
         return self.size
 
-    def open(self, file: str) -> BinaryIO:
-        """Open the member, unless the tar was written anew since. Raises SampleError and OSError."""
+    def open(self, file: str, said: str) -> BinaryIO:
+        """Open the member, unless the tar was written anew since; errors name it `said`.
+
+        Raises SampleError and OSError.
+        """
         source = FileIO(file)
         try:
             header = tarfile.TarInfo.frombuf(
@@ -60,7 +66,7 @@ class TarMember:
             return BufferedReader(_Slice(source, self.offset, self.size))
         source.close()
         raise MediaMissing(
-            f"{file} has changed or is cut short: byte {self.offset:,} is not {self.name}; plan again."
+            f"{said} has changed or is cut short: byte {self.offset:,} is not {self.name}; plan again."
         )
 
 
@@ -122,8 +128,8 @@ class ParquetCell:
             raise MediaMissing(f"{file} has changed: it has no {self}; plan again.")
         return sizes[self.column]
 
-    def open(self, file: str) -> BinaryIO:
-        """Open the value's bytes. Raises SampleError."""
+    def open(self, file: str, said: str) -> BinaryIO:
+        """Open the value's bytes; errors name the file `said`. Raises SampleError."""
         where = f"row {self.row} of row group {self.row_group}, column {self.column}"
         self.size_in(file)
         with _READING:  # two threads that want the same column read it once
@@ -133,9 +139,9 @@ class ParquetCell:
             value = value[self.item] if self.item < len(value) else None
         value = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(value, bytes):
-            raise MediaMissing(f"{file}: {where} holds no bytes of a picture or video.")
+            raise MediaMissing(f"{said}: {where} holds no bytes of a picture or video.")
         if not value:
-            raise MediaCorrupt(f"{file}: {where} is empty: zero bytes.")
+            raise MediaCorrupt(f"{said}: {where} is empty: zero bytes.")
         return BytesIO(value)
 
 
@@ -204,8 +210,22 @@ def split_address(path: str) -> tuple[str, Member | None]:
 
 def open_media(path: str) -> BinaryIO:
     """Open a file or a part of one for reading. Raises SampleError and OSError."""
+    file, member = located(path)
+    return Path(file).open("rb") if member is None else member.open(file, split_address(path)[0])
+
+
+def located(path: str) -> tuple[str, Member | None]:
+    """Return the file, on disk, and its member that the address names; fetches what is remote.
+
+    Raises SampleError.
+    """
     file, member = split_address(path)
-    return Path(file).open("rb") if member is None else member.open(file)
+    if not remote.is_remote(file):
+        return file, member
+    if isinstance(member, TarMember):
+        copy = remote.local_copy(file, member.offset - _BLOCK, member.offset + member.size)
+        return copy, replace(member, offset=_BLOCK)
+    return remote.local_copy(file), member
 
 
 def readable_name(path: str) -> str:

@@ -4,7 +4,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -12,12 +12,15 @@ from pathlib import Path
 from unicodedata import normalize
 
 from capflow_tasks import errors
-from capflow_tasks.media.addresses import open_media, part_of, split_address, with_part
+from capflow_tasks.media import remote
+from capflow_tasks.media.addresses import located, open_media, part_of, split_address, with_part
 from capflow_tasks.records import Modality
 
 
 def resolve_media(root: str, address: str) -> str:
     """Return the address with the absolute path, links resolved, of an existing file inside `root`.
+
+    Of remote media, or below a remote root, it is the URL, which has not been tried.
 
     A name is found in any Unicode normal form. Links of a Hugging Face snapshot may lead to its blobs. Raises
     SampleError.
@@ -25,10 +28,9 @@ def resolve_media(root: str, address: str) -> str:
     if not isinstance(address, str) or not address.strip() or "\0" in address:
         raise errors.BadEntry(f"A media path must be a non-empty string without NUL, not {address!r:.80}.")
     relative, member = split_address(address)
-    if re.match(r"([a-z][a-z0-9+.-]*://|data:)", relative, re.IGNORECASE):
-        raise errors.MediaUnsupported(
-            f"Remote media is off: copy {relative:.200} below the root and give its path."
-        )
+    if remote.is_remote(relative) or remote.is_remote(root):
+        url = remote.url_below(root, relative)
+        return with_part(url if member is None else f"{url}#{member}", part_of(address))
     try:
         real_root = Path(root or "/").resolve()
         path = (real_root / relative).resolve()
@@ -134,7 +136,7 @@ class FileState:
 
 def check_file(path: str, max_bytes: int) -> FileState:
     """Refuse a medium without reading it: missing, in no plain file, empty, or larger than `max_bytes`."""
-    file, member = split_address(path)
+    file, member = located(path)
     with file_errors(path):
         found = Path(file).stat()
         if not stat.S_ISREG(found.st_mode):
@@ -148,6 +150,18 @@ def check_file(path: str, max_bytes: int) -> FileState:
             f"{path} has {size:,} bytes; the limit is {max_bytes:,} (CAPFLOW_MAX_MEDIA_MIB)."
         )
     return FileState(size, found.st_mtime_ns)
+
+
+def stamp_of(files: Iterable[str]) -> str | None:
+    """Return what changes when one of these files does, without opening any; None where one cannot be found.
+
+    For a part of a container it is the container that counts.
+    """
+    try:
+        found = [Path(split_address(path)[0]).stat() for path in files]
+    except (OSError, ValueError):
+        return None
+    return " ".join(f"{each.st_size}:{each.st_mtime_ns}" for each in found) or None
 
 
 #: (offset, bytes there, what the file is); a file type that ends in "picture" or "video" can be decoded.

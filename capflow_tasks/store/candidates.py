@@ -1,4 +1,4 @@
-"""Several captions of one sample, its candidates: which is the best, and whether to ask for another one.
+"""Several captions of one sample, its candidates: which is the best, and whether to go on with it.
 
 Each candidate has answers of its own in the stages summarize and score; those of earlier stages are shared.
 """
@@ -12,8 +12,9 @@ import sqlalchemy as sa
 
 from capflow_tasks.records import Result, Stage
 from capflow_tasks.store import tables
-from capflow_tasks.store.states import CandidatePolicy, RetryPolicy, SampleState
-from capflow_tasks.store.tables import Sample
+from capflow_tasks.store.states import CandidatePolicy, Claim, RetryPolicy, SampleState
+from capflow_tasks.store.statistics import query
+from capflow_tasks.store.tables import AgentResult, Refused, Sample
 
 #: The stages in which each candidate has answers of its own.
 STAGES = (Stage.SUMMARIZE, Stage.SCORE)
@@ -62,34 +63,47 @@ def _last_grades(results: Sequence[Result]) -> Result | None:
     return judgements[-1] if judgements else None
 
 
-def settle(connection: sa.Connection, batch_id: int, policy: CandidatePolicy, retry: RetryPolicy) -> set[int]:
-    """Choose the best caption of each sample that has passed the last stage; return those to write again.
+def settle(connection: sa.Connection, claim: Claim, retry: RetryPolicy) -> dict[int, Stage]:
+    """Choose the best caption of each sample that has passed the last stage.
 
-    A sample whose further candidate failed for good is done with an earlier one. Reads no result of samples
-    that can have one candidate only.
+    Return those that go on, by the stage at which: `score` for another candidate without its grades, else
+    `summarize` for another candidate. A sample whose further candidate failed for good is done with an
+    earlier one. Reads no result of samples that can have one candidate only.
     """
     has_failed = sa.and_(Sample.state == SampleState.FAILED, Sample.candidate > 1, ~will_retry(retry))
     unsettled = sa.select(Sample.id, Sample.state, Sample.candidate).where(
-        Sample.batch_id == batch_id, sa.or_(Sample.state == SampleState.PENDING, has_failed)
+        Sample.batch_id == claim.batch_id, sa.or_(Sample.state == SampleState.PENDING, has_failed)
     )
-    if policy.most == 1:
-        unsettled = unsettled.where(Sample.candidate > 1)
+    if claim.candidates.most == 1:
+        further = sa.exists().where(AgentResult.sample_id == Sample.id, AgentResult.candidate > 1)
+        unsettled = unsettled.where(sa.or_(Sample.candidate > 1, further))
     if not (samples := connection.execute(unsettled).all()):
-        return set()
-    results = tables.results_of(connection, [sample.id for sample in samples])
-    following, again = {}, set()
+        return {}
+    ids = [sample.id for sample in samples]
+    results, refused = tables.results_of(connection, ids), _refused_tokens(connection, ids)
+    following, going_on = dict[int, int](), dict[int, Stage]()
     for sample in samples:
         if not (written := by_candidate(results[sample.id])):
             continue
-        best, last = best_of(written), max(sample.candidate, *written)
-        may_have_more = sample.state is SampleState.PENDING and last < policy.most
-        if may_have_more and _is_wanting(written[best], results[sample.id], policy):
-            again.add(sample.id)
-        number = last + 1 if sample.id in again else best
+        number = best_of(written)
+        tokens = refused.get(sample.id, 0) + sum(map(_tokens, results[sample.id]))
+        if Stage.SCORE in claim.stages and (ungraded := _ungraded_after(sample.candidate, written)):
+            number, going_on[sample.id] = ungraded, Stage.SCORE
+        elif sample.state is SampleState.PENDING and _is_wanting(written, sample.candidate, tokens, claim):
+            number, going_on[sample.id] = max(sample.candidate, *written) + 1, Stage.SUMMARIZE
         if (sample.state, sample.candidate) != (SampleState.PENDING, number):
             following[sample.id] = number
     _set_candidates(connection, following)
-    return again
+    return going_on
+
+
+def reopen(connection: sa.Connection, run_id: int, policy: CandidatePolicy) -> int:
+    """Open finished samples below the bar for another caption; return how many.
+
+    Batches that a worker has are left to finish.
+    """
+    values = {"most": policy.most, "min_overall": policy.min_overall, "token_budget": policy.token_budget}
+    return connection.execute(query("reopen_wanting"), {"run_id": run_id, **values}).rowcount
 
 
 def will_retry(retry: RetryPolicy) -> sa.ColumnElement[bool]:
@@ -97,11 +111,34 @@ def will_retry(retry: RetryPolicy) -> sa.ColumnElement[bool]:
     return sa.and_(Sample.is_retryable, Sample.attempts < retry.max_attempts)
 
 
-def _is_wanting(best: Sequence[Result], results: Sequence[Result], policy: CandidatePolicy) -> bool:
-    """Return whether the best caption is below the bar, and the sample has tokens left."""
-    tokens = sum(each.prompt_tokens + each.completion_tokens for each in results)
+def _is_wanting(written: Mapping[int, Sequence[Result]], candidate: int, tokens: int, claim: Claim) -> bool:
+    """Return whether the best caption is below the bar, and the sample may have another one."""
+    policy = claim.candidates
+    may_have_more = max(candidate, *written) < policy.most
     has_budget = policy.token_budget is None or tokens < policy.token_budget
-    return 0 < overall_of(best) < policy.min_overall and has_budget
+    return may_have_more and has_budget and 0 < overall_of(written[best_of(written)]) < policy.min_overall
+
+
+def _ungraded_after(candidate: int, written: Mapping[int, Sequence[Result]]) -> int | None:
+    """Return the next candidate that lacks grades which another one has, as when a judge is asked again."""
+    judges = {
+        number: {each.agent for each in results if each.stage is Stage.SCORE}
+        for number, results in written.items()
+    }
+    known = set[str]().union(*judges.values())
+    return next((number for number in written if number > candidate and judges[number] != known), None)
+
+
+def _tokens(result: Result) -> int:
+    return result.prompt_tokens + result.completion_tokens
+
+
+def _refused_tokens(connection: sa.Connection, sample_ids: Sequence[int]) -> dict[int, int]:
+    """Return by sample what answers took that were thrown away, and not counted with a later result."""
+    spent = sa.func.sum(Refused.prompt_tokens + Refused.completion_tokens)
+    spent_by = sa.select(Refused.sample_id, spent).where(Refused.sample_id.in_(sample_ids))
+    rows = connection.execute(spent_by.group_by(Refused.sample_id)).all()
+    return {sample_id: int(tokens) for sample_id, tokens in rows}
 
 
 def _set_candidates(connection: sa.Connection, candidates: Mapping[int, int]) -> None:

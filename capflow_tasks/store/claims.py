@@ -94,6 +94,7 @@ class BatchStore(tables.Store):
         """Return the batch's unfinished samples, in order."""
         statement = (
             sa.select(Sample.id, Sample.idx, Sample.entry, Sample.domain, Sample.candidate)
+            .add_columns(Sample.media_stamp)
             .where(Sample.batch_id == batch_id, Sample.state == SampleState.PENDING)
             .order_by(Sample.idx)
         )
@@ -103,7 +104,7 @@ class BatchStore(tables.Store):
         found = []
         for row in rows:
             own, earlier = candidates.split_results(results[row.id], row.candidate)
-            found.append(PendingSample(row.id, row.idx, row.entry, row.domain, own, row.candidate, earlier))
+            found.append(PendingSample(**row._asdict(), results=own, earlier=earlier))
         return found
 
     def begin_try(self, claim: Claim) -> None:
@@ -171,6 +172,7 @@ class BatchStore(tables.Store):
                 return False
             insert_results(connection, outcomes)
             _insert_refused(connection, outcomes)
+            _set_media_stamps(connection, outcomes)
             _set_routes(connection, claim, outcomes)
             _set_failures(connection, claim, outcomes)
             following = states.stage_after(claim.stage, claim.stages)
@@ -245,10 +247,10 @@ def _not_claimed(connection: sa.Connection, batch_id: int, stage: Stage) -> NotC
 
 
 def _finish_batch(connection: sa.Connection, claim: Claim, retry: states.RetryPolicy) -> None:
-    """Open the batch again for samples to retry or to write again; without any, set it to done."""
+    """Open the batch again for samples to retry, to write or to grade again; without any, set it to done."""
     of_batch = Sample.batch_id == claim.batch_id
-    to_write = candidates.settle(connection, claim.batch_id, claim.candidates, retry)
-    done = sa.update(Sample).where(of_batch, Sample.state == SampleState.PENDING, Sample.id.not_in(to_write))
+    going_on = candidates.settle(connection, claim, retry)
+    done = sa.update(Sample).where(of_batch, Sample.state == SampleState.PENDING, Sample.id.not_in(going_on))
     connection.execute(done.values(state=SampleState.DONE))
     again = (
         sa.update(Sample)
@@ -257,9 +259,9 @@ def _finish_batch(connection: sa.Connection, claim: Claim, retry: states.RetryPo
         .returning(Sample.error_stage, Sample.attempts)
     )
     rows = connection.execute(again).all()
-    if rows or to_write:
+    if rows or going_on:
         wait = retry.wait_seconds(max(row.attempts for row in rows)) if rows else 0
-        stages = [row.error_stage for row in rows] + [Stage.SUMMARIZE] * bool(to_write)
+        stages = [*(row.error_stage for row in rows), *going_on.values()]
         first = min(stages, key=STAGE_ORDER.__getitem__)
         _set_batch(connection, claim.batch_id, next_stage=first, **tables.opened(wait))
         return
@@ -303,6 +305,20 @@ def _insert_refused(connection: sa.Connection, outcomes: Sequence[Outcome]) -> N
     ]
     if rows:
         connection.execute(sa.insert(tables.Refused), rows)
+
+
+def _set_media_stamps(connection: sa.Connection, outcomes: Sequence[Outcome]) -> None:
+    """Note the media that a sample was first answered about; later ones are seen to differ by it."""
+    rows = [
+        {"sample": outcome.sample_id, "stamp": outcome.media_stamp}
+        for outcome in outcomes
+        if outcome.media_stamp
+    ]
+    if rows:
+        table = tables.Table.metadata.tables[Sample.__tablename__]
+        unknown = sa.and_(table.c.id == sa.bindparam("sample"), table.c.media_stamp.is_(None))
+        noted = sa.update(table).where(unknown).values(media_stamp=sa.bindparam("stamp"))
+        connection.execute(noted, rows)
 
 
 def _set_routes(connection: sa.Connection, claim: Claim, outcomes: Sequence[Outcome]) -> None:

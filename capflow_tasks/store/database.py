@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 #: The newest revision of the schema.
-SCHEMA_REVISION = "2026_11_26_provenance"
+SCHEMA_REVISION = "2026_11_26_checks"
 
 
 #: How long a thread waits for its turn with a connection: as long as for a database that is away.

@@ -82,6 +82,15 @@ class EditStore(tables.Store):
                 _move(connection, moved, row.id, cursor, stamps.pop() if len(stamps) == 1 else None)
         return int(cursor - first)
 
+    def gap_before(self, shard_id: int, earlier_ids: Collection[int]) -> range | None:
+        """The samples between the shard's cursor and the first that earlier shards hold of its range."""
+        held = sa.select(sa.func.min(Batch.start_idx)).where(is_among(Batch.shard_id, earlier_ids))
+        held = held.where(Batch.end_idx > Shard.expanded_to, Batch.start_idx < Shard.end_idx)
+        next_held = held.correlate(Shard).scalar_subquery()
+        cursors = sa.select(Shard.expanded_to, next_held.label("start")).where(Shard.id == shard_id)
+        (row,) = self.rows(cursors)
+        return None if row.start is None else range(row.expanded_to, row.start)
+
     def stamps(self, run_id: int) -> dict[int, str | None]:
         """Size and time of the file that each shard of the run was read from, as noted."""
         noted = sa.select(Shard.id, Shard.annotation_stamp).where(Shard.run_id == run_id)
@@ -184,4 +193,5 @@ def _values(new: NewSample) -> dict[str, Any]:
         "failed_by": None,
         "failed_at": sa.func.now() if failure else None,
         "candidate": 1,
+        "media_stamp": None,
     }

@@ -57,6 +57,12 @@ class RunFigures:
     candidates: int = 1
     min_overall: int = 3
     token_budget: int | None = None
+    #: As in `states.Terms`.
+    strict: bool = False
+    skips_text_only: bool = False
+    max_tokens: int | None = None
+    max_cost: float | None = None
+    prices: str | None = None
 
     @property
     def remaining(self) -> int:
@@ -170,6 +176,28 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class DomainRates:
+    """What some captioned samples of one domain took."""
+
+    name: str | None
+    samples: int
+    usages: Sequence[Usage]
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What the latest captioned samples of a run took."""
+
+    domains: Sequence[DomainRates]
+    #: In which some worker waited for an answer.
+    fleet_seconds: float
+
+    @property
+    def samples(self) -> int:
+        return sum(domain.samples for domain in self.domains)
+
+
+@dataclass(frozen=True, slots=True)
 class PromptEconomy:
     """Prompt tokens computed, against the least possible."""
 
@@ -225,6 +253,31 @@ class GuardCount:
     answers: int
     #: What they cost; 0 for repaired ones, which were used.
     tokens: Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class TextFigures:
+    """What was read in pictures, and how far the captions agree with it."""
+
+    #: Samples whose pictures were read, and those where that failed.
+    read: int
+    unread: int
+    #: Sum of the seconds that reading took.
+    seconds: float
+    #: Passages that captions quote, and those among them that do not stand in the pictures.
+    quotes: int
+    unsupported: int
+    #: Words that were surely read, and those that captions or verbatim reports hold.
+    words: int
+    covered_words: int
+
+    @property
+    def quote_support(self) -> float | None:
+        return 1 - self.unsupported / self.quotes if self.quotes else None
+
+    @property
+    def text_coverage(self) -> float | None:
+        return self.covered_words / self.words if self.words else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,6 +370,8 @@ class Totals:
     #: Grades of each sample's first caption, and what was written after it; empty where nothing was.
     first_grades: Sequence[GradeCount] = ()
     further: Sequence[FurtherCaptions] = ()
+    #: None where no text was read.
+    text: TextFigures | None = None
 
     @property
     def judged(self) -> int:

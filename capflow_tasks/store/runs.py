@@ -17,10 +17,11 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from capflow_tasks.errors import REFUSED_KINDS, UserError
 from capflow_tasks.records import Failure, PlanShard, Stage, Workflow
-from capflow_tasks.store import states, tables
+from capflow_tasks.store import candidates, states, tables
 from capflow_tasks.store.claims import insert_results
 from capflow_tasks.store.states import (
     ONE_CANDIDATE,
+    USUAL_TERMS,
     BatchState,
     CandidatePolicy,
     NewBatch,
@@ -28,6 +29,7 @@ from capflow_tasks.store.states import (
     ReadyBatch,
     SampleState,
     ShardRow,
+    Terms,
 )
 from capflow_tasks.store.tables import Batch, Run, Sample, Shard, opened, unleased
 
@@ -89,10 +91,12 @@ class RunStore(tables.Store):
         pin_ranks: bool = False,
         workflow: str = Workflow.STANDARD,
         candidates: CandidatePolicy = ONE_CANDIDATE,
+        terms: Terms = USUAL_TERMS,
     ) -> int:
         """Insert the run of this name, or update it and let it go on if it was stopped; return its id.
 
-        Raises UserError when the run has another workflow: captions of two would be mixed.
+        `candidates` are for a new run; `allow_candidates` changes those of an earlier one. Raises UserError
+        when the run has another workflow: captions of two would be mixed.
         """
         values = {
             "plan": plan,
@@ -100,13 +104,11 @@ class RunStore(tables.Store):
             "stages": list(stages),
             "min_confidence": min_confidence,
             "pin_ranks": pin_ranks,
-            "candidates": candidates.most,
-            "min_overall": candidates.min_overall,
-            "token_budget": candidates.token_budget,
+            **asdict(terms),
             "stopped_at": None,
             "pause": None,
         }
-        statement = upsert(Run).values(name=name, workflow=workflow, **values)
+        statement = upsert(Run).values(name=name, workflow=workflow, **values, **_policy_values(candidates))
         statement = statement.on_conflict_do_update(
             index_elements=[Run.name], set_=values, where=Run.workflow == workflow
         )
@@ -119,6 +121,21 @@ class RunStore(tables.Store):
                     "go on with that, or give this one a --run of its own"
                 )
             return run_id
+
+    def allow_candidates(self, run_id: int, policy: CandidatePolicy) -> int:
+        """Change when samples get another caption, and open those that are done with too little by now.
+
+        Return how many these are. With the same policy nothing is read.
+        """
+        values = _policy_values(policy)
+        known = sa.select(*(getattr(Run, name) for name in values), Run.stages).where(Run.id == run_id)
+        with self.engine.begin() as connection:
+            run = connection.execute(known.with_for_update()).one_or_none()
+            if run is None or all(getattr(run, name) == value for name, value in values.items()):
+                return 0
+            connection.execute(sa.update(Run).where(Run.id == run_id).values(**values))
+            has_stages = set(candidates.STAGES) <= set(run.stages)
+            return candidates.reopen(connection, run_id, policy) if policy.most > 1 and has_stages else 0
 
     def stop(self, run_id: int, pause: str | None = None) -> states.StoppedRun:
         """Send no more batches of the run, and take back those that are queued.
@@ -318,6 +335,14 @@ class RunStore(tables.Store):
                 reopens = sa.update(Batch).where(Batch.id == batch_id)
                 connection.execute(reopens.values(next_stage=stage, **opened()))
         return len(reopened)
+
+
+def _policy_values(policy: CandidatePolicy) -> dict[str, Any]:
+    return {
+        "candidates": policy.most,
+        "min_overall": policy.min_overall,
+        "token_budget": policy.token_budget,
+    }
 
 
 def _is_of_run(run_id: int) -> sa.ColumnElement[bool]:

@@ -20,7 +20,9 @@ All times are by PostgreSQL's clock, so a host's clock may jump.
 A sample: pending ──> done | failed | held; a failed or held sample becomes pending again by retry.
 
 A sample whose caption is below the run's bar stays pending at the end of the last stage, and its batch is
-ready again, for `summarize`: the sample gets another candidate. In the end the best is its caption.
+ready again, for `summarize`: the sample gets another candidate. In the end the best is its caption. One whose
+candidates lost their grades goes back to `score` for one after the other. A run that allows more candidates,
+or asks for more, opens the samples again that are done with too little.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -167,6 +169,23 @@ class CandidatePolicy:
     token_budget: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What else a run was started with; `capflow retry` and `capflow resume` keep it."""
+
+    #: Whether an entry whose task is no domain fails.
+    strict: bool = False
+    #: Whether entries without media are passed over.
+    skips_text_only: bool = False
+    #: The most that it may spend, in tokens and in USD; None for no limit.
+    max_tokens: int | None = None
+    max_cost: float | None = None
+    #: Path of the price table; None for the built-in one.
+    prices: str | None = None
+
+
+#: Without limits.
+USUAL_TERMS = Terms()
 #: The first caption is kept, whatever its grades.
 ONE_CANDIDATE = CandidatePolicy()
 
@@ -219,6 +238,8 @@ class PendingSample:
     #: Which of its captions is to be written, from 1, and the earlier ones with their grades.
     candidate: int = 1
     earlier: tuple[Result, ...] = ()
+    #: As in `Sample.media_stamp`.
+    media_stamp: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +252,8 @@ class Outcome:
     failure: Failure | None = None
     #: Answers that were thrown away, of agents without a result; those of the others count in their results.
     refused: tuple[RefusedAnswer, ...] = ()
+    #: Of the media that were answered about, as in `Sample.media_stamp`; None once that is noted.
+    media_stamp: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,19 @@ class Statistics(Store):
         ]
         return sorted(found, key=lambda usage: (STAGE_ORDER[usage.stage], usage.model, usage.worker))
 
+    def rates(self, run_id: int, batches: int = 1000) -> figures.Rates:
+        """What the captioned samples of the batches that finished last took, by domain."""
+        rows, seconds = self._ask("rates", run_id=run_id, batches=batches), 0.0
+        by_domain: defaultdict[tuple[str | None, int], list[figures.Usage]] = defaultdict(list)
+        for row in rows:
+            seconds = row.pop("fleet_seconds")
+            domain = row.pop("domain"), row.pop("samples")
+            by_domain[domain].append(
+                figures.Usage(tokens=_tokens(row), **row | {"stage": Stage(row["stage"])})
+            )
+        domains = [figures.DomainRates(*domain, usages) for domain, usages in by_domain.items()]
+        return figures.Rates(domains, seconds)
+
     def prompt_economy(self, run_id: int, batches: int = 1000) -> figures.PromptEconomy:
         """Prompt tokens computed per sample, and the least possible, in the batches that finished last.
 
@@ -122,6 +135,11 @@ class Statistics(Store):
         rows = self._ask("further_captions", run_id=run_id)
         return [figures.FurtherCaptions(tokens=_tokens(row), **row) for row in rows]
 
+    def text(self, run_id: int) -> figures.TextFigures | None:
+        """What was read in pictures, and how far captions agree with it. Reads all results."""
+        (row,) = self._ask("text", run_id=run_id)
+        return figures.TextFigures(**row) if row["read"] or row["unread"] else None
+
     def confidences(self, run_id: int) -> list[int]:
         """Routed samples by the router's confidence, in ten equal steps from 0 to 1. Reads all samples."""
         counts = {row["step"]: row["samples"] for row in self._ask("confidences", run_id=run_id, steps=10)}
@@ -156,6 +174,7 @@ class Statistics(Store):
             guard=self.guard(run_id),
             first_grades=self.grades(run_id, of_first=True) if further else (),
             further=further,
+            text=self.text(run_id),
         )
 
     def latest_endings(self, run_id: int, since: datetime, samples: int) -> list[figures.Ending]:

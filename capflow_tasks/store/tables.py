@@ -70,6 +70,13 @@ class Run(Table):
     candidates: Mapped[int] = mapped_column(sa.SmallInteger, server_default="1")
     min_overall: Mapped[int] = mapped_column(sa.SmallInteger, server_default="3")
     token_budget: Mapped[int | None]
+    #: Whether an entry whose task is no domain fails, and whether entries without media are passed over.
+    strict: Mapped[bool] = mapped_column(server_default="false")
+    skips_text_only: Mapped[bool] = mapped_column(server_default="false")
+    #: The most that it may spend, in tokens and in USD, and the price table, if it is not the built-in one.
+    max_tokens: Mapped[int | None]
+    max_cost: Mapped[float | None]
+    prices: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=sa.func.now())
     #: When the run was stopped; None for a run whose batches may be sent.
     stopped_at: Mapped[datetime | None]
@@ -177,6 +184,8 @@ class Sample(Table):
     failed_at: Mapped[datetime | None]
     #: Which of its captions is being written; once it is done, which was chosen.
     candidate: Mapped[int] = mapped_column(sa.SmallInteger, server_default="1")
+    #: Sizes and times of its media when they were first answered about; None where they are not known.
+    media_stamp: Mapped[str | None]
 
     __table_args__ = (
         # Prevents two rows for one entry, and a sort at export.
@@ -245,6 +254,8 @@ class AgentResult(Table):
     expected: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
     revision: Mapped[str | None]
     engine: Mapped[str | None]
+    sampling: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
+    checks: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
     created_at: Mapped[datetime] = mapped_column(server_default=sa.func.now())
 
 

@@ -7,13 +7,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from capflow_tasks.errors import UserError, failure_kinds
+from capflow_tasks.errors import ServiceError, UserError, failure_kinds
 from capflow_tasks.records import MOST_CANDIDATES, Stage
 from producer.cli import options as cli
 from producer.cli.sources import planned, source_options, sources_argument
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
     from capflow_tasks.store.states import CandidatePolicy
     from producer.run import Order
     from producer.summary import ScoreSummary, Summary
+
+#: What `capflow retry` and `capflow resume` keep of a run, unless an option says otherwise.
+_KEPT = (
+    *("stages", "min_confidence", "pin_ranks", "workflow", "candidates", "min_overall", "token_budget"),
+    *("strict", "skips_text_only", "max_tokens", "max_cost", "prices"),
+)
 
 batch_size_option = cli.option(
     "--batch-size SAMPLES",
@@ -129,7 +136,7 @@ def _run_options(*, has_defaults: bool) -> cli.Decorator:
 @cli.flag("--dry-run", "Check the sources, count their samples and pictures; send nothing.")
 @cli.flag(
     "--refresh",
-    "Show which answers are stale, as prompts or the model have changed, and what they cost.",
+    "Show which answers are stale, as prompts, the model, media or entries have changed, and what they cost.",
 )
 @cli.flag("--yes", "With --refresh: ask for those answers again, and for those that depend on them.")
 @cli.flag("--reconcile", "Without SOURCE: resend batches that runs lost, until stopped.")
@@ -188,9 +195,12 @@ def caption(
         checked = captioning.plan
         check_picture_counts(checked, settings.max_images)
         found = f"{counted(len(checked.shards), 'shard')}, {counted(checked.sample_count, 'sample')}"
-        click.echo(
-            f"{', '.join(sources)}: {found}, nothing to fix; models and workers are checked by capflow doctor"
-        )
+        try:
+            said = list(captioning.preview())
+        except ServiceError as error:
+            said = [f"neither earlier runs nor workers were asked: {error}"]
+        untried = "not tried: to decode the media, to write the output folder, the model (see capflow doctor)"
+        click.echo("\n".join([f"{', '.join(sources)}: {found}, nothing to fix", *said, untried]))
         return
     if refresh and not yes:
         _show_stale(order, as_json)
@@ -206,13 +216,23 @@ def _show_stale(order: Order, as_json: bool) -> None:
 
     from capflow_tasks.domains.catalogue import load_workflow
     from capflow_tasks.settings import read_settings
-    from producer.console import count, table
+    from capflow_tasks.store.edits import EditStore
+    from capflow_tasks.store.views import Views
+    from producer.console import count, counted, table
+    from producer.edits import changed_entries
+    from producer.reading.samples import read_samples
     from producer.refresh import Refresh
 
     settings = read_settings()
     catalogue = load_workflow(order.workflow, settings.domains, settings.language)
     with cli.open_run(order.run_name) as (run, engine):
-        stale = Refresh(engine, run.id, catalogue, settings).stale()
+        refresh = Refresh(engine, run.id, catalogue, settings)
+        stale = refresh.stale()
+        shards, read = Views(engine).shards(run.id), partial(read_samples, catalogue)
+        stale += refresh.about("entry", changed_entries(EditStore(engine), run.id, shards, read))
+    if refresh.unseen:
+        unseen = counted(refresh.unseen, "sample")
+        click.echo(f"media of {unseen} cannot be found from here, and count as unchanged", err=True)
     keys = ("domain", "agent", "model", "answers")
     if as_json:
         rows = [{name: getattr(each.answers, name) for name in keys} for each in stale]
@@ -245,8 +265,8 @@ def retry(
 ) -> None:
     """Caption again the samples that failed in RUN, and only those; then write the caption files.
 
-    RUN is a run's name or the plan that it came from. What no option changes is as for the run, except what
-    holds for one command: --strict, --skip-text-only, --max-tokens and --max-cost.
+    RUN is a run's name or the plan that it came from. What no option changes is as for the run, its limits
+    of tokens and cost, too; `capflow caption` sets all of it anew.
 
     Examples:
       capflow retry plan.jsonl
@@ -269,8 +289,8 @@ def resume(run_or_plan: str, as_json: bool, **options: Any) -> None:
 
     RUN is a run's name or the plan that it came from. A run pauses by itself when most of its latest samples
     fail alike; the kinds of failures that it has by now no longer pause it. Failed samples are not tried
-    again: `capflow retry` does that, and goes on, too. What no option changes is as for the run, except what
-    holds for one command: --strict, --skip-text-only, --max-tokens and --max-cost.
+    again: `capflow retry` does that, and goes on, too. What no option changes is as for the run, its limits
+    of tokens and cost, too; `capflow caption` sets all of it anew.
 
     Examples:
       capflow resume plan.jsonl
@@ -294,17 +314,15 @@ def _order_as_started(run_or_plan: str, options: dict[str, Any]) -> Order:
     from producer.reading.plan import is_split_plan
     from producer.run import Order
 
-    budget = cli.budget_of(options)
     with cli.open_run(options["run"] or run_or_plan) as (run, _):
         pass
     plan = Path(run_or_plan) if is_split_plan(Path(run_or_plan)) else Path(run.plan)
     if plan.is_dir():
         raise UserError(f"run {run.name} scores {plan}; `capflow score {plan}` tries its failures again")
-    names = ("stages", "min_confidence", "pin_ranks", "workflow", "candidates", "min_overall", "token_budget")
-    kept = {name: getattr(run, name) for name in names}
+    kept = {name: getattr(run, name) for name in _KEPT} | {"prices": run.prices and Path(run.prices)}
     given = {name: value for name, value in options.items() if value is not None and value is not False}
     started: dict[str, Any] = {"source": plan, "run": run.name, "output": Path(run.output)} | kept | given
-    return Order(budget=budget, candidates=_candidates_of(started), **started)
+    return Order(budget=cli.budget_of(started), candidates=_candidates_of(started), **started)
 
 
 def _candidates_of(options: dict[str, Any]) -> CandidatePolicy:
@@ -378,6 +396,7 @@ def stop_on_signals() -> Iterator[Event]:
 @cli.processes_option("Caption files scanned", "SCORE_PROCESSES")
 @cli.budget_options
 @cli.flag("--anew", "Score records that have scores, too, and leave these as they are; needs --output.")
+@cli.flag("--overwrite overwrites", "Replace files that an earlier `capflow score` of FOLDER did not write.")
 @cli.flag("--dry-run", "Count the records without scores; send nothing.")
 @cli.json_option()
 def score(

@@ -188,12 +188,17 @@ def _show_domain(domain: Domain) -> None:
     click.echo(f"{domain.modality}s of {', '.join(domain.subdomains) or 'any kind'}")
     click.echo(f"version {domain.version}, workflow {domain.digest}\n")
     for agent in domain.agents:
+        if agent.tool:
+            click.echo(f"{agent.stage:<10} {agent.name:<20} is the tool {agent.tool}")
+            continue
         sees = [*(["the media"] if agent.media else []), *agent.sees]
         click.echo(f"{agent.stage:<10} {agent.name:<20} sees {', '.join(sees) or 'nothing'}")
 
 
 def _show_prompt(agent: Agent, call: JsonObject | None) -> None:
     """Print the call that an agent makes; without one, the template of its prompt."""
+    if agent.tool:
+        return
     sampling = [f"{name} {value:g}" for name, value in agent.sampling.named.items()]
     thinking = f"at most {agent.sampling.thinking_tokens} tokens of thinking, " if agent.thinking else ""
     click.echo(

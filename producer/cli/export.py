@@ -27,7 +27,6 @@ _ONLY_FOR = {
     "fields": ("jsonl", "parquet", "webdataset"),
     "shares": tuple(form for form in _FORMATS if form != "txt"),
     "embeds": ("parquet",),
-    "overwrites": ("txt", "jsonl"),
 }
 
 
@@ -74,6 +73,7 @@ def _names(context: click.Context, option: click.Parameter, value: str | None) -
 )
 @cli.min_option("Lowest grade in this dimension")
 @cli.drop_guard_option
+@cli.share_options
 @cli.option("--shuffle SEED seed", "Mix the samples of all datasets.", None, int, "EXPORT_SHUFFLE")
 @cli.repeatable(
     "--split shares",
@@ -97,7 +97,7 @@ def _names(context: click.Context, option: click.Parameter, value: str | None) -
 )
 @cli.flag("--absolute is_absolute", "Write absolute paths of the media, not those below their root.")
 @cli.flag("--embed embeds", "Put the media themselves into Parquet files.")
-@cli.flag("--overwrite overwrites", "Replace text files, and caption files that are not this run's.")
+@cli.flag("--overwrite overwrites", "Replace files in the folder that are not this run's own.")
 @cli.option("--shard-size SAMPLES", "Size of a tar.", 1000, click.IntRange(1))
 @cli.json_option("what was written as one JSON object")
 def export(run_or_plan: str, form: str, output: Path, as_json: bool, **asked: Any) -> None:
@@ -141,14 +141,17 @@ def export(run_or_plan: str, form: str, output: Path, as_json: bool, **asked: An
         for file in exported.files:
             click.echo(f"{file.path}: {counted(file.samples, 'sample')}")
     if not exported.has_card:
-        click.echo(f"{output / 'README.md'} is not Capflow's; no data set card was written", err=True)
+        click.echo(
+            f"{output / 'README.md'} is not this run's, or was edited; no data set card was written",
+            err=True,
+        )
     click.echo(_summary(exported), err=True)
     if exported.left_out:
         sys.exit(EXIT_SAMPLES_FAILED)
 
 
 def _refuse_what_has_no_effect(form: str, asked: dict[str, Any]) -> None:
-    names = {"fields": "--fields", "shares": "--split", "embeds": "--embed", "overwrites": "--overwrite"}
+    names = {"fields": "--fields", "shares": "--split", "embeds": "--embed"}
     for name, forms in _ONLY_FOR.items():
         if asked[name] and form not in forms:
             raise click.UsageError(f"{names[name]} is for --format {', '.join(forms)}; leave it out")
@@ -162,7 +165,7 @@ def _criteria(catalogue: Catalogue, asked: dict[str, Any]) -> Criteria:
     if overall is not None or asked["dimensions"]:
         grades: dict[str, Any] = {"min_overall": overall or 1, "min_dim_score": 1, "domains": {}}
         minimums = cli.minimums_of(catalogue, rubrics, asked | grades)
-    return Criteria(rubrics, minimums, frozenset(asked["rules"]))
+    return Criteria(rubrics, minimums, frozenset(asked["rules"]), cli.shares_of(asked))
 
 
 def _summary(exported: Exported) -> str:

@@ -31,7 +31,9 @@ _OUTCOMES = ("kept", "rejected", "invalid")
 )
 @cli.minimum_options
 @cli.drop_guard_option
+@cli.share_options
 @cli.output_option("Folder of the folders kept and rejected.", "FILTERED", show_default="FOLDER")
+@cli.flag("--overwrite overwrites", "Replace files that an earlier `capflow filter` of FOLDER did not write.")
 @cli.json_option("the counts as one JSON object")
 def filter(  # noqa: A001
     folder: Path | None,
@@ -39,13 +41,15 @@ def filter(  # noqa: A001
     output: Path | None,
     rules: tuple[str, ...],
     as_json: bool,
+    overwrites: bool,
     **asked: Any,
 ) -> None:
     """Keep the captions in FOLDER that are good enough, and say why the others are not.
 
     Each caption file is split into kept/<same name>, with its lines unchanged, and rejected/<same name>, with
     the reasons under "rejected_because". If `capflow score` wrote X.scored.jsonl, only that is read, as
-    X.jsonl. Earlier results of this command are replaced; the caption files never change. Without any option
+    X.jsonl. Earlier results of this command for FOLDER are replaced, other files are not; the caption files
+    never change. Without any option
     only captions with top grades throughout are kept. Records without valid scores (none, not 1, 2 or 3, a
     dimension of their domain missing, not JSON) are never kept; they are counted as invalid.
 
@@ -62,8 +66,9 @@ def filter(  # noqa: A001
     catalogue = load_catalogue(read_settings().domains)
     rubrics = Rubrics(catalogue)
     folder = folder or data_folder
-    criteria = Criteria(rubrics, cli.minimums_of(catalogue, rubrics, asked), frozenset(rules))
-    result = CaptionFilter(criteria, output or folder)
+    minimums, shares = cli.minimums_of(catalogue, rubrics, asked), cli.shares_of(asked)
+    criteria = Criteria(rubrics, minimums, frozenset(rules), shares)
+    result = CaptionFilter(criteria, output or folder, overwrites=overwrites)
     shown_at = monotonic()
     for path in result.run(folder):
         if monotonic() - shown_at >= _LINE_SECONDS:

@@ -64,6 +64,27 @@ class Option(click.Option):
         self.envvar = f"CAPFLOW_{variable or str(self.name).upper()}"
         Option.variables.add(self.envvar)
 
+    def type_cast_value(self, context: click.Context, value: Any) -> Any:
+        """As click, but say which numbers are expected."""
+        try:
+            return super().type_cast_value(context, value)
+        except click.BadParameter:
+            if not (expected := _numbers_expected(self.type)):
+                raise
+            raise click.BadParameter(f"expected {expected}, not {value!r}", context, self) from None
+
+
+def _numbers_expected(kind: click.ParamType[Any]) -> str | None:
+    """Describe the numbers that an option takes; None for one that takes other values."""
+    noun = "a whole number" if isinstance(kind, click.types.IntParamType) else "a number"
+    if not isinstance(kind, click.types.IntParamType | click.types.FloatParamType):
+        return None
+    if not isinstance(kind, click.IntRange | click.FloatRange) or kind.min is None:
+        return noun
+    if kind.max is not None:
+        return f"{noun} from {kind.min:g} to {kind.max:g}"
+    return f"{noun} above {kind.min:g}" if kind.min_open else f"{noun} of {kind.min:g} or more"
+
 
 def option(
     names: str, text: str, default: Any = None, kind: Any = None, variable: str = "", **attributes: Any
@@ -297,6 +318,27 @@ drop_guard_option = repeatable(
 )
 
 
+#: The options that `shares_of` reads.
+share_options = combined(
+    option(
+        "--min-quote-support",
+        "Lowest share of quoted passages that stand in the picture; captions without quotes are kept.",
+        kind=click.FloatRange(0, 1),
+    ),
+    option(
+        "--min-text-coverage",
+        "Lowest share of the words surely read in the picture that the caption holds, or a verbatim report.",
+        kind=click.FloatRange(0, 1),
+    ),
+)
+
+
+def shares_of(asked: dict[str, Any]) -> dict[str, float]:
+    """Return the lowest shares that are asked for, by their keys in caption files."""
+    asked_for = {name: asked[f"min_{name}"] for name in ("quote_support", "text_coverage")}
+    return {name: share for name, share in asked_for.items() if share is not None}
+
+
 #: The options that `budget_of` reads.
 budget_options = combined(
     option(
@@ -312,12 +354,12 @@ budget_options = combined(
 
 
 def budget_of(asked: dict[str, Any]) -> Budget | None:
-    """Take the budget's options out of the others; None where there is no limit."""
+    """Take the budget's options out of the others; None where there is neither a limit nor a table."""
     from producer.budget import Budget
     from producer.cost import read_prices
 
     max_tokens, max_usd, prices = (asked.pop(name) for name in ("max_tokens", "max_cost", "prices"))
-    if max_tokens is None and max_usd is None:
+    if max_tokens is None and max_usd is None and prices is None:
         return None
     return Budget(max_tokens, max_usd, read_prices(prices))
 

@@ -162,7 +162,11 @@ def command_of(run: RunFigures) -> str:
     candidates = [] if run.candidates == usual else ["--candidates", str(run.candidates)]
     bar = [] if run.min_overall == CandidatePolicy().min_overall else ["--min-overall", str(run.min_overall)]
     budget = ["--token-budget", str(run.token_budget)] if run.token_budget else []
-    return shlex.join(["capflow", "caption", run.plan, *workflow, *candidates, *bar, *budget, *name])
+    flags = {"--strict": run.strict, "--skip-text-only": run.skips_text_only}
+    limits = {"--max-tokens": run.max_tokens, "--max-cost": run.max_cost, "--prices": run.prices}
+    terms = [flag for flag, is_set in flags.items() if is_set]
+    terms += [word for flag, value in limits.items() if value is not None for word in (flag, str(value))]
+    return shlex.join(["capflow", "caption", run.plan, *workflow, *candidates, *bar, *budget, *terms, *name])
 
 
 @click.command(cls=cli.Command, exit_codes=(0, 2, 3, 130))

@@ -63,9 +63,10 @@ def plan_sources(
 ) -> Planned:
     """List the sources, try some of their entries, and write the plan. Raises PlanError."""
     from producer.parallel import ProgressLines
+    from producer.planning.listings import SourceOrder
     from producer.planning.planner import make_plan
     from producer.planning.preflight import check_datasets
-    from producer.planning.sources import SourceOrder, read_sources
+    from producer.planning.sources import read_sources
     from producer.reading.plan import is_split_plan
     from producer.reading.tables import Keys
 

@@ -7,7 +7,9 @@ from random import Random
 
 from capflow_tasks.entries import MEDIA_KEYS, media_of, shown
 from capflow_tasks.errors import BadEntry, PlanError, SampleError
+from capflow_tasks.media.addresses import ParquetCell, split_address
 from capflow_tasks.media.paths import head_of, resolve_media
+from capflow_tasks.media.remote import is_remote
 from capflow_tasks.records import JsonObject
 from producer.planning.metafile import Dataset
 from producer.reading.annotations import Entry, read_entries
@@ -86,9 +88,11 @@ def _is_file(root: str, path: str) -> bool:
 
 
 def _unreadable(root: str, path: str) -> str | None:
-    """Return why a medium cannot be opened; None when it can."""
+    """Return why a medium cannot be opened; None when it can, or when a whole remote file must be fetched."""
     try:
-        head_of(resolve_media(root, path))
+        found = resolve_media(root, path)
+        if not is_remote(found) or not isinstance(split_address(found)[1], ParquetCell):
+            head_of(found)
     except SampleError as error:
         return str(error).rstrip(".")
     return None

@@ -10,54 +10,38 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
-from hashlib import blake2b, sha256
+from itertools import chain
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from capflow_tasks.entries import MEDIA_KEYS
 from capflow_tasks.errors import PlanError
 from capflow_tasks.media.paths import HEAD_BYTES, kind_of
+from capflow_tasks.media.remote import is_remote
 from capflow_tasks.records import JsonObject, Modality
 from producer.console import counted
 from producer.parallel import ProgressLines, call_all
+from producer.planning.listings import (
+    Container,
+    Listed,
+    SourceOrder,
+    Texts,
+    list_container,
+    listed_before,
+    listing_path,
+    write_listing,
+)
 from producer.planning.metafile import Dataset, read_metafile
-from producer.reading.containers import is_tar, parquet_entries, tar_entries
+from producer.planning.remote_sources import read_remote
+from producer.reading.containers import is_tar
 from producer.reading.folders import MediaFolder, listed_name
 from producer.reading.plan import Resolve, file_name_part
-from producer.reading.tables import Keys, coco_rows, json_rows, path_lines, table_rows
-from producer.writing.whole import whole_file
-
-#: Number of entries listed so far.
-Listed = Callable[[int], None]
+from producer.reading.tables import coco_rows, json_rows, path_lines, table_rows
 
 _BRACES = re.compile(r"^(.*)\{(\d+)\.\.(\d+)\}(.*)$")
-
-
-@dataclass(frozen=True, slots=True)
-class SourceOrder:
-    """How sources are read."""
-
-    #: Folder of the listings, absolute.
-    listings: Path
-    keys: Keys = field(default_factory=Keys)
-    #: Folder that media paths are relative to; None for that of the source.
-    root: Path | None = None
-    #: Tars and Parquet files listed at a time.
-    processes: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class _Container:
-    """A tar or Parquet file, which is listed in a process of its own."""
-
-    path: Path
-    order: SourceOrder
 
 
 @dataclass(slots=True)
@@ -66,14 +50,20 @@ class Found:
 
     datasets: list[Dataset] = field(default_factory=list)
     #: Those whose listings are not written yet.
-    containers: list[_Container] = field(default_factory=list)
+    containers: list[Container] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
 def read_sources(sources: Sequence[str], order: SourceOrder, resolve: Resolve, listed: Listed) -> Found:
     """List the media of each source, in order. Raises PlanError."""
     found, loose = Found(), dict[Path, Modality]()
-    for path in _expanded(sources):
+    for place in _expanded(sources):
+        if is_remote(place):
+            datasets, containers = read_remote(place, order, listed)
+            found.datasets += datasets
+            found.containers += containers
+            continue
+        path = Path(place)
         if path.is_dir():
             _read_folder(path, order, found, listed)
             continue
@@ -81,7 +71,7 @@ def read_sources(sources: Sequence[str], order: SourceOrder, resolve: Resolve, l
         if (kind := kind_of(head)) is not None:
             loose[path] = kind
         elif is_tar(head) or head.startswith(b"PAR1"):
-            found.containers.append(_Container(path, order))
+            found.containers.append(Container(str(path), str(order.root or path.parent), order))
         elif _is_metafile(path, head):
             found.datasets += read_metafile(path, resolve)
         else:
@@ -89,15 +79,18 @@ def read_sources(sources: Sequence[str], order: SourceOrder, resolve: Resolve, l
     if loose:
         found.datasets.append(_loose_files(loose, order, listed))
     progress = ProgressLines("files listed")
-    for dataset, warnings in call_all(_list_container, found.containers, order.processes, progress):
+    for dataset, warnings in call_all(list_container, found.containers, order.processes, progress):
         found.datasets.append(dataset)
         found.warnings += warnings
     found.datasets = list(_with_own_names(found.datasets))
     return found
 
 
-def _expanded(sources: Sequence[str]) -> Iterator[Path]:
-    """Yield the files of `shard-{000..123}.tar`, and any other source as it is. Raises PlanError."""
+def _expanded(sources: Sequence[str]) -> Iterator[str]:
+    """Yield the absolute paths of the files of `shard-{000..123}.tar`, and of any other source; URLs, too.
+
+    Raises PlanError.
+    """
     for source in sources:
         braces = _BRACES.match(source)
         if braces is None or Path(source).exists():
@@ -106,9 +99,9 @@ def _expanded(sources: Sequence[str]) -> Iterator[Path]:
             before, first, last, after = braces.groups()
             names = [f"{before}{number:0{len(first)}}{after}" for number in range(int(first), int(last) + 1)]
         for name in names:
-            if not Path(name).exists():
+            if not is_remote(name) and not Path(name).exists():
                 raise PlanError(f"{name}: there is no such file or folder; correct the path")
-            yield Path(name).absolute()
+            yield name if is_remote(name) else str(Path(name).absolute())
 
 
 def _head(path: Path) -> bytes:
@@ -189,117 +182,58 @@ def _annotations(path: Path, order: SourceOrder) -> Dataset:
 
 
 def _listing(path: Path, rows: Iterable[Any], order: SourceOrder, listed: Listed) -> Dataset:
-    file = _listing_path(path, order)
-    count = _write(file, map(order.keys.entry, rows), listed)
+    file = listing_path(str(path), order)
+    count = write_listing(file, map(order.keys.entry, rows), listed)
     return replace(_dataset(path, file, order, count), is_counted=True)
-
-
-def _listing_path(path: Path, order: SourceOrder, *also: str) -> Path:
-    """Return where the listing of a source is kept; `also` names what else it depends on."""
-    identity = [os.path.realpath(path), order.keys, *also]
-    digest = sha256(repr(identity).encode("utf-8", "surrogateescape")).hexdigest()[:8]
-    return order.listings / f"{file_name_part(path.name.split('.')[0] or 'media')}.{digest}.jsonl"
-
-
-def _write(file: Path, entries: Iterable[Any], listed: Listed) -> int:
-    """Write the entries as JSONL and return their number.
-
-    In ASCII, so that half of a surrogate pair is written, and refused by the reader of the listing.
-    """
-    count = 0
-    with whole_file(file) as output:
-        for entry in entries:
-            output.write(json.dumps(entry).encode() + b"\n")
-            count += 1
-            listed(count)
-    return count
 
 
 def _read_folder(path: Path, order: SourceOrder, found: Found, listed: Listed) -> None:
     order = replace(order, root=None)  # names in a folder are relative to it
-    media, file = MediaFolder(path), _listing_path(path, order)
-    count = _write(file, _folder_entries(media, file), listed)
+    media, file = MediaFolder(path), listing_path(str(path), order)
+    count = write_listing(file, _folder_entries(media, file), listed)
     if media.left_out:
         held = ", ".join(f"{what} ({number:,})" for what, number in media.left_out.most_common(5))
         found.warnings.append(f"{path}: leaves out {counted(media.left_out.total(), 'file')}: {held}")
-    inside = replace(order, root=path)
-    found.containers += [_Container(path / name, inside) for name in media.containers]
+    found.containers += [Container(str(path / name), str(path), order) for name in media.containers]
     if count:
         found.datasets.append(replace(_dataset(path, file, order, count), is_counted=True))
     elif not media.containers:
         raise PlanError(f"{path}: holds no picture or video; name the folder of the media")
 
 
-def _list_container(container: _Container) -> tuple[Dataset, list[str]]:
-    """List a tar or Parquet file, unless it is as it was; return what cannot be read of it, too."""
-    path, order = container.path, container.order
-    root, warnings = order.root or path.parent, list[str]()
-    if not path.is_relative_to(root):
-        raise PlanError(f"{path}: lies outside --root {root}; name a folder that holds it")
-    file = _listing_path(path, order, str(root))
-    changed = path.stat().st_mtime_ns
-    if file.exists() and file.stat().st_mtime_ns == changed:
-        with file.open("rb") as listing:
-            count = sum(chunk.count(b"\n") for chunk in iter(partial(listing.read, 1 << 20), b""))
-    else:
-        is_parquet = _head(path).startswith(b"PAR1")
-        entries = parquet_entries(path, root, order.keys.image) if is_parquet else tar_entries(path, root)
-        keyed = map(replace(order.keys, image=None).entry, entries)
-        count = _write(file, _until_broken(keyed, warnings), lambda _: None)
-        if not warnings:
-            os.utime(file, ns=(changed, changed))
-    if not count:
-        raise PlanError(f"{path}: holds no picture or video; leave it out")
-    return replace(_dataset(path, file, replace(order, root=root), count), is_counted=True), warnings
-
-
-def _until_broken(entries: Iterator[Any], warnings: list[str]) -> Iterator[Any]:
-    """Yield what can be read; why there is no more becomes a warning, unless there is nothing at all."""
-    is_empty = True
-    try:
-        for entry in entries:
-            is_empty = False
-            yield entry
-    except PlanError as error:
-        if is_empty:
-            raise
-        warnings.append(f"{error}; what stands before is planned")
-
-
 def _folder_entries(media: MediaFolder, listing: Path) -> Iterator[JsonObject]:
     """Yield the entries of an earlier listing first, so that samples keep their places."""
-    known = _Texts(listed_name(entry) for entry in _listed_before(listing))
-    return media.entries(_listed_before(listing), known.__contains__)
-
-
-def _listed_before(listing: Path) -> Iterator[JsonObject]:
-    if listing.exists():
-        yield from json_rows(listing)
-
-
-class _Texts:
-    """A set of texts in 8 bytes each."""
-
-    def __init__(self, texts: Iterable[str]) -> None:
-        self._sorted = np.sort(np.fromiter(map(_digest, texts), np.uint64))
-
-    def __contains__(self, text: str) -> bool:
-        place = int(np.searchsorted(self._sorted, (digest := np.uint64(_digest(text)))))
-        return place < len(self._sorted) and bool(self._sorted[place] == digest)
-
-
-def _digest(text: str) -> int:
-    return int.from_bytes(blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest())
+    known = Texts(listed_name(entry) for entry in listed_before(listing))
+    return media.entries(listed_before(listing), known.__contains__)
 
 
 def _loose_files(kinds: Mapping[Path, Modality], order: SourceOrder, listed: Listed) -> Dataset:
-    """Return a dataset of single pictures and videos."""
+    """Return a dataset of single pictures and videos; those that were listed before keep their places."""
     root = order.root or Path(os.path.commonpath([path.parent for path in kinds]))
     names = {os.path.relpath(path, root): kind for path, kind in kinds.items()}
-    entries = ({"id": name, MEDIA_KEYS[kind][0]: name} for name, kind in names.items())
-    file = _listing_path(root / "files", order, *names)
-    count = _write(file, entries, listed)
+    file = _loose_listing(root, order, names)
+    earlier = list(listed_before(file))
+    held = set(map(listed_name, earlier))
+    new = ({"id": name, MEDIA_KEYS[kind][0]: name} for name, kind in names.items() if name not in held)
+    count = write_listing(file, chain(earlier, new), listed)
     return Dataset(root.name or "media", str(root), str(file), Modality.IMAGE, None, count, None, {}, True)
+
+
+def _loose_listing(root: Path, order: SourceOrder, names: Collection[str]) -> Path:
+    """Return the longest listing whose files are all named again, or gone; else where a new one goes."""
+    first = listing_path(str(root / "files"), order)
+    kept = {
+        file: [listed_name(entry) for entry in listed_before(file)]
+        for file in sorted(order.listings.glob(f"{first.stem}*.jsonl"))
+    }
+    fitting = [
+        file
+        for file, held in kept.items()
+        if all(name in names or not (root / name).exists() for name in held)
+    ]
+    if fitting:
+        return max(fitting, key=lambda file: len(kept[file]))
+    return first.with_stem(f"{first.stem}-{len(kept) + 1}") if kept else first
 
 
 def _with_own_names(datasets: Iterable[Dataset]) -> Iterator[Dataset]:

@@ -194,12 +194,18 @@ class Criteria:
     minimums: Minimums | None
     #: Rules of the guard; a caption in whose making one was found is not kept.
     dropped_rules: Set[str] = frozenset()
+    #: The lowest `quote_support` and `text_coverage`, by these names; a caption without one is kept.
+    shares: Mapping[str, float] = field(default_factory=dict)
 
     def missed(self, record: JsonObject, scores: Scores) -> dict[str, str]:
-        """Return why the record is not kept, by dimension and by `guard: <rule>`; empty when it is."""
+        """Return why the record is not kept, by dimension, `guard: <rule>` or share; empty when it is."""
         missed = self.minimums.missed(scores) if self.minimums else {}
         for rule in _rules_found(record) & self.dropped_rules:
             missed[f"guard: {rule}"] = f"the guard found {rule}"
+        for name, least in self.shares.items():
+            share = record.get(name)
+            if isinstance(share, int | float) and share < least:
+                missed[name] = f"{name} is {share:g}, below {least:g}"
         return missed
 
     def keeps(self, record: JsonObject) -> bool:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from capflow_tasks.entries import MEDIA_KEYS
@@ -43,11 +42,13 @@ def is_tar(head: bytes) -> bool:
     return True
 
 
-def tar_entries(path: Path, root: Path) -> Iterator[JsonObject]:
-    """Yield the samples of a tar that hold media. Raises PlanError where it cannot be read on."""
+def tar_entries(file: BinaryIO, path: str, where: str) -> Iterator[JsonObject]:
+    """Yield the samples of a tar that hold media, whose addresses call the tar `where`; errors, `path`.
+
+    Raises PlanError where it cannot be read on.
+    """
     try:
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            where = str(path.relative_to(root))
+        with tarfile.open(fileobj=file, mode="r:") as tar:
             for key, members in groupby(_plain_members(tar), key=lambda member: _key(member.name)):
                 if (entry := _sample(file, where, key, members)) is not None:
                     yield entry
@@ -104,10 +105,12 @@ def _named(media: Mapping[Modality, list[str]]) -> JsonObject:
     }
 
 
-def parquet_entries(path: Path, root: Path, column: str | None) -> Iterator[JsonObject]:
-    """Yield the rows of a Parquet file. `column` holds the media; None for those that look like it.
+def parquet_entries(
+    source: str | BinaryIO, path: str, where: str, column: str | None
+) -> Iterator[JsonObject]:
+    """Yield the rows of a Parquet file, which addresses call `where`, and errors `path`.
 
-    Raises PlanError.
+    `column` holds the media; None for those that look like it. Raises PlanError.
     """
     try:
         import pyarrow as pa
@@ -115,15 +118,15 @@ def parquet_entries(path: Path, root: Path, column: str | None) -> Iterator[Json
     except ImportError as error:
         raise PlanError(f"{path}: reading Parquet needs pyarrow; pip install '.[export]'") from error
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(source) as file:
             media = [_MediaColumn(*each) for each in _media_columns(path, file.schema_arrow, column).items()]
             for number in range(file.num_row_groups):
-                yield from _rows(file, number, media, str(path.relative_to(root)))
+                yield from _rows(file, number, media, where)
     except (OSError, pa.ArrowException) as error:
         raise PlanError(f"{path}: cannot be read on: {error}; fetch the file again") from error
 
 
-def _media_columns(path: Path, schema: Any, column: str | None) -> dict[str, Modality]:
+def _media_columns(path: str, schema: Any, column: str | None) -> dict[str, Modality]:
     """Return the columns of media: the one asked for, those that `datasets` calls so, or those named so."""
     names = ", ".join(schema.names)
     if column is not None and column not in schema.names:

@@ -13,11 +13,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from capflow_tasks.entries import MEDIA_KEYS
 from capflow_tasks.errors import PlanError, SampleError
 from capflow_tasks.media.addresses import split_address
 from capflow_tasks.media.paths import content_of, head_of, kind_of, resolve_media
+from capflow_tasks.media.remote import is_remote
 from capflow_tasks.records import JsonObject, Modality
 from producer.reading.tables import json_rows, moved_aside, table_rows
 
@@ -69,6 +71,8 @@ def named_by_content(entry: JsonObject, root: str) -> JsonObject:
 
 def _is_video(path: str, root: str) -> bool:
     file, member = split_address(path)
+    if is_remote(file) or is_remote(root):  # too slow to open for each sample
+        return member is None and named_kind(urlsplit(file).path) is Modality.VIDEO
     if (named := named_kind(file)) is Modality.IMAGE or member is not None:
         return False
     try:
@@ -103,6 +107,8 @@ def _media(entry: JsonObject) -> Iterator[tuple[str, Modality]]:
 def _is_guess(path: str, kind: Modality, root: str) -> bool:
     """Whether the file cannot be read, and the kind is the one that its name then gives it."""
     file, member = split_address(path)
+    if is_remote(file) or is_remote(root):
+        return False
     named = named_kind(file)
     if member is not None or named is Modality.IMAGE or kind is not (named or Modality.IMAGE):
         return False

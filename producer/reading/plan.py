@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -13,8 +14,11 @@ from typing import Any
 from capflow_tasks.domains.catalogue import Domain
 from capflow_tasks.entries import media_of, printable, shown, type_name, unstorable
 from capflow_tasks.errors import BadEntry, PlanError, SettingsError, WorkflowError
+from capflow_tasks.media.remote import is_remote
 from capflow_tasks.records import JsonObject, Modality, PlanShard
 from producer.reading.annotations import Entry, read_entries
+
+log = logging.getLogger(__name__)
 
 #: Returns the domain of this name or alias, or raises WorkflowError.
 Resolve = Callable[[str], Domain]
@@ -73,6 +77,14 @@ def read_plan(path: Path, resolve: Resolve) -> Plan:
     return Plan(tuple(shards), tuple(_in_order(path, warnings)))
 
 
+def checked_plan(path: Path, resolve: Resolve) -> Plan:
+    """Read the plan and log its warnings. Raises PlanError."""
+    plan = read_plan(path, resolve)
+    for warning in plan.warnings:
+        log.warning("%s", warning)
+    return plan
+
+
 _PLAN_KEY = re.compile(rb'"(json_url|assign_rank|shard_index)"\s*:')
 
 
@@ -87,7 +99,7 @@ def is_split_plan(path: Path) -> bool:
 
 def kept_plan(sources: Sequence[str]) -> Path:
     """Return where the plan of these sources is kept, inside CAPFLOW_HOME: the same for the same sources."""
-    real = [os.path.realpath(source) for source in sources]
+    real = [source if is_remote(source) else os.path.realpath(source) for source in sources]
     name = file_name_part(Path(real[0]).name.split(".")[0] or "sources")
     digest = hashlib.sha256("\n".join(real).encode("utf-8", "surrogateescape")).hexdigest()[:8]
     return Path("sources", f"{name}-{digest}", f"{name}.jsonl")
@@ -194,9 +206,14 @@ class Fields:
             return None
 
     def path(self, key: str, *, is_folder: bool) -> str:
-        """Make the path absolute: from the plan's folder, or from the working directory if only there."""
+        """Make the path absolute: from the plan's folder, or from the working directory if only there.
+
+        A folder may be remote.
+        """
         if key not in self.values or not (value := self.text(key)):
             return ""
+        if is_folder and is_remote(value):
+            return value.rstrip("/")
         places = [Path(self.folder, value).absolute(), Path(value).absolute()]
         place = places[0]
         try:

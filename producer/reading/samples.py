@@ -2,18 +2,21 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from capflow_tasks.domains.catalogue import Catalogue
 from capflow_tasks.entries import media_of, shown, task_of
-from capflow_tasks.errors import BadEntry, WorkflowError
+from capflow_tasks.errors import BadEntry, PlanError, WorkflowError
 from capflow_tasks.records import Failure, JsonObject, Modality, PlanShard, Stage
 from capflow_tasks.store import states
 from producer.console import counted
 from producer.reading.annotations import read_entries
 from producer.reading.folders import named_by_content
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +38,32 @@ def read_samples(
         except BadEntry as error:
             failure = Failure(Stage.ROUTE, error.kind, str(error), is_retryable=False)
             yield states.NewSample(entry.index, entry.value or {}, None, failure)
+
+
+def batches_of(
+    samples: Iterator[states.NewSample], batch_size: int, stages: Sequence[Stage]
+) -> Iterator[states.NewBatch]:
+    """Group samples into batches; a PlanError from reading them comes after those read before it."""
+    return (
+        states.NewBatch(states.first_stage(group, stages), group) for group in in_groups(samples, batch_size)
+    )
+
+
+def in_groups(items: Iterator[T], size: int) -> Iterator[list[T]]:
+    """Lists of up to `size` items; a PlanError comes after the items that came before it."""
+    group: list[T] = []
+    try:
+        for item in items:
+            group.append(item)
+            if len(group) == size:
+                yield group
+                group = []
+    except PlanError:
+        if group:
+            yield group
+        raise
+    if group:
+        yield group
 
 
 def domain_of(

@@ -24,7 +24,7 @@ from capflow_tasks.records import FinishedSample, GuardOutcome, JsonObject, Moda
 from capflow_tasks.store.states import SampleState, ShardRow
 from capflow_tasks.store.views import PAGE, Views
 from producer.report.pictures import Drawn, PictureTask, draw_all
-from producer.writing.captions import guard_findings
+from producer.writing.captions import checked_text, guard_findings
 
 #: Samples of one chunk.
 CHUNK = 200
@@ -76,6 +76,12 @@ class ShownSample:
         """What the judge found wrong or missing."""
         judgement = self._last(Stage.SCORE)
         return errors_named(judgement.text) if judgement else []
+
+    @property
+    def checked_text(self) -> JsonObject:
+        """How far the caption agrees with the text read in its pictures."""
+        summary = self._last(Stage.SUMMARIZE)
+        return checked_text(summary) if summary else {}
 
     @property
     def guard_labels(self) -> list[str]:
@@ -260,6 +266,7 @@ def detail(shown: ShownSample, pictures: Sequence[tuple[str, Drawn]]) -> JsonObj
         "grades": {name: grade for name, grade in shown.grades.items() if name != "overall"},
         "overall": overall(shown),
         "errors": shown.errors,
+        "text": shown.checked_text,
         "said": [_answer(result) for result in sample.results],
         "others": [_answer(result) for result in sample.others],
         "entry": json.dumps(sample.entry, ensure_ascii=False, indent=2),
@@ -283,6 +290,7 @@ def _answer(result: Result) -> dict[str, Any]:
         "model": result.model,
         "revision": result.revision or "",
         "engine": result.engine or "",
+        "sampling": ", ".join(f"{name} {value:g}" for name, value in (result.sampling or {}).items()),
         "workflow": result.workflow,
         "worker": result.worker,
         "prompt_tokens": result.prompt_tokens,

@@ -85,6 +85,8 @@ class Overview:
     throughput: Chart | None
     #: Seconds that one of its columns stands for.
     stretch: float
+    #: What was read in pictures; None where nothing was.
+    text: figures.TextFigures | None = None
 
     @property
     def tokens(self) -> figures.Tokens:
@@ -102,6 +104,10 @@ class Overview:
         for each in self.guard:
             found.setdefault(each.rule, Counter())[each.outcome] += each.answers
         return dict(sorted(found.items(), key=lambda pair: -pair[1].total()))
+
+    @property
+    def text_line(self) -> str:
+        return console.text_line(self.text) if self.text else ""
 
     @property
     def own_judge_text(self) -> str:
@@ -136,6 +142,7 @@ def overview_of(run: figures.RunFigures, statistics: Statistics, prices: Prices)
         confidences=_confidence_chart(statistics.confidences(run.id)),
         throughput=_throughput_chart(statistics.finished_by_time(run.id, stretch), stretch),
         stretch=stretch,
+        text=statistics.text(run.id),
     )
 
 

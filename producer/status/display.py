@@ -18,7 +18,17 @@ from capflow_tasks.records import GuardOutcome, JsonObject
 from capflow_tasks.store import figures
 from capflow_tasks.store.states import SampleState
 from capflow_tasks.store.statistics import Statistics
-from producer.console import count, counted, duration, own_judge_text, percent, short_count, table, usd
+from producer.console import (
+    count,
+    counted,
+    duration,
+    own_judge_text,
+    percent,
+    short_count,
+    table,
+    text_line,
+    usd,
+)
 from producer.status.snapshot import Kept, Snapshot, retry_line, run_document, runs_document
 
 #: A snapshot of a large run takes long; the database then rests for so many times as long.
@@ -303,6 +313,8 @@ def _cost_lines(snapshot: Snapshot) -> Iterator[str]:
         yield f"Accepted captions: {count(snapshot.accepted)} of {count(judged)} judged, {share}"
     if own_judge := own_judge_text(figures.own_judges(snapshot.totals.usages)):
         yield own_judge
+    if snapshot.totals.text:
+        yield text_line(snapshot.totals.text)
     yield f"Worker time: {duration(cost.worker_seconds)}"
     yield (
         f"Cost: {usd(cost.usd)}; per 100 samples {usd(snapshot.usd_per_100_samples)}; "

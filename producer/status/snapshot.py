@@ -159,6 +159,7 @@ def run_document(snapshot: Snapshot) -> JsonObject:
             "own_judges": figures.own_judges(totals.usages),
         },
         "guard": [_guard(each) for each in totals.guard],
+        "text": _text(totals.text),
         "written_again": {
             "captions": [
                 {"candidate": each.candidate, "samples": each.samples, **_tokens(each.tokens)}
@@ -236,6 +237,13 @@ def _guard(found: figures.GuardCount) -> JsonObject:
         "cached_tokens": tokens.cached,
         "completion_tokens": tokens.completion,
     }
+
+
+def _text(text: figures.TextFigures | None) -> JsonObject | None:
+    if text is None:
+        return None
+    shares = {"quote_support": text.quote_support, "text_coverage": text.text_coverage}
+    return asdict(text) | {name: _rounded(share) for name, share in shares.items()}
 
 
 def _kept(kept: Kept) -> JsonObject:

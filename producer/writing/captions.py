@@ -2,9 +2,9 @@
 
 A line is the annotation entry with all its keys in their order; a key that Capflow writes replaces an input
 key of the same name. The keys of a stage that has not run are not written, so that what an earlier run wrote
-stays: `caption`, `workflow` and `conversations` come from summarize, `reports` from perceive and reason,
-`scores` and `overall` from score. `task` and `confidence` need a domain; `confidence` is null where the
-domain was given.
+stays: `caption`, `workflow`, `conversations` and `quote_support` come from summarize, `reports` from perceive
+and reason, `scores` and `overall` from score. `task` and `confidence` need a domain; `confidence` is null
+where the domain was given.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from capflow_tasks.captioning.answers import errors_named
+from capflow_tasks.captioning.quotes import quote_support, text_coverage
 from capflow_tasks.errors import SampleError
 from capflow_tasks.records import FinishedSample, GuardOutcome, JsonObject, PlanShard, Result, Stage
 from capflow_tasks.store.candidates import by_candidate
@@ -107,28 +108,34 @@ def caption_record(sample: FinishedSample, style: ConversationStyle = PLAIN) -> 
         record |= {"task": sample.domain, "confidence": sample.confidence}
     summaries = by_stage[Stage.SUMMARIZE]
     if summaries:
-        record["caption"] = summaries[-1].text
-    reports: dict[str, str] = {}
+        record["caption"] = _said(summaries[-1])
+    reports: JsonObject = {}
     for result in by_stage[Stage.PERCEIVE] + by_stage[Stage.REASON]:
         if not result.text:  # an optional agent whose answer the guard refused
             continue
         # An agent of each of the two stages may have this name.
         name = result.agent if result.agent not in reports else f"{result.stage}_{result.agent}"
-        reports[name] = result.text
+        reports[name] = _said(result)
     if reports:
         record["reports"] = reports
     record |= _judged(sample.results)
     if sample.results:
         last = (summaries or sample.results)[-1]
-        record |= {"model": last.model, "revision": last.revision, "engine": last.engine}
+        record |= {name: getattr(last, name) for name in ("model", "revision", "engine", "sampling")}
     if summaries:
         record["workflow"] = summaries[-1].workflow
         record["finish_reason"] = summaries[-1].finish_reason
         record["guard"] = guard_findings(sample.results)
+        record |= checked_text(summaries[-1])
         if listed := candidate_records(sample):
             record["candidates"] = listed
         return with_conversation(record, summaries[-1].text, style)
     return record
+
+
+def _said(result: Result) -> str | JsonObject:
+    """Return what an agent wrote: an object where its domain asks for one."""
+    return result.text if result.data is None else result.data
 
 
 def candidate_records(sample: FinishedSample) -> list[JsonObject]:
@@ -136,13 +143,28 @@ def candidate_records(sample: FinishedSample) -> list[JsonObject]:
     written = by_candidate((*sample.results, *sample.others)) if sample.others else {}
     return [
         {
-            "caption": [each.text for each in results if each.stage is Stage.SUMMARIZE][-1],
+            "caption": [_said(each) for each in results if each.stage is Stage.SUMMARIZE][-1],
             "is_chosen": results[0] in sample.results,
             **_judged(results),
             "tokens": sum(each.prompt_tokens + each.completion_tokens for each in results),
         }
         for results in written.values()
     ]
+
+
+def checked_text(caption: Result) -> JsonObject:
+    """Return how far a caption agrees with the text read in its pictures; nothing where none was read."""
+    if not caption.checks:
+        return {}
+    return {
+        "quote_support": _rounded(quote_support(caption.checks)),
+        "text_coverage": _rounded(text_coverage(caption.checks)),
+        "unsupported_quotes": caption.checks["unsupported_quotes"],
+    }
+
+
+def _rounded(share: float | None) -> float | None:
+    return None if share is None else round(share, 4)
 
 
 def _judged(results: Sequence[Result]) -> JsonObject:

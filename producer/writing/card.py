@@ -9,8 +9,11 @@ from pathlib import Path
 import yaml
 
 from capflow_tasks.records import JsonObject
+from producer.writing.ownership import OwnFiles
 from producer.writing.whole import whole_file
 
+#: The name of a card.
+CARD = "README.md"
 #: The beginning of every card of Capflow; a README.md that begins otherwise is somebody else's.
 _MARK = "---\n# Written by `capflow export`.\n"
 
@@ -27,12 +30,17 @@ class Card:
     features: Sequence[JsonObject] = ()
 
 
-def write_card(folder: Path, card: Card) -> bool:
-    """Write `README.md`, and return whether it was; a README.md that is not Capflow's stays."""
-    path = folder / "README.md"
+def write_card(folder: Path, card: Card, own: OwnFiles) -> bool:
+    """Write `README.md`, and return whether it was.
+
+    One that is not Capflow's stays, and so does another run's, or one that was edited.
+    """
+    path = folder / CARD
     if path.exists() and not path.read_text("utf-8", "replace").startswith(_MARK):
         return False
-    with whole_file(path) as file:
+    if not own.is_own(CARD):
+        return False
+    with own.writing([CARD]), whole_file(path) as file:
         file.write(_text(card).encode())
     return True
 

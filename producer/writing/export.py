@@ -10,13 +10,13 @@ from capflow_tasks.store.figures import RunFigures
 from capflow_tasks.store.states import ShardRow, Tally
 from capflow_tasks.store.views import Views
 from producer.reading.plan import file_name_part, output_name
-from producer.writing.captions import Captioned, ExportedFile, export, latest, listing_left_out
+from producer.writing.captions import Captioned, ExportedFile, export, file_names, latest, listing_left_out
 from producer.writing.card import Card, write_card
 from producer.writing.ownership import OwnFiles
 from producer.writing.parquet import Columns, write_parquet
 from producer.writing.selection import Choice, Selection
 from producer.writing.sidecars import write_sidecars
-from producer.writing.tars import Packing, features_of
+from producer.writing.tars import Packing, features_of, tars_of
 from producer.writing.trainers import TRAINERS, register
 from producer.writing.whole import write_lines
 
@@ -34,7 +34,7 @@ class Order:
     fields: tuple[str, ...] = ()
     #: Whether Parquet holds the media themselves.
     embeds: bool = False
-    #: Whether text files that are there already are replaced.
+    #: Whether files that are not this run's are replaced.
     overwrites: bool = False
 
 
@@ -47,7 +47,7 @@ class Exported:
     remaining: int
     #: Captions that do not meet the criteria.
     rejected: int
-    #: Whether a card was written; False where another README.md stays.
+    #: Whether a card was written; False where a README.md stays that is not this run's.
     has_card: bool
 
     @property
@@ -61,7 +61,10 @@ _Part = tuple[str, str, Iterator[Captioned]]
 
 
 def export_run(views: Views, run: RunFigures, order: Order) -> Exported:
-    """Write the run's captioned samples. Raises UserError, and ServiceError when the disk refuses a file."""
+    """Write the run's captioned samples.
+
+    Raises UserError where a file in the folder is another's, and ServiceError when the disk refuses one.
+    """
     rows = latest(views.shards(run.id))
     writer = _Writer(views, rows, run, order)
     writer.write()
@@ -80,7 +83,9 @@ class _Writer:
         self._rows = rows
         self._run = run
         self._name = file_name_part(run.name)
+        self._left_out = order.folder / f"{self._name}.left_out.jsonl"
         self._order = order
+        self._own = OwnFiles(order.folder, run.name, run.created_at, overwrites=order.overwrites)
         #: Whether each plan line has a file of its own.
         self._is_by_shard = not order.choice.splits and order.choice.seed is None
         self._has_roots = len({row.shard.root for row in rows}) > 1
@@ -91,12 +96,29 @@ class _Writer:
     def write(self) -> None:
         writers = {
             "jsonl": self._write_caption_files if self._is_by_shard else self._write_lines,
-            "txt": self._write_sidecars,
             "parquet": self._write_parquet,
             "webdataset": self._write_tars,
             **dict.fromkeys(TRAINERS, self._write_for_trainer),
         }
-        writers[self._order.form]()
+        if self._order.form == "txt":
+            # Too many for a list: a file with another text stays.
+            self._write_sidecars()
+            return
+        with self._own.writing(self._names()):
+            writers[self._order.form]()
+
+    def _names(self) -> list[str]:
+        """Name the files that are written, replaced or removed; of tars, those that are there."""
+        form, folder = self._order.form, self._order.folder
+        if form == "jsonl" and self._is_by_shard:
+            return file_names(row.shard for row in self._rows)
+        parts = self._shards() if form == "parquet" and self._is_by_shard else self._parts()
+        stems = [stem for _, stem, _ in parts]
+        left_out = [self._left_out.name] if form in ("parquet", "webdataset") else []
+        if form == "webdataset":
+            return [path.name for stem in stems for path in tars_of(folder, stem)] + left_out
+        suffix = TRAINERS[form].suffix if form in TRAINERS else f".{form}"
+        return [f"{stem}{suffix}" for stem in stems] + left_out
 
     def write_card(self) -> bool:
         if self._order.form == "txt":
@@ -104,7 +126,7 @@ class _Writer:
         chosen = self.selection
         counts = {"domain": chosen.domains, "model": chosen.models, "prompts (digest)": chosen.workflows}
         card = Card(self._run.name, self._order.form, counts, self._patterns, self._features)
-        return write_card(self._order.folder, card)
+        return write_card(self._order.folder, card, self._own)
 
     def _parts(self) -> Iterator[_Part]:
         """Yield one part per split; without splits, all samples."""
@@ -126,8 +148,7 @@ class _Writer:
 
     def _write_caption_files(self) -> None:
         read, folder = self._views.finished_samples, self._order.folder
-        own = OwnFiles(folder, self._run.name, self._run.created_at, overwrites=self._order.overwrites)
-        self.files += export(read, self._rows, folder, own, self._records_of)
+        self.files += export(read, self._rows, folder, self._own, self._records_of)
 
     def _write_lines(self) -> None:
         for _, stem, samples in self._parts():
@@ -138,7 +159,7 @@ class _Writer:
     def _write_parquet(self) -> None:
         order, parts = self._order, self._shards() if self._is_by_shard else self._parts()
         columns = Columns(sorted(order.choice.criteria.rubrics.dimensions), order.fields, order.embeds)
-        with listing_left_out(order.folder / f"{self._name}.left_out.jsonl", self.files) as left_out:
+        with listing_left_out(self._left_out, self.files) as left_out:
             for split, stem, samples in parts:
                 path = order.folder / f"{stem}.parquet"
                 self.files.append(ExportedFile(path, write_parquet(path, samples, columns, left_out)))
@@ -146,9 +167,9 @@ class _Writer:
 
     def _write_tars(self) -> None:
         order, suffixes = self._order, dict[str, Modality]()
-        with listing_left_out(order.folder / f"{self._name}.left_out.jsonl", self.files) as left_out:
+        with listing_left_out(self._left_out, self.files) as left_out:
             for split, stem, samples in self._parts():
-                packing = Packing(order.folder, stem, order.shard_size, order.fields)
+                packing = Packing(self._own, order.folder, stem, order.shard_size, order.fields)
                 self.files += packing.write(samples, left_out)
                 suffixes |= packing.suffixes
                 self._patterns[split] = f"{stem}-*.tar"

@@ -2,11 +2,13 @@
 
 Each run has a list in the folder, `.capflow-<digest>.json`: its name, when it began, and its files with their
 sizes. It is written before the first model call, so two runs that would write one file meet before they work.
-A file that no list names, or whose size has changed, was written by something else.
+A file that no list names, or whose size has changed, was written by something else. Commands that write files
+without a run, such as `capflow filter`, have a list of the same kind.
 """
 
 import hashlib
 import json
+import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -28,13 +30,22 @@ class OwnFiles:
     def __init__(self, folder: Path, run: str, begun: datetime | None, *, overwrites: bool = False) -> None:
         """A run is told from others of its name, as in another database, by when it has `begun`, if it has.
 
-        `overwrites` takes over the files of others.
+        `run` may be a command, which never begins. `overwrites` takes over the files of others.
         """
         self._folder = folder
         self._identity = {"run": run, "begun": begun and begun.isoformat()}
         digest = hashlib.sha256(json.dumps(self._identity).encode()).hexdigest()[:12]
         self._list = folder / f".capflow-{digest}.json"
         self._overwrites = overwrites
+
+    @classmethod
+    def of_command(cls, command: str, source: Path, folder: Path, *, overwrites: bool) -> "OwnFiles":
+        """Return the files that a command makes of a source, wherever the two lie together."""
+        return cls(folder, f"`{command} {os.path.relpath(source, folder)}`", None, overwrites=overwrites)
+
+    def is_own(self, name: str) -> bool:
+        """Whether this run may replace the file, or write it anew."""
+        return next(self._problems([name], self._sizes()), None) is None
 
     def check(self, names: Collection[str]) -> None:
         """Raise UserError where one of these files is another's."""
@@ -59,26 +70,31 @@ class OwnFiles:
 
     @contextmanager
     def writing(self, names: Collection[str]) -> Iterator[None]:
-        """Claim these files, and let the block replace or remove them."""
+        """Claim these files, and let the block replace or remove them; blocks may be nested."""
         self.claim(names)
-        known = self._sizes()
-        self._write(known | dict.fromkeys(names, _ANY))
+        self._write(self._sizes() | dict.fromkeys(names, _ANY))
         yield
-        self._write(known | {name: self._size(name) for name in names})
+        self._write(self._sizes() | {name: self._size(name) for name in names})
 
     def _check(self, names: Collection[str], known: dict[str, int | None]) -> None:
+        for problem in self._problems(names, known):
+            raise UserError(f"{problem}; choose another --output, or replace the file with --overwrite")
+
+    def _problems(self, names: Collection[str], known: dict[str, int | None]) -> Iterator[str]:
+        """Say of each file that is another's, why."""
         if self._overwrites:
             return
         others = self._claims_of_others()
         for name in names:
+            path, size = self._folder / name, self._size(name)
             if name in others:
-                self._refuse(name, f"is a file of run {others[name]}")
-            size = self._size(name)
-            if size is None or known.get(name) in (size, _ANY):
+                yield f"{path}: is a file of {others[name]}"
+            elif size is None or known.get(name) in (size, _ANY):
                 continue
-            if known.get(name) is None:
-                self._refuse(name, "was not written by this run")
-            self._refuse(name, "has changed since this run wrote it")
+            elif known.get(name) is None:
+                yield f"{path}: was not written by this run"
+            else:
+                yield f"{path}: has changed since this run wrote it"
 
     def _take_over(self, names: Collection[str]) -> None:
         """Strike the files from the lists of other runs."""
@@ -88,17 +104,13 @@ class OwnFiles:
             if len(left) < len(found.get("files", {})):
                 _write(path, {**found, "files": left})
 
-    def _refuse(self, name: str, why: str) -> None:
-        raise UserError(
-            f"{self._folder / name}: {why}; choose another --output, or replace the file with --overwrite"
-        )
-
     def _claims_of_others(self) -> dict[str, str]:
-        """Return the run of each file that another run has claimed."""
+        """Return the run, or the command, of each file that another one has claimed."""
         claims: dict[str, str] = {}
         for path in self._lists_of_others():
             found = _read(path)
-            claims |= dict.fromkeys(found.get("files", ()), str(found.get("run")))
+            kind = "run " if found.get("begun") else ""
+            claims |= dict.fromkeys(found.get("files", ()), f"{kind}{found.get('run')}")
         return claims
 
     def _lists_of_others(self) -> list[Path]:

@@ -15,7 +15,7 @@ from capflow_tasks.errors import SampleError, UserError
 from capflow_tasks.media.addresses import open_media
 from capflow_tasks.media.paths import check_file, file_errors, resolve_media
 from capflow_tasks.records import JsonObject, Modality, Stage
-from producer.writing.captions import Captioned, LeftOut, guard_findings
+from producer.writing.captions import Captioned, LeftOut, checked_text, guard_findings
 from producer.writing.conversations import media_listed
 from producer.writing.whole import whole_file
 
@@ -31,7 +31,9 @@ _MEDIA_COLUMNS = {Modality.IMAGE: ("images", "Image"), Modality.VIDEO: ("videos"
 
 
 #: The keys of a caption file's line that are columns as they are.
-_TEXTS = ("caption", "model", "revision", "engine", "workflow", "finish_reason")
+_TEXTS = ("caption", "model", "revision", "engine", "sampling", "workflow", "finish_reason")
+#: How far a caption agrees with the text read in its pictures.
+_SHARES = ("quote_support", "text_coverage")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +91,11 @@ def schema_of(columns: Columns) -> Any:
         "model": text,
         "revision": text,
         "engine": text,
+        "sampling": text,
         "workflow": text,
         "finish_reason": text,
+        **dict.fromkeys(_SHARES, arrow.float64()),
+        "unsupported_quotes": arrow.list_(text),
         "guard": list_of(agent=text, rule=text, outcome=text, evidence=text),
         "entry": text,
     }
@@ -181,6 +186,9 @@ def row_of(each: Captioned) -> JsonObject:
         ],
         "errors": [_text(error) for error in (errors if isinstance(errors, list) else [])],
         **{key: _text(record.get(key)) for key in _TEXTS},
+        **dict.fromkeys(_SHARES),
+        "unsupported_quotes": [],
+        **{key: value for result in sample.results for key, value in checked_text(result).items()},
         "guard": guard_findings(sample.results),
         "entry": _text(sample.entry),
     }

@@ -10,6 +10,7 @@ from itertools import accumulate
 from random import Random
 
 from capflow_tasks.entries import MEDIA_KEYS
+from capflow_tasks.media.remote import is_remote
 from capflow_tasks.records import FinishedSample, JsonObject, PlanShard
 from capflow_tasks.store.states import SampleState, ShardRow
 from capflow_tasks.store.views import PAGE, Views
@@ -98,8 +99,12 @@ def split_of(entry: JsonObject, splits: Mapping[str, float]) -> str:
 def _with_absolute_paths(sample: FinishedSample, root: str) -> FinishedSample:
     def absolute(value: str | list[str]) -> str | list[str]:
         if isinstance(value, list):
-            return [os.path.join(root, path) for path in value]  # noqa: PTH118
-        return os.path.join(root, value)  # noqa: PTH118
+            return [_joined(root, path) for path in value]
+        return _joined(root, value)
 
     names = [key for keys in MEDIA_KEYS.values() for key in keys if sample.entry.get(key)]
     return replace(sample, entry=sample.entry | {key: absolute(sample.entry[key]) for key in names})
+
+
+def _joined(root: str, path: str) -> str:
+    return path if is_remote(path) else os.path.join(root, path)  # noqa: PTH118 - a root may be remote

@@ -28,6 +28,7 @@ from capflow_tasks.media.paths import check_file, file_errors, resolve_media
 from capflow_tasks.records import JsonObject, Modality
 from producer.writing.captions import Captioned, ExportedFile, LeftOut
 from producer.writing.conversations import media_listed
+from producer.writing.ownership import OwnFiles
 from producer.writing.parquet import only_fields, row_of
 from producer.writing.whole import whole_file
 
@@ -41,8 +42,8 @@ _Members = dict[str, bytes | str]
 #: The fields of a sample's JSON: columns of Parquet, each of one type; objects and lists are JSON texts.
 VALUES = (
     *("dataset", "index", "id", "root", "media", "domain", "confidence", "caption", "conversations"),
-    *("reports", "scores", "overall", "expected_scores", "errors", "model", "revision", "engine", "workflow"),
-    *("finish_reason", "guard", "entry"),
+    *("reports", "scores", "overall", "expected_scores", "errors", "model", "revision", "engine", "sampling"),
+    *("workflow", "finish_reason", "guard", "entry"),
 )
 #: What stands for a value that is not there, where it is not "".
 _ABSENT: JsonObject = {"confidence": 1.0, "overall": 0}
@@ -51,7 +52,10 @@ _ABSENT: JsonObject = {"confidence": 1.0, "overall": 0}
 class Packing:
     """Writes samples into tars named `<name>-000000.tar` and on."""
 
-    def __init__(self, folder: Path, name: str, shard_size: int, fields: Sequence[str] = ()) -> None:
+    def __init__(
+        self, own: OwnFiles, folder: Path, name: str, shard_size: int, fields: Sequence[str] = ()
+    ) -> None:
+        self._own = own
         self._folder = folder
         self._name = name
         self._shard_size = shard_size
@@ -65,7 +69,8 @@ class Packing:
     def write(self, samples: Iterable[Captioned], left_out: LeftOut) -> list[ExportedFile]:
         """Write the tars, and remove those of an earlier export that are not needed.
 
-        Raises UserError for an unknown field, ServiceError when the disk refuses a file.
+        Raises UserError for an unknown field and where a tar is not the run's `own`, ServiceError when the
+        disk refuses a file.
         """
         with ExitStack() as stack:
             for each in samples:
@@ -80,19 +85,26 @@ class Packing:
                 if tar.samples == self._shard_size:
                     self._open.pop(tuple(members)).close()
         files = [ExportedFile(tar.path, tar.samples) for tar in self._tars]
-        # The name is part of a file name, without wildcards.
-        for path in self._folder.glob(f"{self._name}-{'[0-9]' * 6}.tar"):
-            if path not in {file.path for file in files}:
+        left = set(tars_of(self._folder, self._name)) - {file.path for file in files}
+        with self._own.writing([path.name for path in left]):
+            for path in left:
                 path.unlink()
         return files
 
     def _new_tar(self, suffixes: tuple[str, ...], stack: ExitStack) -> "_Tar":
         if len(self._open) == _OPEN_TARS:
             self._open.pop(next(iter(self._open))).close()
-        tar = stack.enter_context(_Tar(self._folder / f"{self._name}-{len(self._tars):06}.tar"))
+        tar = _Tar(self._own, self._folder / f"{self._name}-{len(self._tars):06}.tar")
+        stack.enter_context(tar)
         self._open[suffixes] = tar
         self._tars.append(tar)
         return tar
+
+
+def tars_of(folder: Path, name: str) -> list[Path]:
+    """List the tars in the folder that an export of this name may have written."""
+    # The name is part of a file name, without wildcards.
+    return sorted(folder.glob(f"{name}-{'[0-9]' * 6}.tar"))
 
 
 def features_of(suffixes: Mapping[str, Modality], fields: Sequence[str]) -> list[JsonObject]:
@@ -113,10 +125,11 @@ def features_of(suffixes: Mapping[str, Modality], fields: Sequence[str]) -> list
 class _Tar(ExitStack):
     """A tar that is written; it appears whole when it is closed."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, own: OwnFiles, path: Path) -> None:
         super().__init__()
         self.path = path
         self.samples = 0
+        self.enter_context(own.writing([path.name]))
         self._file = self.enter_context(whole_file(path))
         self._tar = self.enter_context(
             tarfile.open(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
@@ -156,7 +169,7 @@ def _members(each: Captioned, fields: Sequence[str]) -> tuple[_Members, dict[str
     """
     values = json.dumps(values_of(each, fields), ensure_ascii=False)
     members: _Members = {"json": values.encode()}
-    if isinstance(caption := each.record.get("caption"), str):
+    if isinstance(caption := each.caption or each.record.get("caption"), str):
         members["txt"] = caption.encode()
     media, kinds = media_listed(each.sample.entry), dict[str, Modality]()
     for number, (kind, relative) in enumerate(media):

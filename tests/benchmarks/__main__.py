@@ -12,7 +12,7 @@ from time import monotonic
 import click
 from rich.console import Console
 
-from tests.benchmarks.claims import Bench, Goal, Row, Study, rows_of, unmeasured
+from tests.benchmarks.claims import OUT_OF_TIME, Bench, Goal, Row, Study, rows_of, unmeasured
 from tests.benchmarks.report import draw, table, write_json
 from tests.benchmarks.studies import STUDIES
 
@@ -39,15 +39,16 @@ def main(only: tuple[str, ...], full: bool) -> None:
     console = Console(stderr=True)
     rows: list[Row] = []
     began, studies = monotonic(), _chosen(only)
+    is_alone = full or bool(only)
     for number, study in enumerate(studies, 1):
         started = monotonic()
-        if not (full or only) and started - began > _LAST_START_SECONDS:
-            rows += unmeasured(study, "out of time on this machine; measure it alone with --only")
+        if not is_alone and started - began > _LAST_START_SECONDS:
+            rows += unmeasured(study, OUT_OF_TIME)
             continue
         left = f"{number} of {len(studies)}, {(started - began) / 60:.0f} min so far"
         console.print(f"measuring {', '.join(study.goals)} ({left})", style="dim", soft_wrap=True)
         with _folder() as folder:
-            rows += rows_of(study, Bench(folder, full))
+            rows += rows_of(study, Bench(folder, full, is_alone))
         console.print(f"  took {monotonic() - started:.0f} s", style="dim")
         # After each study, so that an interrupted run keeps its results.
         write_json(rows, BUILD / "bench.json")

@@ -15,8 +15,7 @@ _SCRIPT = """
 import sys
 from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.records import Stage
-from producer.reading.samples import read_samples
-from producer.run import batches_of
+from producer.reading.samples import batches_of, read_samples
 from tests.benchmarks.memory import peak_mib
 from tests.stores import a_shard
 shard = a_shard(int(sys.argv[2]), annotation=sys.argv[1], task="Natural")

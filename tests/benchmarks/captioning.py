@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from math import inf
+from time import monotonic
 
-from tests.benchmarks.claims import Bench, Measured
+from tests.benchmarks.claims import OUT_OF_TIME, Bench, Measured
 from tests.benchmarks.fleet import Fleet, fleet
 from tests.benchmarks.ray_environment import RAY, ray_python
 from tests.benchmarks.scene import Round, Scene
@@ -18,6 +20,8 @@ from tests.benchmarks.workload import COUNT_FILE, ENGINE_PER_STAGE, Replayed, Ri
 #: Samples of the round; without `--full` as many as one contender is likely to caption in this time.
 _LEAST_SAMPLES, _FULL_SAMPLES = 12, 48
 _ROUND_SECONDS = 60.0
+#: When other studies need their time, too, no rival but the bare engine begins later than this.
+_LAST_RIVAL_SECONDS = 7 * 60.0
 #: Pictures that two workers share, to count tokens; each contender warms up with some of them.
 _PAIR_SAMPLES, _WARM_UP_SAMPLES = 6, 1
 _RIVALS = {
@@ -36,13 +40,18 @@ class Contest:
     pair: Round
     #: The round of one worker.
     ours: Round
-    replays: Mapping[str, Replayed]
+    #: What time allowed, the bare engine first.
+    replays: dict[str, Replayed]
 
     def against(self, name: str) -> Measured:
+        if name not in self.replays:
+            return Measured(None, OUT_OF_TIME)
         return _against(self.ours, self.replays[name], _RIVALS[name])
 
     def against_ray(self, has_engine_per_stage: bool) -> Measured:
         """Compare with Ray, after the other rivals have stopped, because Ray starts its own engines."""
+        if len(self.replays) < len(_RIVALS):
+            return Measured(None, OUT_OF_TIME)
         try:
             python = str(ray_python())
         except RuntimeError as error:
@@ -75,6 +84,7 @@ class Contest:
 
 
 def measure(bench: Bench) -> Mapping[str, Measured]:
+    last_start = inf if bench.is_alone else monotonic() + _LAST_RIVAL_SECONDS
     with ExitStack() as stack:
         scene = Scene(bench.folder)
 
@@ -90,7 +100,7 @@ def measure(bench: Bench) -> Mapping[str, Measured]:
         running.add_workers(1)
         for other in others.values():
             other.wait_until_ready()
-        contest = _play(scene, running, {"bare": bare, **others}, bench)
+        contest = _play(scene, running, {"bare": bare, **others}, bench, last_start)
     return {
         "fleet_over_bare": contest.against("bare"),
         "computed_over_minimum_prompt_tokens": contest.computed_over_minimum(),
@@ -105,7 +115,9 @@ def measure(bench: Bench) -> Mapping[str, Measured]:
     }
 
 
-def _play(scene: Scene, running: Fleet, rivals: Mapping[str, RivalProcess], bench: Bench) -> Contest:
+def _play(
+    scene: Scene, running: Fleet, rivals: Mapping[str, RivalProcess], bench: Bench, last_start: float
+) -> Contest:
     """Warm up with two workers, which tells how many samples to measure, then measure one alone."""
     pair = scene.play(running, "pair", _PAIR_SAMPLES)
     running.end_newest_worker()
@@ -114,7 +126,11 @@ def _play(scene: Scene, running: Fleet, rivals: Mapping[str, RivalProcess], benc
     likely = int(_ROUND_SECONDS / pair.seconds * _PAIR_SAMPLES)
     count = _FULL_SAMPLES if bench.is_full else min(max(likely, _LEAST_SAMPLES), _FULL_SAMPLES)
     ours = scene.play(running, "round", count)
-    return Contest(scene, pair, ours, {name: other.replay(ours.samples) for name, other in rivals.items()})
+    contest = Contest(scene, pair, ours, {})
+    for name, other in rivals.items():
+        if name == "bare" or monotonic() < last_start:
+            contest.replays[name] = other.replay(ours.samples)
+    return contest
 
 
 def _against(ours: Round, theirs: Replayed, name: str) -> Measured:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
+OUT_OF_TIME = "out of time on this machine; measure it alone with --only"
+
 
 @dataclass(frozen=True, slots=True)
 class Goal:
@@ -50,6 +52,8 @@ class Bench:
     folder: Path
     #: Whether to measure millions of samples.
     is_full: bool = False
+    #: Whether it may take its time, because no other study waits or `--full` was asked for.
+    is_alone: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,7 @@ from capflow_tasks.records import JsonObject, Stage
 from capflow_tasks.store.database import connect, upgrade
 from capflow_tasks.store.runs import RunStore
 from producer.reading.plan import read_plan
-from producer.reading.samples import read_samples
-from producer.run import batches_of
+from producer.reading.samples import batches_of, read_samples
 from tests.benchmarks.claims import Bench, Measured
 from tests.benchmarks.fleet import write_plan
 from tests.benchmarks.memory import peak_mib

@@ -208,6 +208,8 @@ def fleet(home: Path, environment: Mapping[str, str]) -> Iterator[Fleet]:
             "CAPFLOW_DATABASE_URL": url,
             "CAPFLOW_BROKER_URL": broker.url,
             "CAPFLOW_HOME": str(home),
+            # Its rivals read no text.
+            "CAPFLOW_OCR_PROCESSES": "0",
             **environment,
         }
         found = Fleet(home, engine, broker, surroundings)

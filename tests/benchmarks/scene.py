@@ -96,6 +96,7 @@ class Scene:
         self.environment = {
             "CAPFLOW_MODEL": str(small_checkpoint()),
             "CAPFLOW_ENGINE": "tests.benchmarks.journal:build",
+            "CAPFLOW_OCR_PROCESSES": "0",
             "CAPFLOW_MAX_MODEL_LEN": "8192",
             "CAPFLOW_GUARD_OFF": NOISE_RULES,
             "CAPFLOW_MAX_NUM_SEQS": str(IN_FLIGHT),

@@ -145,6 +145,7 @@ def play(name: str, seed: int, samples: int, postgres: Postgres, folder: Path) -
             **_QUICK,
             **scenario.environment,
             "CAPFLOW_HOME": str(folder),
+            "CAPFLOW_OCR_PROCESSES": "0",
             "CAPFLOW_DATABASE_URL": url,
             "CAPFLOW_BROKER_URL": redis.url,
             engines.JOURNAL: str(journal),

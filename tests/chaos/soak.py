@@ -80,6 +80,7 @@ def watch(folder: Path, seconds: float, every: float) -> list[Reading]:
         environment = {
             "CAPFLOW_ENGINE": "tests.chaos.engine:build",
             "CAPFLOW_HOME": str(folder),
+            "CAPFLOW_OCR_PROCESSES": "0",
             "CAPFLOW_DATABASE_URL": url,
             "CAPFLOW_BROKER_URL": redis.url,
             "CAPFLOW_WINDOW": "64",

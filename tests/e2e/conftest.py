@@ -81,6 +81,8 @@ class Cli:
         ours = {
             "CAPFLOW_HOME": str(self.home),
             "CAPFLOW_ENGINE": "capflow_tasks.testing:build",
+            # it takes seconds a picture
+            "CAPFLOW_OCR_PROCESSES": "0",
             "PYTHONPATH": str(REPOSITORY),
             "COLUMNS": "160",
             # one worker, on a machine with several GPUs too

@@ -63,7 +63,7 @@ def test_a_run_that_has_spent_its_budget_pauses_and_goes_on_with_a_higher_one(
     assert BatchState.READY in states
     assert states <= {BatchState.READY, BatchState.DONE}
 
-    still = quick_cli.run(*command, *low, "--json")
+    still = quick_cli.run("capflow", "resume", plan, "--json")
     assert still.returncode == 5
     assert reached in json.loads(still.stdout)["pause"]
     with engine.connect() as connection:

@@ -127,3 +127,15 @@ def test_the_bar_and_the_budget_decide_who_gets_another_caption(captioned: Cli) 
     assert counts["low"] == {"good.png": 0, "mended.png": 2, "hopeless.png": 2, "refused.png": 0}
     assert set(counts["poor"].values()) == {0}
     assert "no caption is written again before a run with the stage score has graded it" in ungraded.stderr
+
+    # A finished run goes on with what is below a higher bar.
+    higher = captioned.run("capflow", "retry", "low", "--candidates", 3, "--min-overall", 3)
+    assert higher.returncode == 0, higher.stderr
+    assert "writing again the captions of 2 samples" in higher.stderr
+    listed = {
+        record["id"]: [(each["overall"], each["is_chosen"]) for each in record.get("candidates", ())]
+        for record in read_lines(captioned.folder / "low" / CAPTIONS)
+    }
+    assert listed["mended.png"] == [(1, False), (3, True)]
+    assert listed["hopeless.png"] == [(1, False), (2, True), (1, False)]
+    assert listed["refused.png"] == []

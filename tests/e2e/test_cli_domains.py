@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
+from pyarrow import parquet
 
-from tests.datasets import draw_picture, film_video
+from tests.datasets import draw_picture, entries_with_pictures, film_video, read_lines, write_plan
 from tests.e2e.conftest import Cli
 
 pytestmark = pytest.mark.e2e
@@ -142,6 +143,43 @@ def test_every_fault_of_every_file_is_told(cli: Cli, own_domains: Path) -> None:
 
     assert as_json.returncode == 2
     assert len(json.loads(as_json.stdout)["problems"]) == 7
+
+
+TAGS = """
+name: Tags
+description: tags
+agents:
+  tagger:
+    stage: summarize
+    prompt: List what is there.
+    answer: json
+    schema: {type: object, properties: {title: {type: string}, colours: {type: array, items: {type: TYPE}}}}
+"""
+
+
+def test_a_caption_by_a_schema_is_an_object_in_jsonl_and_json_text_in_parquet(quick_cli: Cli) -> None:
+    domains = quick_cli.folder / "domains"
+    domains.mkdir()
+    (domains / "tags.yaml").write_text(TAGS.replace("TYPE", "strng"))
+    bad = quick_cli.run("capflow", "domains", "check", domains)
+    (domains / "tags.yaml").write_text(TAGS.replace("TYPE", "string"))
+    quick_cli.environment["CAPFLOW_DOMAINS"] = str(domains)
+    plan = write_plan(quick_cli.folder, entries_with_pictures(quick_cli.folder, 2), task="Tags")
+
+    made = quick_cli.run("capflow", "caption", plan, "-o", "out", "--run", "tags")
+    exported = quick_cli.run("capflow", "export", "tags", "--format", "parquet", "-o", "parquet")
+
+    assert bad.returncode == 2
+    assert (
+        "tags.yaml: agents.tagger: schema.properties.colours.items.type: 'strng'" in bad.stdout + bad.stderr
+    )
+    assert made.returncode == exported.returncode == 0, made.stderr + exported.stderr
+    records = read_lines(quick_cli.folder / "out" / "Rank0_node0_set.jsonl")
+    assert [record["caption"].keys() for record in records] == [{"title", "colours"}] * 2
+    assert json.loads(records[0]["conversations"][-1]["value"]) == records[0]["caption"]
+    (file,) = (quick_cli.folder / "parquet").glob("*.parquet")
+    texts = parquet.read_table(file).column("caption").to_pylist()
+    assert [json.loads(text) for text in texts] == [record["caption"] for record in records]
 
 
 def test_a_folder_without_domain_files_is_refused(cli: Cli) -> None:

@@ -114,7 +114,7 @@ def test_what_was_produced_can_be_filtered(quick_cli: Cli) -> None:
         (["--min", "accuracy=3"], "--min: no judge grades accuracy; use some of: core_intent_capture"),
         (["--min", "professionalism=4"], "'professionalism=4' is not NAME=GRADE with a grade of 1, 2 or 3"),
         (["--min-domain", "Pottery:2"], "there is no domain 'Pottery'"),
-        (["--min-overall", "5"], "5 is not in the range 1<=x<=3"),
+        (["--min-overall", "5"], "expected a whole number from 1 to 3, not '5'"),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_the_remedy(cli: Cli, arguments: list[str], message: str) -> None:

@@ -57,6 +57,7 @@ def test_pictures_and_a_video_are_captioned_through_a_server_with_faults(
         assert {record["overall"], *record["scores"].values()} <= {1, 2, 3}
         assert record["model"] == SERVED
         assert (record["revision"], record["engine"]) == (None, f"vllm {vllm.__version__}")
+        assert record["sampling"]["max_tokens"] > 0
     assert all(0 < record["confidence"] <= 1 for record in records[:3])
     with engine.connect() as connection:
         results = connection.execute(select(AgentResult)).all()

@@ -33,7 +33,7 @@ CAPTIONS = "Rank0_node0_set.jsonl"
 FAILED = "Rank0_node0_set.failed.jsonl"
 FILLED_KEYS = [
     *("task", "confidence", "caption", "reports", "scores", "overall", "errors", "expected_scores"),
-    *("model", "revision", "engine", "workflow", "finish_reason", "guard"),
+    *("model", "revision", "engine", "sampling", "workflow", "finish_reason", "guard"),
 ]
 
 
@@ -175,13 +175,14 @@ def test_entries_without_media_are_passed_over_where_that_is_asked_for(quick_cli
 
     failed = quick_cli.run("capflow", "caption", plan, "-o", "out")
     skipped = quick_cli.run("capflow", "caption", plan, "-o", "out", "--skip-text-only", "--json")
-    shown = quick_cli.run("capflow", "caption", plan, "-o", "out", "--skip-text-only")
+    shown = quick_cli.run("capflow", "retry", plan)
 
     assert failed.returncode == 1, failed.stderr
     assert "--skip-text-only" in read_lines(quick_cli.folder / "out" / FAILED)[0]["error"]["message"]
     assert skipped.returncode == 0, skipped.stderr
     summary = json.loads(skipped.stdout)
     assert (summary["done"], summary["failed"], summary["skipped"]) == (2, 1, 1)
+    assert shown.returncode == 0, shown.stderr
     assert "1 entry is text only and skipped; the .failed.jsonl files list them" in shown.stdout
     assert [record["error"]["kind"] for record in read_lines(quick_cli.folder / "out" / FAILED)] == [
         "text_only"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from tests.checkpoints import NOISE_RULES
 from tests.datasets import draw_picture, film_video, read_lines
 from tests.e2e.conftest import Cli
 from tests.e2e.test_cli_vllm import vllm_with
+from tests.media_server import media_server, status
+from tests.s3_server import s3_server
 
 pytestmark = pytest.mark.e2e
 
@@ -160,6 +163,8 @@ def test_foreign_tasks_are_counted_and_routed_unless_strict(loading_cli: Cli) ->
     assert [(each["id"], each["error"]["kind"]) for each in failed] == [
         (number, "bad_entry") for number in (0, 1, 3)
     ]
+    again = loading_cli.run("capflow", "retry", "strict")
+    assert (again.returncode, "no domain, and were routed" in again.stderr) == (1, False)
 
     said = caption(loading_cli, "set.jsonl", "--run", "set", "--overwrite")
 
@@ -223,9 +228,29 @@ def test_tars_and_parquet_are_captioned_where_they_lie(loading_cli: Cli) -> None
     assert "14 with pictures" in report.stdout or "14 captioned" in report.stdout, report.stderr
 
 
-def test_every_kind_of_source_is_captioned_by_vllm(quick_cli: Cli, engine: Engine, tiny_model: Path) -> None:
-    folder = quick_cli.folder
+@pytest.fixture
+def remote_environment(folder: Path) -> Iterator[dict[str, str]]:
+    """S3 and the web with a picture and containers of it; what commands must know to read them."""
     draw_picture(folder / "photos" / "large.png", 1, (1120, 840))
+    large, tar_file, parquet_file = (folder / "photos" / "large.png").read_bytes(), BytesIO(), BytesIO()
+    with tarfile.open(fileobj=tar_file, mode="w") as tar:
+        tar.add(folder / "photos" / "large.png", "large.png")
+    pq.write_table(pa.table({"image": [{"bytes": large, "path": "large.png"}]}), parquet_file)
+    with s3_server() as s3, media_server() as web:
+        held = {"a.png": large, "in.tar": tar_file.getvalue(), "rows.parquet": parquet_file.getvalue()}
+        s3.put("photos", {f"cloud/{name}": content for name, content in held.items()})
+        web.files["/b.png"] = large
+        web.faults["/b.png"] = [status(503)]
+        lines = [{"id": name, "image": f"{web.url}/{name}.png"} for name in ("b", "gone")]
+        (folder / "web.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        allowed = f"s3://photos {web.url} 127.0.0.1"
+        yield s3.environment | {"CAPFLOW_REMOTE_MEDIA": allowed}
+
+
+def test_every_kind_of_source_is_captioned_by_vllm(
+    quick_cli: Cli, engine: Engine, tiny_model: Path, remote_environment: dict[str, str]
+) -> None:
+    folder = quick_cli.folder
     film_video(folder / "photos" / "clip.mp4")
     (folder / "photos" / "clip.mp4").rename(folder / "photos" / "clip")
     large = (folder / "photos" / "large.png").read_bytes()
@@ -234,13 +259,55 @@ def test_every_kind_of_source_is_captioned_by_vllm(quick_cli: Cli, engine: Engin
         tar.add(folder / "photos" / "clip", "clip.mp4")
     pq.write_table(pa.table({"image": [{"bytes": large, "path": "large.png"}]}), folder / "rows.parquet")
     (folder / "rows.csv").write_text("image\nphotos/large.png\nphotos/clip\n")
-    sources = ("photos", "shard.tar", "rows.parquet", "rows.csv")
-    quick_cli.environment |= vllm_with(tiny_model) | {"CAPFLOW_GUARD_OFF": NOISE_RULES}
+    (folder / "paths.txt").write_text("photos/large.png\n")
+    coco = {"images": [{"id": 1, "file_name": "large.png"}], "annotations": [{"image_id": 1, "caption": "a"}]}
+    (folder / "photos" / "coco.json").write_text(json.dumps(coco))
+    metafile = {"named": {"root": "photos", "annotation": "named.json", "modality": "image"}}
+    (folder / "meta.json").write_text(json.dumps(metafile))
+    (folder / "named.json").write_text(json.dumps([{"id": 1, "image": "large.png"}]))
+    sources = (
+        "photos",
+        "shard.tar",
+        "rows.parquet",
+        "rows.csv",
+        "paths.txt",
+        "photos/coco.json",
+        "meta.json",
+    )
+    quick_cli.environment |= vllm_with(tiny_model) | {"CAPFLOW_GUARD_OFF": NOISE_RULES} | remote_environment
 
-    caption(quick_cli, *sources, "--workflow", "fast", "--stages", "route,summarize")
+    caption(
+        quick_cli,
+        *sources,
+        "web.jsonl",
+        "s3://photos/cloud",
+        "--workflow",
+        "fast",
+        "--stages",
+        "route,summarize",
+        code=1,
+    )
 
-    for name, count in (("photos", 2), ("shard", 2), ("rows", 2), ("rows-2", 1)):
-        assert len(captioned(quick_cli, name)) == count
+    counts = {path.name: len(read_lines(path)) for path in (folder / "out").glob("Rank0_node0_*.jsonl")}
+    assert counts == {
+        f"Rank0_node0_{name}.jsonl": count
+        for name, count in {
+            "photos": 2,
+            "shard": 2,
+            "rows": 2,
+            "paths": 1,
+            "coco": 1,
+            "named": 1,
+            "web": 1,
+            "web.failed": 1,
+            "cloud": 1,
+            "in": 1,
+            "rows-2": 1,
+            "rows-3": 1,
+        }.items()
+    }
+    (gone,) = read_lines(folder / "out" / "Rank0_node0_web.failed.jsonl")
+    assert gone["error"]["kind"] == "media_missing"
     with engine.connect() as connection:
         paths = sa.cast(Sample.entry, sa.String)
         tokens = sa.select(paths, AgentResult.prompt_tokens).join(Sample, AgentResult.sample_id == Sample.id)
@@ -248,7 +315,7 @@ def test_every_kind_of_source_is_captioned_by_vllm(quick_cli: Cli, engine: Engin
         seen = connection.execute(tokens).all()
     pictures = {count for entry, count in seen if "video" not in entry}
     videos = {count for entry, count in seen if "video" in entry}
-    assert (len(seen), len(pictures), len(videos)) == (7, 1, 1)
+    assert (len(seen), len(pictures), len(videos)) == (14, 1, 1)
     assert min(pictures) > 1000
 
 

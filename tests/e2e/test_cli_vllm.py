@@ -66,6 +66,7 @@ def test_pictures_and_a_video_are_captioned_and_a_damaged_picture_fails_alone(
         assert record["model"] == str(tiny_model)
         assert record["revision"] == revision_of(str(tiny_model))
         assert record["engine"] == f"vllm {vllm.__version__}"
+        assert record["sampling"].keys() >= {"max_tokens", "temperature", "top_p"}
     *pictures, video = records
     assert all(0 < record["confidence"] <= 1 for record in pictures)
     assert (video["task"], video["confidence"]) == ("Video & Temporal", None)

@@ -98,11 +98,15 @@ def test_a_node_without_the_mount_leaves_the_work_to_others_and_is_named(
         process = cli.start("capflow", "caption", plan, "-o", "out", "--batch-size", 2)
         eventually(lambda: _assert_equal(faults(engine).keys(), {"without"}), 60)
         doctor = cli.run("capflow", "doctor")
+        before = cli.run("capflow", "caption", plan, "-o", "out", "--dry-run")
         with working(cli, "with", folder / "with"):
             _, errors = process.communicate(timeout=120)
 
     assert process.returncode == 0, errors
     assert captioned(folder / "out") == 60
+    assert before.returncode == 0, before.stderr
+    assert f": the media root {folder}/media does not exist there; mount it, or other" in before.stdout
+    assert "no worker sees all media" in before.stdout
     assert "worker without@" in errors
     assert "without@" in doctor.stdout
     assert f"takes no work: the media root {folder}/media does not exist here" in doctor.stdout

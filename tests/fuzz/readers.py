@@ -25,8 +25,9 @@ with atheris.instrument_imports(include=["producer", "capflow_tasks"]):
     from capflow_tasks.errors import CapflowError
     from producer.cost import read_prices
     from producer.filtering import CaptionFilter
+    from producer.planning.listings import SourceOrder
     from producer.planning.metafile import read_metafile
-    from producer.planning.sources import SourceOrder, read_sources
+    from producer.planning.sources import read_sources
     from producer.reading.annotations import read_entries
     from producer.reading.caption_files import Criteria, Minimums, Rubrics
     from producer.reading.plan import read_plan

@@ -22,7 +22,7 @@ from capflow_tasks.store.runs import RunStore
 from capflow_tasks.store.states import NewBatch, NewSample, Tally
 from capflow_tasks.store.statistics import coverage_of
 from producer import services
-from producer.reading.samples import read_samples
+from producer.reading.samples import batches_of, read_samples
 from producer.run import OpenRun, Order
 from tests.stores import Fleet, a_shard, some_entries
 
@@ -41,6 +41,23 @@ def reached(engine: Engine, database_url: str, broker_url: str) -> services.Flee
 def open_run(reached: services.Fleet, *shards: PlanShard) -> OpenRun:
     order = Order(Path("/plan.jsonl"), Path("/out"), "run", batch_size=4, stages=ROUTE)
     return OpenRun(reached, order, shards)
+
+
+def write_annotation(folder: Path, count: int, **keys: str) -> str:
+    """Write entries with these further keys; return the file's path."""
+    path = folder / "set.jsonl"
+    entries = [{"id": idx, "image": f"{idx}.png", **keys} for idx in range(count)]
+    path.write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
+    return str(path)
+
+
+def idx_by_sample(engine: Engine) -> dict[int, int]:
+    """The id of the sample at each index of the run."""
+    asked = text(
+        "SELECT idx, samples.id FROM samples JOIN shards ON shards.id = shard_id WHERE run_id IS NOT NULL"
+    )
+    with engine.connect() as connection:
+        return {row.idx: row.id for row in connection.execute(asked)}
 
 
 def samples_by_batch(engine: Engine) -> list[tuple[int, int, str, list[int]]]:
@@ -85,6 +102,53 @@ def test_lines_that_become_one_are_taken_over_together(reached: services.Fleet) 
 
     assert [row.expanded_to for row in run.shards] == [8]
     assert run.views.set_aside(run.id) == []
+
+
+@pytest.mark.parametrize(("start", "end", "taken"), [(0, 8, [(2, 6)]), (0, 4, [(2, 4)]), (4, 8, [(4, 6)])])
+def test_a_line_that_begins_earlier_takes_over_what_lies_behind_the_new_samples(
+    reached: services.Fleet,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    start: int,
+    end: int,
+    taken: list[tuple[int, int]],
+) -> None:
+    caplog.set_level(logging.INFO)
+    annotation = write_annotation(tmp_path, 8)
+    first = open_run(reached, a_shard(6, start_idx=2, annotation=annotation))
+    read = partial(read_samples, load_catalogue())
+    first.runs.expand(first.shards[0].id, 2, list(batches_of(read(first.shards[0].shard, 2), 4, ROUTE)))
+    before = dict(idx_by_sample(reached.engine))
+
+    run = open_run(reached, a_shard(end, start_idx=start, annotation=annotation))
+    run.read_again(read, refused_too=False)
+
+    (row,) = run.shards
+    kept = idx_by_sample(reached.engine)
+    assert [idx for idx in sorted(kept) if kept[idx] == before.get(idx)] == list(range(*taken[0]))
+    assert row.expanded_to == taken[0][1]
+    count, total = taken[0][1] - taken[0][0], end - start
+    assert "replaces set[2-5] of an earlier plan" in caplog.text
+    assert f"{count} of its {total} samples are taken over, 0 are captioned again, {total - count} are" in (
+        caplog.text
+    )
+
+
+def test_what_is_said_to_be_taken_over_has_not_changed(
+    reached: services.Fleet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    annotation = write_annotation(tmp_path, 4)
+    read = partial(read_samples, load_catalogue())
+    first = open_run(reached, a_shard(4, annotation=annotation))
+    first.read_again(read, refused_too=False)
+    first.runs.expand(first.shards[0].id, 0, list(batches_of(read(first.shards[0].shard, 0), 4, ROUTE)))
+    write_annotation(tmp_path, 6, note="corrected")
+
+    run = open_run(reached, a_shard(6, annotation=annotation))
+    run.read_again(read, refused_too=False)
+
+    assert "0 of its 6 samples are taken over, 4 are captioned again, 2 are new" in caplog.text
 
 
 def test_a_line_that_is_gone_counts_no_more_and_is_captioned_still(

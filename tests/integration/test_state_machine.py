@@ -23,6 +23,7 @@ from capflow_tasks.errors import MediaMissing, RequestTimeout, SampleError
 from capflow_tasks.records import Stage
 from capflow_tasks.store import candidates
 from capflow_tasks.store.claims import BatchStore, NotClaimed, WorkerStore
+from capflow_tasks.store.refresh import AnswerStore
 from capflow_tasks.store.runs import RunStore
 from capflow_tasks.store.states import (
     CandidatePolicy,
@@ -46,6 +47,8 @@ RETRY = RetryPolicy(max_attempts=2, first_wait_seconds=0)
 #: Tries after which a batch is split.
 MAX_TRIES = 2
 CANDIDATES = CandidatePolicy(most=3, min_overall=2)
+#: More captions than these no sample gets, however often the run is told to allow more.
+MOST_CANDIDATES = 5
 
 _names = (f"machine {number}" for number in itertools.count())
 
@@ -82,6 +85,7 @@ class FleetMachine(RuleBasedStateMachine):
         self.engine = engine
         self.runs, self.batches, self.workers = RunStore(engine), BatchStore(engine), WorkerStore(engine)
         self.name = next(_names)
+        self.policy = CANDIDATES
         self.start_run()
         (row,) = self.runs.add_shards(self.run_id, [a_shard(SAMPLES)])
         self.shard_id = row.id
@@ -94,6 +98,8 @@ class FleetMachine(RuleBasedStateMachine):
         self.done: set[int] = set()
         #: Samples whose further caption failed at some time, which keep an earlier one in the end.
         self.failed_again: set[int] = set()
+        #: Samples whose captions were graded again.
+        self.graded_again: set[int] = set()
 
     @rule(size=st.integers(1, 4), is_late=st.booleans())
     def expand(self, size: int, is_late: bool) -> None:
@@ -178,6 +184,31 @@ class FleetMachine(RuleBasedStateMachine):
     def start_run(self) -> None:
         self.run_id = self.runs.open_run(self.name, "/plan.jsonl", "/out", STAGES, candidates=CANDIDATES)
 
+    @precondition(lambda self: self.policy.most < MOST_CANDIDATES)
+    @rule()
+    def allow_another_candidate(self) -> None:
+        self.policy = replace(self.policy, most=self.policy.most + 1)
+        self.runs.allow_candidates(self.run_id, self.policy)
+        self.note_reopened()
+
+    @rule()
+    def ask_the_judge_again(self) -> None:
+        store = AnswerStore(self.engine)
+        stale = [each for each in store.answers(self.run_id) if each.stage is Stage.SCORE]
+        domains = {each.domain: Stage.SCORE for each in stale}
+        store.forget(self.run_id, stale, {}, domains)
+        self.graded_again |= self.note_reopened()
+        rows = self.ask(
+            "SELECT sample_id, r.candidate, stage FROM results r JOIN samples s ON s.id = sample_id"
+        )
+        self.written = {(row.sample_id, row.candidate, Stage(row.stage)) for row in rows}
+
+    def note_reopened(self) -> set[int]:
+        """Return the samples that were done and are open again."""
+        now = {row.id for row in self.ask("SELECT s.id FROM samples s", "AND s.state = 'done'")}
+        reopened, self.done = self.done - now, now
+        return reopened
+
     @rule()
     def requeue_stale(self) -> None:
         self.runs.requeue_stale(self.run_id)
@@ -198,15 +229,19 @@ class FleetMachine(RuleBasedStateMachine):
     @invariant()
     def a_sample_that_is_done_has_the_best_of_enough_captions(self) -> None:
         query = (
-            "SELECT s.id, s.candidate, array_agg((data ->> 'overall')::int ORDER BY r.candidate) AS overalls"
+            "SELECT s.id, s.candidate, array_agg((data ->> 'overall')::int ORDER BY r.candidate) AS overalls,"
+            " array_agg(r.candidate ORDER BY r.candidate) AS graded"
             " FROM results r JOIN samples s ON s.id = sample_id"
         )
         for row in self.ask(query, "AND s.state = 'done' AND stage = 'score' GROUP BY s.id"):
+            overalls = dict(zip(row.graded, row.overalls, strict=True))
+            assert overalls[row.candidate] == max(row.overalls)
+            if row.id in self.graded_again | self.failed_again:
+                continue
             *earlier, last = row.overalls
-            assert row.overalls[row.candidate - 1] == max(row.overalls)
             assert all(grade < CANDIDATES.min_overall for grade in earlier)
-            is_enough = last >= CANDIDATES.min_overall or len(row.overalls) == CANDIDATES.most
-            assert is_enough or row.id in self.failed_again
+            # A batch that a worker has when more are allowed is left to finish.
+            assert last >= CANDIDATES.min_overall or len(row.overalls) >= CANDIDATES.most
 
     @invariant()
     def what_is_done_stays_done(self) -> None:
@@ -232,8 +267,8 @@ class FleetMachine(RuleBasedStateMachine):
             self.expand(size=4, is_late=False)
         # Earlier messages and claims may be lost.
         self.messages.clear()
-        # Twice, and once for each further caption.
-        for _ in range(1 + CANDIDATES.most):
+        # Twice, once for each further caption, and once for each that is graded again.
+        for _ in range(1 + 2 * MOST_CANDIDATES):
             self.let_leases_run_out()
             self.requeue_stale()
             self.publish(limit=100)
@@ -297,7 +332,7 @@ class FleetMachine(RuleBasedStateMachine):
             return Outcome(sample.id, failure=a_failure(stage, error()))
         candidate = sample.candidate if stage in candidates.STAGES else 1
         data = {"overall": overall} if stage is Stage.SCORE else None
-        return Outcome(sample.id, (replace(a_result(stage), candidate=candidate, data=data),))
+        return Outcome(sample.id, (replace(a_result(stage, stage), candidate=candidate, data=data),))
 
     def has_all(self, sample_id: int) -> bool:
         return all((sample_id, 1, stage) in self.written for stage in STAGES)

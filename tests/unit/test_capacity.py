@@ -89,7 +89,7 @@ def test_a_checkpoint_is_measured_by_its_files_and_linear_attention_keeps_no_cac
     ("changes", "tokens"),
     [
         ({}, 32_768),
-        ({"max_images": 1}, 16_384),
+        ({"max_images": 1}, 32_768),
         ({"max_images": 1, "video_total_pixels": 20_480 * 784}, 32_768),
         ({"max_model_len": 4_096}, 4_096),
         ({"max_model_len": "auto"}, -1),

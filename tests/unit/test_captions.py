@@ -37,7 +37,12 @@ RESULTS = (
     result(Stage.ROUTE, "router", "A", {"Natural": 0.9}),
     result(Stage.PERCEIVE, "natural", "A cat."),
     result(Stage.REASON, "general_reasoning", "It sleeps."),
-    replace(result(Stage.SUMMARIZE, "general_summary", "A cat sleeps."), revision="files:1", engine="vllm 1"),
+    replace(
+        result(Stage.SUMMARIZE, "general_summary", "A cat sleeps."),
+        revision="files:1",
+        engine="vllm 1",
+        sampling={"max_tokens": 512, "temperature": 0.2},
+    ),
     replace(result(Stage.SCORE, "judge", "{...}", GRADES), expected=EXPECTED),
 )
 
@@ -75,6 +80,7 @@ def test_a_record_holds_the_entry_and_all_that_was_found_out() -> None:
         "model": "m",
         "revision": "files:1",
         "engine": "vllm 1",
+        "sampling": {"max_tokens": 512, "temperature": 0.2},
         "workflow": "digest of general_summary",
         "finish_reason": "stop",
         "guard": [],
@@ -86,6 +92,15 @@ def test_a_record_holds_the_entry_and_all_that_was_found_out() -> None:
         ],
     }
     assert list(record)[:5] == ["id", "image", "conversations", "width", "task"]
+
+
+def test_an_answer_by_a_schema_is_an_object_and_its_turn_the_json() -> None:
+    found = replace(RESULTS[3], text='{"kind": "cat"}', data={"kind": "cat"})
+
+    record = caption_record(sample({"image": "a.png"}, results=(found,)))
+
+    assert record["caption"] == {"kind": "cat"}
+    assert record["conversations"][-1] == {"from": "gpt", "value": '{"kind": "cat"}'}
 
 
 def test_the_model_is_the_one_that_wrote_the_caption_else_the_last_one_that_answered() -> None:
@@ -119,6 +134,7 @@ def test_stages_that_have_not_run_leave_their_keys_out() -> None:
         "model": "m",
         "revision": None,
         "engine": None,
+        "sampling": None,
     }
     assert caption_record(sample(results=(), domain=None)) == ENTRY
 

@@ -466,3 +466,55 @@ def test_a_seed_gives_each_sample_its_own_order_of_domains_the_same_each_time(
     assert routed(3) == routed(3)
     assert list(routed(3)[1])[1] == routed(3)[0]
     assert catalogue.router.digest != CATALOGUE.router.digest
+
+
+def test_an_answer_knows_the_sampling_that_it_was_asked_for_with(root: Path) -> None:
+    conversation = talk(root, Stage.PERCEIVE)
+    first, second = conversation.calls()
+    conversation.take(first.agent, completion(LOOP))
+    (again,) = [call for call in conversation.calls() if call.agent == first.agent]
+    conversation.take(again.agent, completion("A tree."))
+    conversation.take(second.agent, completion("Leaves.", sampling={"temperature": 0.6}))
+
+    warmer, told = [result.sampling or {} for result in conversation.outcome().results]
+    assert warmer == {
+        "max_tokens": 384,
+        "temperature": 0.7,
+        "repetition_penalty": 1.05,
+        "presence_penalty": 1.0,
+    }
+    assert told == {"temperature": 0.6}
+
+
+def test_the_media_are_noted_with_the_first_answer_about_them(root: Path) -> None:
+    picture = (root / "a.png").stat()
+    stamp = f"{picture.st_size}:{picture.st_mtime_ns}"
+
+    assert talk(root, Stage.PERCEIVE).outcome().media_stamp is None
+    assert finish(talk(root, Stage.PERCEIVE)).outcome().media_stamp == stamp
+    assert finish(talk(root, Stage.PERCEIVE, media_stamp="as before")).outcome().media_stamp is None
+
+
+def test_an_answer_by_a_schema_is_asked_for_as_json_and_kept_as_an_object(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "domains").mkdir()
+    (tmp_path / "domains" / "pots.yaml").write_text(
+        "name: Pots\ndescription: pots\nagents:\n"
+        "  potter: {stage: summarize, prompt: Describe the pot., answer: json, schema: "
+        "{type: object, properties: {kind: {type: string}, handles: {type: integer}}}}\n"
+    )
+    catalogue = load_catalogue(tmp_path / "domains")
+    conversation = talk(root, Stage.SUMMARIZE, "Pots", catalogue=catalogue)
+    (call,) = conversation.calls()
+
+    assert call.request.schema == catalogue.resolve("Pots").captioner.schema
+    assert not call.request.has_tokens
+    assert json.dumps(call.request.schema) in call.request.instruction
+    assert "Write in English" in call.request.instruction
+    conversation.take(call.agent, completion('{"kind": "jug"'))
+    (again,) = conversation.calls()
+    conversation.take(again.agent, completion('{"kind": "jug", "handles": 1}'))
+
+    (result,) = conversation.outcome().results
+    assert (result.text, result.data) == ('{"kind": "jug", "handles": 1}', {"kind": "jug", "handles": 1})
+    assert result.guard is not None
+    assert list(result.guard["attempts"][0]["faults"]) == ["invalid_json"]

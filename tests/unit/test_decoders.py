@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from capflow_tasks.errors import DecodersBroken, MediaCorrupt, MediaTooLarge, MediaUnreadable
-from capflow_tasks.media import decoders as decoders_module
+from capflow_tasks.media import children as children_module
 from capflow_tasks.media.decoders import VideoFiles
 from tests.conftest import Eventually
 from tests.unit.jobs import end_at_first, hang, modules, refuse, stumble
@@ -93,7 +93,7 @@ def test_an_idle_child_that_has_gone_is_replaced(decoders: VideoFiles) -> None:
 def test_a_job_that_hangs_is_ended_at_its_time_limit(
     decoders: VideoFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoders_module, "_GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(children_module, "_GRACE_SECONDS", 0.5)
     decoders.run("b.mp4", 10, modules)  # it has imported this file then
     with pytest.raises(MediaUnreadable, match=r"a\.mp4 was not decoded within its time limit of 0\.1 s"):
         decoders.run("a.mp4", 0.1, hang, tmp_path / "pid")

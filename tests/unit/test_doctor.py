@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from capflow_tasks.media import ocr
 from capflow_tasks.settings import Settings
 from capflow_tasks.store.figures import WorkerFigures
-from producer.doctor import Finding, check_judge, check_models, check_workers
+from producer.doctor import Finding, check_judge, check_models, check_ocr, check_workers
 
 FILES = [
     "config.json",
@@ -56,6 +57,14 @@ def test_an_incomplete_model_fails_with_what_it_lacks(checkpoint: Path, removed:
     assert (finding.level, finding.said) == ("fail", f"{checkpoint} lacks {lacking}")
 
 
+def test_a_model_without_weights_is_complete_where_none_are_loaded(checkpoint: Path) -> None:
+    (checkpoint / FILES[4]).unlink()
+
+    finding = only_finding(model=str(checkpoint), engine_args={"load_format": "dummy"})
+
+    assert (finding.level, "needs no weights" in finding.said) == ("ok", True)
+
+
 def test_a_model_that_judges_itself_is_named_and_a_second_one_is_not() -> None:
     shared = {"model": "writer", "engine": "vllm"}
     second = {"stage_queues": {"score": "judge"}, "queue_models": {"judge": "other"}}
@@ -93,3 +102,12 @@ def test_workers_are_told_apart_by_heartbeats_and_answers() -> None:
         ("warn", "silent@b:"),
         ("warn", "foreign@c:"),
     ]
+
+
+def test_the_doctor_says_whether_text_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_ocr(Settings()) == Finding("ocr", "ok", str(ocr.version()))
+    assert check_ocr(Settings(ocr_processes=0)).level == "ok"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    missing = check_ocr(Settings())
+    assert (missing.level, missing.said) == ("warn", "not installed: no text is read from pictures")
+    assert "pip install '.[ocr]'" in missing.remedy

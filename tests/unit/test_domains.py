@@ -16,17 +16,17 @@ TABLE = {
     "Natural": ("Natural Perception", "visual_guideline natural", "general_reasoning"),
     "Structure & Math": (
         "Chart & Math, Structure",
-        "visual_guideline structure infographic",
+        "visual_guideline structure infographic recognized_text",
         "general_reasoning",
     ),
     "Infographic & Document": (
         "Document, Infographic",
-        "visual_guideline infographic ocr",
+        "visual_guideline infographic ocr recognized_text",
         "general_reasoning",
     ),
     "Medical & Bio-Imaging": ("Medical", "visual_guideline natural", "medical_reasoning"),
-    "UI & Interaction": ("UI", "ui ocr", "general_reasoning"),
-    "Code & Programming": ("Code", "visual_guideline coder", "general_reasoning"),
+    "UI & Interaction": ("UI", "ui ocr recognized_text", "general_reasoning"),
+    "Code & Programming": ("Code", "visual_guideline coder recognized_text", "general_reasoning"),
     "Knowledge & Education": ("Knowledge", "visual_guideline infographic", "knowledge_reasoning"),
     "Synthetic & Aesthetic": ("Synthetic", "visual_guideline texture", "general_reasoning"),
     "Video & Temporal": ("Video", "video_guideline video", "video_reasoning"),
@@ -339,6 +339,19 @@ def test_an_unknown_key_is_refused_with_file_key_and_what_is_allowed(
     assert "\n" not in message
 
 
+def test_every_fault_of_a_folder_is_listed_at_once(tmp_path: Path) -> None:
+    (tmp_path / "twice.yaml").write_text("name: A\nname: B\n")
+    text = "nme: A\ndescription: 3\nagents: {natural: {prmpt: x, sampling: {max_tokens: 0}}}\n"
+
+    message = refusal(tmp_path, text)
+
+    places = [line.partition(".yaml: ")[2].partition(": ")[0] for line in message.splitlines()]
+    natural = "agents.natural"
+    assert places == [
+        *("top level", "name", "description", natural, f"{natural}.sampling.max_tokens", "line 2")
+    ]
+
+
 def test_an_unknown_key_in_the_defaults_is_refused_too(tmp_path: Path) -> None:
     message = refusal(tmp_path, "sytem: x\n", "_defaults.yaml")
     assert "_defaults.yaml: top level: unknown key 'sytem'" in message
@@ -407,6 +420,10 @@ def test_every_fault_of_a_file_has_a_line(tmp_path: Path) -> None:
         ("late:", "(as in _defaults.yaml): stage: missing"),
         ("late: {stage: route, answer: letter, prompt: $domains}", "stage: route belongs to the router"),
         ("late: {stage: reason, answer: scores, prompt: Think.}", "answer: stage reason needs text"),
+        ("late: {stage: reason, tool: ocr, note: Read.}", "tool: for an agent of stage perceive"),
+        ("late: {stage: perceive, tool: ocr}", "note: missing here and in _defaults.yaml"),
+        ("late: {stage: perceive, tool: ocr, note: Read., prompt: Look.}", "prompt: a tool has none; remove"),
+        ("late: {stage: perceive, prompt: Look., note: Read.}", "note: for an agent with a tool; remove it"),
         ("judge: {}", "stage: summarize cannot follow judge (score)"),
     ],
 )
@@ -558,3 +575,97 @@ def test_fast_is_one_call_and_the_judges_of_each_domain(packaged: Catalogue, tmp
         assert all(judge.sees == (captioner.name,) for judge in judges)
     assert fast.stages == {Stage.ROUTE, Stage.SUMMARIZE, Stage.SCORE}
     assert [agent.name for agent in fast.resolve("Aerial").agents] == ["fast_caption"]
+
+
+TAGGER = (
+    MINIMAL
+    + """\
+  tagger:
+    stage: summarize
+    prompt: List what is there.
+    answer: json
+    schema: SCHEMA
+"""
+)
+COLOURS = "{type: object, properties: {colours: {type: array, items: {type: string}}}}"
+
+
+def test_a_schema_asks_for_all_of_its_parts_and_no_others(tmp_path: Path) -> None:
+    schema = (
+        "{type: object, properties: {a: {type: object, properties: {b: {enum: [1]}}}, c: {type: string}}}"
+    )
+    (tmp_path / "aerial.yaml").write_text(TAGGER.replace("SCHEMA", schema))
+
+    agent = load_catalogue(tmp_path).resolve("Aerial").captioner
+
+    assert (agent.name, agent.answer) == ("tagger", "json")
+    assert agent.schema == {
+        "type": "object",
+        "properties": {
+            "a": {
+                "type": "object",
+                "properties": {"b": {"enum": [1]}},
+                "required": ["b"],
+                "additionalProperties": False,
+            },
+            "c": {"type": "string"},
+        },
+        "required": ["a", "c"],
+        "additionalProperties": False,
+    }
+
+
+def test_a_schema_that_says_what_is_required_is_left_so(tmp_path: Path) -> None:
+    schema = COLOURS[:-1] + ", required: [], additionalProperties: true}"
+    (tmp_path / "aerial.yaml").write_text(TAGGER.replace("SCHEMA", schema))
+
+    found = load_catalogue(tmp_path).resolve("Aerial").captioner.schema or {}
+
+    assert (found["required"], found["additionalProperties"]) == ([], True)
+
+
+def test_a_changed_schema_changes_the_digest(tmp_path: Path) -> None:
+    found = set()
+    for schema in (COLOURS, COLOURS.replace("string", "integer")):
+        (tmp_path / "aerial.yaml").write_text(TAGGER.replace("SCHEMA", schema))
+        found.add(load_catalogue(tmp_path).resolve("Aerial").captioner.digest)
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize(
+    ("schema", "fault"),
+    [
+        (COLOURS.replace("string", "strng"), "schema.properties.colours.items.type: 'strng' is not valid"),
+        ("{type: array, items: {type: string}}", "schema: an answer is an object with named parts"),
+        ("{type: object}", "schema: an answer is an object with named parts"),
+        (
+            COLOURS.replace("{type: string}", "{$ref: 'https://example.com/colour'}"),
+            "schema.properties.colours.items.$ref: 'https://example.com/colour' is not in this schema",
+        ),
+        ("[a]", "agents.tagger.schema: Input should be a valid dictionary"),
+    ],
+)
+def test_a_schema_that_is_none_is_refused_with_the_place(tmp_path: Path, schema: str, fault: str) -> None:
+    said = refusal(tmp_path, TAGGER.replace("SCHEMA", schema))
+    assert said.startswith(f"{tmp_path / 'aerial.yaml'}: agents.tagger")
+    assert fault in said
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (
+            TAGGER.replace("    schema: SCHEMA\n", ""),
+            "agents.tagger: schema: an agent with `answer: json` needs one",
+        ),
+        (TAGGER.replace("json", "text").replace("SCHEMA", COLOURS), "no other may have any"),
+        (
+            TAGGER.replace("json", "letter").replace("SCHEMA", COLOURS),
+            "answer: stage summarize needs text or json",
+        ),
+    ],
+)
+def test_an_answer_that_does_not_fit_its_schema_or_stage_is_refused(
+    tmp_path: Path, text: str, fault: str
+) -> None:
+    assert fault in refusal(tmp_path, text)

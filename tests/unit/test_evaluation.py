@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from capflow_tasks.captioning.conversation import Conversation
-from capflow_tasks.domains.catalogue import EXAM, load_catalogue, load_workflow
+from capflow_tasks.domains.catalogue import load_catalogue, load_workflow
+from capflow_tasks.domains.workflows import EXAM
 from capflow_tasks.errors import UserError
 from capflow_tasks.records import Completion, FinishedSample, JsonObject, Modality, Stage
 from capflow_tasks.settings import Settings
@@ -327,12 +328,11 @@ def test_questions_are_written_by_a_schema_and_kept_as_data(tmp_path: Path) -> N
     assert conversation.outcome().results[0].data == written
 
 
-def test_questions_that_break_off_fail_their_sample(tmp_path: Path) -> None:
+def test_questions_that_break_off_are_asked_for_again(tmp_path: Path) -> None:
     conversation = talk(tmp_path, Stage.PERCEIVE, {"image": "a.png"})
     (call,) = conversation.calls()
 
     conversation.take(call.agent, Completion('{"questions": [{"question": "q"}]}', 10, 5, 9, "length", 0.5))
 
-    failure = conversation.outcome().failure
-    assert failure is not None
-    assert failure.kind == "bad_answer"
+    assert conversation.outcome().results == ()
+    assert [call.agent.name for call in conversation.calls()] == ["question_writer"]

@@ -10,8 +10,7 @@ from capflow_tasks.domains.catalogue import Catalogue, load_catalogue
 from capflow_tasks.errors import PlanError
 from capflow_tasks.records import Stage
 from capflow_tasks.store.states import NewBatch, NewSample
-from producer.reading.samples import read_samples
-from producer.run import batches_of
+from producer.reading.samples import batches_of, read_samples
 from tests.stores import a_shard
 
 CATALOGUE: Catalogue = load_catalogue()

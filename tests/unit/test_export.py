@@ -94,7 +94,7 @@ def pack_all(folder: Path, read: ReadSamples, size: int, rows: Sequence[ShardRow
     """The tars and the list of what was left out."""
     files: list[ExportedFile] = []
     with listing_left_out(folder / "run.left_out.jsonl", files) as left_out:
-        tars = Packing(folder, "run", size).write(captioned(read, rows), left_out)
+        tars = Packing(own_files(folder), folder, "run", size).write(captioned(read, rows), left_out)
     return tars + files
 
 
@@ -184,8 +184,12 @@ def test_a_parquet_file_has_a_typed_row_per_sample(tmp_path: Path, media: Path) 
         "model": "model",
         "revision": None,
         "engine": None,
+        "sampling": None,
         "workflow": "digest",
         "finish_reason": "stop",
+        "quote_support": None,
+        "text_coverage": None,
+        "unsupported_quotes": [],
         "guard": [],
         "entry": json.dumps(entry, ensure_ascii=False),
     }
@@ -273,7 +277,7 @@ def test_tars_are_full_come_out_the_same_and_leave_no_earlier_ones(media: Path) 
     assert [path.read_bytes() for path in pack(media, read, 3, rows)] == first
     large = pack(media, read, 100, rows)
     assert len(unpacked(large[0])) == 10
-    assert [path.name for path in large[0].parent.iterdir()] == ["run-000000.tar"]
+    assert [path.name for path in large[0].parent.glob("*.tar")] == ["run-000000.tar"]
 
 
 def test_a_sample_whose_media_are_gone_is_listed_and_the_rest_goes_on(media: Path) -> None:

@@ -25,6 +25,7 @@ from producer.reading.caption_files import (
 )
 
 RUBRICS = Rubrics(load_catalogue())
+NO_SCORES = Scores(NO_DOMAIN, {})
 IMAGE = (
     "factual_accuracy",
     "information_completeness",
@@ -341,3 +342,48 @@ def test_captions_in_whose_making_the_guard_found_a_given_rule_can_be_dropped(tm
     assert len(lines_of(tmp_path, "kept")) == 3
     (rejected,) = lines_of(tmp_path, "rejected")
     assert rejected["rejected_because"] == ["the guard found loop"]
+
+
+def test_a_second_folder_and_files_of_others_are_never_replaced(tmp_path: Path) -> None:
+    first, second, output = (tmp_path / name for name in ("first", "second", "output"))
+    for folder in (first, second):
+        folder.mkdir()
+        (folder / NAME).write_text(json.dumps(a_record()) + "\n")
+    theirs = output / "rejected" / NAME
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("by a script")
+
+    def filter_to_output(folder: Path, *, overwrites: bool = False) -> None:
+        criteria = Criteria(RUBRICS, Minimums(3, 3))
+        list(CaptionFilter(criteria, output, overwrites=overwrites).run(folder))
+
+    with pytest.raises(UserError, match=f"rejected/{NAME}: was not written by this run"):
+        filter_to_output(first)
+    assert theirs.read_text() == "by a script"
+    assert not (output / "kept").exists()
+    filter_to_output(first, overwrites=True)
+    filter_to_output(first)
+    with pytest.raises(UserError, match=f"kept/{NAME}: is a file of `capflow filter ../first`; choose"):
+        filter_to_output(second)
+
+
+def test_a_folder_that_moves_with_its_results_is_filtered_again(
+    split: Callable[..., CaptionFilter], tmp_path: Path
+) -> None:
+    split(a_record())
+    moved = tmp_path.rename(tmp_path.with_name("moved"))
+
+    list(CaptionFilter(Criteria(RUBRICS, Minimums(3, 3)), moved).run(moved))
+
+    assert lines_of(moved, "kept") == [a_record()]
+
+
+def test_captions_whose_quotes_or_words_do_not_agree_with_the_picture_are_not_kept() -> None:
+    criteria = Criteria(RUBRICS, None, shares={"quote_support": 0.9, "text_coverage": 0.5})
+    agrees = {"quote_support": 0.9, "text_coverage": 0.5}
+    missed = criteria.missed(a_record() | {"quote_support": 0.75, "text_coverage": 0.4}, NO_SCORES)
+    assert list(missed.values()) == ["quote_support is 0.75, below 0.9", "text_coverage is 0.4, below 0.5"]
+    assert criteria.keeps(a_record() | agrees)
+    # Nothing is quoted, or nothing was read.
+    assert criteria.keeps(a_record() | {"quote_support": None})
+    assert criteria.keeps(a_record())

@@ -2,15 +2,17 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from capflow_tasks.captioning.guard import Checked, Guard, changed_sampling
 from capflow_tasks.domains.catalogue import Agent, load_catalogue
+from capflow_tasks.domains.schemas import closed
 from capflow_tasks.records import Completion, Rule, Sampling
+from tests.guard_quality import labelled_texts, measure, table, wanted_of
 
-TEXTS = [json.loads(line) for line in (Path(__file__).parent / "guard_texts.jsonl").read_text().splitlines()]
 PRECISION, RECALL = 0.97, 0.95
 CATALOGUE = load_catalogue()
 AGENTS = {agent.name: agent for name in ("UI", "Natural") for agent in CATALOGUE.resolve(name).agents}
@@ -24,35 +26,25 @@ def checked(text: str, finish_reason: str = "stop", agent: Agent = AGENTS["visua
     return Guard().check(agent, completion(text, finish_reason))
 
 
-def found_in(entry: dict[str, str]) -> set[str]:
-    agent = AGENTS["ocr" if entry.get("verbatim") else "visual_guideline"]
-    result = checked(entry["text"], entry.get("finish", "stop"), agent)
-    return {fault.rule for fault in result.faults} | {f"repaired {each.rule}" for each in result.repairs}
-
-
-def wanted_of(entry: dict[str, list[str]]) -> set[str]:
-    return {*entry.get("faults", ()), *(f"repaired {rule}" for rule in entry.get("repaired", ()))}
-
-
 def test_each_rule_finds_what_it_is_for_and_little_else() -> None:
-    hits, missed, false_alarms = Counter[str](), Counter[str](), Counter[str]()
-    for entry in TEXTS:
-        wanted, found = wanted_of(entry), found_in(entry)
-        hits.update(wanted & found)
-        missed.update(wanted - found)
-        # A bad text may break further rules.
-        false_alarms.update(() if wanted else found)
-    for name in hits | missed | false_alarms:
-        assert hits[name] / (hits[name] + false_alarms[name]) >= PRECISION, name
-        assert hits[name] / (hits[name] + missed[name]) >= RECALL, name
+    for each in measure():
+        assert each.precision >= PRECISION, each
+        assert each.recall >= RECALL, each
+
+
+def test_the_documentation_says_how_good_the_rules_are() -> None:
+    page = Path(__file__).parents[2] / "docs" / "explanation" / "why-trust-a-caption.md"
+    assert table() in page.read_text("utf-8")
 
 
 def test_the_labelled_texts_hold_good_and_bad_of_every_kind() -> None:
-    wanted = Counter(name for entry in TEXTS for name in wanted_of(entry))
-    assert len(TEXTS) >= 300
-    assert sum(not wanted_of(entry) for entry in TEXTS) >= 100
-    assert all(wanted[rule] >= 10 for rule in Rule if rule is not Rule.META_OPENING)
-    assert wanted[f"repaired {Rule.META_OPENING}"] >= 10
+    texts = labelled_texts()
+    wanted = Counter(name for entry in texts for name in wanted_of(entry))
+    assert len(texts) >= 300
+    assert sum(not wanted_of(entry) for entry in texts) >= 100
+    others = {Rule.META_OPENING, Rule.INVALID_JSON}
+    assert all(wanted[rule] >= 10 for rule in Rule if rule not in others)
+    assert wanted[f"{Rule.META_OPENING} (repaired)"] >= 10
 
 
 @pytest.mark.parametrize(
@@ -80,6 +72,44 @@ def test_what_is_copied_from_the_picture_is_left_as_it_is(text: str) -> None:
 
 def test_letters_and_scores_are_not_checked_as_text() -> None:
     assert checked("A", agent=CATALOGUE.router) == Checked("A")
+
+
+FORM = {
+    "type": "object",
+    "properties": {
+        "title": {"type": "string"},
+        "colours": {"type": "array", "items": {"enum": ["red", "blue"]}},
+    },
+}
+LISTER = replace(AGENTS["visual_guideline"], answer="json", schema=closed(FORM))
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "rule"),
+    [
+        ('{"title": "A dog", "colours": ["red"', "length", Rule.CUT_OFF),
+        ('{"title": "A dog"', "stop", Rule.INVALID_JSON),
+        ('{"title": "A dog"}', "stop", Rule.INVALID_JSON),
+        ('{"title": "A dog", "colours": ["green"]}', "stop", Rule.INVALID_JSON),
+        ('{"title": "A dog", "colours": [], "size": 1}', "stop", Rule.INVALID_JSON),
+        ('["A dog"]', "stop", Rule.INVALID_JSON),
+        ("[" * 100_000, "stop", Rule.INVALID_JSON),
+        (r'{"title": "A \u0000 dog", "colours": []}', "stop", Rule.INVALID_JSON),
+        ('{"title": "I\'m sorry, but I can\'t help with that.", "colours": []}', "stop", Rule.REFUSAL),
+        (json.dumps({"title": "keep at " * 40, "colours": []}), "stop", Rule.LOOP),
+        (json.dumps({"title": "dog", "colours": ["red"] * 200}), "stop", Rule.LOOP),
+    ],
+)
+def test_json_must_be_whole_follow_its_schema_and_say_something(text: str, finish: str, rule: Rule) -> None:
+    assert [fault.rule for fault in checked(text, finish, LISTER).faults] == [rule]
+
+
+def test_json_is_read_and_a_fence_around_it_removed() -> None:
+    text = '{"title": "The", "colours": ["red", "blue"]}'
+    assert checked(text, agent=LISTER) == Checked(text, data=json.loads(text))
+    fenced = checked(f"```json\n{text}\n```", agent=LISTER)
+    assert (fenced.text, fenced.data) == (text, json.loads(text))
+    assert [repair.rule for repair in fenced.repairs] == [Rule.MARKUP]
 
 
 def test_a_rule_can_be_left_out() -> None:

@@ -44,6 +44,12 @@ FAILED_CORE = RuntimeError("Engine core initialization failed. See root cause ab
             "VLLM_CPU_KVCACHE_SPACE",
         ),
         (
+            RuntimeError("Device string must not be empty"),
+            "",
+            "Device string",
+            "this vLLM is built for GPUs and finds none: see nvidia-smi",
+        ),
+        (
             ValueError("Please pass the argument `trust_remote_code=True` to allow custom code to be run."),
             "",
             "custom code",

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -15,8 +16,9 @@ from hypothesis import strategies as st
 from capflow_tasks.captioning.conversation import Conversation
 from capflow_tasks.domains.catalogue import Catalogue, load_catalogue
 from capflow_tasks.domains.prompts import instruction_for
-from capflow_tasks.errors import BadEntry
+from capflow_tasks.errors import BadEntry, UserError
 from capflow_tasks.records import Failure, FinishedSample, JsonObject, Modality, PlanShard, Result, Stage
+from capflow_tasks.settings import Settings
 from capflow_tasks.store.states import Claim, NewSample, PendingSample
 from producer import scoring
 from producer.reading import caption_files
@@ -422,3 +424,22 @@ def test_every_line_of_any_file_is_published_once(tmp_path: Path, contents: list
     assert sum(written) == len(lines)
     again = score(file, unusable)
     assert (again.known, again.scored, again.failed) == (grades.known + grades.scored, 0, grades.failed)
+
+
+def test_scored_files_of_others_are_never_replaced(tmp_path: Path) -> None:
+    file = a_file(tmp_path, graded(a_record()))
+    theirs = scored_of(file)
+    theirs.write_text("by a script\n")
+
+    def score_folder(*, overwrites: bool = False) -> ScoreSummary:
+        run = scoring.ScoreRun(
+            tmp_path, Settings(), root=None, plan=None, output=None, processes=1, overwrites=overwrites
+        )
+        return run.run(Event(), None, 8, None)
+
+    with pytest.raises(UserError, match=f"{theirs.name}: was not written by this run; choose another"):
+        score_folder()
+    assert theirs.read_text() == "by a script\n"
+    assert score_folder(overwrites=True).tally.done == 1
+    assert score_folder().tally.done == 1
+    assert theirs.read_bytes() == Path(file.annotation).read_bytes()

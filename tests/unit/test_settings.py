@@ -49,6 +49,22 @@ def test_a_bad_value_is_one_line_that_names_its_variable(
     assert f"CAPFLOW_{name}" in line
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("CONCURRENCY", "many", "CAPFLOW_CONCURRENCY='many': expected a whole number"),
+        ("SURGE_SAMPLES", "3.5", "CAPFLOW_SURGE_SAMPLES='3.5': expected a whole number"),
+        ("LEASE_SECONDS", "0", "CAPFLOW_LEASE_SECONDS='0': expected more than 0"),
+        ("LOG_TEXT", "maybe", "CAPFLOW_LOG_TEXT='maybe': expected 1 or 0"),
+        ("QUEUE_GPU_MEMORY", '{"gpu": 3}', "CAPFLOW_QUEUE_GPU_MEMORY.gpu=3: expected 1 or less"),
+    ],
+)
+def test_a_bad_number_is_answered_in_plain_words(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, expected: str
+) -> None:
+    assert refusal(monkeypatch, **{name: value}) == [expected]
+
+
 def test_every_bad_value_is_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = refusal(monkeypatch, CONCURRENCY="0", MIN_PIXELS="1")
 

@@ -23,8 +23,9 @@ from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.errors import CapflowError, PlanError
 from capflow_tasks.media.paths import head_of, kind_of, resolve_media
 from capflow_tasks.records import Modality
+from producer.planning.listings import SourceOrder
 from producer.planning.preflight import check_datasets
-from producer.planning.sources import Found, SourceOrder, read_sources
+from producer.planning.sources import Found, read_sources
 from producer.reading.folders import differs_by_guess, named_by_content, walk
 from producer.reading.samples import read_samples
 from producer.reading.tables import Keys
@@ -113,15 +114,29 @@ def test_media_of_a_folder_are_found_whatever_the_root(tmp_path: Path, read: Rea
 
 
 def test_other_files_of_a_folder_have_a_listing_of_their_own(tmp_path: Path, read: Read) -> None:
-    for name in "ab":
+    for name in "abc":
         write(tmp_path / f"{name}.png")
 
-    first, second, both, reversed_ = (
-        read(*names) for names in (["a.png"], ["b.png"], ["a.png", "b.png"], ["b.png", "a.png"])
-    )
+    first, second = read("a.png", "b.png"), read("b.png", "c.png")
 
-    listed = [[each["image"] for each in entries(found)] for found in (first, second, both, reversed_)]
-    assert listed == [["a.png"], ["b.png"], ["a.png", "b.png"], ["b.png", "a.png"]]
+    assert [each["image"] for each in entries(first)] == ["a.png", "b.png"]
+    assert [each["image"] for each in entries(second)] == ["b.png", "c.png"]
+
+
+def test_files_that_are_named_again_keep_their_places_and_their_listing(tmp_path: Path, read: Read) -> None:
+    for name in "bd":
+        write(tmp_path / f"{name}.png")
+    before = read("b.png", "d.png")
+    for name in "ac":
+        write(tmp_path / f"{name}.png")
+
+    more = read("a.png", "b.png", "c.png", "d.png")
+    (tmp_path / "b.png").unlink()
+    fewer = read("a.png", "c.png", "d.png")
+
+    assert before.datasets[0].annotation == more.datasets[0].annotation == fewer.datasets[0].annotation
+    for found in (more, fewer):
+        assert [each["id"] for each in entries(found)] == ["b.png", "d.png", "a.png", "c.png"]
 
 
 def test_links_are_followed_inside_the_folder_and_never_around(tmp_path: Path) -> None:

@@ -297,6 +297,9 @@ def test_a_stopped_run_names_the_command_that_goes_on_with_its_candidates() -> N
     command = f"capflow caption {PLAN} --workflow verified --candidates 2 --min-overall 2 --token-budget 9000"
     assert command_of(run) == f"{command} --run again"
     assert "--candidates" not in command_of(replace(run, candidates=3))
+    limited = a_run(strict=True, skips_text_only=True, max_tokens=5000, max_cost=0.5, prices="/own.yaml")
+    flags = "--strict --skip-text-only --max-tokens 5000 --max-cost 0.5 --prices /own.yaml"
+    assert flags in command_of(limited)
 
 
 def test_cost_is_shown_per_100_samples_and_per_accepted_caption(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ WITH stale AS (
     WHERE results.sample_id = gone.sample_id AND results.stage = gone.stage AND results.agent = gone.agent
     RETURNING results.sample_id, results.stage
 ), opened AS (
-    SELECT sample_id, bool_or(stage = 'route') AS is_routed_again, bool_or(stage = 'summarize') AS is_written_again
+    SELECT sample_id, bool_or(stage = 'route') AS is_routed_again
     FROM forgotten
     GROUP BY sample_id
 ), before AS (
@@ -39,7 +39,7 @@ UPDATE samples
 SET state = 'pending', attempts = 0,
     domain = CASE WHEN is_routed_again THEN NULL ELSE samples.domain END,
     confidence = CASE WHEN is_routed_again THEN NULL ELSE samples.confidence END,
-    candidate = CASE WHEN is_written_again THEN 1 ELSE samples.candidate END
+    candidate = 1  -- the first of those that are kept; each is graded again
 FROM opened JOIN before ON before.id = opened.sample_id
 WHERE samples.id = opened.sample_id
 RETURNING samples.batch_id, before.domain, is_routed_again

@@ -1,6 +1,7 @@
 -- Runs as a whole, the newest first: all of them, or those of this name, plan or id. Reads the batches.
 SELECT runs.id, runs.name, runs.plan, runs.output, runs.stages, runs.min_confidence, runs.pin_ranks, runs.workflow,
        runs.candidates, runs.min_overall, runs.token_budget,
+       runs.strict, runs.skips_text_only, runs.max_tokens, runs.max_cost, runs.prices,
        runs.stopped_at IS NOT NULL AS is_stopped, runs.pause, runs.created_at, planned.*, sent.*
 FROM runs
 CROSS JOIN LATERAL (

@@ -4,6 +4,7 @@ WITH answered AS (
     SELECT sample_id, stage, model, worker, prompt_tokens, cached_tokens, completion_tokens, seconds, created_at,
            true AS is_kept
     FROM results
+    WHERE model <> 'rapidocr'  -- it takes no tokens, and no GPU
     UNION ALL
     SELECT sample_id, stage, model, worker, prompt_tokens, cached_tokens, completion_tokens, seconds, created_at,
            false

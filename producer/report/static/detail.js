@@ -72,6 +72,18 @@ capflow.detail = (() => {
     );
   };
 
+  const text = (sample) => {
+    const share = (name) => `${words(name)} ${Math.round(100 * sample.text[name])} %`;
+    const shares = ["quote_support", "text_coverage"].filter((name) => typeof sample.text[name] === "number").map(share);
+    if (!shares.length) return null;
+    const quotes = sample.text.unsupported_quotes.map((quote) => make("li", { dir: "auto", textContent: quote }));
+    return section(
+      "Text",
+      make("p", { textContent: shares.join(" · ") }),
+      ...(quotes.length ? [make("p", { className: "quiet", textContent: "Quoted, but not read in the picture:" }), make("ul", {}, ...quotes)] : []),
+    );
+  };
+
   const said = (answer) => {
     const summary = make(
       "summary",
@@ -105,6 +117,7 @@ capflow.detail = (() => {
     model: (answer) => answer.model,
     revision: (answer) => answer.revision.slice(0, 16),
     engine: (answer) => answer.engine,
+    sampling: (answer) => answer.sampling,
     workflow: (answer) => answer.workflow,
     worker: (answer) => answer.worker,
     "prompt tokens": (answer) => count(answer.prompt_tokens),
@@ -134,7 +147,7 @@ capflow.detail = (() => {
 
   const texts = (sample) => {
     const caption = sample.caption === null ? null : make("p", { className: "caption", dir: "auto", textContent: sample.caption });
-    const parts = [facts(sample), caption, failure(sample), grades(sample), guard(sample), reports(sample), others(sample), provenance(sample), entry(sample)];
+    const parts = [facts(sample), caption, failure(sample), grades(sample), text(sample), guard(sample), reports(sample), others(sample), provenance(sample), entry(sample)];
     return make("div", { className: "texts" }, ...parts.filter(Boolean));
   };
 

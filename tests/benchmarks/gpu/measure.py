@@ -78,6 +78,7 @@ class Setup:
         return {
             "CAPFLOW_MODEL": str(self.model),
             "CAPFLOW_ENGINE": "tests.benchmarks.journal:build",
+            "CAPFLOW_OCR_PROCESSES": "0",
             LENGTHS: ",".join(map(str, self.load.answer)),
             "CAPFLOW_ENGINE_ARGS": json.dumps(self.engine_args),
             "CAPFLOW_MAX_MODEL_LEN": "16384",
