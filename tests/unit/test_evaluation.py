@@ -146,6 +146,8 @@ def test_media_are_found_below_the_source_or_absolute_and_ambiguous_ones_are_ref
 
     assert media.find("b.png", tmp_path) == ("/two/b.png",)
     assert media.find("/one/a.png", tmp_path) == ("/one/a.png",)
+    remote = Media({("s3://bucket/x/a.png",)}, ["s3://bucket/x"])
+    assert remote.find("a.png", tmp_path) == remote.find("s3://bucket/x/a.png", tmp_path)
     with pytest.raises(ValueError, match="names 2 samples; write the absolute path"):
         media.find("a.png", tmp_path)
 
