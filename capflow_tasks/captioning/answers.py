@@ -11,7 +11,7 @@ from typing import Any
 from capflow_tasks.domains.catalogue import Agent, Dimension
 from capflow_tasks.entries import unstorable
 from capflow_tasks.errors import BadAnswer
-from capflow_tasks.records import Completion, JsonObject, Token
+from capflow_tasks.records import Completion, Token
 
 #: More than the longest contexts hold; longer text is a fault of the server.
 _MAX_CHARACTERS = 1_000_000
@@ -72,20 +72,6 @@ def parse_scores(text: str, agent: Agent) -> dict[str, int]:
     return grades | {"overall": overall_grade(grades, agent.dimensions)}
 
 
-def parse_questions(text: str) -> list[JsonObject]:
-    """Return the questions that an agent wrote, each with its right and wrong answers. Raises BadAnswer."""
-    listed = _json_object(text, "questions").get("questions")
-    if not isinstance(listed, list) or not all(map(_is_question, listed)):
-        raise BadAnswer(f"the questions lack a question, a right answer or wrong ones: {_short(text)}")
-    return listed
-
-
-def _is_question(value: object) -> bool:
-    if not isinstance(value, dict) or not isinstance(wrong := value.get("wrong"), list):
-        return False
-    return all(isinstance(text, str) for text in (value.get("question"), value.get("right"), *wrong))
-
-
 def softened(shares: Mapping[str, float], temperature: float) -> dict[str, float]:
     """Raise probabilities to the power 1/temperature; they sum to 1 again."""
     if temperature == 1:
@@ -131,15 +117,15 @@ def errors_named(text: str) -> list[str]:
     return [error for error in errors if isinstance(error, str)] if isinstance(errors, list) else []
 
 
-def _json_object(text: str, what: str = "scores") -> dict[str, Any]:
+def _json_object(text: str) -> dict[str, Any]:
     try:
         # Not strict: a grammar that bounds the length of a string lets control characters through.
         answer = json.loads(text, object_pairs_hook=_unique_names, strict=False)
     # RecursionError: a model in a loop can nest brackets without end.
     except (ValueError, RecursionError) as error:
-        raise BadAnswer(f"the {what} are not JSON ({error}): {_short(text)}") from None
+        raise BadAnswer(f"the scores are not JSON ({error}): {_short(text)}") from None
     if not isinstance(answer, dict):
-        raise BadAnswer(f"the {what} are not a JSON object: {_short(text)}")
+        raise BadAnswer(f"the scores are not a JSON object: {_short(text)}")
     return answer
 
 

@@ -9,7 +9,6 @@ from capflow_tasks.captioning.answers import (
     check_storable,
     errors_named,
     expected_grades,
-    parse_questions,
     parse_scores,
     softened,
 )
@@ -473,8 +472,6 @@ class Conversation:
             return dict(shares)
         if agent.answer == "scores":
             return dict(parse_scores(answer.text, agent))
-        if agent.answer == "questions":
-            return {"questions": parse_questions(answer.text)}
         return None
 
 

@@ -20,6 +20,7 @@ from pydantic.dataclasses import dataclass
 
 from capflow_tasks.domains.schemas import answer_faults, closed
 from capflow_tasks.domains.verifier import Verifier, VerifierKeys, read_verifier
+from capflow_tasks.domains.workflows import EXAM, RESHAPED
 from capflow_tasks.domains.yaml_file import Keys, Text, placeholder_faults, read_yaml
 from capflow_tasks.errors import WorkflowError
 from capflow_tasks.records import BUDGET_PAIRS, LANGUAGES, JsonObject, Modality, Sampling, Stage, Workflow
@@ -49,8 +50,8 @@ class Agent:
     prompt: str = ""
     #: Whether it gets the picture or video.
     media: bool = True
-    #: `questions` writes questions about the media; `choice` answers one, by a letter, from a caption.
-    answer: Literal["text", "letter", "scores", "json", "questions", "choice"] = "text"
+    #: `choice`: the letter of one of the choices of a sample's question.
+    answer: Literal["text", "letter", "scores", "json", "choice"] = "text"
     #: JSON schema of an answer of `json`.
     schema: Mapping[str, Any] | None = None
     #: What a judge grades, in order; empty for other agents.
@@ -186,8 +187,8 @@ def load_catalogue(
     defaults = _merged_defaults(ours.pop(_DEFAULTS), theirs.pop(_DEFAULTS, {"agents": {}}))
     defaults.setdefault("language", language)
     read = list((ours | theirs).values())
-    if workflow in _RESHAPED:
-        read = [_RESHAPED[workflow](keys, defaults["agents"]) for keys in read]
+    if workflow in RESHAPED:
+        read = [RESHAPED[workflow](keys, defaults["agents"]) for keys in read]
     sources = [_with_merged_agents(keys, defaults) for keys in read]
     faults += _name_faults(sources)
     faults += (fault for keys in sources for fault in _agents_faults(keys))
@@ -270,7 +271,7 @@ class _AgentKeys(Keys):
     windows: bool | None = None
     budget: _BudgetKeys | None = None
     sampling: _SamplingKeys | None = None
-    answer: Literal["text", "letter", "scores", "json", "questions", "choice"] | None = None
+    answer: Literal["text", "letter", "scores", "json", "choice"] | None = None
     answer_schema: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
     dimensions: dict[_Name, _DimensionKeys] | None = None
 
@@ -330,33 +331,6 @@ def _merged_defaults(ours: JsonObject, theirs: JsonObject) -> JsonObject:
     sampling = {"sampling": defaults["sampling"]}
     defaults["router"] = _merged(sampling, ours["router"], theirs.get("router", {}))
     return defaults
-
-
-#: The agent of the fast workflow, by the domain's modality.
-_FAST_CAPTIONERS = {Modality.IMAGE: "fast_caption", Modality.VIDEO: "fast_video_caption"}
-
-
-def _fast(keys: JsonObject, shared: JsonObject) -> JsonObject:
-    """Leave of the domain's agents its judges, without what they see, after one that captions at once."""
-    judges = {
-        name: own | {"sees": []}
-        for name, own in keys["agents"].items()
-        if (shared.get(name, {}) | own).get("stage") == Stage.SCORE
-    }
-    return keys | {"agents": {_FAST_CAPTIONERS[Modality(keys["modality"])]: {}} | judges}
-
-
-#: The workflow of `capflow eval`: questions about media, and answers from captions alone.
-EXAM = "exam"
-
-
-def _exam(keys: JsonObject, shared: JsonObject) -> JsonObject:
-    captioner = _FAST_CAPTIONERS[Modality(keys["modality"])]
-    return keys | {"agents": {"question_writer": {}, captioner: {}, "caption_reader": {}}}
-
-
-#: Workflows that give every domain other agents than its file names.
-_RESHAPED = {Workflow.FAST: _fast, EXAM: _exam}
 
 
 def _with_merged_agents(keys: JsonObject, defaults: JsonObject) -> JsonObject:
@@ -439,10 +413,9 @@ _ROUTERS = {"confidence_temperature", "order_seed"}
 
 def _stage_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
     """Find keys that do not fit the agent's stage, or each other."""
-    answer = keys.get("answer", "text")
     yield from answer_faults(stage, keys)
     dimensions = keys.get("dimensions", {})
-    if bool(dimensions) != (stage is Stage.SCORE and answer != "choice"):
+    if bool(dimensions) != (stage is Stage.SCORE and keys.get("answer") != "choice"):
         yield "dimensions: an agent of stage score needs some, no other may have any; fix that or the stage"
     for name in ("overall", "errors"):
         if name in dimensions:

@@ -19,8 +19,6 @@ from capflow_tasks.records import LANGUAGES, JsonObject, Span, Stage, clock
 WINDOW_MARK = "@"
 #: The most errors that a judge names, and the longest of them, in characters.
 MAX_ERRORS, MAX_ERROR_LENGTH = 5, 80
-#: The most questions that are written about one sample.
-MAX_QUESTIONS = 6
 #: `$window` of a video that is not cut.
 WHOLE_VIDEO = "the whole video"
 #: What a prompt that speaks of one picture begins with when there are several.
@@ -123,9 +121,7 @@ def router_instruction(catalogue: Catalogue) -> str:
 
 def schema_of(agent: Agent) -> Mapping[str, Any] | None:
     """Return the JSON schema that the agent's answer must follow; None for text and letters."""
-    if agent.answer == "scores":
-        return scores_schema(agent)
-    return questions_schema() if agent.answer == "questions" else agent.schema
+    return scores_schema(agent) if agent.answer == "scores" else agent.schema
 
 
 def scores_schema(agent: Agent) -> JsonObject:
@@ -135,7 +131,13 @@ def scores_schema(agent: Agent) -> JsonObject:
     """
     error = {"type": "string", "maxLength": MAX_ERROR_LENGTH}
     grades = {name: {"type": "integer", "enum": [1, 2, 3]} for name in agent.dimensions}
-    return _strict({"errors": {"type": "array", "items": error, "maxItems": MAX_ERRORS}, **grades})
+    properties = {"errors": {"type": "array", "items": error, "maxItems": MAX_ERRORS}, **grades}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
 
 
 def letters_of(entry: JsonObject) -> tuple[str, ...]:
@@ -151,23 +153,6 @@ def question_of(entry: JsonObject) -> dict[str, str]:
     lines = zip(letters_of(entry), entry["choices"], strict=True)
     listed = "\n".join(f"{letter}. {choice}" for letter, choice in lines)
     return {"question": str(entry.get("question", "")), "choices": listed}
-
-
-def questions_schema() -> JsonObject:
-    """Return the JSON schema of questions about media, each with one right answer and three wrong ones."""
-    answer = {"type": "string", "minLength": 1, "maxLength": 80}
-    wrong = {"type": "array", "items": answer, "minItems": 3, "maxItems": 3}
-    one = _strict({"question": answer | {"maxLength": 200}, "right": answer, "wrong": wrong})
-    return _strict({"questions": {"type": "array", "items": one, "minItems": 1, "maxItems": MAX_QUESTIONS}})
-
-
-def _strict(properties: JsonObject) -> JsonObject:
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
 
 
 def _free_tag(name: str, texts: Iterable[str]) -> str:

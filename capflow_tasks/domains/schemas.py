@@ -8,12 +8,6 @@ from jsonschema.exceptions import best_match
 
 from capflow_tasks.records import JsonObject, Stage
 
-#: What agents may answer with, where it is not text or JSON.
-_ANSWERS = {
-    Stage.ROUTE: ("letter",),
-    Stage.PERCEIVE: ("text", "json", "questions"),
-    Stage.SCORE: ("scores", "choice"),
-}
 #: Keywords whose value is a schema, a list of schemas, or schemas by name.
 _ONE, _SEVERAL, _NAMED = ("items",), ("anyOf", "oneOf", "prefixItems"), ("properties", "$defs")
 
@@ -41,7 +35,7 @@ def closed(schema: Mapping[str, Any]) -> JsonObject:
 
 def answer_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
     """Find what does not fit in an agent's keys `answer` and `schema`; each fault begins with its key."""
-    expected = _ANSWERS.get(stage, ("text", "json"))
+    expected = {Stage.ROUTE: ("letter",), Stage.SCORE: ("scores", "choice")}.get(stage, ("text", "json"))
     if (answer := keys.get("answer", "text")) not in expected:
         yield f"answer: stage {stage} needs {' or '.join(expected)}; use that"
     if (answer == "json") != ("schema" in keys):

@@ -133,7 +133,7 @@ def compare(
 
 def _plan(sources: tuple[str, ...], options: dict[str, Any], settings: Settings) -> Plan:
     from capflow_tasks.domains.catalogue import load_catalogue
-    from producer.run import checked_plan
+    from producer.reading.plan import checked_plan
 
     catalogue = load_catalogue(settings.domains)
     return checked_plan(planned(sources, options, settings, catalogue.resolve), catalogue)
@@ -179,6 +179,7 @@ def _answers(
     from producer.evaluation.exam import Asked, Exam
     from producer.evaluation.questions import Answered
     from producer.run import name_of_run
+    from producer.scoring import caption_of
     from producer.writing.captions import caption_record
 
     samples = {each.key: each for each in drawn}
@@ -188,9 +189,8 @@ def _answers(
         asked, own = [], defaultdict(list)
         for question in questions:
             finished = arm.finished.get(question.key)
-            text = caption_record(finished).get("caption") if finished else None
-            if finished and finished.domain and text:
-                asked.append(Asked(question, samples[question.key], text, finished.domain))
+            if finished and finished.domain and "caption" in (record := caption_record(finished)):
+                asked.append(Asked(question, samples[question.key], caption_of(record), finished.domain))
             elif question.key in samples:
                 own[question.key].append(Answered(question, {}))
         groups[arm.arm.name], answers[arm.arm.name] = asked, own

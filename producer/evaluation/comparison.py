@@ -50,7 +50,7 @@ MEASURES = (
     _share("fact_precision", "reference facts borne out, of those that the caption takes a side on"),
     _mean("expected_grade", "the judge's expected grade, mean of all dimensions, 1 to 3"),
     _mean("overall", "the judge's overall grade, 1 to 3"),
-    _share("claims_supported", "claims of the caption that the media bear out"),
+    _share("claim_support", "claims of the caption that the media bear out"),
     _share("quote_support", "quoted words that were read in the media"),
     _share("text_coverage", "confidently read words that the caption holds"),
     _share("kept", "captions that meet the minimums"),
@@ -67,7 +67,7 @@ _KNOWN = {measure.name: measure for measure in MEASURES}
 #: With fewer samples the percentile bootstrap's intervals are too narrow.
 FEW_SAMPLES = 30
 #: What other parts of Capflow store with a caption, a share from 0 to 1.
-_STORED_SHARES = ("quote_support", "text_coverage", "claims_supported")
+_STORED_SHARES = ("quote_support", "text_coverage", "claim_support")
 
 
 def measure_of(name: str) -> Measure:

@@ -9,7 +9,8 @@ from pathlib import Path
 from string import ascii_uppercase
 from threading import Event
 
-from capflow_tasks.domains.catalogue import EXAM, Catalogue, load_workflow
+from capflow_tasks.domains.catalogue import Catalogue, load_workflow
+from capflow_tasks.domains.workflows import EXAM
 from capflow_tasks.records import FinishedSample, JsonObject, Modality, PlanShard, Stage
 from capflow_tasks.settings import Settings
 from capflow_tasks.store.states import NewSample, SampleState

@@ -13,6 +13,7 @@ from producer.console import count, counted, percent, usd
 from producer.evaluation.comparison import Comparison, Judged
 from producer.evaluation.measures import NOTHING
 from producer.report.pictures import PictureTask, draw_all
+from producer.scoring import caption_of
 from producer.writing.whole import whole_folder
 
 _HERE = Path(__file__).parent / "templates"
@@ -78,7 +79,7 @@ def _arm(name: str, judged: Judged) -> dict[str, Any]:
     failure = judged.sample.failure
     return {
         "name": name,
-        "caption": judged.record.get("caption"),
+        "caption": caption_of(judged.record) if "caption" in judged.record else None,
         "failure": f"{failure.kind}: {failure.message}" if failure else None,
         "overall": judged.record.get("overall"),
         "errors": judged.record.get("errors") or [],

@@ -5,7 +5,6 @@ is one of the choices. A fact file has `media` and `facts`, a list of statements
 like a question: is it true, by the caption alone?
 """
 
-import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from capflow_tasks.entries import shown, type_name
 from capflow_tasks.errors import UserError
 from capflow_tasks.records import JsonObject
 from producer.evaluation.measures import NOTHING, Overlap, Part
-from producer.evaluation.samples import Key
+from producer.evaluation.samples import Key, place_of
 from producer.reading.caption_files import read_captions
 
 #: The last choice of every question, which is right for none.
@@ -73,8 +72,8 @@ class Media:
         paths = [path for path in listed if isinstance(path, str)]
         if not paths or len(paths) < len(listed):
             raise ValueError('"media" is no path or list of paths; write those of one sample')
-        roots = (*self._roots, folder)
-        tried = [tuple(os.path.normpath(Path(root, path)) for path in paths) for root in roots]
+        roots = (*self._roots, str(folder))
+        tried = [tuple(place_of(root, path) for path in paths) for root in roots]
         found = list(dict.fromkeys(key for key in tried if key in self._keys))
         if len(found) > 1:
             raise ValueError(f'"media" {shown(value)} names {len(found)} samples; write the absolute path')

@@ -35,7 +35,16 @@ class Drawn:
 
 def key_of(root: str, entry: JsonObject, modality: Modality) -> Key:
     """Return what a sample is known by. Raises BadEntry when it names no media."""
-    return tuple(os.path.normpath(Path(root, path)) for _, path in media_of(entry, modality))
+    return tuple(place_of(root, path) for _, path in media_of(entry, modality))
+
+
+def place_of(root: str, path: str) -> str:
+    """Return a medium's absolute path, or its URL."""
+    if "://" in path:
+        return path
+    if "://" in root:
+        return f"{root.rstrip('/')}/{path}"
+    return os.path.normpath(Path(root, path))
 
 
 def draw(plan: Plan, count: int, seed: int, wanted: Set[Key] | None = None) -> list[Drawn]:

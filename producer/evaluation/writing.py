@@ -6,7 +6,7 @@ from pathlib import Path
 from random import Random
 from threading import Event
 
-from capflow_tasks.domains.catalogue import EXAM
+from capflow_tasks.domains.workflows import EXAM
 from capflow_tasks.records import FinishedSample, JsonObject, Stage
 from capflow_tasks.settings import Settings
 from producer.evaluation.arms import finished_of

@@ -228,3 +228,21 @@ class QuotingEngine(ScriptedEngine):
 
 def build_quoting(settings: Settings, model: str) -> QuotingEngine:
     return QuotingEngine()
+
+
+def _examined(request: Request) -> str:
+    """Write two questions, of which one can be guessed, and answer the other only from a caption."""
+    if request.schema and "questions" in request.schema["properties"]:
+        asked = ("Which ball can be guessed?", "Which ball is told of?")
+        wrong = ["blue", "green", "pink"]
+        return json.dumps({"questions": [{"question": q, "right": "red", "wrong": wrong} for q in asked]})
+    if "cannot tell" not in request.instruction:
+        return scripted_text(request)
+    (right,) = re.findall(r"^([A-Z])\. red$", request.instruction, re.MULTILINE)
+    is_known = "said of" in request.instruction or "guessed" in request.instruction
+    return right if is_known else request.choices[-1]
+
+
+def build_examiner(settings: Settings, model: str) -> ScriptedEngine:
+    """Build an engine that writes an exam and takes it."""
+    return ScriptedEngine(_examined)

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from capflow_tasks.captioning.conversation import Conversation
-from capflow_tasks.domains.catalogue import EXAM, load_catalogue, load_workflow
+from capflow_tasks.domains.catalogue import load_catalogue, load_workflow
+from capflow_tasks.domains.workflows import EXAM
 from capflow_tasks.errors import UserError
 from capflow_tasks.records import Completion, FinishedSample, JsonObject, Modality, Stage
 from capflow_tasks.settings import Settings
@@ -145,6 +146,8 @@ def test_media_are_found_below_the_source_or_absolute_and_ambiguous_ones_are_ref
 
     assert media.find("b.png", tmp_path) == ("/two/b.png",)
     assert media.find("/one/a.png", tmp_path) == ("/one/a.png",)
+    remote = Media({("s3://bucket/x/a.png",)}, ["s3://bucket/x"])
+    assert remote.find("a.png", tmp_path) == remote.find("s3://bucket/x/a.png", tmp_path)
     with pytest.raises(ValueError, match="names 2 samples; write the absolute path"):
         media.find("a.png", tmp_path)
 
@@ -327,12 +330,11 @@ def test_questions_are_written_by_a_schema_and_kept_as_data(tmp_path: Path) -> N
     assert conversation.outcome().results[0].data == written
 
 
-def test_questions_that_break_off_fail_their_sample(tmp_path: Path) -> None:
+def test_questions_that_break_off_are_asked_for_again(tmp_path: Path) -> None:
     conversation = talk(tmp_path, Stage.PERCEIVE, {"image": "a.png"})
     (call,) = conversation.calls()
 
     conversation.take(call.agent, Completion('{"questions": [{"question": "q"}]}', 10, 5, 9, "length", 0.5))
 
-    failure = conversation.outcome().failure
-    assert failure is not None
-    assert failure.kind == "bad_answer"
+    assert conversation.outcome().results == ()
+    assert [call.agent.name for call in conversation.calls()] == ["question_writer"]
