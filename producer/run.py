@@ -137,6 +137,8 @@ class OpenRun:
         #: One message for each file that broke off; the other shards went on.
         self.problems: list[str] = []
         self._unreadable: list[str] = []
+        #: Whether no other command's workers take its batches.
+        self.has_own_workers = fleet.settings.broker_url is None
         #: Why the run paused by itself; None when it did not.
         self.pause: str | None = None
         if forget_other_shards:
@@ -173,7 +175,7 @@ class OpenRun:
         ranks = {row.shard.assign_rank for row in self.shards} if self.order.pin_ranks else set()
         ask = partial(statistics.Statistics(fleet.engine).activity, self.id, fleet.settings.lease_seconds)
         worker = services.EmbeddedWorkers(fleet, ranks)
-        with closing(worker), progress(self._sample_count, ask) as display:
+        with closing(worker), progress(self._sample_count, ask, worker.awaited) as display:
             work = partial(self._work, read_samples, worker, display.show, stopping)
             return services.through_outages(work, stopping)
 
@@ -223,6 +225,10 @@ class OpenRun:
                 if not in_flight:
                     return True
             stopping.wait(_POLL_SECONDS)
+        if stopping.is_set() and self.has_own_workers:
+            running, seconds = self.views.running(self.id), fleet.settings.drain_seconds
+            batches = "1 batch" if running == 1 else f"{running} batches"
+            log.info("finishing the running stage of %s, for up to %g s", batches, seconds)
         self.pause = self.runs.pause_of(self.id)
         return False
 
@@ -445,6 +451,8 @@ class CaptionRun:
 
 def _export(run: OpenRun, own: OwnFiles, is_complete: bool, seconds: float) -> Summary:
     figures = statistics.Statistics(run.views.engine)
+    failures = figures.failures(run.id)
+    (found,) = figures.runs(run_id=run.id)
     return Summary(
         run=run.order.run_name,
         is_complete=is_complete,
@@ -455,7 +463,9 @@ def _export(run: OpenRun, own: OwnFiles, is_complete: bool, seconds: float) -> S
         files=export(run.views.finished_samples, run.shards, run.order.output, own) if is_complete else [],
         seconds=seconds,
         pause=run.pause,
-        skipped=sum(each.count for each in figures.failures(run.id) if each.kind == TextOnly.kind)
+        kinds={each.kind: each.count for each in failures},
+        queued=0 if is_complete or run.has_own_workers else found.open_batches,
+        skipped=sum(each.count for each in failures if each.kind == TextOnly.kind)
         if run.order.skips_text_only
         else 0,
     )
