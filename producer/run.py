@@ -20,7 +20,7 @@ from typing import TypeVar
 from sqlalchemy import Engine
 
 from capflow_tasks.domains.catalogue import Catalogue, load_workflow
-from capflow_tasks.errors import PlanError, SettingsError, TextOnly, UserError
+from capflow_tasks.errors import MediaMissing, PlanError, SettingsError, TextOnly, UserError
 from capflow_tasks.records import PlanShard, Stage, Workflow
 from capflow_tasks.settings import Settings
 from capflow_tasks.store import claims, edits, runs, states, statistics, views
@@ -31,7 +31,7 @@ from producer.edits import ReadSamples, follow_plan, read_again
 from producer.reading.marks import Marks
 from producer.reading.plan import Plan, read_plan
 from producer.reading.samples import read_samples, warn_of_foreign
-from producer.refresh import Refresh, write_marked_again
+from producer.refresh import Refresh, still_missing, write_marked_again
 from producer.summary import SHOWN_FAILURES, Summary
 from producer.watch import Watch
 from producer.writing.captions import export, file_names
@@ -156,7 +156,16 @@ class OpenRun:
 
     def retry_failed(self, kinds: Sequence[str] = (), domains: Sequence[str] = ()) -> None:
         """Try failed samples again: all, or those of some kinds and domains, by canonical names."""
-        if count := self.runs.retry_failed(self.id, kinds, domains):
+        gone = (
+            still_missing(self.views, self.shards)
+            if MediaMissing.kind in (kinds or [MediaMissing.kind])
+            else []
+        )
+        if gone:
+            log.warning(
+                "%s cannot be tried again: their media are still missing", counted(len(gone), "sample")
+            )
+        if count := self.runs.retry_failed(self.id, kinds, domains, gone):
             log.info("trying %s again", counted(count, "failed sample"))
 
     def read_again(self, read_samples: ReadSamples, *, refused_too: bool) -> None:

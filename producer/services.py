@@ -94,7 +94,7 @@ class Broker:
             task_id=f"{batch.id}.{stage}.{uuid4().hex[:12]}",
             # What Flower and the worker's log show in place of the arguments.
             argsrepr=batch.samples,
-            kwargsrepr=f"batch {batch.id}",
+            kwargsrepr=f"run {batch.run}, batch {batch.id}",
             headers={application.QUEUED_UNTIL_HEADER: batch.queued_until.isoformat(), **rank},
         )
 

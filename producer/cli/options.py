@@ -319,7 +319,7 @@ def read_marks(path: Path | None) -> Marks | None:
     """Read the marks of a file. Raises UserError."""
     from producer.reading.marks import Marks
 
-    return path and Marks(path)
+    return Marks(path) if path else None
 
 
 #: The options that `budget_of` reads.

@@ -202,7 +202,7 @@ class Criteria:
         return self._mark_of(record) is Mark.GOOD
 
     def _mark_of(self, record: JsonObject) -> Mark | None:
-        return self.marks and self.marks.of(media_in(record), record.get("caption"))
+        return self.marks.of(media_in(record), record.get("caption")) if self.marks else None
 
     def missed(self, record: JsonObject, scores: Scores) -> dict[str, str]:
         """Return why the record is not kept, by dimension, `guard: <rule>` and `mark`; empty when it is."""
