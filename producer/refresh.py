@@ -7,8 +7,10 @@ media or another entry; and captions that someone marked bad.
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 from sqlalchemy import Engine
 
@@ -16,14 +18,14 @@ from capflow_tasks.captioning.verification import VERIFIER
 from capflow_tasks.domains.catalogue import Agent, Catalogue, Domain
 from capflow_tasks.engine.revision import revision_of
 from capflow_tasks.entries import media_of
-from capflow_tasks.errors import SampleError
+from capflow_tasks.errors import BadEntry, MediaMissing, SampleError
 from capflow_tasks.media.paths import resolve_media, stamp_of
 from capflow_tasks.records import PlanShard, Stage
 from capflow_tasks.settings import Settings
 from capflow_tasks.store.figures import Tokens
 from capflow_tasks.store.refresh import Answers, AnswerStore, Stamped
 from capflow_tasks.store.runs import RunStore
-from capflow_tasks.store.states import STAGE_ORDER
+from capflow_tasks.store.states import STAGE_ORDER, ShardRow
 from capflow_tasks.store.views import Views
 from producer.console import counted
 from producer.reading.marks import Mark, Marks, key_of_sample
@@ -202,3 +204,29 @@ def write_marked_again(views: Views, runs: RunStore, run_id: int, marks: Marks) 
         log.info(
             "left alone: %s marked bad, not in this run or written again since", counted(rest, "caption")
         )
+
+
+def still_missing(views: Views, shards: Sequence[ShardRow]) -> list[int]:
+    """Return the samples that failed as their media were missing, and are missing still.
+
+    Where a root is away on this machine, its samples are left to the workers.
+    """
+    found = []
+    for row in shards:
+        if not Path(row.shard.root or "/").is_dir():
+            continue
+        for sample_id, sample in views.failed_as(row.id, MediaMissing.kind):
+            with suppress(BadEntry):
+                media = media_of(sample, row.shard.modality)
+                found += [sample_id] if any(_is_missing(row.shard.root, path) for _, path in media) else []
+    return found
+
+
+def _is_missing(root: str, path: str) -> bool:
+    try:
+        resolve_media(root, path)
+    except MediaMissing:
+        return True
+    except SampleError:
+        return False
+    return False

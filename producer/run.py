@@ -19,7 +19,7 @@ from time import monotonic
 from sqlalchemy import Engine
 
 from capflow_tasks.domains.catalogue import load_workflow
-from capflow_tasks.errors import PlanError, SettingsError, TextOnly, UserError
+from capflow_tasks.errors import MediaMissing, PlanError, SettingsError, TextOnly, UserError
 from capflow_tasks.records import PlanShard, Stage, Workflow
 from capflow_tasks.settings import Settings
 from capflow_tasks.store import claims, edits, runs, states, statistics, views
@@ -39,7 +39,7 @@ from producer.estimate import Estimate, estimate, models_of
 from producer.reading.marks import Marks
 from producer.reading.plan import checked_plan
 from producer.reading.samples import batches_of, in_groups, read_samples, warn_of_foreign
-from producer.refresh import Refresh, write_marked_again
+from producer.refresh import Refresh, still_missing, write_marked_again
 from producer.summary import SHOWN_FAILURES, Summary
 from producer.watch import Watch
 from producer.writing.captions import export, file_names
@@ -151,6 +151,8 @@ class OpenRun:
         self.problems: list[str] = []
         self._unreadable: list[str] = []
         self._replaced: list[Replacement] = []
+        #: Whether no other command's workers take its batches.
+        self.has_own_workers = fleet.settings.broker_url is None
         #: Why the run paused by itself; None when it did not.
         self.pause: str | None = None
         if forget_other_shards:
@@ -168,7 +170,16 @@ class OpenRun:
 
     def retry_failed(self, kinds: Sequence[str] = (), domains: Sequence[str] = ()) -> None:
         """Try failed samples again: all, or those of some kinds and domains, by canonical names."""
-        if count := self.runs.retry_failed(self.id, kinds, domains):
+        gone = (
+            still_missing(self.views, self.shards)
+            if MediaMissing.kind in (kinds or [MediaMissing.kind])
+            else []
+        )
+        if gone:
+            log.warning(
+                "%s cannot be tried again: their media are still missing", counted(len(gone), "sample")
+            )
+        if count := self.runs.retry_failed(self.id, kinds, domains, gone):
             log.info("trying %s again", counted(count, "failed sample"))
 
     def allow_candidates(self) -> None:
@@ -205,7 +216,7 @@ class OpenRun:
         ranks = {row.shard.assign_rank for row in self.shards} if self.order.pin_ranks else set()
         ask = partial(statistics.Statistics(fleet.engine).activity, self.id, fleet.settings.lease_seconds)
         worker = services.EmbeddedWorkers(fleet, ranks)
-        with closing(worker), progress(self._sample_count, ask) as display:
+        with closing(worker), progress(self._sample_count, ask, worker.awaited) as display:
             work = partial(self._work, read_samples, worker, display.show, stopping)
             return services.through_outages(work, stopping)
 
@@ -257,6 +268,10 @@ class OpenRun:
                 if not in_flight:
                     return True
             stopping.wait(_POLL_SECONDS)
+        if stopping.is_set() and self.has_own_workers:
+            running, seconds = self.views.running(self.id), fleet.settings.drain_seconds
+            batches = "1 batch" if running == 1 else f"{running} batches"
+            log.info("finishing the running stage of %s, for up to %g s", batches, seconds)
         self.pause = self.runs.pause_of(self.id)
         return False
 
@@ -484,6 +499,8 @@ class CaptionRun:
 
 def _export(run: OpenRun, own: OwnFiles, is_complete: bool, seconds: float) -> Summary:
     figures = statistics.Statistics(run.views.engine)
+    failures = figures.failures(run.id)
+    (found,) = figures.runs(run_id=run.id)
     return Summary(
         run=run.order.run_name,
         is_complete=is_complete,
@@ -494,7 +511,9 @@ def _export(run: OpenRun, own: OwnFiles, is_complete: bool, seconds: float) -> S
         files=export(run.views.finished_samples, run.shards, run.order.output, own) if is_complete else [],
         seconds=seconds,
         pause=run.pause,
-        skipped=sum(each.count for each in figures.failures(run.id) if each.kind == TextOnly.kind)
+        kinds={each.kind: each.count for each in failures},
+        queued=0 if is_complete or run.has_own_workers else found.open_batches,
+        skipped=sum(each.count for each in failures if each.kind == TextOnly.kind)
         if run.order.skips_text_only
         else 0,
     )

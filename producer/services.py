@@ -32,6 +32,7 @@ from capflow_tasks.records import Stage
 from capflow_tasks.settings import Settings
 from capflow_tasks.store import figures, states, statistics
 from capflow_tasks.store.database import connect, unavailable, upgrade
+from producer.console import counted, waiting
 from producer.reading.plan import kept_plan
 
 log = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ class Broker:
             task_id=f"{batch.id}.{stage}.{uuid4().hex[:12]}",
             # What Flower and the worker's log show in place of the arguments.
             argsrepr=batch.samples,
-            kwargsrepr=f"batch {batch.id}",
+            kwargsrepr=f"run {batch.run}, batch {batch.id}",
             headers={application.QUEUED_UNTIL_HEADER: batch.queued_until.isoformat(), **rank},
         )
 
@@ -276,7 +277,9 @@ def services(settings: Settings) -> Iterator[embedded.Services]:
         )
     with ExitStack() as stack:
         stack.enter_context(embedded.sole_use(settings.home))
-        database_url = database_url or stack.enter_context(embedded.embedded_postgres(settings.home))
+        if not database_url:
+            with waiting(f"starting PostgreSQL (log {settings.home / 'postgres' / 'log'})"):
+                database_url = stack.enter_context(embedded.embedded_postgres(settings.home))
         found = embedded.Services(database_url, stack.enter_context(embedded.embedded_redis(settings.home)))
         stack.enter_context(embedded.announce(settings.home, found))
         yield found
@@ -315,7 +318,7 @@ class EmbeddedWorker:
         self._name = f"worker-{number}" if number else "worker"
         #: For CUDA_VISIBLE_DEVICES; None leaves that as it is.
         self._gpus = gpus
-        self._log_path = fleet.settings.home / "logs" / f"{self._name}.log"
+        self.log_path = fleet.settings.home / "logs" / f"{self._name}.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
         self._failed_starts = 0
@@ -334,9 +337,9 @@ class EmbeddedWorker:
         self._failed_starts = self._failed_starts + 1 if has_failed else 0
         if self._failed_starts >= _MAX_FAILED_STARTS:
             raise ServiceError(
-                f"the worker failed to start {self._failed_starts} times in a row; see {self._log_path}"
+                f"the worker failed to start {self._failed_starts} times in a row; see {self.log_path}"
             )
-        log.warning("the worker exited with code %s and is started again; see %s", code, self._log_path)
+        log.warning("the worker exited with code %s and is started again; see %s", code, self.log_path)
         self._start()
 
     def terminate(self) -> None:
@@ -385,7 +388,7 @@ class EmbeddedWorker:
 
     def _reason(self) -> str | None:
         """Read from its log why this start of the worker gave up; None if it does not say."""
-        with self._log_path.open(encoding="utf-8", errors="replace") as lines:
+        with self.log_path.open(encoding="utf-8", errors="replace") as lines:
             lines.seek(self._log_start)
             reasons = [line for line in lines if line.startswith(WORKER_ERROR_MARK)]
         return reasons[-1].removeprefix(WORKER_ERROR_MARK).strip() if reasons else None
@@ -399,10 +402,25 @@ class EmbeddedWorkers:
 
     def __init__(self, fleet: Fleet, ranks: Collection[int] = ()) -> None:
         self._workers: list[EmbeddedWorker] = []
+        self._settings = fleet.settings
         if fleet.settings.broker_url is not None:
             return
         for number, gpus in enumerate(_gpu_groups(fleet.settings)):
             self._workers.append(EmbeddedWorker(fleet, ranks, number, gpus))
+
+    def awaited(self, alive: int) -> str:
+        """Say what a run waits for that has so many live workers and runs nothing."""
+        settings = self._settings
+        if self._workers:
+            loads = [queue for queue in settings.queues if settings.engine_of(queue) != "openai"]
+            models = ", ".join(dict.fromkeys(map(settings.model_of, loads)))
+            return (
+                f"{f'loading {models}' if models else 'starting a worker'} (log {self._workers[0].log_path})"
+            )
+        if alive:
+            return f"waiting for {counted(alive, 'worker')} of the fleet to take a batch"
+        queues = ",".join(settings.queues)
+        return f"no worker listens to {queues}: celery -A capflow_tasks worker -Q {queues}"
 
     def check(self) -> None:
         """Start each worker unless it runs. Raises ServiceError when starting one again would not help."""

@@ -369,8 +369,8 @@ class Activity:
         return sum(worker.is_alive for worker in self.workers)
 
     def eta_seconds(self, remaining: int) -> float | None:
-        """Until so many samples are finished; None where none was finished lately."""
-        rate = self.throughput.samples_per_second
+        """Until so many samples are finished; None where none was finished lately, or no worker is alive."""
+        rate = self.throughput.samples_per_second if self.workers_alive else 0
         if not remaining:
             return 0.0
         return remaining / rate if rate else None

@@ -241,7 +241,7 @@ class RunStore(tables.Store):
             .where(Batch.shard_id == Shard.id, Shard.run_id == Run.id)
             .values(state=BatchState.QUEUED, lease_owner=None, lease_until=tables.in_seconds(queue_seconds))
             .returning(Batch.id, Batch.next_stage, Batch.lease_until, Run.stages)
-            .returning(Shard.dataset, Batch.start_idx, Batch.end_idx)
+            .returning(Shard.dataset, Batch.start_idx, Batch.end_idx, Run.name.label("run"))
             .returning(sa.case((Run.pin_ranks, Shard.assign_rank)).label("pinned_to"))
         )
         with self.engine.begin() as connection:
@@ -311,8 +311,14 @@ class RunStore(tables.Store):
             connection.execute(reopens.values(next_stage=after_route, **opened()))
         return len(broader | freed)
 
-    def retry_failed(self, run_id: int, kinds: Sequence[str] = (), domains: Sequence[str] = ()) -> int:
-        """Open failed samples of these kinds and domains, or all of them; return their count."""
+    def retry_failed(
+        self,
+        run_id: int,
+        kinds: Sequence[str] = (),
+        domains: Sequence[str] = (),
+        except_ids: Collection[int] = (),
+    ) -> int:
+        """Open failed samples of these kinds and domains, or all, except some; return their count."""
         chosen = [
             Sample.state == SampleState.FAILED,
             Sample.error_kind.not_in(REFUSED_KINDS),
@@ -322,6 +328,7 @@ class RunStore(tables.Store):
         ]
         chosen += [Sample.error_kind.in_(kinds)] if kinds else []
         chosen += [Sample.domain.in_(domains)] if domains else []
+        chosen += [sa.not_(tables.is_among(Sample.id, except_ids))] if except_ids else []
         with self.engine.begin() as connection:
             reopened = connection.execute(
                 sa.update(Sample)
@@ -381,7 +388,7 @@ def _is_going(run_id: int | None) -> sa.ColumnElement[bool]:
 def _ready_batch(row: sa.Row[*tuple[Any, ...]]) -> ReadyBatch:
     samples = f"{row.dataset}[{row.start_idx}-{row.end_idx - 1}]"
     stages = tuple(map(Stage, row.stages))
-    return ReadyBatch(row.id, row.next_stage, stages, row.lease_until, row.pinned_to, samples)
+    return ReadyBatch(row.id, row.next_stage, stages, row.lease_until, row.pinned_to, samples, row.run)
 
 
 def _shard_values(run_id: int, shard: PlanShard) -> dict[str, Any]:

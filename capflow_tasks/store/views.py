@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import BigInteger, ColumnElement, Row, Text, func, literal, or_, select
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from capflow_tasks.records import Failure, FinishedSample, PlanShard, Result, Stage
+from capflow_tasks.records import Failure, FinishedSample, JsonObject, PlanShard, Result, Stage
 from capflow_tasks.store.candidates import split_results
 from capflow_tasks.store.states import BatchState, SampleState, ShardRow, Tally
 from capflow_tasks.store.statistics import query
@@ -139,6 +139,14 @@ class Views(Store):
         with self.engine.connect() as connection:
             found = connection.execution_options(yield_per=PAGE * 100).execute(statement)
             return array("q", found.scalars())
+
+    def failed_as(self, shard_id: int, kind: str) -> Iterator[tuple[int, JsonObject]]:
+        """The shard's samples that failed so, as (id, entry)."""
+        failed = Sample.shard_id == shard_id, Sample.state == SampleState.FAILED, Sample.error_kind == kind
+        with self.engine.connect() as connection:
+            statement = select(Sample.id, Sample.entry).where(*failed).execution_options(yield_per=PAGE)
+            for row in connection.execute(statement):
+                yield row.id, row.entry
 
     def ids_at(self, run_id: int, places: Sequence[tuple[str, int]]) -> list[int]:
         """The run's samples at these places: dataset and index."""

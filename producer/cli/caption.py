@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from capflow_tasks.store.states import CandidatePolicy
     from producer.run import Order
     from producer.summary import ScoreSummary, Summary
+
+log = logging.getLogger("producer.cli")
 
 #: What `capflow retry` and `capflow resume` keep of a run, unless an option says otherwise.
 _KEPT = (
@@ -366,7 +370,20 @@ def finish(summary: Summary | ScoreSummary, as_json: bool) -> NoReturn:
         )
     elif not summary.is_complete:
         click.echo(f"run {summary.run} was stopped; the same command goes on from here", err=True)
+        _say_what_is_left(summary)
     sys.exit(exit_code(summary))
+
+
+def _say_what_is_left(summary: Summary | ScoreSummary) -> None:
+    name = shlex.quote(summary.run)
+    queued = getattr(summary, "queued", 0)
+    if queued:
+        batches = "1 batch is" if queued == 1 else f"{queued:,} batches are"
+        click.echo(
+            f"{batches} still with the fleet, which goes on; `capflow stop {name}` takes them back", err=True
+        )
+    if summary.tally.done:
+        click.echo(f"`capflow export {name}` writes what is captioned so far", err=True)
 
 
 @contextmanager
@@ -378,7 +395,8 @@ def stop_on_signals() -> Iterator[Event]:
         if stopping.is_set():
             raise KeyboardInterrupt
         stopping.set()
-        click.echo("\nstopping: running stages finish first; press Ctrl-C again to stop at once", err=True)
+        # As a log line it stands above the progress bar.
+        log.info("stopping: running stages finish first; press Ctrl-C again to stop at once")
 
     earlier = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

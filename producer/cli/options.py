@@ -17,7 +17,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TextIO
 
 import click
 
@@ -156,6 +156,18 @@ class Explained(click.Command):
             formatter.write(f"\nExamples:\n{self._examples}\n")
 
 
+class StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what sys.stderr is at the time, so that log lines stand above a progress bar."""
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, stream: TextIO) -> None:
+        pass
+
+
 class Command(Explained):
     """A command that reports an error in one sentence, and shows its traceback only with -v."""
 
@@ -168,7 +180,7 @@ class Command(Explained):
         from capflow_tasks.settings import check_environment
 
         is_verbose = context.params.pop("verbose")
-        handler = logging.StreamHandler(sys.stderr)
+        handler = StderrHandler()
         handler.setFormatter(RedactingFormatter(logging.Formatter("%(levelname)s %(message)s")))
         logging.basicConfig(level=logging.DEBUG if is_verbose else logging.WARNING, handlers=[handler])
         logging.getLogger("producer").setLevel(logging.DEBUG if is_verbose else logging.INFO)
