@@ -179,8 +179,9 @@ def caption(
     from capflow_tasks.domains.catalogue import load_workflow
     from capflow_tasks.settings import read_settings
     from producer.console import counted
+    from producer.dispatch import reconcile_until_stopped
     from producer.reading.plan import check_picture_counts
-    from producer.run import CaptionRun, Order, reconcile_until_stopped
+    from producer.run import CaptionRun, Order
 
     if reconcile == bool(sources):
         raise click.UsageError("name a SOURCE, or use --reconcile alone")

@@ -136,7 +136,7 @@ def _plan(sources: tuple[str, ...], options: dict[str, Any], settings: Settings)
     from producer.reading.plan import checked_plan
 
     catalogue = load_catalogue(settings.domains)
-    return checked_plan(planned(sources, options, settings, catalogue.resolve), catalogue)
+    return checked_plan(planned(sources, options, settings, catalogue.resolve), catalogue.resolve)
 
 
 def _asked(plan: Plan, questions: Path | None, facts: Path | None) -> list[Question]:
