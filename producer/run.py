@@ -317,7 +317,7 @@ class CaptionRun:
             log.warning("no caption is written again before a run with the stage score has graded it")
         self._order = replace(order, stages=stages)
         self._name = order.run_name
-        self.plan = checked_plan(order.source, self._catalogue.resolve)
+        self.plan = checked_plan(order.source, self._catalogue.resolve, is_local=settings.broker_url is None)
         self._roots = [shard.root for shard in self.plan.shards]
 
     def run(

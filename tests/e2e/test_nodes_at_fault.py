@@ -183,3 +183,22 @@ def test_a_full_disk_and_decoders_that_do_not_start_cost_no_sample(
     assert process.returncode == 0, errors
     assert captioned(folder / "out") == 5
     assert "takes work again" in errors
+
+
+def test_media_that_only_workers_see_are_captioned(
+    quick_cli: Cli, engine: Engine, broker_url: str, eventually: Eventually
+) -> None:
+    cli, folder = quick_cli, quick_cli.folder
+    cli.environment |= {"CAPFLOW_BROKER_URL": broker_url}
+    plan = write_plan(folder, entries_with_pictures(folder, 3), root="/proc/self/cwd/mounted")
+    (folder / "with").mkdir()
+    (folder / "media").rename(folder / "with" / "mounted")
+
+    with working(cli, "with", folder / "with"):
+        eventually(lambda: _assert_equal(len(Statistics(engine).workers(lease_seconds=45)), 1), 60)
+        done = cli.run("capflow", "caption", plan, "-o", "out")
+
+    assert done.returncode == 0, done.stderr
+    assert captioned(folder / "out") == 3
+    assert "there is no such folder here; workers may see it" in done.stderr
+    assert "there; mount it" not in done.stderr

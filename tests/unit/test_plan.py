@@ -230,6 +230,19 @@ def test_numbers_that_disagree_are_only_warnings(read: Callable[..., Plan]) -> N
     ]
 
 
+def test_a_root_that_only_workers_may_see_is_warned_of(plan_file: Path) -> None:
+    plan_file.write_text(json.dumps(line(root="/mnt/elsewhere")))
+
+    (warning,) = read_plan(plan_file, RESOLVE, is_local=False).warnings
+
+    assert '"root" is "/mnt/elsewhere": there is no such folder here; workers may see it' in warning
+    with pytest.raises(PlanError, match="there is no such folder here; name the folder of the media"):
+        read_plan(plan_file, RESOLVE)
+    plan_file.write_text(json.dumps(line(root="nowhere")))
+    with pytest.raises(PlanError, match="there is no such folder here"):
+        read_plan(plan_file, RESOLVE, is_local=False)
+
+
 @pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", b" \r\n\n"])
 def test_a_plan_without_shards_is_refused(plan_file: Path, content: bytes) -> None:
     plan_file.write_bytes(content)
