@@ -189,6 +189,7 @@ def test_a_parquet_file_has_a_typed_row_per_sample(tmp_path: Path, media: Path) 
         "finish_reason": "stop",
         "quote_support": None,
         "text_coverage": None,
+        "claim_support": None,
         "unsupported_quotes": [],
         "guard": [],
         "entry": json.dumps(entry, ensure_ascii=False),
