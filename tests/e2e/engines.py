@@ -194,6 +194,8 @@ class StrictEngine(ScriptedEngine):
         super().__init__(self._strict)
 
     def _strict(self, request: Request) -> str:
+        if not request.media:  # the claims of a caption are listed
+            return scripted_text(request)
         name = Path(request.media[0].path).name
         versions = [int(number) for number in re.findall(r"as version (\d)", request.instruction)]
         if request.schema:

@@ -118,11 +118,11 @@ def test_each_statement_was_asked_of_the_media_and_true_ones_are_kept(
     shown: Cli, captioned: list[dict[str, Any]]
 ) -> None:
     counts = sum((Counter(record["claims"]) for record, _ in _of_scenes(captioned)), Counter[str]())
-    assert counts["kept"] > 0.8 * counts.total() > 0
+    assert counts["kept"] > 0.75 * counts.total() > 0
     status = json.loads(shown.run("capflow", "status", "plan.jsonl", "--json").stdout)
-    assert status["claims"]["captions"] == len(captioned)
-    # The media stand in the cache since the caption was written.
-    assert status["claims"]["tokens"]["prefix_hit_rate"] > 0.5
+    claims = status["claims"]
+    asked = sum(claims[verdict] for verdict in ("kept", "unsure", "dropped"))
+    assert (claims["captions"], claims["tokens"]["completion_tokens"]) == (len(captioned), asked)
 
 
 def test_pictures_are_routed_by_what_they_show_and_an_entry_s_own_domain_wins(

@@ -87,8 +87,9 @@ def test_the_report_shows_the_captions_that_were_not_chosen(captioned: Cli) -> N
     others = {name: [each["stage"] for each in sample["others"]] for name, sample in by_file.items()}
     assert others == {
         "good.png": [],
-        "mended.png": ["summarize", "score"],
-        "hopeless.png": ["summarize", "score"] * 2,
+        # The list of its claims, the caption, and its grades.
+        "mended.png": ["summarize", "summarize", "score"],
+        "hopeless.png": ["summarize", "summarize", "score"] * 2,
         "refused.png": [],
     }
 
