@@ -42,7 +42,7 @@ def evaluate() -> None:
     """Say what workflows, models and prompts are worth on your own samples."""
 
 
-@evaluate.command(cls=cli.Command, exit_codes=(0, 1, 2, 3, 5, 130), shows_settings=True)
+@evaluate.command(cls=cli.Command, exit_codes=(0, 2, 3, 5, 130), shows_settings=True)
 @sources_argument
 @source_options
 @cli.repeatable(
@@ -136,7 +136,7 @@ def _plan(sources: tuple[str, ...], options: dict[str, Any], settings: Settings)
     from producer.reading.plan import checked_plan
 
     catalogue = load_catalogue(settings.domains)
-    return checked_plan(planned(sources, options, settings, catalogue.resolve), catalogue)
+    return checked_plan(planned(sources, options, settings, catalogue.resolve), catalogue.resolve)
 
 
 def _asked(plan: Plan, questions: Path | None, facts: Path | None) -> list[Question]:
@@ -244,7 +244,7 @@ def _show(compared: Comparison) -> None:
         console.print(text)
 
 
-@evaluate.command(cls=cli.Command, exit_codes=(0, 1, 2, 3, 5, 130), shows_settings=True)
+@evaluate.command(cls=cli.Command, exit_codes=(0, 2, 3, 5, 130), shows_settings=True)
 @sources_argument
 @source_options
 @samples_option
