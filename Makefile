@@ -43,7 +43,7 @@ demo-results: setup ## measure the demo's model on held-out scenes and write its
 test: setup ## run every test that needs no GPU
 	@deploy/setup-browser.sh
 	@$(run) $(bin)/python -m pytest -n 2 tests/unit
-	@$(run) $(bin)/python -m pytest --ignore tests/unit
+	@$(run) $(bin)/python -m pytest -n 2 --dist loadfile --ignore tests/unit
 
 test-unit: setup ## run the unit tests with few random examples, in under a minute
 	@$(run) $(bin)/python -m pytest -q -n 2 --hypothesis-profile=quick tests/unit

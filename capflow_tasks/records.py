@@ -54,7 +54,8 @@ class Workflow(StrEnum):
     STANDARD = "standard"
     #: One call that writes the caption, and the domain's judges.
     FAST = "fast"
-    #: As standard; a caption that the judge finds wanting is written again.
+    #: As standard; the media are asked about each claim of a caption, and a caption that the judge finds
+    #: wanting is written again.
     VERIFIED = "verified"
 
 
@@ -274,7 +275,7 @@ class Result:
     finish_reason: str
     seconds: float
     worker: str
-    #: The agent's place in its workflow, from 0.
+    #: The agent's place in its workflow, from 0; -1 for what comes before all of its stage.
     position: int = 0
     #: What the guard found: `repairs`, and earlier `attempts`, each with its faults; None for nothing.
     guard: JsonObject | None = None

@@ -63,7 +63,8 @@ class CaptionFilter:
     def _judge(self, path: Path, line: caption_files.CaptionLine) -> list[str]:
         """Count the record and return why it is not kept; an empty list when it is."""
         scores = caption_files.scores_of(line.record or {}, self._criteria.rubrics)
-        if problem := line.problem or scores.problem:
+        is_good = line.record is not None and self._criteria.is_marked_good(line.record)
+        if (problem := line.problem or scores.problem) and not is_good:
             if len(self.invalid_examples) < _LISTED_INVALID:
                 self.invalid_examples.append(f"{path}:{line.number}: {problem}")
             self.by_domain[scores.domain]["invalid"] += 1

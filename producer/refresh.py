@@ -1,26 +1,36 @@
-"""Which answers of a run would be others now, and how to ask for them again.
+"""What of a run is to be asked again.
 
-They were given to other prompts, by another model, or about other media or another entry.
+Answers that would be others now, since they were given to other prompts, by another model, or about other
+media or another entry; and captions that someone marked bad.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 from sqlalchemy import Engine
 
+from capflow_tasks.captioning.verification import VERIFIER
 from capflow_tasks.domains.catalogue import Agent, Catalogue, Domain
 from capflow_tasks.engine.revision import revision_of
 from capflow_tasks.entries import media_of
-from capflow_tasks.errors import SampleError
+from capflow_tasks.errors import BadEntry, MediaMissing, SampleError
 from capflow_tasks.media.paths import resolve_media, stamp_of
 from capflow_tasks.records import PlanShard, Stage
 from capflow_tasks.settings import Settings
 from capflow_tasks.store.figures import Tokens
 from capflow_tasks.store.refresh import Answers, AnswerStore, Stamped
-from capflow_tasks.store.states import STAGE_ORDER
+from capflow_tasks.store.runs import RunStore
+from capflow_tasks.store.states import STAGE_ORDER, ShardRow
 from capflow_tasks.store.views import Views
+from producer.console import counted
+from producer.reading.marks import Mark, Marks, key_of_sample
+
+log = logging.getLogger(__name__)
 
 #: Samples of each shard that tell whether prompts or models have changed; to read all takes minutes.
 _NEWEST = 3
@@ -51,6 +61,7 @@ class Refresh:
         self.unseen = 0
         self._domains = {domain.name: domain for domain in catalogue.domains}
         self._router = catalogue.router
+        self._verifier = catalogue.verifier
         #: By stage; empty where the producer does not know what workers have loaded.
         self._models: Mapping[Stage, str] = {}
         if settings.broker_url is None and settings.engine in _NAMED_ENGINES:
@@ -122,6 +133,8 @@ class Refresh:
     def _changed(self, answers: Answers) -> str:
         """Return what has changed since the answers were given; nothing if they would be the same."""
         agents = (self._router, *self._domains[answers.domain].agents)
+        if answers.agent == VERIFIER:
+            return "" if self._verifier and self._verifier.digest == answers.digest else "prompt"
         agent = next((agent for agent in agents if agent.name == answers.agent), None)
         if agent is None:
             return "agent"
@@ -169,9 +182,51 @@ def _look(shard: PlanShard, samples: Sequence[Stamped]) -> tuple[list[int], int]
 
 def readers_in(domain: Domain, router: Agent) -> dict[str, list[str]]:
     """Return by agent those that read its answer, directly or not; all of them depend on the route."""
-    readers: dict[str, list[str]] = {router.name: [agent.name for agent in domain.agents]}
+    readers: dict[str, list[str]] = {router.name: [*(agent.name for agent in domain.agents), VERIFIER]}
     for agent in reversed(domain.agents):
         direct = [later.name for later in domain.agents if agent.name in later.sees]
         indirect = [name for reader in direct for name in readers.get(reader, ())]
-        readers[agent.name] = list(dict.fromkeys(direct + indirect))
+        # A caption and the list of its claims are made together.
+        own = [VERIFIER] * (domain.captioner.name in (agent.name, *direct, *indirect))
+        readers[agent.name] = list(dict.fromkeys(direct + indirect + own))
+    readers[VERIFIER] = [domain.captioner.name, *readers[domain.captioner.name]]
     return readers
+
+
+def write_marked_again(views: Views, runs: RunStore, run_id: int, marks: Marks) -> None:
+    """Have captioned again what someone marked bad, unless it has been captioned again since."""
+    bad = marks.marked(Mark.BAD)
+    placed = views.samples(views.ids_at(run_id, [each.place for each in bad.values()]))
+    ids = [each.id for each in placed if key_of_sample(each.sample) in bad]
+    count = runs.write_again(run_id, ids)
+    log.info("captioning %s again that someone marked bad", counted(count, "sample"))
+    if rest := len(bad) - count:
+        log.info(
+            "left alone: %s marked bad, not in this run or written again since", counted(rest, "caption")
+        )
+
+
+def still_missing(views: Views, shards: Sequence[ShardRow]) -> list[int]:
+    """Return the samples that failed as their media were missing, and are missing still.
+
+    Where a root is away on this machine, its samples are left to the workers.
+    """
+    found = []
+    for row in shards:
+        if not Path(row.shard.root or "/").is_dir():
+            continue
+        for sample_id, sample in views.failed_as(row.id, MediaMissing.kind):
+            with suppress(BadEntry):
+                media = media_of(sample, row.shard.modality)
+                found += [sample_id] if any(_is_missing(row.shard.root, path) for _, path in media) else []
+    return found
+
+
+def _is_missing(root: str, path: str) -> bool:
+    try:
+        resolve_media(root, path)
+    except MediaMissing:
+        return True
+    except SampleError:
+        return False
+    return False

@@ -1,4 +1,4 @@
-"""Runs shards through stages: inserts their samples as batches, sends these, waits until all have finished.
+"""Runs shards through stages: inserts their samples as batches, has them sent, waits until all have finished.
 
 The database holds what has been done, so a run may be killed at any instant and opened again. `CaptionRun`
 runs the shards of a plan and exports the caption files.
@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from threading import Event
 from time import monotonic
@@ -19,14 +18,15 @@ from time import monotonic
 from sqlalchemy import Engine
 
 from capflow_tasks.domains.catalogue import load_workflow
-from capflow_tasks.errors import PlanError, SettingsError, TextOnly, UserError
+from capflow_tasks.errors import MediaMissing, PlanError, TextOnly, UserError
 from capflow_tasks.records import PlanShard, Stage, Workflow
 from capflow_tasks.settings import Settings
-from capflow_tasks.store import claims, edits, runs, states, statistics, views
+from capflow_tasks.store import edits, runs, states, statistics, views
 from producer import services
 from producer.budget import Budget, Spending
 from producer.console import counted, progress
 from producer.cost import read_prices
+from producer.dispatch import CHECK_SECONDS, Arrivals, Dispatcher
 from producer.edits import (
     ReadSamples,
     Replacement,
@@ -36,9 +36,10 @@ from producer.edits import (
     take_over_behind_gaps,
 )
 from producer.estimate import Estimate, estimate, models_of
+from producer.reading.marks import Marks
 from producer.reading.plan import checked_plan
 from producer.reading.samples import batches_of, in_groups, read_samples, warn_of_foreign
-from producer.refresh import Refresh
+from producer.refresh import Refresh, still_missing, write_marked_again
 from producer.summary import SHOWN_FAILURES, Summary
 from producer.watch import Watch
 from producer.writing.captions import export, file_names
@@ -50,16 +51,6 @@ log = logging.getLogger(__name__)
 _CHUNK = 64
 #: In-flight batches while few are running, where no window is given.
 _LEAST_WINDOW = 256
-#: Batches published in one transaction, at most.
-_PUBLISH_CHUNK = 256
-#: Between two checks for lost batches. One may miss a message that is being delivered, two don't.
-_CHECK_SECONDS = 2.0
-#: Messages sent within this time of each other may stand in a queue in another order.
-_ORDER_SECONDS = 5.0
-#: Between the time that a batch has finished at and its commit, as a rule.
-_LATE_SECONDS = 1.0
-#: Batches in flight that are asked for by their ids, in one round.
-_ASKED_BY_ID = 500
 #: Between two rounds of inserting, sending and collecting.
 _POLL_SECONDS = 0.2
 
@@ -150,6 +141,8 @@ class OpenRun:
         self.problems: list[str] = []
         self._unreadable: list[str] = []
         self._replaced: list[Replacement] = []
+        #: Whether no other command's workers take its batches.
+        self.has_own_workers = fleet.settings.broker_url is None
         #: Why the run paused by itself; None when it did not.
         self.pause: str | None = None
         if forget_other_shards:
@@ -167,7 +160,16 @@ class OpenRun:
 
     def retry_failed(self, kinds: Sequence[str] = (), domains: Sequence[str] = ()) -> None:
         """Try failed samples again: all, or those of some kinds and domains, by canonical names."""
-        if count := self.runs.retry_failed(self.id, kinds, domains):
+        gone = (
+            still_missing(self.views, self.shards)
+            if MediaMissing.kind in (kinds or [MediaMissing.kind])
+            else []
+        )
+        if gone:
+            log.warning(
+                "%s cannot be tried again: their media are still missing", counted(len(gone), "sample")
+            )
+        if count := self.runs.retry_failed(self.id, kinds, domains, gone):
             log.info("trying %s again", counted(count, "failed sample"))
 
     def allow_candidates(self) -> None:
@@ -204,7 +206,7 @@ class OpenRun:
         ranks = {row.shard.assign_rank for row in self.shards} if self.order.pin_ranks else set()
         ask = partial(statistics.Statistics(fleet.engine).activity, self.id, fleet.settings.lease_seconds)
         worker = services.EmbeddedWorkers(fleet, ranks)
-        with closing(worker), progress(self._sample_count, ask) as display:
+        with closing(worker), progress(self._sample_count, ask, worker.awaited) as display:
             work = partial(self._work, read_samples, worker, display.show, stopping)
             return services.through_outages(work, stopping)
 
@@ -229,9 +231,9 @@ class OpenRun:
         watch = Watch(fleet.engine, self.id, fleet.settings)
         has_begun = False
         shard_ids = [row.id for row in self.shards]
-        checked_at = -_CHECK_SECONDS
+        checked_at = -CHECK_SECONDS
         while not (stopping.is_set() or self.runs.is_stopped(self.id)):
-            is_due = monotonic() - checked_at >= _CHECK_SECONDS
+            is_due = monotonic() - checked_at >= CHECK_SECONDS
             checked_at = monotonic() if is_due else checked_at
             if is_due and not self.views.has_shards(self.id, shard_ids):
                 raise UserError(
@@ -256,6 +258,10 @@ class OpenRun:
                 if not in_flight:
                     return True
             stopping.wait(_POLL_SECONDS)
+        if stopping.is_set() and self.has_own_workers:
+            running, seconds = self.views.running(self.id), fleet.settings.drain_seconds
+            batches = "1 batch" if running == 1 else f"{running} batches"
+            log.info("finishing the running stage of %s, for up to %g s", batches, seconds)
         self.pause = self.runs.pause_of(self.id)
         return False
 
@@ -294,91 +300,6 @@ class OpenRun:
         return in_flight >= (self.order.window or self._window)
 
 
-class Arrivals:
-    """Finds the finished batches among those in flight, at a cost that does not grow with their number.
-
-    A batch has finished by the time at which its transaction began, so one that commits late is not found by
-    its time. That is why some of the batches in flight are asked for by their ids, in turn.
-    """
-
-    def __init__(self, views: views.Views, run_id: int) -> None:
-        self._views = views
-        self._run_id = run_id
-        self._asked_at = monotonic()
-        self._turn: Iterator[int] = iter(())
-
-    def take_from(self, in_flight: set[int]) -> list[states.Tally]:
-        """Remove the finished batches; return how each ended."""
-        asked_at = monotonic()
-        by_id = list(islice(self._turn, _ASKED_BY_ID))
-        if len(by_id) < _ASKED_BY_ID:
-            self._turn = iter(sorted(in_flight))
-            by_id += islice(self._turn, _ASKED_BY_ID)
-        seconds = asked_at - self._asked_at + _LATE_SECONDS
-        finished = self._views.finished(self._run_id, seconds, by_id)
-        self._asked_at = asked_at
-        arrived = finished.keys() & in_flight
-        in_flight -= arrived
-        return [finished[batch_id] for batch_id in arrived]
-
-
-class Dispatcher:
-    """Sends the batches of one run, or of all, and finds those that were lost.
-
-    A batch is lost when its lease ran out, because its worker died, or when it is queued and two checks in a
-    row find that its message waits no longer and no worker has taken it. The lease, in PostgreSQL, decides,
-    so any number of dispatchers may work at once.
-    """
-
-    def __init__(self, fleet: services.Fleet, run_id: int | None = None) -> None:
-        self._runs = runs.RunStore(fleet.engine)
-        self._workers = claims.WorkerStore(fleet.engine)
-        self._broker = fleet.broker
-        self._settings = fleet.settings
-        self._run_id = run_id
-        #: Since when the message of a queued batch waits no longer.
-        self._silent_since: dict[int, float] = {}
-        #: Those of them whose message a worker had taken; it starts the batch at once, unless it dies.
-        self._taken: set[int] = set()
-        self._checked_at = -_CHECK_SECONDS
-
-    def send(self) -> None:
-        """Publish every batch that is ready, after making lost ones ready again when a check is due."""
-        if monotonic() - self._checked_at >= _CHECK_SECONDS:
-            self._checked_at = monotonic()
-            self._broker.drop_queues_of(self._workers.remove_silent(2 * self._settings.lease_seconds))
-            if lost := self._runs.requeue_stale(self._run_id) + self._requeue_missing():
-                batches = "1 batch was lost and is" if lost == 1 else f"{lost} batches were lost and are"
-                log.warning("%s sent again", batches)
-        is_more = True
-        while is_more:
-            with self._runs.publishing(_PUBLISH_CHUNK, self._settings.queue_seconds, self._run_id) as ready:
-                for batch in ready:
-                    self._broker.publish(batch)
-            is_more = len(ready) == _PUBLISH_CHUNK
-
-    def _requeue_missing(self) -> int:
-        lease_seconds = self._settings.lease_seconds
-        # The queues first: a message that is sent meanwhile must not seem to be missing from them twice.
-        waiting = self._broker.waiting()
-        if waiting is None:
-            # The broker is away: nobody knows what it holds.
-            return 0
-        outside = self._runs.outside_queues(waiting, _ORDER_SECONDS, self._run_id)
-        now = monotonic()
-        self._silent_since = {each: self._silent_since.get(each, now) for each in outside}
-        silent = {each for each, since in self._silent_since.items() if now - since >= _CHECK_SECONDS}
-        self._taken &= silent
-        if silent - self._taken:
-            taken = self._broker.taken_batches()
-            if taken is None:
-                return 0
-            self._taken |= silent & taken
-        died = {each for each in self._taken if now - self._silent_since[each] >= lease_seconds}
-        gone = silent - self._taken | died
-        return self._runs.requeue_lost(gone) if gone else 0
-
-
 class CaptionRun:
     """The captioning of one plan. Raises PlanError or WorkflowError before anything starts."""
 
@@ -395,7 +316,9 @@ class CaptionRun:
         if order.candidates.most > 1 and Stage.SCORE not in stages:
             log.warning("no caption is written again before a run with the stage score has graded it")
         self._order = replace(order, stages=stages)
-        self.plan = checked_plan(order.source, self._catalogue.resolve)
+        self._name = order.run_name
+        self.plan = checked_plan(order.source, self._catalogue.resolve, is_local=settings.broker_url is None)
+        self._roots = [shard.root for shard in self.plan.shards]
 
     def run(
         self,
@@ -405,12 +328,14 @@ class CaptionRun:
         refresh: bool = False,
         kinds: Sequence[str] = (),
         domains: Sequence[str] = (),
+        marks: Marks | None = None,
     ) -> Summary:
         """Caption what is not captioned yet, then export; export nothing when stopped before that.
 
         Failed samples are tried again only if asked for: all, or those of some kinds and domains, by name or
-        alias. With `refresh`, stale answers are asked for again. Raises ServiceError when database, broker or
-        model is not available at the start; later it waits.
+        alias; with `marks`, the captions marked bad are written again instead. With `refresh`, stale answers
+        are asked for again. Raises ServiceError when database, broker or model is not available at the start;
+        later it waits.
         """
         started = monotonic()
         domains = [self._catalogue.resolve(domain).name for domain in domains]
@@ -421,7 +346,9 @@ class CaptionRun:
             run = OpenRun(fleet, self._order, self.plan.shards)
             own = self._own_files(fleet.engine)
             own.claim(files)
-            if retry:
+            if marks:
+                write_marked_again(run.views, run.runs, run.id, marks)
+            elif retry:
                 run.retry_failed(kinds, domains)
             foreign = Counter[str]()
             read = partial(read_samples, self._catalogue, foreign=None if self._order.strict else foreign)
@@ -437,7 +364,7 @@ class CaptionRun:
                 )
             # After what opens finished batches only.
             run.allow_candidates()
-            for said in services.unseen_media(fleet, [shard.root for shard in self.plan.shards]):
+            for said in services.unseen_media(self._settings, fleet, self._roots):
                 log.warning("%s", said)
             if found := self._estimate(fleet.engine, run.views.tally(run.id).total):
                 log.info("%s", found)
@@ -453,14 +380,14 @@ class CaptionRun:
         earlier runs nor workers can be asked.
         """
         with services.looking(self._settings) as fleet:
-            self._own_files(fleet.engine).check(file_names(self.plan.shards))
-            yield from services.unseen_media(fleet, [shard.root for shard in self.plan.shards])
-            earlier = statistics.Statistics(fleet.engine).runs(self._order.run_name)
-            found = self._estimate(fleet.engine, sum(run.tally.total for run in earlier))
-            unknown = (
-                "what it may take is not known: no earlier run with this workflow and model has finished any"
-            )
-            yield str(found or unknown)
+            self._own_files(fleet.engine if fleet else None).check(file_names(self.plan.shards))
+            yield from services.unseen_media(self._settings, fleet, self._roots)
+            found, done = None, 0
+            if fleet is not None:
+                done = sum(run.tally.total for run in statistics.Statistics(fleet.engine).runs(self._name))
+                found = self._estimate(fleet.engine, done)
+            unknown = "what it may take is not known: no sample was captioned with this workflow and model"
+            yield str(found or unknown) if done < self.plan.sample_count else "every sample has been finished"
 
     def _estimate(self, engine: Engine, done: int) -> Estimate | None:
         order, shards = self._order, self.plan.shards
@@ -470,14 +397,15 @@ class CaptionRun:
         left = max(0, self.plan.sample_count - done)
         return estimate(statistics.Statistics(engine), shards, left, asked, models, prices)
 
-    def _own_files(self, engine: Engine) -> OwnFiles:
-        order = self._order
-        begun = runs.RunStore(engine).begun_at(order.run_name)
-        return OwnFiles(order.output, order.run_name, begun, overwrites=order.overwrites)
+    def _own_files(self, engine: Engine | None) -> OwnFiles:
+        begun = runs.RunStore(engine).begun_at(self._name) if engine else None
+        return OwnFiles(self._order.output, self._name, begun, overwrites=self._order.overwrites)
 
 
 def _export(run: OpenRun, own: OwnFiles, is_complete: bool, seconds: float) -> Summary:
     figures = statistics.Statistics(run.views.engine)
+    failures = figures.failures(run.id)
+    (found,) = figures.runs(run_id=run.id)
     return Summary(
         run=run.order.run_name,
         is_complete=is_complete,
@@ -488,17 +416,9 @@ def _export(run: OpenRun, own: OwnFiles, is_complete: bool, seconds: float) -> S
         files=export(run.views.finished_samples, run.shards, run.order.output, own) if is_complete else [],
         seconds=seconds,
         pause=run.pause,
-        skipped=sum(each.count for each in figures.failures(run.id) if each.kind == TextOnly.kind)
+        kinds={each.kind: each.count for each in failures},
+        queued=0 if is_complete or run.has_own_workers else found.open_batches,
+        skipped=sum(each.count for each in failures if each.kind == TextOnly.kind)
         if run.order.skips_text_only
         else 0,
     )
-
-
-def reconcile_until_stopped(settings: Settings, stopping: Event) -> None:
-    """Send lost batches of all runs again, for a fleet whose producers are gone. Raises ServiceError."""
-    if not (settings.database_url and settings.broker_url):
-        raise SettingsError("--reconcile needs a fleet: set CAPFLOW_DATABASE_URL and CAPFLOW_BROKER_URL")
-    with services.reach_fleet(settings) as fleet:
-        dispatcher = Dispatcher(fleet)
-        while not stopping.wait(_CHECK_SECONDS):
-            services.through_outages(dispatcher.send, stopping)

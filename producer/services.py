@@ -27,10 +27,12 @@ from capflow_tasks.engine.devices import visible_devices
 from capflow_tasks.errors import WORKER_ERROR_MARK, ServiceError, SettingsError, UserError
 from capflow_tasks.fleet import application, embedded
 from capflow_tasks.lifeline import die_with_parent
+from capflow_tasks.media.paths import root_problem
 from capflow_tasks.records import Stage
 from capflow_tasks.settings import Settings
 from capflow_tasks.store import figures, states, statistics
 from capflow_tasks.store.database import connect, unavailable, upgrade
+from producer.console import counted, waiting
 from producer.reading.plan import kept_plan
 
 log = logging.getLogger(__name__)
@@ -95,7 +97,7 @@ class Broker:
             task_id=f"{batch.id}.{stage}.{uuid4().hex[:12]}",
             # What Flower and the worker's log show in place of the arguments.
             argsrepr=batch.samples,
-            kwargsrepr=f"batch {batch.id}",
+            kwargsrepr=f"run {batch.run}, batch {batch.id}",
             headers={application.QUEUED_UNTIL_HEADER: batch.queued_until.isoformat(), **rank},
         )
 
@@ -224,19 +226,27 @@ def reach_fleet(settings: Settings) -> Iterator[Fleet]:
 
 
 @contextmanager
-def looking(settings: Settings) -> Iterator[Fleet]:
-    """Reach what is there and start no broker. Raises ServiceError when there is no database."""
+def looking(settings: Settings) -> Iterator[Fleet | None]:
+    """Reach what is there, starting no broker; None before the first run. Raises ServiceError."""
+    if settings.database_url is None and not (settings.home / "postgres").is_dir():
+        yield None
+        return
     with database(settings) as url, reading(url) as engine:
         broker = Broker(application.make_app(settings, settings.broker_url))
         yield Fleet(settings, embedded.Services(url, settings.broker_url or ""), engine, broker)
 
 
-def unseen_media(fleet: Fleet, roots: Collection[str]) -> list[str]:
+def unseen_media(settings: Settings, fleet: Fleet | None, roots: Collection[str]) -> list[str]:
     """Ask the fleet's workers whether they see the folders of the media; return what is to be said."""
-    if fleet.settings.broker_url is None:
+    if settings.broker_url is None or fleet is None:
         # An embedded worker sees what this process sees.
-        return []
-    workers = statistics.Statistics(fleet.engine).workers(fleet.settings.lease_seconds)
+        found = {root: root_problem(root) for root in sorted(set(roots))}
+        return [
+            f"the media root {root} {problem} here; mount it: until then its samples wait"
+            for root, problem in found.items()
+            if problem
+        ]
+    workers = statistics.Statistics(fleet.engine).workers(settings.lease_seconds)
     nodes = {worker.node for worker in workers if worker.is_alive}
     if not nodes:
         return ["no worker runs, so none was asked whether it sees the media"]
@@ -267,7 +277,9 @@ def services(settings: Settings) -> Iterator[embedded.Services]:
         )
     with ExitStack() as stack:
         stack.enter_context(embedded.sole_use(settings.home))
-        database_url = database_url or stack.enter_context(embedded.embedded_postgres(settings.home))
+        if not database_url:
+            with waiting(f"starting PostgreSQL (log {settings.home / 'postgres' / 'log'})"):
+                database_url = stack.enter_context(embedded.embedded_postgres(settings.home))
         found = embedded.Services(database_url, stack.enter_context(embedded.embedded_redis(settings.home)))
         stack.enter_context(embedded.announce(settings.home, found))
         yield found
@@ -306,7 +318,7 @@ class EmbeddedWorker:
         self._name = f"worker-{number}" if number else "worker"
         #: For CUDA_VISIBLE_DEVICES; None leaves that as it is.
         self._gpus = gpus
-        self._log_path = fleet.settings.home / "logs" / f"{self._name}.log"
+        self.log_path = fleet.settings.home / "logs" / f"{self._name}.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
         self._failed_starts = 0
@@ -325,9 +337,9 @@ class EmbeddedWorker:
         self._failed_starts = self._failed_starts + 1 if has_failed else 0
         if self._failed_starts >= _MAX_FAILED_STARTS:
             raise ServiceError(
-                f"the worker failed to start {self._failed_starts} times in a row; see {self._log_path}"
+                f"the worker failed to start {self._failed_starts} times in a row; see {self.log_path}"
             )
-        log.warning("the worker exited with code %s and is started again; see %s", code, self._log_path)
+        log.warning("the worker exited with code %s and is started again; see %s", code, self.log_path)
         self._start()
 
     def terminate(self) -> None:
@@ -376,7 +388,7 @@ class EmbeddedWorker:
 
     def _reason(self) -> str | None:
         """Read from its log why this start of the worker gave up; None if it does not say."""
-        with self._log_path.open(encoding="utf-8", errors="replace") as lines:
+        with self.log_path.open(encoding="utf-8", errors="replace") as lines:
             lines.seek(self._log_start)
             reasons = [line for line in lines if line.startswith(WORKER_ERROR_MARK)]
         return reasons[-1].removeprefix(WORKER_ERROR_MARK).strip() if reasons else None
@@ -390,10 +402,25 @@ class EmbeddedWorkers:
 
     def __init__(self, fleet: Fleet, ranks: Collection[int] = ()) -> None:
         self._workers: list[EmbeddedWorker] = []
+        self._settings = fleet.settings
         if fleet.settings.broker_url is not None:
             return
         for number, gpus in enumerate(_gpu_groups(fleet.settings)):
             self._workers.append(EmbeddedWorker(fleet, ranks, number, gpus))
+
+    def awaited(self, alive: int) -> str:
+        """Say what a run waits for that has so many live workers and runs nothing."""
+        settings = self._settings
+        if self._workers:
+            loads = [queue for queue in settings.queues if settings.engine_of(queue) != "openai"]
+            models = ", ".join(dict.fromkeys(map(settings.model_of, loads)))
+            return (
+                f"{f'loading {models}' if models else 'starting a worker'} (log {self._workers[0].log_path})"
+            )
+        if alive:
+            return f"waiting for {counted(alive, 'worker')} of the fleet to take a batch"
+        queues = ",".join(settings.queues)
+        return f"no worker listens to {queues}: celery -A capflow_tasks worker -Q {queues}"
 
     def check(self) -> None:
         """Start each worker unless it runs. Raises ServiceError when starting one again would not help."""

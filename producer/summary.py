@@ -1,7 +1,8 @@
 """The closing summaries of captioning and scoring: counts, grades, failures with reasons, files."""
 
+import shlex
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -53,6 +54,19 @@ class Summary:
     pause: str | None = None
     #: Failed samples that were to be passed over, since their entries name no media.
     skipped: int = 0
+    #: Failed samples by kind, the most frequent first.
+    kinds: Mapping[str, int] = field(default_factory=dict)
+    #: Batches that the fleet's workers go on with though this command was stopped.
+    queued: int = 0
+
+    @property
+    def next_commands(self) -> list[str]:
+        """What to do next, in two commands."""
+        name = shlex.quote(self.run)
+        retry = f"capflow retry {name}"
+        if len(self.kinds) > 1:
+            retry += f" --kind {next(iter(self.kinds))}"
+        return [f"capflow report {name}", retry if self.kinds else f"capflow export {name} --format llava"]
 
     @property
     def tally(self) -> Tally:
@@ -88,6 +102,13 @@ class Summary:
         for file in self.files:
             samples = counted(file.samples, "sample")
             console.print(f"{escape(str(file.path))}: {samples}", soft_wrap=True, highlight=False)
+        if self.kinds:
+            kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.kinds.items())
+            console.print(f"Failed: {kinds}", soft_wrap=True, highlight=False)
+        if self.is_complete:
+            console.print(
+                "Next:", *self.next_commands, sep="\n  ", soft_wrap=True, highlight=False, markup=False
+            )
 
     def _domains(self) -> Table:
         endings = ("done", "failed", "held") if self.tally.held else ("done", "failed")

@@ -4,6 +4,7 @@ import logging
 import shlex
 from collections import Counter
 from collections.abc import Collection, Sequence
+from time import monotonic
 
 from sqlalchemy import Engine
 
@@ -32,11 +33,15 @@ class Watch:
         self._since = self._statistics.now()
         #: What has been said of each worker that takes no work.
         self._said: dict[str, str] = {}
+        #: Since when more than one live worker has had a name, by name.
+        self._shared_since: dict[str, float] = {}
+        self._warned: set[str] = set()
 
     def look(self) -> None:
         """Log which workers have begun to take no work or take some again; pause the run in a surge."""
         workers = self._statistics.workers(self._settings.lease_seconds)
         alive = [each for each in workers if each.is_alive]
+        self._look_at_names(alive)
         paused = {each.owner: each.fault for each in alive if each.fault}
         for worker in alive:
             self._tell(worker, paused.get(worker.owner))
@@ -47,6 +52,22 @@ class Watch:
         apart = paused.keys() if len(paused) < len(alive) else ()
         if reason := self._surge(apart):
             self._runs.stop(self._run_id, reason)
+
+    def _look_at_names(self, alive: Sequence[WorkerFigures]) -> None:
+        """Warn of workers that share a name for longer than one that was killed and started again."""
+        counts = Counter(each.node for each in alive)
+        shared = {node for node, count in counts.items() if count > 1}
+        now = monotonic()
+        self._shared_since = {node: self._shared_since.get(node, now) for node in shared}
+        lasting = {node for node in shared if now - self._shared_since[node] > self._settings.lease_seconds}
+        for node in sorted(lasting - self._warned):
+            log.warning(
+                "%s workers are named %s, and take each other's messages; start each with a name of its own: "
+                "celery -A capflow_tasks worker -Q gpu -n NAME@%%h",
+                counts[node],
+                node,
+            )
+        self._warned |= lasting
 
     def _tell(self, worker: WorkerFigures, fault: str | None) -> None:
         before = self._said.get(worker.owner)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
 from pathlib import Path
@@ -23,13 +24,15 @@ def small_checkpoint() -> Path:
 
 
 def _checkpoint(folder: Path, shape: str, family: str = "qwen2.5-vl") -> Path:
-    """Made anew when what it is made of is newer."""
+    """Made anew when what it is made of is newer; who comes meanwhile waits."""
     script = REPOSITORY / "deploy" / "demo" / "tiny_checkpoint.py"
     domains = (REPOSITORY / "capflow_tasks" / "domains").glob("*.yaml")
     sources = [script, script.with_name("model_families.py"), *domains]
     made = folder / "config.json"
-    if not made.exists() or made.stat().st_mtime < max(path.stat().st_mtime for path in sources):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, str(script), str(folder), shape, family]
-        subprocess.run(command, check=True, timeout=240, stdout=sys.__stderr__)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists() or made.stat().st_mtime < max(path.stat().st_mtime for path in sources):
+            command = [sys.executable, str(script), str(folder), shape, family]
+            subprocess.run(command, check=True, timeout=240, stdout=sys.__stderr__)
     return folder

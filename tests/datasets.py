@@ -23,11 +23,12 @@ def draw_picture(path: Path, number: int, size: tuple[int, int] = (64, 48)) -> N
     picture.save(path)
 
 
-def film_video(path: Path, seconds: float = 2) -> None:
+def film_video(path: Path, seconds: float = 2, codec: str = "mpeg4") -> None:
     """An MP4 of a bar that moves."""
     frames_per_second, width, height = 8, 112, 84
     with av.open(path, "w") as container:
-        stream = container.add_stream("mpeg4", rate=Fraction(frames_per_second))
+        stream = container.add_stream(codec, rate=Fraction(frames_per_second))
+        assert isinstance(stream, av.VideoStream)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for number in range(round(seconds * frames_per_second)):
             pixels = np.zeros((height, width, 3), np.uint8)

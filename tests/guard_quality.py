@@ -2,7 +2,7 @@
 
     python -m tests.guard_quality
 
-A line of `guard_texts.jsonl` is a text with the rules that it breaks (`faults`) or is mended by (`repaired`).
+A line of `guard_texts.jsonl` is a text with the rules that it breaks (`faults`), or is `repaired` by.
 """
 
 import json

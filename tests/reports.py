@@ -14,8 +14,9 @@ from capflow_tasks.records import Failure, FinishedSample, Result, Stage
 from capflow_tasks.store.figures import RunFigures
 from capflow_tasks.store.states import SampleState, Tally
 from producer.cost import cost_of, read_prices
-from producer.report.gallery import Gallery, ShownSample, Size
+from producer.report.gallery import Gallery, Size
 from producer.report.report import Overview, write_page
+from producer.report.shown import ShownSample
 from tests.stores import a_shard
 
 SIZE = Size(samples=100_000, thumbnails=100_000, picture_size=320, processes=1)
@@ -80,8 +81,12 @@ def an_overview(samples: int, name: str = "run") -> Overview:
     return Overview(run, [], [], {}, [], [], cost_of([], read_prices()), None, None, 60)
 
 
-def write_report(folder: Path, samples: Sequence[ShownSample], size: Size = SIZE, name: str = "run") -> Path:
+def write_report(
+    folder: Path, samples: Sequence[ShownSample], size: Size = SIZE, overview: Overview | None = None
+) -> Path:
     """The page of a report of these samples."""
-    shown = Gallery(folder, size).write(samples, lambda done: None)
-    write_page(folder, an_overview(len(samples), name), shown)
+    gallery = Gallery(folder, size)
+    shown = gallery.write(samples, lambda done: None)
+    gallery.write_prompts(None)
+    write_page(folder, overview or an_overview(len(samples)), shown)
     return folder / "index.html"

@@ -12,6 +12,7 @@ from capflow_tasks.captioning.answers import (
     parse_scores,
     softened,
 )
+from capflow_tasks.captioning.verification import VERIFIER, Question, Verification
 from capflow_tasks.domains import prompts
 from capflow_tasks.domains.catalogue import Agent, Catalogue, Domain
 from capflow_tasks.entries import media_of
@@ -21,6 +22,9 @@ from capflow_tasks.media.addresses import part_of
 from capflow_tasks.observe import metrics
 from capflow_tasks.store import candidates
 from capflow_tasks.store.states import Claim, Outcome, PendingSample, Route
+
+#: What is summed over the calls of a verification.
+_COUNTED = ("prompt_tokens", "cached_tokens", "completion_tokens", "seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,10 @@ class Conversation:
     _sampling: dict[str, records.Sampling] = field(default_factory=dict)
     #: The windows by agent, so that the file is measured once.
     _spans_by_agent: dict[str, tuple[records.Span, ...]] = field(default_factory=dict)
+    #: Of the caption, from its draft until it is verified, with the draft's answer and the open questions.
+    _verification: Verification | None = None
+    _draft: records.Completion | None = None
+    _questions: dict[str, Question] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         try:
@@ -97,7 +105,8 @@ class Conversation:
             turns = [turn for agent in self._agents() for turn in self._turns(agent, answers)]
             waiting = {_role(agent) for agent, _ in turns}
             due = [(agent, span) for agent, span in turns if waiting.isdisjoint(agent.sees)]
-            return [Call(agent, self._request(agent, span)) for agent, span in due]
+            calls = [Call(agent, self._request(agent, span)) for agent, span in due]
+            return calls or self._verification_calls()
         except SampleError as error:
             self.fail(error)
             return []
@@ -197,6 +206,9 @@ class Conversation:
     def take(self, agent: Agent, answer: records.Completion | SampleError) -> None:
         """Keep the agent's answer, or its error as the sample's failure; ask again what the guard refuses."""
         try:
+            if question := self._questions.pop(agent.name, None):
+                self._take_verified(question, answer)
+                return
             if isinstance(answer, SampleError):
                 raise answer
             answer = self.rules.with_broken_signs(answer)
@@ -210,6 +222,68 @@ class Conversation:
                     metrics.GUARD.labels(repair.rule, records.GuardOutcome.REPAIRED).inc()
         except SampleError as error:
             self.fail(error)
+
+    def _verification_calls(self) -> list[Call]:
+        """Return what is to be asked about the caption; note what was found when nothing is left to ask."""
+        if self._verification is None or self._domain is None:
+            return []
+        captioner = self._domain.captioner
+        found = self._verification.questions()
+        if not found:
+            self._end_verification(self._verification, captioner)
+        self._questions = {f"{VERIFIER} {number}": question for number, question in enumerate(found)}
+        return [
+            Call(
+                replace(captioner, name=name),
+                records.Request(
+                    self.catalogue.system,
+                    self._media if question.has_media else (),
+                    question.instruction,
+                    question.sampling or self._sampling_of(captioner),
+                    choices=question.choices,
+                    schema=question.schema,
+                    budget=captioner.budget,
+                ),
+            )
+            for name, question in self._questions.items()
+        ]
+
+    def _take_verified(self, question: Question, answer: records.Completion | SampleError) -> None:
+        """Take an answer about the caption; without a usable one, the claim or the caption stays."""
+        if self._verification is None or self._domain is None:
+            return
+        try:
+            if isinstance(answer, SampleError):
+                raise answer
+            check_storable(answer)
+        except BadAnswer:
+            self._verification.take(question, None)
+            return
+        if question.sampling is None:
+            checked = self.rules.check(self._domain.captioner, answer)
+            answer = replace(answer, text="" if checked.faults else checked.text)
+        self._verification.take(question, answer)
+
+    def _end_verification(self, verification: Verification, captioner: Agent) -> None:
+        """Put the verified caption in place of its draft, behind the list of its claims."""
+        (draft,) = (each for each in self._results if each.agent == captioner.name)
+        text = verification.rewritten or draft.text
+        checks = (self._text_checks(text) or {}) | verification.counts
+        listed = replace(
+            draft,
+            agent=VERIFIER,
+            text=verification.text,
+            data=verification.found,
+            workflow=verification.verifier.digest,
+            # Readers take the last answer of the stage for the caption.
+            position=-1,
+            guard=None,
+            checks=None,
+            **{name: getattr(verification, name) for name in _COUNTED},
+        )
+        others = [each for each in self._results if each is not draft]
+        self._results = [*others, listed, replace(draft, text=text, checks=checks)]
+        self._verification = None
 
     def _refuse(self, agent: Agent, answer: records.Completion, faults: tuple[guard.Finding, ...]) -> None:
         """Note a refused answer, to be asked for again; raise an AnswerFault after the last attempt."""
@@ -270,6 +344,8 @@ class Conversation:
     ) -> None:
         """Add the agent's result; its tokens are those of all attempts."""
         refused = self._refused.get(agent.name, [])
+        is_caption = self._domain is not None and agent == self._domain.captioner
+        checks = self._text_checks(checked.text) if is_caption else None
         tokens = {
             name: getattr(answer, name) + sum(getattr(each, name) for each in refused)
             for name in ("prompt_tokens", "cached_tokens", "completion_tokens")
@@ -294,17 +370,20 @@ class Conversation:
                 revision=self.revision,
                 engine=self.engine,
                 sampling=dict(answer.sampling or self._sampling_of(agent).given),
-                checks=self._checks(agent, checked.text),
+                checks=checks,
                 **tokens,
             )
         )
+        if is_caption and self.catalogue.verifier and agent.media and self._media:
+            unread = (checks or {}).get("unsupported_quotes", ())
+            self._verification = Verification(self.catalogue.verifier, checked.text, unread)
+            self._draft = answer
 
-    def _checks(self, agent: Agent, text: str) -> records.JsonObject | None:
+    def _text_checks(self, text: str) -> records.JsonObject | None:
         """Compare a caption with the text that was read in its pictures; None where none was."""
-        if self._domain is None or agent != self._domain.captioner:
-            return None
         answers = {result.agent: result for result in (*self.sample.results, *self._results)}
-        known = [(each, answers[each.name]) for each in self._domain.agents if each.name in answers]
+        agents = self._domain.agents if self._domain else ()
+        known = [(each, answers[each.name]) for each in agents if each.name in answers]
         found = [result.data for each, result in known if each.tool and result.data]
         pictures = [picture for data in found for picture in data.get("pictures", ())]
         verbatim = [result.text for each, result in known if each.verbatim]
@@ -323,6 +402,7 @@ class Conversation:
 
     def outcome(self) -> Outcome:
         """Return what the stage writes: the answers, and the failure if an agent has none."""
+        self._throw_draft_away()
         answered = {result.agent for result in self._results}
         refused = [each for name, own in self._refused.items() if name not in answered for each in own]
         is_new = self._results and self.sample.media_stamp is None
@@ -334,6 +414,18 @@ class Conversation:
             tuple(refused),
             self._media_stamp if is_new else None,
         )
+
+    def _throw_draft_away(self) -> None:
+        """Do without a caption whose verification failed: it is written again at the next try."""
+        if self._verification is None or self._draft is None or self._domain is None:
+            return
+        captioner = self._domain.captioner
+        spent = {name: getattr(self._verification, name) + getattr(self._draft, name) for name in _COUNTED}
+        failed = records.GuardOutcome.FAILED
+        thrown = self._refused_answer(captioner, replace(self._draft, **spent), (), failed)
+        self._refused.setdefault(captioner.name, []).append(thrown)
+        self._results = [each for each in self._results if each.agent != captioner.name]
+        self._verification = None
 
     @property
     def _offered(self) -> Catalogue:

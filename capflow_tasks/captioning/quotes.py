@@ -18,8 +18,8 @@ from capflow_tasks.records import JsonObject
 
 #: Least likeness of a quoted passage, or of a word, and what was read, from 0 to 100.
 _LIKENESS = 85
-#: Most characters in a row that a reading mistake changes.
-_MISTAKE = 2
+#: Most characters in a row that a reading mistake changes, and the share of a passage that mistakes change.
+_MISTAKE, _MISREAD = 2, 0.08
 #: Shorter passages must be whole words of what was read.
 _SHORT = 6
 #: Passages of a caption that are stored as unsupported, at most, and the longest of them, characters.
@@ -82,6 +82,12 @@ def text_coverage(checks: JsonObject | None) -> float | None:
     return checks["covered_words"] / words if checks and words else None
 
 
+def claim_support(checks: JsonObject | None) -> float | None:
+    """Return the share of a caption's claims that were kept; None where none was asked about."""
+    counts = [(checks or {}).get(name, 0) for name in ("kept", "unsure", "dropped")]
+    return counts[0] / sum(counts) if sum(counts) else None
+
+
 def _folded(text: str) -> str:
     return unicodedata.normalize("NFKC", text).casefold().translate(_MARKS)
 
@@ -137,13 +143,15 @@ class _Text:
 
 def _is_misread(piece: str, read: str) -> bool:
     """Return whether both differ by small mistakes only: a few characters at a place, and no digit."""
-    for edit in Levenshtein.opcodes(piece, read):
-        changed = piece[edit.src_start : edit.src_end], read[edit.dest_start : edit.dest_end]
-        if edit.tag == "equal":
-            continue
-        if max(map(len, changed)) > _MISTAKE or any(map(str.isdigit, "".join(changed))):
-            return False
-    return True
+    edits = [
+        (piece[edit.src_start : edit.src_end], read[edit.dest_start : edit.dest_end])
+        for edit in Levenshtein.opcodes(piece, read)
+        if edit.tag != "equal"
+    ]
+    longest = [max(map(len, changed)) for changed in edits]
+    has_digit = any(map(str.isdigit, "".join(text for changed in edits for text in changed)))
+    is_small = max(longest, default=0) <= _MISTAKE and sum(longest) <= max(_MISTAKE, len(piece) * _MISREAD)
+    return is_small and not has_digit
 
 
 def _covered(words: Counter[str], texts: Sequence[str]) -> int:

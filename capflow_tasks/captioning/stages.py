@@ -23,6 +23,7 @@ from capflow_tasks.captioning.guard import Guard
 from capflow_tasks.captioning.heartbeat import Heartbeat
 from capflow_tasks.captioning.pause import Pause
 from capflow_tasks.captioning.surge import Surge
+from capflow_tasks.captioning.verification import VERIFIER
 from capflow_tasks.domains.catalogue import Catalogue
 from capflow_tasks.engine.interface import Engine
 from capflow_tasks.errors import (
@@ -280,7 +281,9 @@ class StageRunner:
                 for call, future in zip(by_tool, found, strict=True):
                     conversation.take_found(call.agent, future.result())
             outcome = conversation.outcome()
-            room.observe([each for each in outcome.results if each.prompt_tokens], monotonic() - started)
+            # What a tool or many short calls took says nothing about the cache.
+            asked_once = [each for each in outcome.results if each.prompt_tokens and each.agent != VERIFIER]
+            room.observe(asked_once, monotonic() - started)
         return outcome
 
     def _write(self, claim: Claim, outcomes: list[Outcome]) -> bool:

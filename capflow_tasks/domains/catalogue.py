@@ -19,8 +19,9 @@ from pydantic import BeforeValidator, Field, StringConstraints
 from pydantic.dataclasses import dataclass
 
 from capflow_tasks.domains.schemas import answer_faults, closed
+from capflow_tasks.domains.verifier import Verifier, VerifierKeys, read_verifier
 from capflow_tasks.domains.workflows import EXAM, RESHAPED
-from capflow_tasks.domains.yaml_file import Keys, placeholder_faults, read_yaml
+from capflow_tasks.domains.yaml_file import Keys, Text, placeholder_faults, read_yaml
 from capflow_tasks.errors import WorkflowError
 from capflow_tasks.records import BUDGET_PAIRS, LANGUAGES, JsonObject, Modality, Sampling, Stage, Workflow
 
@@ -115,6 +116,8 @@ class Catalogue:
     domains: tuple[Domain, ...]
     #: Added to a captioner's prompt when a sample's caption is written again.
     again: str
+    #: None where captions are not verified.
+    verifier: Verifier | None = None
 
     def resolve(self, task: str) -> Domain:
         """Find a domain by name or alias, ignoring case and surplus blanks. Raises WorkflowError."""
@@ -192,15 +195,16 @@ def load_catalogue(
     faults += (
         f"{defaults['file']}: router: {fault}" for fault in _agent_faults("router", defaults["router"], {})
     )
-    again_faults = placeholder_faults(defaults["again"], _AGAIN, _AGAIN)
-    faults += (f"{defaults['file']}: again: {fault}" for fault in again_faults)
+    again_faults = [f"again: {fault}" for fault in placeholder_faults(defaults["again"], _AGAIN, _AGAIN)]
+    verifier, verifier_faults = read_verifier(defaults.get("verify", {}), workflow == Workflow.VERIFIED)
+    faults += (f"{defaults['file']}: {fault}" for fault in again_faults + verifier_faults)
     if faults:
         raise WorkflowError("\n".join(faults))
     domains = tuple(_domain(keys, defaults["system"]) for keys in sources)
     images = [domain for domain in domains if domain.modality is Modality.IMAGE]
     routed = [[domain.name, domain.description, *domain.subdomains] for domain in images]
     router = _agent("router", defaults["router"], (), [defaults["system"], routed])
-    return Catalogue(defaults["system"], router, domains, defaults["again"])
+    return Catalogue(defaults["system"], router, domains, defaults["again"], verifier)
 
 
 @cache
@@ -211,7 +215,6 @@ def _packaged() -> dict[str, JsonObject]:
 #: What the domains share: the system line, the router, and agents that a domain may name.
 _DEFAULTS = "_defaults.yaml"
 
-_Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 _Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 _Seen = Annotated[list[_Name], BeforeValidator(lambda value: ["all"] if value == "all" else value)]
 _Pixels = Annotated[int, Field(ge=28 * 28)]
@@ -247,16 +250,16 @@ class _BudgetKeys(Keys):
 
 
 class _DimensionKeys(Keys):
-    description: _Text
-    grades: Annotated[dict[Literal[1, 2, 3], _Text], Field(min_length=3)]
+    description: Text
+    grades: Annotated[dict[Literal[1, 2, 3], Text], Field(min_length=3)]
     decisive: bool | None = None
 
 
 class _AgentKeys(Keys):
     stage: Literal["route", "perceive", "reason", "summarize", "score"] | None = None
-    prompt: _Text | None = None
+    prompt: Text | None = None
     tool: Literal["ocr"] | None = None
-    note: _Text | None = None
+    note: Text | None = None
     sees: _Seen | None = None
     media: bool | None = None
     language: _Language | None = None
@@ -277,11 +280,11 @@ _AgentOrNull = Annotated[_AgentKeys, BeforeValidator(lambda keys: {} if keys is 
 
 
 class _DomainKeys(Keys):
-    name: _Text
-    aliases: list[_Text] = Field(default_factory=list)
+    name: Text
+    aliases: list[Text] = Field(default_factory=list)
     modality: Literal["image", "video"] = "image"
-    description: _Text
-    subdomains: list[_Text] = Field(default_factory=list)
+    description: Text
+    subdomains: list[Text] = Field(default_factory=list)
     version: Annotated[int, Field(ge=1)] = 1
     language: _Language | None = None
     budget: _BudgetKeys | None = None
@@ -289,8 +292,9 @@ class _DomainKeys(Keys):
 
 
 class _DefaultsKeys(Keys):
-    system: _Text | None = None
-    again: _Text | None = None
+    system: Text | None = None
+    again: Text | None = None
+    verify: VerifierKeys | None = None
     language: _Language | None = None
     sampling: _SamplingKeys | None = None
     router: _AgentKeys | None = None

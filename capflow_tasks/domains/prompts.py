@@ -84,6 +84,19 @@ def writing_again(prompt: str, caption: str, errors: Sequence[str]) -> str:
     return f"\n\n{filled}"
 
 
+def verification(
+    prompt: str, *, caption: str = "", claim: str = "", claims: Sequence[str] = (), quotes: Sequence[str] = ()
+) -> str:
+    """Fill one of the prompts by which a caption is verified."""
+    tag, claim_tag = _free_tag("caption", [caption, *claims, *quotes]), _free_tag("claim", [claim])
+    listed = {
+        name: _section(f"{tag}-{name}", "\n".join(f"- {each}" for each in texts) or "- (none)")
+        for name, texts in (("claims", claims), ("quotes", quotes))
+    }
+    one = f"<{claim_tag}>{claim}</{claim_tag}>"
+    return Template(prompt).substitute(caption=_section(tag, caption), claim=one, **listed).strip()
+
+
 def answer_names(name: str, reports: Iterable[str]) -> list[str]:
     """Return the names of an agent's answers: its own, or one per window in order of time."""
     found = [each for each in reports if each.partition(WINDOW_MARK)[0] == name]

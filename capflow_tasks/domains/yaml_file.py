@@ -3,10 +3,17 @@
 from collections.abc import Iterator
 from importlib.resources.abc import Traversable
 from string import Template
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails
 
 from capflow_tasks.errors import UserError
@@ -41,6 +48,7 @@ class Keys(BaseModel):
 
 
 Shape = TypeVar("Shape", bound=Keys)
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 class _Loader(yaml.SafeLoader):

@@ -3,6 +3,7 @@
     photos/a.jpg
     shards/000.tar#offset=1536&size=10240&name=a.jpg              a member of a tar
     data/train-0.parquet#row_group=3&row=17&column=image          a cell of Parquet, `&item=2` of a list in it
+    data-0.arrow#row_group=3&row=17&column=image                  one of Arrow, in a record batch
     s3://bucket/000.tar#offset=1536&size=10240&name=a.jpg         a member of a remote tar
     clip.mp4#t=10,20.5    scan.tiff#frame=3    a.jpg#xywh=10,20,300,200    a part, as in W3C's Media Fragments
 
@@ -23,7 +24,7 @@ from typing import Any, BinaryIO
 from urllib.parse import parse_qsl, quote
 
 from capflow_tasks.errors import MediaCorrupt, MediaMissing, MediaUnsupported
-from capflow_tasks.media import remote
+from capflow_tasks.media import arrow_files, remote
 from capflow_tasks.records import Span
 
 #: How the fragment of an address starts; no other name of a file is taken for one.
@@ -107,8 +108,9 @@ class _Slice(RawIOBase):
 
 @dataclass(frozen=True, slots=True)
 class ParquetCell:
-    """A value of a Parquet file: bytes, or an object with `bytes` as `datasets` writes pictures."""
+    """A value of a Parquet or Arrow file: bytes, or an object with `bytes` as `datasets` writes pictures."""
 
+    #: Of Arrow, the record batch.
     row_group: int
     #: From 0 in its row group.
     row: int
@@ -121,8 +123,17 @@ class ParquetCell:
         return f"row_group={self.row_group}&row={self.row}&column={quote(self.column, safe='')}{item}"
 
     def size_in(self, file: str) -> int:
-        """Return how many bytes the column has in the row group, of which the value is a part."""
-        groups = _row_group_sizes(file, Path(file).stat().st_mtime_ns)
+        """Return how many bytes the column, of which the value is a part, has in the row group.
+
+        Of Arrow, it is all columns of the record batch.
+        """
+        version = Path(file).stat().st_mtime_ns
+        if arrow_files.is_arrow(file):
+            batches = arrow_files.batch_sizes(file, version)
+            if self.row_group >= len(batches):
+                raise MediaMissing(f"{file} has changed: it has no {self}; plan again.")
+            return batches[self.row_group][1]
+        groups = _row_group_sizes(file, version)
         sizes = groups[self.row_group] if self.row_group < len(groups) else {}
         if self.column not in sizes:
             raise MediaMissing(f"{file} has changed: it has no {self}; plan again.")
@@ -239,14 +250,18 @@ def readable_name(path: str) -> str:
     return file
 
 
-def _parquet(file: str) -> Any:
+def _parquet(file: str, column: str | None = None) -> Any:
+    """Open the file, so that equal values of the column are held once, however many there are."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
         raise MediaUnsupported(f"{file} needs pyarrow: pip install '.[export]' on every worker.") from error
     try:
-        return pq.ParquetFile(file)
+        metadata = pq.read_metadata(file)
+        leaves = [metadata.schema.column(place).path for place in range(metadata.num_columns)]
+        repeated = [leaf for leaf in leaves if leaf.split(".")[0] == column]
+        return pq.ParquetFile(file, metadata=metadata, read_dictionary=repeated)
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise
@@ -270,9 +285,11 @@ def _row_group_sizes(file: str, version: int) -> list[dict[str, int]]:
 
 @lru_cache(maxsize=_KEPT_COLUMNS)
 def _column(file: str, version: int, row_group: int, column: str) -> Any:
+    if arrow_files.is_arrow(file):
+        return arrow_files.read_column(file, version, row_group, column)
     import pyarrow as pa
 
-    with _parquet(file) as opened:
+    with _parquet(file, column) as opened:
         try:
             return opened.read_row_group(row_group, columns=[column]).column(column)
         except (pa.ArrowException, OSError) as error:

@@ -161,6 +161,33 @@ def _check_compressed(data: bytes, start: int, stop: int) -> None:
             )
 
 
+#: Bytes read at a time; whole sectors.
+_CHUNK = 1 << 20
+
+
+def lost_sectors(file: BinaryIO) -> list[range]:
+    """Return the bytes of whole sectors that are zero, with data directly before and after them."""
+    file.seek(0)
+    found, position = [], 0
+    while chunk := file.read(_CHUNK):
+        sectors = np.frombuffer(chunk, np.uint8)[: len(chunk) // _SECTOR * _SECTOR].reshape(-1, _SECTOR)
+        found.append(np.flatnonzero(~sectors.any(axis=1)) + position // _SECTOR)
+        position += len(chunk)
+    empty = np.concatenate(found) if found else np.empty(0, np.int64)
+    runs = np.split(empty, np.flatnonzero(np.diff(empty) > 1) + 1)
+    spans = [range(int(run[0]) * _SECTOR, (int(run[-1]) + 1) * _SECTOR) for run in runs if len(run)]
+    return [span for span in spans if span.start and _has_data(file, span.start - 1, span.stop)]
+
+
+def _has_data(file: BinaryIO, *positions: int) -> bool:
+    """Whether none of these bytes is zero or beyond the end."""
+    for position in positions:
+        file.seek(position)
+        if file.read(1) in (b"", b"\0"):
+            return False
+    return True
+
+
 #: TIFF's tags and values (TIFF 6.0 and Adobe's Technical Note 2).
 _COMPRESSION, _DEFLATE = 259, (8, 32946)
 _PARTS = ((273, 279), (324, 325))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from capflow_tasks.errors import MediaCorrupt, MediaUnreadable, MediaUnsupported
 from capflow_tasks.media.addresses import open_media
 from capflow_tasks.media.budget import MediaBudget, check_source_size
+from capflow_tasks.media.integrity import lost_sectors
 from capflow_tasks.media.paths import check_file, file_errors, unrecognised
 
 #: Containers that FFmpeg may try; without playlists and image sequences, which open other files.
@@ -115,6 +116,10 @@ def _video_stream(container: av.container.InputContainer, path: str, budget: Med
 
 #: Files up to this size in bytes are scanned whole, larger files only at their end.
 SCAN_BYTES = 64 * 2**20
+#: Codecs that fill no frame with zeros, as MPEG-2 and DNxHD do; a raw black picture is zeros.
+_WITHOUT_ZEROS = frozenset({"h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mjpeg"})
+#: Bytes of a packet in a lost sector; a sound packet may end with a few zeros beside a muxer's padding.
+_ENOUGH_ZEROS = 16
 #: Seconds that a jump lands before its target, so that reordered frames are complete there.
 _RUN_UP_SECONDS = 1.0
 #: Share of frames that may be damaged; each is replaced by the frame before it.
@@ -130,6 +135,8 @@ def measure(path: str, budget: MediaBudget) -> VideoFacts:
     is_small = check_file(path, budget.max_file_bytes).size <= SCAN_BYTES
     with open_video(path, budget, time.monotonic() + budget.timeout_seconds) as source:
         facts = _true_length(source, is_small)
+        if is_small:
+            _check_sectors(source)
     with playing(path, budget, facts) as player:
         width, height = player.upright_size()
     return replace(facts, width=width, height=height)
@@ -174,6 +181,33 @@ def _true_length(source: VideoSource, is_small: bool) -> VideoFacts:
     if is_cut and source.is_indexed:
         raise MediaCorrupt(f"{source.path} is cut short: its last frame is incomplete.")
     return VideoFacts(frame_count, start, max(end - start, 1e-3))
+
+
+def _check_sectors(source: VideoSource) -> None:
+    """Refuse a file in which sectors of a disk were lost; zeros beside the packets are a muxer's padding."""
+    is_stream = source.container.format.name == "mpegts"
+    if not is_stream and source.stream.codec.canonical_name not in _WITHOUT_ZEROS:
+        return
+    with open_media(source.path) as file:
+        lost = lost_sectors(file)
+    # Each 188 bytes of a transport stream begin with 0x47.
+    damaged = lost if is_stream else []
+    if lost and not damaged:
+        source.container.seek(0)
+        for packet in source.container.demux(source.stream):
+            source.check_time()
+            if packet.pos is None or packet.size is None:
+                continue
+            held = range(packet.pos, packet.pos + packet.size)
+            damaged = damaged or [span for span in lost if _shared(span, held) >= _ENOUGH_ZEROS]
+    if damaged:
+        first = damaged[0]
+        said = f"{len(first):,} bytes from {first.start:,} on are zero, a disk's lost sector"
+        raise MediaCorrupt(f"{source.path} is damaged: {said}.")
+
+
+def _shared(one: range, other: range) -> int:
+    return min(one.stop, other.stop) - max(one.start, other.start)
 
 
 def _scan(source: VideoSource) -> tuple[int, float, float, float, bool]:

@@ -7,6 +7,8 @@ that no name leads there by resolving to another address later.
 
 import errno
 import ipaddress
+import logging
+import os
 import re
 import socket
 import time
@@ -265,26 +267,37 @@ def _check_time(url: str, deadline: float) -> None:
 
 
 def _filesystem(url: str) -> Any:
-    """Return what reads such URLs; fsspec keeps it per process and thread. Raises MediaUnsupported."""
+    """Return what reads such URLs. Raises MediaUnsupported."""
     scheme = urlsplit(url).scheme
     try:
-        import fsspec
-
-        options = _http_options() if scheme in _PORTS else _OPTIONS.get(scheme, {})
-        return fsspec.filesystem(scheme, **options, use_listings_cache=False)
+        return _shared_filesystem(scheme, os.getpid(), read_settings().media_timeout_seconds)
     except ImportError as error:
         needed = f"fsspec and {_PACKAGES[scheme]}: pip install '.[remote]' on every worker"
         raise errors.MediaUnsupported(f"{url:.200} needs {needed}.") from error
+
+
+@lru_cache(maxsize=16)
+def _shared_filesystem(scheme: str, process: int, seconds: float) -> Any:
+    """Return the one of this process; fsspec itself keeps one, with its connections, for each thread."""
+    import fsspec
+
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs tracebacks of what it raises, too
+    options = _http_options(seconds) if scheme in _PORTS else _OPTIONS.get(scheme, {})
+    return fsspec.filesystem(scheme, **options, use_listings_cache=False, skip_instance_cache=True)
+
+
+def forget_connections() -> None:
+    """Let the next fetch read credentials and endpoints anew."""
+    _shared_filesystem.cache_clear()
 
 
 #: s3fs tries again by itself, so botocore need not.
 _OPTIONS: dict[str, dict[str, Any]] = {"s3": {"config_kwargs": {"retries": {"total_max_attempts": 1}}}}
 
 
-def _http_options() -> dict[str, Any]:
+def _http_options(seconds: float) -> dict[str, Any]:
     import aiohttp
 
-    seconds = read_settings().media_timeout_seconds
     timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=_CONNECT_SECONDS, sock_read=seconds)
     # not compressed, so that sizes are those of the file
     options = {"headers": {"Accept-Encoding": "identity"}, "client_kwargs": {"timeout": timeout}}

@@ -281,6 +281,25 @@ class TextFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class ClaimFigures:
+    """The captions that were verified claim by claim."""
+
+    captions: int
+    #: Captions from which something was removed.
+    rewritten: int
+    #: Claims by what became of them.
+    kept: int
+    unsure: int
+    dropped: int
+    #: Of all calls that it took.
+    tokens: Tokens
+
+    @property
+    def claims(self) -> int:
+        return self.kept + self.unsure + self.dropped
+
+
+@dataclass(frozen=True, slots=True)
 class FurtherCaptions:
     """The captions that were written again with the same number, from 2."""
 
@@ -350,8 +369,8 @@ class Activity:
         return sum(worker.is_alive for worker in self.workers)
 
     def eta_seconds(self, remaining: int) -> float | None:
-        """Until so many samples are finished; None where none was finished lately."""
-        rate = self.throughput.samples_per_second
+        """Until so many samples are finished; None where none was finished lately, or no worker is alive."""
+        rate = self.throughput.samples_per_second if self.workers_alive else 0
         if not remaining:
             return 0.0
         return remaining / rate if rate else None
@@ -372,6 +391,8 @@ class Totals:
     further: Sequence[FurtherCaptions] = ()
     #: None where no text was read.
     text: TextFigures | None = None
+    #: None where no caption was verified.
+    claims: ClaimFigures | None = None
 
     @property
     def judged(self) -> int:

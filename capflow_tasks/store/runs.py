@@ -31,7 +31,7 @@ from capflow_tasks.store.states import (
     ShardRow,
     Terms,
 )
-from capflow_tasks.store.tables import Batch, Run, Sample, Shard, opened, unleased
+from capflow_tasks.store.tables import AgentResult, Batch, Run, Sample, Shard, opened, unleased
 
 # Arrays are faster to send than rows. A batch whose samples have all failed is done at once.
 _INSERT_BATCHES = sa.text(f"""
@@ -241,7 +241,7 @@ class RunStore(tables.Store):
             .where(Batch.shard_id == Shard.id, Shard.run_id == Run.id)
             .values(state=BatchState.QUEUED, lease_owner=None, lease_until=tables.in_seconds(queue_seconds))
             .returning(Batch.id, Batch.next_stage, Batch.lease_until, Run.stages)
-            .returning(Shard.dataset, Batch.start_idx, Batch.end_idx)
+            .returning(Shard.dataset, Batch.start_idx, Batch.end_idx, Run.name.label("run"))
             .returning(sa.case((Run.pin_ranks, Shard.assign_rank)).label("pinned_to"))
         )
         with self.engine.begin() as connection:
@@ -311,8 +311,14 @@ class RunStore(tables.Store):
             connection.execute(reopens.values(next_stage=after_route, **opened()))
         return len(broader | freed)
 
-    def retry_failed(self, run_id: int, kinds: Sequence[str] = (), domains: Sequence[str] = ()) -> int:
-        """Open failed samples of these kinds and domains, or all of them; return their count."""
+    def retry_failed(
+        self,
+        run_id: int,
+        kinds: Sequence[str] = (),
+        domains: Sequence[str] = (),
+        except_ids: Collection[int] = (),
+    ) -> int:
+        """Open failed samples of these kinds and domains, or all, except some; return their count."""
         chosen = [
             Sample.state == SampleState.FAILED,
             Sample.error_kind.not_in(REFUSED_KINDS),
@@ -322,6 +328,7 @@ class RunStore(tables.Store):
         ]
         chosen += [Sample.error_kind.in_(kinds)] if kinds else []
         chosen += [Sample.domain.in_(domains)] if domains else []
+        chosen += [sa.not_(tables.is_among(Sample.id, except_ids))] if except_ids else []
         with self.engine.begin() as connection:
             reopened = connection.execute(
                 sa.update(Sample)
@@ -335,6 +342,28 @@ class RunStore(tables.Store):
                 reopens = sa.update(Batch).where(Batch.id == batch_id)
                 connection.execute(reopens.values(next_stage=stage, **opened()))
         return len(reopened)
+
+    def write_again(self, run_id: int, sample_ids: Collection[int]) -> int:
+        """Open these finished samples, whose domain stays; all agents but the router are asked again.
+
+        Return their count. A batch that still runs is left to finish.
+        """
+        is_finished = sa.and_(Sample.batch_id == Batch.id, Batch.state == BatchState.DONE)
+        opens = (
+            sa.update(Sample)
+            .where(tables.is_among(Sample.id, sample_ids), is_finished, _is_of_run(run_id))
+            .where(Sample.state != SampleState.HELD)
+            .values(state=SampleState.PENDING, attempts=0, candidate=1)
+            .returning(Sample.id, Sample.batch_id)
+        )
+        with self.engine.begin() as connection:
+            opened_samples = connection.execute(opens).all()
+            answers = tables.is_among(AgentResult.sample_id, [row.id for row in opened_samples])
+            connection.execute(sa.delete(AgentResult).where(answers, AgentResult.stage != Stage.ROUTE))
+            stages = connection.execute(sa.select(Run.stages).where(Run.id == run_id)).scalar_one()
+            batches = tables.is_among(Batch.id, {row.batch_id for row in opened_samples})
+            connection.execute(sa.update(Batch).where(batches).values(next_stage=stages[0], **opened()))
+        return len(opened_samples)
 
 
 def _policy_values(policy: CandidatePolicy) -> dict[str, Any]:
@@ -359,7 +388,7 @@ def _is_going(run_id: int | None) -> sa.ColumnElement[bool]:
 def _ready_batch(row: sa.Row[*tuple[Any, ...]]) -> ReadyBatch:
     samples = f"{row.dataset}[{row.start_idx}-{row.end_idx - 1}]"
     stages = tuple(map(Stage, row.stages))
-    return ReadyBatch(row.id, row.next_stage, stages, row.lease_until, row.pinned_to, samples)
+    return ReadyBatch(row.id, row.next_stage, stages, row.lease_until, row.pinned_to, samples, row.run)
 
 
 def _shard_values(run_id: int, shard: PlanShard) -> dict[str, Any]:

@@ -137,6 +137,8 @@ class ReadyBatch:
     pinned_to: int | None = None
     #: Its samples for display: `set[0-7]`.
     samples: str = ""
+    #: Name of the run.
+    run: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,6 +140,11 @@ class Statistics(Store):
         (row,) = self._ask("text", run_id=run_id)
         return figures.TextFigures(**row) if row["read"] or row["unread"] else None
 
+    def claims(self, run_id: int) -> figures.ClaimFigures | None:
+        """The claims of verified captions, and what it took to ask about them. Reads all results."""
+        (row,) = self._ask("claims", run_id=run_id)
+        return figures.ClaimFigures(tokens=_tokens(row), **row) if row["captions"] else None
+
     def confidences(self, run_id: int) -> list[int]:
         """Routed samples by the router's confidence, in ten equal steps from 0 to 1. Reads all samples."""
         counts = {row["step"]: row["samples"] for row in self._ask("confidences", run_id=run_id, steps=10)}
@@ -175,6 +180,7 @@ class Statistics(Store):
             first_grades=self.grades(run_id, of_first=True) if further else (),
             further=further,
             text=self.text(run_id),
+            claims=self.claims(run_id),
         )
 
     def latest_endings(self, run_id: int, since: datetime, samples: int) -> list[figures.Ending]:

@@ -6,11 +6,13 @@ from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, func, or_, select
+from sqlalchemy import BigInteger, ColumnElement, Row, Text, func, literal, or_, select
+from sqlalchemy.dialects.postgresql import ARRAY
 
-from capflow_tasks.records import Failure, FinishedSample, PlanShard, Result, Stage
+from capflow_tasks.records import Failure, FinishedSample, JsonObject, PlanShard, Result, Stage
 from capflow_tasks.store.candidates import split_results
 from capflow_tasks.store.states import BatchState, SampleState, ShardRow, Tally
+from capflow_tasks.store.statistics import query
 from capflow_tasks.store.tables import Batch, Sample, Shard, Store, is_among, results_of, tally_of
 
 #: Samples read at a time when a shard is exported.
@@ -27,6 +29,16 @@ class FailedSample:
     attempts: int
     #: The worker where it failed; None when the producer refused it.
     worker: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedSample:
+    """A sample with its shard and what became of it."""
+
+    id: int
+    shard_id: int
+    state: SampleState
+    sample: FinishedSample
 
 
 class Views(Store):
@@ -128,13 +140,45 @@ class Views(Store):
             found = connection.execution_options(yield_per=PAGE * 100).execute(statement)
             return array("q", found.scalars())
 
-    def samples(self, ids: Sequence[int]) -> list[tuple[int, FinishedSample]]:
-        """These finished samples, each with its shard, in the order asked for."""
+    def failed_as(self, shard_id: int, kind: str) -> Iterator[tuple[int, JsonObject]]:
+        """The shard's samples that failed so, as (id, entry)."""
+        failed = Sample.shard_id == shard_id, Sample.state == SampleState.FAILED, Sample.error_kind == kind
+        with self.engine.connect() as connection:
+            statement = select(Sample.id, Sample.entry).where(*failed).execution_options(yield_per=PAGE)
+            for row in connection.execute(statement):
+                yield row.id, row.entry
+
+    def ids_at(self, run_id: int, places: Sequence[tuple[str, int]]) -> list[int]:
+        """The run's samples at these places: dataset and index."""
+        datasets, indexes = zip(*places, strict=True) if places else ((), ())
+        wanted = (
+            func.unnest(literal(list(datasets), ARRAY(Text)), literal(list(indexes), ARRAY(BigInteger)))
+            .table_valued("dataset", "idx", name="wanted")
+            .render_derived()
+        )
+        statement = select(Sample.id).join(Shard, Shard.id == Sample.shard_id)
+        statement = statement.join(wanted, (wanted.c.dataset == Shard.dataset) & (wanted.c.idx == Sample.idx))
+        return [row.id for row in self.rows(statement.where(Shard.run_id == run_id).order_by(Sample.id))]
+
+    def shown_ids(self, run_id: int, most: int) -> "array[int]":
+        """At most so many samples, in plan order: failures and the worst first, the rest spread evenly.
+
+        Reads all samples and scores of the run; 8 bytes each.
+        """
+        with self.engine.connect() as connection:
+            found = connection.execute(query("shown_samples"), {"run_id": run_id, "most": most})
+            return array("q", found.scalars())
+
+    def samples(self, ids: Sequence[int]) -> list[PlacedSample]:
+        """These samples in the order asked for."""
         statement = select(Sample.__table__).where(Sample.id.in_(ids))
         with self.engine.connect() as connection:
             rows = {row.id: row for row in connection.execute(statement)}
             results = results_of(connection, list(rows))
-        return [(rows[each].shard_id, _finished(rows[each], results[each])) for each in ids if each in rows]
+        found = (rows[each] for each in ids if each in rows)
+        return [
+            PlacedSample(row.id, row.shard_id, row.state, _finished(row, results[row.id])) for row in found
+        ]
 
 
 def _finished(row: Row[*tuple[Any, ...]], results: tuple[Result, ...]) -> FinishedSample:

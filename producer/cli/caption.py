@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from capflow_tasks.store.states import CandidatePolicy
     from producer.run import Order
     from producer.summary import ScoreSummary, Summary
+
+log = logging.getLogger("producer.cli")
 
 #: What `capflow retry` and `capflow resume` keep of a run, unless an option says otherwise.
 _KEPT = (
@@ -175,8 +179,9 @@ def caption(
     from capflow_tasks.domains.catalogue import load_workflow
     from capflow_tasks.settings import read_settings
     from producer.console import counted
+    from producer.dispatch import reconcile_until_stopped
     from producer.reading.plan import check_picture_counts
-    from producer.run import CaptionRun, Order, reconcile_until_stopped
+    from producer.run import CaptionRun, Order
 
     if reconcile == bool(sources):
         raise click.UsageError("name a SOURCE, or use --reconcile alone")
@@ -200,7 +205,7 @@ def caption(
         except ServiceError as error:
             said = [f"neither earlier runs nor workers were asked: {error}"]
         untried = "not tried: to decode the media, to write the output folder, the model (see capflow doctor)"
-        click.echo("\n".join([f"{', '.join(sources)}: {found}, nothing to fix", *said, untried]))
+        click.echo("\n".join([f"{', '.join(sources)}: {found}, nothing to fix in it", *said, untried]))
         return
     if refresh and not yes:
         _show_stale(order, as_json)
@@ -259,11 +264,22 @@ def _show_stale(order: Order, as_json: bool) -> None:
 @cli.run_argument
 @cli.repeatable("--kind kinds", "Only failures of this kind, as in the failed files", _check_kinds)
 @cli.repeatable("--domain domains", "Only samples of this domain")
+@cli.marks_option(
+    "Caption again what someone marked bad in this file, which a report's page exported, and nothing else"
+)
 @_run_options(has_defaults=False)
 def retry(
-    run_or_plan: str, as_json: bool, kinds: tuple[str, ...], domains: tuple[str, ...], **options: Any
+    run_or_plan: str,
+    as_json: bool,
+    kinds: tuple[str, ...],
+    domains: tuple[str, ...],
+    marks: Path | None,
+    **options: Any,
 ) -> None:
     """Caption again the samples that failed in RUN, and only those; then write the caption files.
+
+    With --marks, all agents but the router are asked again about the captions marked bad. A caption that has
+    been written again since it was marked stays.
 
     RUN is a run's name or the plan that it came from. What no option changes is as for the run, its limits
     of tokens and cost, too; `capflow caption` sets all of it anew.
@@ -271,13 +287,17 @@ def retry(
     Examples:
       capflow retry plan.jsonl
       capflow retry plan-2c792dcc --kind media_missing --kind media_corrupt --domain Natural
+      capflow retry plan.jsonl --marks marks.json
     """
     from capflow_tasks.settings import read_settings
     from producer.run import CaptionRun
 
+    if marks and (kinds or domains):
+        raise click.UsageError("--marks names its samples; leave out --kind and --domain")
+    found = cli.read_marks(marks)
     captioning = CaptionRun(_order_as_started(run_or_plan, options), read_settings())
     with stop_on_signals() as stopping:
-        summary = captioning.run(stopping, retry=True, kinds=kinds, domains=domains)
+        summary = captioning.run(stopping, retry=True, kinds=kinds, domains=domains, marks=found)
     finish(summary, as_json)
 
 
@@ -351,7 +371,20 @@ def finish(summary: Summary | ScoreSummary, as_json: bool) -> NoReturn:
         )
     elif not summary.is_complete:
         click.echo(f"run {summary.run} was stopped; the same command goes on from here", err=True)
+        _say_what_is_left(summary)
     sys.exit(exit_code(summary))
+
+
+def _say_what_is_left(summary: Summary | ScoreSummary) -> None:
+    name = shlex.quote(summary.run)
+    queued = getattr(summary, "queued", 0)
+    if queued:
+        batches = "1 batch is" if queued == 1 else f"{queued:,} batches are"
+        click.echo(
+            f"{batches} still with the fleet, which goes on; `capflow stop {name}` takes them back", err=True
+        )
+    if summary.tally.done:
+        click.echo(f"`capflow export {name}` writes what is captioned so far", err=True)
 
 
 @contextmanager
@@ -363,7 +396,8 @@ def stop_on_signals() -> Iterator[Event]:
         if stopping.is_set():
             raise KeyboardInterrupt
         stopping.set()
-        click.echo("\nstopping: running stages finish first; press Ctrl-C again to stop at once", err=True)
+        # As a log line it stands above the progress bar.
+        log.info("stopping: running stages finish first; press Ctrl-C again to stop at once")
 
     earlier = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

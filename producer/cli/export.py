@@ -74,6 +74,9 @@ def _names(context: click.Context, option: click.Parameter, value: str | None) -
 @cli.min_option("Lowest grade in this dimension")
 @cli.drop_guard_option
 @cli.share_options
+@cli.marks_option(
+    "Leave out what someone marked bad in this file, which a report's page exported; keep the good"
+)
 @cli.option("--shuffle SEED seed", "Mix the samples of all datasets.", None, int, "EXPORT_SHUFFLE")
 @cli.repeatable(
     "--split shares",
@@ -114,6 +117,7 @@ def export(run_or_plan: str, form: str, output: Path, as_json: bool, **asked: An
     Examples:
       capflow export plan.jsonl --format webdataset -o Output/Tars
       capflow export plan.jsonl --format llama-factory --min-overall 3 --shuffle 1 --split train=0.98
+      capflow export plan.jsonl --format llava --min-overall 2 --marks marks.json
       capflow export plan.jsonl --format txt -o /data/photos
       capflow export plan-2c792dcc --format parquet --embed -o Output/Parquet
       capflow export plan.jsonl --json | jq .remaining
@@ -165,7 +169,8 @@ def _criteria(catalogue: Catalogue, asked: dict[str, Any]) -> Criteria:
     if overall is not None or asked["dimensions"]:
         grades: dict[str, Any] = {"min_overall": overall or 1, "min_dim_score": 1, "domains": {}}
         minimums = cli.minimums_of(catalogue, rubrics, asked | grades)
-    return Criteria(rubrics, minimums, frozenset(asked["rules"]), cli.shares_of(asked))
+    shares, marks = cli.shares_of(asked), cli.read_marks(asked["marks"])
+    return Criteria(rubrics, minimums, frozenset(asked["rules"]), shares, marks)
 
 
 def _summary(exported: Exported) -> str:

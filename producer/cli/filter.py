@@ -32,6 +32,9 @@ _OUTCOMES = ("kept", "rejected", "invalid")
 @cli.minimum_options
 @cli.drop_guard_option
 @cli.share_options
+@cli.marks_option(
+    "Reject what someone marked bad in this file, which a report's page exported; keep the good"
+)
 @cli.output_option("Folder of the folders kept and rejected.", "FILTERED", show_default="FOLDER")
 @cli.flag("--overwrite overwrites", "Replace files that an earlier `capflow filter` of FOLDER did not write.")
 @cli.json_option("the counts as one JSON object")
@@ -40,6 +43,7 @@ def filter(  # noqa: A001
     data_folder: Path,
     output: Path | None,
     rules: tuple[str, ...],
+    marks: Path | None,
     as_json: bool,
     overwrites: bool,
     **asked: Any,
@@ -56,6 +60,7 @@ def filter(  # noqa: A001
     Examples:
       capflow filter Output/Caption
       capflow filter Output/Caption --min-overall 2 --min-dim-score 1 --min factual_accuracy=3 -o Output/Good
+      capflow filter Output/Caption --min-overall 2 --min-dim-score 1 --marks marks.json
       capflow filter --min-domain Medical:2 --min-domain "UI & Interaction:2" --json | jq .by_domain
     """
     from capflow_tasks.domains.catalogue import load_catalogue
@@ -67,7 +72,7 @@ def filter(  # noqa: A001
     rubrics = Rubrics(catalogue)
     folder = folder or data_folder
     minimums, shares = cli.minimums_of(catalogue, rubrics, asked), cli.shares_of(asked)
-    criteria = Criteria(rubrics, minimums, frozenset(rules), shares)
+    criteria = Criteria(rubrics, minimums, frozenset(rules), shares, cli.read_marks(marks))
     result = CaptionFilter(criteria, output or folder, overwrites=overwrites)
     shown_at = monotonic()
     for path in result.run(folder):
@@ -108,5 +113,5 @@ def _show(result: CaptionFilter) -> None:
     console = Console(highlight=False)
     console.print(shown)
     for cause, count in result.rejected_by.most_common():
-        found = "was found" if cause.startswith("guard") else "was too low"
+        found = "was bad" if cause == "mark" else "was found" if cause.startswith("guard") else "was too low"
         console.print(f"{escape(cause)} {found} in {count} of {result.all['rejected']} rejected records")

@@ -111,7 +111,7 @@ def metrics(port: int, host: str, cache_seconds: float, once: bool) -> None:
     from capflow_tasks.store.statistics import Statistics
     from producer.cli.caption import stop_on_signals
     from producer.fleet_metrics import FleetCollector
-    from producer.services import Broker
+    from producer.services import Broker, reading
 
     settings = read_settings()
     engine = connect(database_url(settings), pool_size=1)
@@ -121,6 +121,8 @@ def metrics(port: int, host: str, cache_seconds: float, once: bool) -> None:
         FleetCollector(Statistics(engine), broker, settings.queues, settings.lease_seconds, cache_seconds)
     )
     if once:
+        with reading(database_url(settings)) as checked:
+            Statistics(checked).runs()
         click.echo(generate_latest(registry), nl=False)
         return
     pages = WebPages(host, port, {"/metrics": metrics_page(registry), "/healthz": lambda: plain_page("ok\n")})

@@ -17,7 +17,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TextIO
 
 import click
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from capflow_tasks.store.figures import RunFigures
     from producer.budget import Budget
     from producer.reading.caption_files import Minimums, Rubrics
+    from producer.reading.marks import Marks
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
@@ -155,6 +156,18 @@ class Explained(click.Command):
             formatter.write(f"\nExamples:\n{self._examples}\n")
 
 
+class StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what sys.stderr is at the time, so that log lines stand above a progress bar."""
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, stream: TextIO) -> None:
+        pass
+
+
 class Command(Explained):
     """A command that reports an error in one sentence, and shows its traceback only with -v."""
 
@@ -167,7 +180,7 @@ class Command(Explained):
         from capflow_tasks.settings import check_environment
 
         is_verbose = context.params.pop("verbose")
-        handler = logging.StreamHandler(sys.stderr)
+        handler = StderrHandler()
         handler.setFormatter(RedactingFormatter(logging.Formatter("%(levelname)s %(message)s")))
         logging.basicConfig(level=logging.DEBUG if is_verbose else logging.WARNING, handlers=[handler])
         logging.getLogger("producer").setLevel(logging.DEBUG if is_verbose else logging.INFO)
@@ -259,7 +272,8 @@ def _parse_workflow(context: click.Context, option: click.Parameter, value: str)
 workflow_option = option(
     "--workflow",
     "The agents: standard (those of each domain), fast (one call and the judge), verified (as standard, with "
-    "--candidates 3), or a folder of domain files that every worker sees at this path.",
+    "claims asked one by one and --candidates 3), or a folder of domain files that every worker sees at this "
+    "path.",
     Workflow.STANDARD,
     callback=_parse_workflow,
 )
@@ -330,13 +344,30 @@ share_options = combined(
         "Lowest share of the words surely read in the picture that the caption holds, or a verbatim report.",
         kind=click.FloatRange(0, 1),
     ),
+    option(
+        "--min-claim-support",
+        "Lowest share of claims that the media bear out; captions that were not verified are kept.",
+        kind=click.FloatRange(0, 1),
+    ),
 )
 
 
 def shares_of(asked: dict[str, Any]) -> dict[str, float]:
     """Return the lowest shares that are asked for, by their keys in caption files."""
-    asked_for = {name: asked[f"min_{name}"] for name in ("quote_support", "text_coverage")}
+    asked_for = {name: asked[f"min_{name}"] for name in ("quote_support", "text_coverage", "claim_support")}
     return {name: share for name, share in asked_for.items() if share is not None}
+
+
+def marks_option(text: str) -> Decorator:
+    """Make the option --marks; `read_marks` reads its file."""
+    return option("--marks FILE", f"{text}.", None, EXISTING_FILE, "MARKS")
+
+
+def read_marks(path: Path | None) -> Marks | None:
+    """Read the marks of a file. Raises UserError."""
+    from producer.reading.marks import Marks
+
+    return Marks(path) if path else None
 
 
 #: The options that `budget_of` reads.

@@ -176,13 +176,18 @@ def command_of(run: RunFigures) -> str:
 )
 @cli.option(
     "--max-samples SAMPLES samples",
-    "Size of the gallery, with a fair share of each shard; the figures cover the whole run.",
+    "Size of the gallery: failures and the worst grades first, the rest spread evenly; the figures cover the "
+    "whole run.",
     10_000,
     cli.COUNT,
     "REPORT_SAMPLES",
 )
 @cli.option(
-    "--thumbnails SAMPLES", "Samples that get pictures; 0: none.", 10_000, cli.COUNT, "REPORT_THUMBNAILS"
+    "--thumbnails SAMPLES",
+    "Samples that get pictures, chosen alike; 0: none.",
+    10_000,
+    cli.COUNT,
+    "REPORT_THUMBNAILS",
 )
 @cli.option(
     "--picture-size PIXELS",
@@ -190,6 +195,14 @@ def command_of(run: RunFigures) -> str:
     960,
     click.IntRange(64, 8192),
     "REPORT_PICTURE_SIZE",
+)
+@cli.option(
+    "--originals",
+    "How the page leads to a picture at full size, and to a video that plays: link (by its path on this "
+    "machine), copy (into the report) or none.",
+    "link",
+    click.Choice(["link", "copy", "none"]),
+    "REPORT_ORIGINALS",
 )
 @cli.processes_option("Pictures drawn", "REPORT_PROCESSES")
 @cli.prices_option
@@ -211,12 +224,14 @@ def report(run: str, output: Path, prices: Path | None, as_json: bool, **options
     from producer.cost import read_prices
     from producer.parallel import ProgressLines
     from producer.report.gallery import Size
+    from producer.report.pictures import Originals
     from producer.report.report import make_report
     from producer.services import database, reading
 
     settings, table = read_settings(), read_prices(prices)
+    size = Size(originals=Originals(options.pop("originals")), **options)
     with database(settings) as url, reading(url) as engine:
-        made = make_report(engine, run, output, Size(**options), table, ProgressLines("samples written"))
+        made = make_report(engine, run, output, size, table, ProgressLines("samples written"), settings)
     if as_json:
         cli.print_json(asdict(made) | {"page": str(made.page)})
     else:

@@ -16,9 +16,10 @@ import numpy as np
 
 from capflow_tasks.errors import PlanError, SampleError
 from capflow_tasks.media import remote
+from capflow_tasks.media.arrow_files import ARROW_HEAD
 from capflow_tasks.records import JsonObject, Modality
 from producer.planning.metafile import Dataset
-from producer.reading.containers import parquet_entries, tar_entries
+from producer.reading.containers import arrow_entries, parquet_entries, tar_entries
 from producer.reading.plan import file_name_part
 from producer.reading.tables import Keys, json_rows
 from producer.writing.whole import whole_file
@@ -112,11 +113,15 @@ def _entries(container: Container) -> Iterator[JsonObject]:
     """Yield the samples of a container. Raises PlanError."""
     place, where = container.place, container.place.removeprefix(container.root).lstrip("/")
     with plan_errors(place), container.open() as file:
-        is_parquet = file.read(4) == b"PAR1"
+        head, column = file.read(4), container.order.keys.image
         file.seek(0)
-        if is_parquet:
+        if head == b"PAR1":
             source = file if remote.is_remote(place) else place  # which Arrow reads by itself
-            yield from parquet_entries(source, place, where, container.order.keys.image)
+            yield from parquet_entries(source, place, where, column)
+        elif head == ARROW_HEAD:
+            if remote.is_remote(place):
+                raise PlanError(f"{place}: is a remote Arrow file; write Parquet, or copy it to a disk")
+            yield from arrow_entries(place, where, column)
         else:
             yield from tar_entries(file, place, where)
 
@@ -129,7 +134,8 @@ def plan_errors(place: str) -> Iterator[None]:
             yield
     except SampleError as error:
         remedy = "" if "; " in str(error) else "; correct it, or try again later"
-        raise PlanError(f"{place}: {str(error).rstrip('.')}{remedy}") from error
+        where = "" if place in str(error) else f"{place}: "
+        raise PlanError(f"{where}{str(error).rstrip('.')}{remedy}") from error
     except OSError as error:
         raise PlanError(f"{place}: cannot be read: {error.strerror}; fix its permissions") from error
 

@@ -22,6 +22,7 @@ from capflow_tasks.store.statistics import Coverage, coverage_of
 from producer.parallel import Progress, call_all
 from producer.planning.metafile import Dataset
 from producer.reading.annotations import AnnotationFile
+from producer.reading.plan import is_split_plan
 from producer.services import reading
 from producer.writing.whole import whole_file, write_lines
 
@@ -119,6 +120,10 @@ def make_plan(
             if len(work.remaining) > 1000
         ]
     lines = plan_lines(works, order.ranks, order.weights)
+    if lines and order.output.exists() and order.output.stat().st_size and not is_split_plan(order.output):
+        raise PlanError(
+            f"{order.output}: is no split plan and stays as it is; name another file with --output"
+        )
     if lines:
         sampled = [work for work in works if work.seed is not None]
         call_all(_write_sample, sampled, order.processes, lambda done, total: None)

@@ -19,6 +19,7 @@ from typing import Any
 
 from capflow_tasks.entries import MEDIA_KEYS
 from capflow_tasks.errors import PlanError
+from capflow_tasks.media.arrow_files import ARROW_HEAD
 from capflow_tasks.media.paths import HEAD_BYTES, kind_of
 from capflow_tasks.media.remote import is_remote
 from capflow_tasks.records import JsonObject, Modality
@@ -70,7 +71,7 @@ def read_sources(sources: Sequence[str], order: SourceOrder, resolve: Resolve, l
         head = _head(path)
         if (kind := kind_of(head)) is not None:
             loose[path] = kind
-        elif is_tar(head) or head.startswith(b"PAR1"):
+        elif is_tar(head) or head.startswith((b"PAR1", ARROW_HEAD)):
             found.containers.append(Container(str(path), str(order.root or path.parent), order))
         elif _is_metafile(path, head):
             found.datasets += read_metafile(path, resolve)

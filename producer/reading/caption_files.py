@@ -14,6 +14,7 @@ from capflow_tasks.domains.catalogue import Catalogue
 from capflow_tasks.entries import shown, type_name
 from capflow_tasks.errors import UserError, WorkflowError
 from capflow_tasks.records import JsonObject, Stage
+from producer.reading.marks import Mark, Marks, media_in
 
 log = logging.getLogger(__name__)
 
@@ -194,12 +195,25 @@ class Criteria:
     minimums: Minimums | None
     #: Rules of the guard; a caption in whose making one was found is not kept.
     dropped_rules: Set[str] = frozenset()
-    #: The lowest `quote_support` and `text_coverage`, by these names; a caption without one is kept.
+    #: The lowest `quote_support`, `text_coverage` and `claim_support`; a caption without one is kept.
     shares: Mapping[str, float] = field(default_factory=dict)
+    #: What people think of the captions: one that they marked good is kept, a bad one is not.
+    marks: Marks | None = None
+
+    def is_marked_good(self, record: JsonObject) -> bool:
+        return self._mark_of(record) is Mark.GOOD
+
+    def _mark_of(self, record: JsonObject) -> Mark | None:
+        return self.marks.of(media_in(record), record.get("caption")) if self.marks else None
 
     def missed(self, record: JsonObject, scores: Scores) -> dict[str, str]:
-        """Return why the record is not kept, by dimension, `guard: <rule>` or share; empty when it is."""
+        """Return why it is not kept, by dimension, `guard: <rule>`, share or `mark`; empty when it is."""
         missed = self.minimums.missed(scores) if self.minimums else {}
+        mark = self._mark_of(record)
+        if mark is Mark.GOOD:
+            return {}
+        if mark is Mark.BAD:
+            missed["mark"] = "someone marked it bad"
         for rule in _rules_found(record) & self.dropped_rules:
             missed[f"guard: {rule}"] = f"the guard found {rule}"
         for name, least in self.shares.items():
@@ -209,7 +223,9 @@ class Criteria:
         return missed
 
     def keeps(self, record: JsonObject) -> bool:
-        """Whether the record meets the criteria; without valid scores it meets no minimum."""
+        """Whether the record meets the criteria; without valid scores or a good mark it meets no minimum."""
+        if self.is_marked_good(record):
+            return True
         scores = scores_of(record, self.rubrics)
         is_unknown = self.minimums is not None and scores.problem is not None
         return not is_unknown and not self.missed(record, scores)

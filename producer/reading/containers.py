@@ -6,13 +6,13 @@ Memory holds one sample, or one row group without its media.
 
 import json
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from typing import Any, BinaryIO
 
-from capflow_tasks.entries import MEDIA_KEYS
+from capflow_tasks.entries import MEDIA_KEYS, printable
 from capflow_tasks.errors import PlanError
 from capflow_tasks.media.addresses import ParquetCell, TarMember
 from capflow_tasks.media.paths import HEAD_BYTES, kind_of
@@ -26,6 +26,10 @@ _TEXT_BYTES = 1 << 20
 _TEXTS = ("txt", "caption", "cls", "id", "text")
 #: Rows that are converted at a time.
 _ROWS = 1000
+#: More rows of a row group than any that is written on purpose.
+_MOST_ROWS = 100_000_000
+#: Types of values that JSON has as they are.
+_SIMPLE = {str, int, bool, type(None)}
 #: What a column may be called that holds pictures or videos.
 _COLUMNS = {
     Modality.IMAGE: ("image", "images", "img", "picture", "jpg", "jpeg", "png", "webp"),
@@ -112,18 +116,76 @@ def parquet_entries(
 
     `column` holds the media; None for those that look like it. Raises PlanError.
     """
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise PlanError(f"{path}: reading Parquet needs pyarrow; pip install '.[export]'") from error
+    pa, pq = _pyarrow(path)
     try:
         with pq.ParquetFile(source) as file:
             media = [_MediaColumn(*each) for each in _media_columns(path, file.schema_arrow, column).items()]
             for number in range(file.num_row_groups):
+                _check_rows(path, number, file.metadata.row_group(number).num_rows)
                 yield from _rows(file, number, media, where)
-    except (OSError, pa.ArrowException) as error:
-        raise PlanError(f"{path}: cannot be read on: {error}; fetch the file again") from error
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
+        reason = printable(str(error).strip())
+        raise PlanError(f"{path}: cannot be read on: {reason}; fetch the file again") from error
+
+
+def arrow_entries(path: str, where: str, column: str | None) -> Iterator[JsonObject]:
+    """Yield the rows of an Arrow stream as `parquet_entries` does those of a Parquet file."""
+    pa, _ = _pyarrow(path)
+    try:
+        with pa.memory_map(path) as source, pa.ipc.open_stream(source) as batches:
+            media = [_MediaColumn(*each) for each in _media_columns(path, batches.schema, column).items()]
+            names = {each.name for each in media}
+            plain = [each.name for each in batches.schema if _is_plain(each, names)]
+            for number, batch in enumerate(batches):
+                reads = [(each, *_arrow_values(batch.column(each.name))) for each in media]
+                for row, values in enumerate(_plain_rows(batch, plain)):
+                    found = [(each, held[row], is_embedded) for each, held, is_embedded in reads]
+                    yield _entry(where, number, row, values, found)
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
+        reason = printable(str(error).strip())
+        raise PlanError(f"{path}: cannot be read on: {reason}; fetch the file again") from error
+
+
+def _pyarrow(path: str) -> tuple[Any, Any]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise PlanError(f"{path}: reading it needs pyarrow; pip install '.[export]'") from error
+    return pa, pq
+
+
+def _plain_rows(batch: Any, columns: Sequence[str]) -> Iterator[JsonObject]:
+    if not columns:
+        yield from ({} for _ in range(batch.num_rows))
+        return
+    for start in range(0, batch.num_rows, _ROWS):
+        yield from batch.select(columns).slice(start, _ROWS).to_pylist()
+
+
+def _arrow_values(column: Any) -> tuple[list[Any], bool]:
+    """Return what `_MediaColumn.named` needs of each row, and whether the bytes, which stay, are embedded."""
+    is_list = "list" in str(column.type).split("<")[0]
+    inner = column.flatten() if is_list else column
+    is_object = str(inner.type).startswith("struct")
+    stored = inner.field("bytes") if is_object and "bytes" in [each.name for each in inner.type] else inner
+    if "binary" not in str(stored.type) or stored.null_count == len(stored):
+        return column.to_pylist(), False
+    if is_list:
+        return [None if size is None else [True] * size for size in column.value_lengths().to_pylist()], True
+    return [is_there or None for is_there in stored.is_valid().to_pylist()], True
+
+
+def _is_plain(field: Any, media: Collection[str]) -> bool:
+    """Whether a column is kept: it holds neither media nor other bytes."""
+    return field.name not in media and "binary" not in str(field.type)
+
+
+def _check_rows(path: str, number: int, rows: int) -> None:
+    """Refuse a count that no file has: of media that are embedded, the rows are counted and not read."""
+    if not 0 <= rows <= _MOST_ROWS:
+        said = f"says that row group {number} has {rows:,} rows"
+        raise PlanError(f"{path}: {said}; fetch the file again, or write smaller row groups")
 
 
 def _media_columns(path: str, schema: Any, column: str | None) -> dict[str, Modality]:
@@ -194,19 +256,29 @@ def _rows(file: Any, number: int, media: Sequence[_MediaColumn], path: str) -> I
     """Yield the entries of a row group, whose embedded media are not read."""
     reads = {each: each.read(file, number) for each in media}
     names = {each.name for each in media}
-    plain = [
-        each.name for each in file.schema_arrow if each.name not in names and "binary" not in str(each.type)
-    ]
+    plain = [each.name for each in file.schema_arrow if _is_plain(each, names)]
     columns = [*plain, *(column for read, _ in reads.values() for column in read)]
     for row, values in enumerate(_values_of(file, number, columns)):
-        found: dict[Modality, list[str]] = {}
-        for each, (read, is_embedded) in reads.items():
-            address = partial(_address, path, number, row, each.name)
-            # bytes without a path beside them are there, as far as is known before they are read
-            value = values.pop(each.name, None) if read else True
-            found.setdefault(each.kind, []).extend(each.named(value, is_embedded, address))
+        # bytes without a path beside them are there, as far as is known before they are read
+        found = [
+            (each, values.pop(each.name, None) if read else True, is_embedded)
+            for each, (read, is_embedded) in reads.items()
+        ]
+        yield _entry(path, number, row, values, found)
+
+
+def _entry(
+    path: str, number: int, row: int, values: JsonObject, found: Iterable[tuple[_MediaColumn, Any, bool]]
+) -> JsonObject:
+    """Return the entry of a row: its plain values, and what names its media."""
+    media: dict[Modality, list[str]] = {}
+    for each, value, is_embedded in found:
+        address = partial(_address, path, number, row, each.name)
+        media.setdefault(each.kind, []).extend(each.named(value, is_embedded, address))
+    said = values
+    if not _SIMPLE.issuperset(map(type, values.values())):  # dates and NaN, perhaps deep inside
         said = json.loads(json.dumps(values, default=str), parse_constant=lambda _: None)
-        yield {"id": f"{path}:{number}:{row}", **moved_aside(said), **_named(found)}
+    return {"id": f"{path}:{number}:{row}", **moved_aside(said), **_named(media)}
 
 
 def _values_of(file: Any, row_group: int, columns: Sequence[str]) -> Iterator[JsonObject]:

@@ -26,7 +26,7 @@ from producer.reading.tables import json_rows, moved_aside, table_rows
 #: Files beside a medium of the same name whose text becomes a key.
 SIDECARS = (".txt", ".caption")
 #: Suffixes of files in a folder that are sources by themselves.
-CONTAINERS = (".tar", ".parquet")
+CONTAINERS = (".tar", ".parquet", ".arrow")
 _METADATA = ("metadata.jsonl", "metadata.csv")
 #: What a file is listed as when its content says nothing, so that damaged media fail and are not passed over.
 _SUFFIXES = {
@@ -143,6 +143,8 @@ def _names(folder: str) -> tuple[tuple[str, bool], ...]:
     try:
         with os.scandir(folder) as found:
             kinds = [(each.name, each.is_dir()) for each in found if each.is_dir() or each.is_file()]
+    except FileNotFoundError:  # it was removed while it was read
+        return ()
     except OSError as error:
         raise PlanError(f"{folder}: cannot be read: {error.strerror}; fix its permissions") from error
     return tuple(sorted(pair for pair in kinds if not pair[0].startswith(".")))
@@ -216,6 +218,8 @@ def _text(path: Path) -> str:
     try:
         with path.open("rb") as file:
             return file.read(_SIDECAR_BYTES).decode("utf-8", "replace").replace("\0", "").strip()
+    except FileNotFoundError:  # it was removed while its folder was read
+        return ""
     except OSError as error:
         raise PlanError(f"{path}: cannot be read: {error.strerror}; fix its permissions") from error
 

@@ -49,8 +49,11 @@ class Plan:
         return sum(shard.sample_count for shard in self.shards)
 
 
-def read_plan(path: Path, resolve: Resolve) -> Plan:
-    """Read and check the plan. Raises PlanError with every problem, one per line."""
+def read_plan(path: Path, resolve: Resolve, *, is_local: bool = True) -> Plan:
+    """Read and check the plan. Raises PlanError with every problem, one per line.
+
+    Where the run `is_local`, the folders of its media must be here; else workers may see what is not here.
+    """
     shards: list[PlanShard] = []
     # (line, text)
     problems: list[tuple[int, str]] = []
@@ -63,12 +66,12 @@ def read_plan(path: Path, resolve: Resolve) -> Plan:
         if problem is not None:
             problems.append((line, problem))
             continue
-        fields = Fields(value, path.parent)
+        fields = Fields(value, path.parent, is_local)
         shard = _shard(fields, line, resolve)
         problems += [(line, text) for text in fields.problems]
         if not fields.problems:
             shards.append(shard)
-            warnings += [(line, text) for text in _warnings_for(shard)]
+            warnings += [(line, text) for text in [*fields.warnings, *_warnings_for(shard)]]
     problems += [*_shared_outputs(shards), *_overlaps(shards)]
     if problems:
         raise PlanError("\n".join(_in_order(path, problems)))
@@ -77,9 +80,9 @@ def read_plan(path: Path, resolve: Resolve) -> Plan:
     return Plan(tuple(shards), tuple(_in_order(path, warnings)))
 
 
-def checked_plan(path: Path, resolve: Resolve) -> Plan:
+def checked_plan(path: Path, resolve: Resolve, *, is_local: bool = True) -> Plan:
     """Read the plan and log its warnings. Raises PlanError."""
-    plan = read_plan(path, resolve)
+    plan = read_plan(path, resolve, is_local=is_local)
     for warning in plan.warnings:
         log.warning("%s", warning)
     return plan
@@ -151,7 +154,10 @@ class Fields:
     values: JsonObject
     #: Where relative paths are searched first.
     folder: Path
+    #: Whether all folders must be here.
+    is_local: bool = True
     problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def refuse(self, key: str, reason: str) -> None:
         self.problems.append(f'"{key}" {reason}')
@@ -221,7 +227,11 @@ class Fields:
             problem = _path_problem(place, is_folder)
         except OSError as error:
             problem = f"cannot be read: {error.strerror}; fix the path or its permissions"
-        if problem is not None:
+        if problem is not None and is_folder and not self.is_local and Path(value).is_absolute():
+            self.warnings.append(
+                f'"{key}" is {shown(value)}: there is no such folder here; workers may see it'
+            )
+        elif problem is not None:
             searched = " and ".join(dict.fromkeys(printable(str(place)) for place in places))
             self.refuse(key, f"is {shown(value)}: {problem} (searched: {searched})")
         return str(place)

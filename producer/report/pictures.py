@@ -1,16 +1,20 @@
 """Draws the pictures of a report: a small one for the gallery, a large one for the detail view.
 
-A video becomes a film strip in the gallery, and a sheet of the same frames in the detail view.
+A video becomes a film strip in the gallery, and a sheet of the same frames in the detail view. The original
+is linked where it lies, or copied, so that it can be seen at full size, or played.
 """
 
+import mimetypes
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 
 from PIL import Image
 
 from capflow_tasks.errors import SampleError
-from capflow_tasks.media.addresses import part_of
+from capflow_tasks.media.addresses import open_media, part_of, readable_name, split_address
 from capflow_tasks.media.budget import MediaBudget
 from capflow_tasks.media.decoders import shared_video_files
 from capflow_tasks.media.paths import resolve_media
@@ -28,6 +32,15 @@ _QUALITY = 82
 _FILM = (18, 18, 20)
 
 
+class Originals(StrEnum):
+    """How a report leads to the media themselves."""
+
+    NONE = "none"
+    #: By the path of the file; a member of a tar or Parquet file has none.
+    LINK = "link"
+    COPY = "copy"
+
+
 @dataclass(frozen=True, slots=True)
 class PictureTask:
     """One picture or video of a sample, and the files to draw from it."""
@@ -41,6 +54,7 @@ class PictureTask:
     small: Path | None
     #: The long side of a large picture, pixels.
     size: int
+    originals: Originals = Originals.NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +65,8 @@ class Drawn:
     reason: str | None = None
     #: Times of a video's frames, seconds from its beginning.
     times: tuple[float, ...] = ()
+    #: Where the original lies: a path, absolute or beside the large picture.
+    original: Path | None = None
 
 
 def draw_all(tasks: Sequence[PictureTask], processes: int) -> list[Drawn]:
@@ -62,9 +78,26 @@ def draw(task: PictureTask) -> Drawn:
     """Draw the files. Media that cannot be read give a reason, not an error."""
     try:
         path = resolve_media(task.root, task.path)
-        return _draw_video(path, task) if task.kind is Modality.VIDEO else _draw_picture(path, task)
+        drawn = _draw_video(path, task) if task.kind is Modality.VIDEO else _draw_picture(path, task)
+        return replace(drawn, original=_original(path, task))
     except SampleError as error:
         return Drawn(str(error))
+
+
+def _original(path: str, task: PictureTask) -> Path | None:
+    file, member = split_address(path)
+    if task.originals is Originals.LINK and member is None:
+        return Path(file)
+    if task.originals is not Originals.COPY:
+        return None
+    # Its name must not make a browser take it for a page.
+    suffix = Path(readable_name(path)).suffix
+    kind, _, form = (mimetypes.types_map.get(suffix.lower()) or "").partition("/")
+    is_media = kind in ("image", "video") and "xml" not in form
+    copy = task.large.with_name(f"{task.large.stem}-original{suffix if is_media else ''}")
+    with open_media(path) as source, copy.open("wb") as target:
+        shutil.copyfileobj(source, target)
+    return copy
 
 
 def _draw_picture(path: str, task: PictureTask) -> Drawn:

@@ -3,30 +3,35 @@
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from math import floor, log10
 from pathlib import Path
+from urllib.parse import urlencode
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from sqlalchemy import Engine
 
-from capflow_tasks.errors import UserError
+from capflow_tasks.domains.catalogue import Catalogue, load_workflow
+from capflow_tasks.errors import UserError, WorkflowError
 from capflow_tasks.records import GuardOutcome, Rule, Stage
+from capflow_tasks.settings import Settings
 from capflow_tasks.store import figures
 from capflow_tasks.store.statistics import Statistics
 from capflow_tasks.store.views import Views
 from producer import console
 from producer.cost import Cost, Prices, cost_of
-from producer.report.gallery import Gallery, Progress, Size, samples_of
+from producer.report.gallery import Gallery, Progress, Size
+from producer.report.shown import samples_of
 from producer.services import find_run
 from producer.writing.whole import whole_folder
 
 _HERE = Path(__file__).parent
 
 #: In the order in which they depend on one another.
-SCRIPTS = ("data.js", "filters.js", "gallery.js", "detail.js", "page.js")
+SCRIPTS = ("data.js", "marks.js", "filters.js", "gallery.js", "detail.js", "page.js")
 
 #: `file:` as well as 'self', because browsers disagree on the origin of a page from disk.
 POLICY = "; ".join(
@@ -35,6 +40,7 @@ POLICY = "; ".join(
         "script-src 'self' file:",
         "style-src 'self' file:",
         "img-src 'self' file:",
+        "media-src 'self' file:",
         "base-uri 'none'",
         "form-action 'none'",
         "require-trusted-types-for 'script'",
@@ -58,6 +64,8 @@ class Column:
     label: str
     span: str
     samples: int
+    #: The filters of the page that show these samples; empty where none do.
+    filters: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +95,8 @@ class Overview:
     stretch: float
     #: What was read in pictures; None where nothing was.
     text: figures.TextFigures | None = None
+    #: None where no caption was verified.
+    claims: figures.ClaimFigures | None = None
 
     @property
     def tokens(self) -> figures.Tokens:
@@ -106,8 +116,10 @@ class Overview:
         return dict(sorted(found.items(), key=lambda pair: -pair[1].total()))
 
     @property
-    def text_line(self) -> str:
-        return console.text_line(self.text) if self.text else ""
+    def checked_lines(self) -> list[str]:
+        """What was read in pictures and asked about captions, in sentences."""
+        text = [console.text_line(self.text)] if self.text else []
+        return text + ([console.claims_line(self.claims)] if self.claims else [])
 
     @property
     def own_judge_text(self) -> str:
@@ -143,6 +155,7 @@ def overview_of(run: figures.RunFigures, statistics: Statistics, prices: Prices)
         throughput=_throughput_chart(statistics.finished_by_time(run.id, stretch), stretch),
         stretch=stretch,
         text=statistics.text(run.id),
+        claims=statistics.claims(run.id),
     )
 
 
@@ -152,7 +165,12 @@ def _confidence_chart(counts: Sequence[int]) -> Chart | None:
     steps = len(counts)
     sure = sum(counts[steps * 8 // 10 :]) / sum(counts)
     columns = [
-        Column(f"{number / steps:.1f}", f"{number / steps:.1f} to {(number + 1) / steps:.1f}", count)
+        Column(
+            f"{number / steps:.1f}",
+            f"{number / steps:.1f} to {(number + 1) / steps:.1f}",
+            count,
+            {"confidence": f"{number / steps:.1f}-{(number + 1) / steps:.1f}"},
+        )
         for number, count in enumerate(counts)
     ]
     return Chart(f"Samples by the router's confidence; {sure:.0%} have 0.8 or more", columns)
@@ -187,6 +205,11 @@ def nice_top(most: float) -> float:
     return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= most)
 
 
+def address(filters: Mapping[str, str]) -> str:
+    """The part of the page's address that filters the gallery so."""
+    return f"#{urlencode(filters)}"
+
+
 def templates() -> Environment:
     """The page and its charts, which escape whatever they are given."""
     environment = Environment(
@@ -197,11 +220,13 @@ def templates() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
+        "address": address,
         "duration": console.duration,
         "nice_top": nice_top,
         "percent": console.percent,
         "short_count": console.short_count,
         "thousands": console.count,
+        "without_folders": console.without_folders,
         "counted": console.counted,
     }
     return environment
@@ -216,6 +241,13 @@ def write_page(folder: Path, overview: Overview, shown: int) -> None:
     )
     (folder / "index.html").write_text(page.lstrip(), "utf-8")
     shutil.copytree(_HERE / "static", folder / "static")
+
+
+def _catalogue_of(run: figures.RunFigures, settings: Settings) -> Catalogue | None:
+    """The run's workflow as it is now; None where its files are away or wrong."""
+    with suppress(WorkflowError):
+        return load_workflow(run.workflow, settings.domains, settings.language)
+    return None
 
 
 def check_replaceable(folder: Path) -> None:
@@ -240,7 +272,13 @@ class Made:
 
 
 def make_report(
-    engine: Engine, name_or_plan: str, folder: Path, size: Size, prices: Prices, progress: Progress
+    engine: Engine,
+    name_or_plan: str,
+    folder: Path,
+    size: Size,
+    prices: Prices,
+    progress: Progress,
+    settings: Settings,
 ) -> Made:
     """Write the report of this run to the folder. Raises UserError when there is no such run."""
     check_replaceable(folder)
@@ -249,6 +287,8 @@ def make_report(
     views = Views(engine)
     with whole_folder(folder) as aside:
         gallery = Gallery(aside, size)
-        shown = gallery.write(samples_of(views, views.shards(run.id), size.samples), progress)
+        samples = samples_of(views, run.id, views.shards(run.id), size.samples, size.thumbnails)
+        shown = gallery.write(samples, progress)
+        gallery.write_prompts(_catalogue_of(run, settings))
         write_page(aside, overview, shown)
     return Made(run.name, folder / "index.html", shown, run.samples, gallery.pictures)

@@ -19,6 +19,7 @@ from capflow_tasks.store import figures
 from capflow_tasks.store.states import SampleState
 from capflow_tasks.store.statistics import Statistics
 from producer.console import (
+    claims_line,
     count,
     counted,
     duration,
@@ -28,6 +29,7 @@ from producer.console import (
     table,
     text_line,
     usd,
+    without_folders,
 )
 from producer.status.snapshot import Kept, Snapshot, retry_line, run_document, runs_document
 
@@ -81,7 +83,8 @@ def show(status: Status, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(status.document, ensure_ascii=False))
     else:
-        _console().print(status.tables, soft_wrap=True)
+        # Not cropped, so that commands in it can be copied.
+        _console().print(status.tables, crop=False)
 
 
 def watch(statuses: Iterator[Status], interval_seconds: float, as_json: bool) -> None:
@@ -222,8 +225,9 @@ def _headline(snapshot: Snapshot) -> Text:
 
 
 def _stages(snapshot: Snapshot) -> Table:
-    counts = ("waiting", "running", "answers", "prompt tokens", "cached", "completion", "prefix hits")
-    made = table("Samples in flight and answers, by stage", ["stage"], counts)
+    counts = ("waiting", "running", "answers", "prompt", "cached", "written", "hits")
+    made = table("Samples in flight, answers and their tokens, by stage", ["stage"], counts)
+    made.columns[0].no_wrap = True
     for stage in snapshot.activity.stages:
         made.add_row(stage.stage, *_stage_cells([stage], snapshot.totals))
     made.add_section()
@@ -239,11 +243,15 @@ def _stage_cells(stages: Sequence[figures.StageFigures], totals: figures.Totals)
         sum(stage.waiting for stage in stages),
         sum(stage.running for stage in stages),
         sum(usage.answers for usage in usages),
-        tokens.prompt,
-        tokens.cached,
-        tokens.completion,
     )
-    return [*map(count, counts), percent(tokens.prefix_hit_rate if tokens.prompt else None)]
+    of_tokens = (tokens.prompt, tokens.cached, tokens.completion)
+    hits = percent(tokens.prefix_hit_rate if tokens.prompt else None)
+    return [*map(count, counts), *map(_narrow_count, of_tokens), hits]
+
+
+def _narrow_count(number: int) -> str:
+    """Eight characters at most."""
+    return count(number) if number < 1_000_000 else short_count(number)
 
 
 def _domains(totals: figures.Totals) -> Table:
@@ -303,11 +311,8 @@ def _tokens_per_accepted(kept: Kept) -> str:
 def _cost_lines(snapshot: Snapshot) -> Iterator[str]:
     cost, economy, judged = snapshot.cost, snapshot.totals.economy, snapshot.totals.judged
     if economy.samples:
-        least = economy.minimum_per_sample
-        yield (
-            f"Prompt tokens computed per sample: {economy.computed_per_sample:,.0f}; at the least, each "
-            f"prefix once: {'unknown, as nothing was cached' if least is None else f'{least:,.0f}'}"
-        )
+        computed = f"{economy.computed_per_sample:,.0f}"
+        yield f"Prompt tokens computed per sample: {computed}; {_against_least(economy)}"
     if judged:
         share = percent(snapshot.accepted / judged)
         yield f"Accepted captions: {count(snapshot.accepted)} of {count(judged)} judged, {share}"
@@ -315,6 +320,8 @@ def _cost_lines(snapshot: Snapshot) -> Iterator[str]:
         yield own_judge
     if snapshot.totals.text:
         yield text_line(snapshot.totals.text)
+    if snapshot.totals.claims:
+        yield claims_line(snapshot.totals.claims)
     yield f"Worker time: {duration(cost.worker_seconds)}"
     yield (
         f"Cost: {usd(cost.usd)}; per 100 samples {usd(snapshot.usd_per_100_samples)}; "
@@ -328,11 +335,22 @@ def _cost_lines(snapshot: Snapshot) -> Iterator[str]:
         yield f"No price is known for {', '.join(cost.unpriced)}: {remedy}"
 
 
+def _against_least(economy: figures.PromptEconomy) -> str:
+    least = economy.minimum_per_sample
+    if least is None:
+        return "with each prefix once: unknown, as nothing was cached"
+    if economy.computed < economy.minimum:
+        return (
+            f"fewer than with each prefix once, {least:,.0f}, as samples share some or had them cached before"
+        )
+    return f"with each prefix once: {least:,.0f}"
+
+
 def _failures(snapshot: Snapshot) -> Iterator[RenderableType]:
     made = table("Failed samples", ["kind"], ["samples"], "stages", "for example")
     for failure in snapshot.failures:
         stages = ", ".join(failure.stages)
-        made.add_row(failure.kind, count(failure.count), stages, escape(failure.example))
+        made.add_row(failure.kind, count(failure.count), stages, escape(without_folders(failure.example)))
     yield made
     lines = [retry_line(snapshot.run, failure) for failure in snapshot.failures]
     if any(lines):

@@ -160,6 +160,7 @@ def run_document(snapshot: Snapshot) -> JsonObject:
         },
         "guard": [_guard(each) for each in totals.guard],
         "text": _text(totals.text),
+        "claims": _claims(totals.claims),
         "written_again": {
             "captions": [
                 {"candidate": each.candidate, "samples": each.samples, **_tokens(each.tokens)}
@@ -244,6 +245,10 @@ def _text(text: figures.TextFigures | None) -> JsonObject | None:
         return None
     shares = {"quote_support": text.quote_support, "text_coverage": text.text_coverage}
     return asdict(text) | {name: _rounded(share) for name, share in shares.items()}
+
+
+def _claims(claims: figures.ClaimFigures | None) -> JsonObject | None:
+    return {**asdict(claims), "tokens": _tokens(claims.tokens)} if claims else None
 
 
 def _kept(kept: Kept) -> JsonObject:

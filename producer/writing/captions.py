@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from capflow_tasks.captioning.answers import errors_named
-from capflow_tasks.captioning.quotes import quote_support, text_coverage
+from capflow_tasks.captioning.quotes import claim_support, quote_support, text_coverage
 from capflow_tasks.errors import SampleError
 from capflow_tasks.records import FinishedSample, GuardOutcome, JsonObject, PlanShard, Result, Stage
 from capflow_tasks.store.candidates import by_candidate
@@ -126,7 +126,7 @@ def caption_record(sample: FinishedSample, style: ConversationStyle = PLAIN) -> 
         record["workflow"] = summaries[-1].workflow
         record["finish_reason"] = summaries[-1].finish_reason
         record["guard"] = guard_findings(sample.results)
-        record |= checked_text(summaries[-1])
+        record |= checks_of(summaries[-1])
         if listed := candidate_records(sample):
             record["candidates"] = listed
         return with_conversation(record, summaries[-1].text, style)
@@ -152,15 +152,22 @@ def candidate_records(sample: FinishedSample) -> list[JsonObject]:
     ]
 
 
-def checked_text(caption: Result) -> JsonObject:
-    """Return how far a caption agrees with the text read in its pictures; nothing where none was read."""
-    if not caption.checks:
-        return {}
-    return {
-        "quote_support": _rounded(quote_support(caption.checks)),
-        "text_coverage": _rounded(text_coverage(caption.checks)),
-        "unsupported_quotes": caption.checks["unsupported_quotes"],
-    }
+def checks_of(caption: Result) -> JsonObject:
+    """Return how far a caption agrees with the text read in its pictures, and with what its media show.
+
+    Nothing is returned where no text was read, and no claim was asked about.
+    """
+    checks, found = caption.checks or {}, dict[str, Any]()
+    if "quotes" in checks:
+        found = {
+            "quote_support": _rounded(quote_support(checks)),
+            "text_coverage": _rounded(text_coverage(checks)),
+            "unsupported_quotes": checks["unsupported_quotes"],
+        }
+    if "kept" in checks:
+        found["claim_support"] = _rounded(claim_support(checks))
+        found["claims"] = {name: checks[name] for name in ("kept", "unsure", "dropped")}
+    return found
 
 
 def _rounded(share: float | None) -> float | None:

@@ -15,7 +15,7 @@ from capflow_tasks.errors import SampleError, UserError
 from capflow_tasks.media.addresses import open_media
 from capflow_tasks.media.paths import check_file, file_errors, resolve_media
 from capflow_tasks.records import JsonObject, Modality, Stage
-from producer.writing.captions import Captioned, LeftOut, checked_text, guard_findings
+from producer.writing.captions import Captioned, LeftOut, checks_of, guard_findings
 from producer.writing.conversations import media_listed
 from producer.writing.whole import whole_file
 
@@ -32,8 +32,8 @@ _MEDIA_COLUMNS = {Modality.IMAGE: ("images", "Image"), Modality.VIDEO: ("videos"
 
 #: The keys of a caption file's line that are columns as they are.
 _TEXTS = ("caption", "model", "revision", "engine", "sampling", "workflow", "finish_reason")
-#: How far a caption agrees with the text read in its pictures.
-_SHARES = ("quote_support", "text_coverage")
+#: How far a caption agrees with the text read in its pictures, and with what its media show.
+_SHARES = ("quote_support", "text_coverage", "claim_support")
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +188,9 @@ def row_of(each: Captioned) -> JsonObject:
         **{key: _text(record.get(key)) for key in _TEXTS},
         **dict.fromkeys(_SHARES),
         "unsupported_quotes": [],
-        **{key: value for result in sample.results for key, value in checked_text(result).items()},
+        **{
+            key: value for each in sample.results for key, value in checks_of(each).items() if key != "claims"
+        },
         "guard": guard_findings(sample.results),
         "entry": _text(sample.entry),
     }

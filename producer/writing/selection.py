@@ -64,8 +64,8 @@ class Selection:
         ids = self._views.captioned_ids(shards.keys())
         Random(self._choice.seed).shuffle(ids)
         for start in range(0, len(ids), PAGE):
-            for shard_id, sample in self._views.samples(ids[start : start + PAGE]):
-                yield shards[shard_id], sample
+            for placed in self._views.samples(ids[start : start + PAGE]):
+                yield shards[placed.shard_id], placed.sample
 
     def _chosen(
         self, samples: Iterator[tuple[PlanShard, FinishedSample]], split: str | None
@@ -74,15 +74,17 @@ class Selection:
             if split is not None and split_of(sample.entry, self._choice.splits) != split:
                 continue
             self._progress(self.domains.total() + self.rejected)
-            placed = _with_absolute_paths(sample, shard.root) if self._choice.is_absolute else sample
-            record = caption_record(placed, self._choice.style)
+            record = caption_record(sample, self._choice.style)
             if not self._choice.criteria.keeps(record):
                 self.rejected += 1
                 continue
+            if self._choice.is_absolute:
+                sample = _with_absolute_paths(sample, shard.root)
+                record = caption_record(sample, self._choice.style)
             self.domains[str(record.get("task"))] += 1
             self.models[str(record.get("model"))] += 1
             self.workflows[str(record.get("workflow"))] += 1
-            yield Captioned(shard, placed, record)
+            yield Captioned(shard, sample, record)
 
 
 def split_of(entry: JsonObject, splits: Mapping[str, float]) -> str:

@@ -135,11 +135,22 @@ def build(settings: Settings, model: str) -> RecordingEngine:
 
 #: What an engine of `build_flawed` says about a picture of this name, in its first answer or in each.
 FLAWS = {
-    "loops-once.png": "keep at " * 40,
+    "loop-once.png": "keep at " * 40,
     "loops.png": "keep at " * 40,
     "refuses.png": "I'm sorry, but I can't help with that.",
     "opens.png": "Here is a detailed description:\nA lamp on a desk.",
-    "thinks-once.png": "<think>hmm",
+    **{
+        f"{rule}-once.png": text
+        for rule, text in {
+            "thinking": "<think>hmm",
+            "empty": "...",
+            "cut_off": "A lamp stands on a wooden desk beside the",
+            "echo": 'A lamp stands on a desk. <report from="natural">A lamp.</report>',
+            "mojibake": "A lamp stands on a desk in the cafÃ© of the opÃ©ra, beside a crÃ¨me brÃ»lÃ©e.",
+            "wrong_language": "Eine Lampe steht auf einem Tisch aus Holz neben dem Fenster und leuchtet.",
+            "markup": '{"scene": {"lamp": "on a desk"}}',
+        }.items()
+    },
 }
 
 

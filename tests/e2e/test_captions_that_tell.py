@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -14,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from capflow_tasks.domains.catalogue import Agent
+from capflow_tasks.captioning.verification import Verification
+from capflow_tasks.domains.catalogue import Agent, load_catalogue
 from capflow_tasks.domains.prompts import instruction_for
 from capflow_tasks.records import Completion, MediaRef, Modality, Request, Stage
 from capflow_tasks.settings import Settings
@@ -23,7 +26,7 @@ from tests.datasets import read_lines
 from tests.e2e.conftest import REPOSITORY, Cli
 from world.evaluate import Call, Reader
 from world.exhibit import Entry, by_kind, draw_scenes, write_medium, write_plan
-from world.facts import Scene, falsified, read
+from world.facts import Scene, falsified, read, write
 from world.lessons import VIDEO, draw_media
 from world.measure import corrupted, write_captions
 from world.measures import Overlap, overlap
@@ -38,6 +41,7 @@ MODEL = REPOSITORY / "deploy" / "demo" / "model"
 SEED = 3
 #: Two of each domain.
 SCENES = draw_scenes(18, SEED)
+VERIFY = {"enabled": True, "claims": "sentences", "question": "$claim\nIs it true? Answer yes or no."}
 #: Id of an entry whose own key `task` is not what its picture shows.
 MISNAMED = 100
 STANDING = {
@@ -50,11 +54,19 @@ STANDING = {
 }
 
 
+def _verifying(folder: Path) -> Path:
+    """The demo's domain files, with the question that the model has learned to answer of each statement."""
+    domains = shutil.copytree(STANDING["CAPFLOW_DOMAINS"], folder / "domains")
+    with (domains / "_defaults.yaml").open("a") as file:
+        file.write(f"\nverify: {json.dumps(VERIFY)}\n")
+    return domains
+
+
 @pytest.fixture(scope="module")
 def shown() -> Iterator[Cli]:
     """Commands in a folder that holds the scenes."""
     with tempfile.TemporaryDirectory(prefix="capflow-e2e-", ignore_cleanup_errors=True) as folder:
-        cli = Cli(Path(folder), dict(STANDING))
+        cli = Cli(Path(folder), dict(STANDING) | {"CAPFLOW_DOMAINS": str(_verifying(Path(folder)))})
         yield cli
         for process in cli.processes():
             process.kill()
@@ -100,6 +112,17 @@ def test_each_caption_tells_what_its_own_picture_shows_though_the_engine_was_kil
     for record, scene in pairs:
         others = (overlap(record["caption"], other).recall for other in SCENES if other is not scene)
         assert overlap(record["caption"], scene).recall > max(others), record
+
+
+def test_each_statement_was_asked_of_the_media_and_true_ones_are_kept(
+    shown: Cli, captioned: list[dict[str, Any]]
+) -> None:
+    counts = sum((Counter(record["claims"]) for record, _ in _of_scenes(captioned)), Counter[str]())
+    assert counts["kept"] > 0.8 * counts.total() > 0
+    status = json.loads(shown.run("capflow", "status", "plan.jsonl", "--json").stdout)
+    assert status["claims"]["captions"] == len(captioned)
+    # The media stand in the cache since the caption was written.
+    assert status["claims"]["tokens"]["prefix_hit_rate"] > 0.5
 
 
 def test_pictures_are_routed_by_what_they_show_and_an_entry_s_own_domain_wins(
@@ -188,6 +211,40 @@ def test_a_summary_sees_the_picture_and_drops_what_a_report_has_wrong(
 
     dropped = [false not in read(caption) for false, caption in zip(planted, captions, strict=True)]
     assert sum(dropped) > 0.8 * len(SCENES)
+
+
+def test_a_statement_that_the_picture_denies_is_removed_from_the_caption(
+    engine: VllmEngine, shown: Cli, entries: list[Entry]
+) -> None:
+    draw = random.Random(2)
+    verifier = load_catalogue(shown.folder / "domains").verifier
+    assert verifier is not None
+    false_removed, true_removed, true = 0, 0, 0
+    for scene, entry in zip(SCENES, entries, strict=True):
+        false = falsified(scene.details[0], scene.facts, draw)
+        facts = [*scene.facts[:1], false, *scene.facts[2:]]
+        verification = Verification(verifier, write(facts))
+        while questions := verification.questions():
+            asked = _request(shown, entry, catalogue().resolve(entry["domain"]).captioner, {})
+            requests = [
+                replace(
+                    asked,
+                    instruction=each.instruction,
+                    choices=each.choices,
+                    sampling=each.sampling or asked.sampling,
+                )
+                for each in questions
+            ]
+            for question, answer in zip(questions, engine.generate(requests), strict=True):
+                assert isinstance(answer, Completion)
+                verification.take(question, answer)
+        left = read(verification.rewritten or verification.caption)
+        false_removed += str(false) not in left
+        true_removed += sum(str(fact) not in left for fact in facts if fact is not false)
+        true += len(facts) - 1
+
+    assert false_removed > 0.6 * len(SCENES)
+    assert true_removed < 0.1 * true
 
 
 def _request(cli: Cli, entry: Entry, agent: Agent, answers: dict[str, str]) -> Request:

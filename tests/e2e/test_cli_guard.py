@@ -18,6 +18,8 @@ from tests.unit.test_report_data import read
 
 pytestmark = pytest.mark.e2e
 
+#: The rule of each picture whose first answers break it, and whose next ones are fine.
+ONCE = {name: name.removesuffix("-once.png") for name in FLAWS if "once" in name}
 CAPTIONS = Path("captions") / "Rank0_node0_set.jsonl"
 
 
@@ -45,11 +47,11 @@ def test_no_bad_answer_becomes_a_caption_and_the_record_says_what_was_found(capt
     records = {line["id"]: line for line in read_lines(path)}
     assert records.keys() == {*FLAWS, "plain.png"} - {"loops.png", "refuses.png"}
     assert records["plain.png"]["guard"] == []
-    for name in ("loops-once.png", "thinks-once.png"):
-        rule = "loop" if "loop" in name else "thinking"
+    for name, rule in ONCE.items():
         assert {found["rule"] for found in records[name]["guard"]} == {rule}
         assert {found["outcome"] for found in records[name]["guard"]} == {"asked_again"}
-        assert FLAWS[name].strip() not in json.dumps(records[name] | {"guard": None})
+        assert FLAWS[name].strip() not in records[name]["reports"].values()
+        assert FLAWS[name].strip() != records[name]["caption"]
     assert records["opens.png"]["caption"] == "A lamp on a desk."
     assert {found["outcome"] for found in records["opens.png"]["guard"]} == {"repaired"}
     failed = {line["id"]: line["error"] for line in read_lines(path.with_suffix(".failed.jsonl"))}
@@ -79,9 +81,9 @@ def test_the_status_counts_what_was_repaired_and_asked_again_and_what_that_cost(
     perceivers, attempts = 2, 3  # a picture that fails gets no further than these agents, in so many attempts
     assert found == {
         ("meta_opening", "repaired"): agents,
+        **{(rule, "asked_again"): agents for rule in ONCE.values()},
         ("loop", "asked_again"): agents + perceivers * (attempts - 1),
         ("loop", "failed"): perceivers,
-        ("thinking", "asked_again"): agents,
         ("refusal", "asked_again"): perceivers * (attempts - 1),
         ("refusal", "failed"): perceivers,
     }
@@ -112,12 +114,11 @@ def test_the_report_knows_each_sample_by_what_the_guard_did(captioned: Cli) -> N
         for (_, name, _), numbers in zip(texts, index["guards"], strict=True)
     }
     assert labels == {
-        "loops-once.png": ["asked again", "asked again: loop"],
+        **{name: ["asked again", f"asked again: {rule.replace('_', ' ')}"] for name, rule in ONCE.items()},
         "loops.png": ["failed", "failed: loop"],
         "opens.png": ["repaired", "repaired: meta opening"],
         "plain.png": [],
         "refuses.png": ["failed", "failed: refusal"],
-        "thinks-once.png": ["asked again", "asked again: thinking"],
     }
     page = (folder / "index.html").read_text("utf-8")
     assert "meta opening" in page

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from capflow_tasks.domains.schemas import broken_by, closed
 from capflow_tasks.engine.interface import EngineState, build_engine
 from capflow_tasks.engine.openai_engine import OpenAiEngine
 from capflow_tasks.errors import (
@@ -42,6 +43,17 @@ SCHEMA = {
     "required": ["accuracy", "overall"],
     "additionalProperties": False,
 }
+#: A schema of a user's, as in a domain file.
+FORM = closed(
+    {
+        "type": "object",
+        "properties": {
+            "title": {"type": "string", "maxLength": 12},
+            "colours": {"type": "array", "maxItems": 2, "items": {"enum": ["red", "blue"]}},
+            "place": {"type": "object", "properties": {"is_inside": {"type": "boolean"}}},
+        },
+    }
+)
 
 
 @pytest.fixture
@@ -130,6 +142,19 @@ def test_an_answer_by_schema_can_be_read(openai_engine: OpenAiEngine, picture: M
 
     for answer in openai_engine.generate([request] * 3):
         assert set(json.loads(completion(answer).text)) == {"accuracy", "overall"}
+
+
+def test_an_object_by_a_users_schema_comes_without_its_tokens(
+    openai_engine: OpenAiEngine, picture: MediaRef
+) -> None:
+    limit = Sampling(max_tokens=120, temperature=1.0)
+    request = asked("Catalogue it.", picture, schema=FORM, wants_tokens=False, sampling=limit)
+
+    (answer,) = map(completion, openai_engine.generate([request]))
+
+    assert broken_by(json.loads(answer.text, strict=False), FORM) is None
+    assert answer.tokens == ()
+    assert (answer.sampling["max_tokens"], answer.sampling["temperature"]) == (120, 1.0)
 
 
 def test_a_video_goes_as_pictures_with_their_times_or_as_vllm_takes_it(

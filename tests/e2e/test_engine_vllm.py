@@ -14,6 +14,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from capflow_tasks.captioning.answers import expected_grades
+from capflow_tasks.domains.schemas import broken_by, closed
 from capflow_tasks.errors import EngineDead, MediaMissing, PromptTooLong
 from capflow_tasks.records import Completion, MediaRef, Modality, Request, Sampling
 from capflow_tasks.settings import Settings
@@ -38,6 +39,17 @@ SCHEMA = {
     "required": ["accuracy", "overall"],
     "additionalProperties": False,
 }
+#: A schema of a user's, as in a domain file.
+FORM = closed(
+    {
+        "type": "object",
+        "properties": {
+            "title": {"type": "string", "maxLength": 12},
+            "colours": {"type": "array", "maxItems": 2, "items": {"enum": ["red", "blue"]}},
+            "place": {"type": "object", "properties": {"is_inside": {"type": "boolean"}}},
+        },
+    }
+)
 
 
 def start_engine(model: Path, **changes: Any) -> VllmEngine:
@@ -132,6 +144,19 @@ def test_an_answer_by_schema_can_be_read(vllm_engine: VllmEngine, picture: Media
         expected = expected_grades(completion(answer).tokens, scores)
         assert expected is not None
         assert all(1 <= grade <= 3 for grade in expected.values())
+
+
+def test_an_object_by_a_users_schema_comes_without_its_tokens(
+    vllm_engine: VllmEngine, picture: MediaRef
+) -> None:
+    limit = Sampling(max_tokens=120, temperature=1.0)
+    request = asked("Catalogue it.", picture, schema=FORM, wants_tokens=False, sampling=limit)
+
+    (answer,) = map(completion, vllm_engine.generate([request]))
+
+    assert broken_by(json.loads(answer.text, strict=False), FORM) is None
+    assert answer.tokens == ()
+    assert (answer.sampling["max_tokens"], answer.sampling["temperature"]) == (120, 1.0)
 
 
 def test_the_picture_is_computed_once_for_all_calls_of_a_sample(

@@ -138,12 +138,13 @@ def test_llama_factory_finds_each_split_in_its_registry_beside_those_of_others(c
         assert set(columns.values()) == {key for sample in samples for key in sample}
 
 
-def test_llava_and_qwen_read_a_list_without_system_turns(cli: Cli) -> None:
+def test_llava_and_qwen_read_a_list_without_system_turns(cli: Cli, tmp_path: Path) -> None:
     (path,) = export(cli, "llava")
 
     samples = json.loads(path.read_text())
 
     assert len(samples) == len({sample["id"] for sample in samples}) == SAMPLES
+    assert len(list(load("json", [path], tmp_path, streaming=True))) == SAMPLES
     for sample in samples:
         # LLaVA looks the speaker of each turn up among these two; Qwen's loader counts in human turns.
         assert [turn["from"] for turn in sample["conversations"]] == ["human", "gpt"]
@@ -179,6 +180,11 @@ def test_parquet_with_media_shows_pictures(cli: Cli, tmp_path: Path) -> None:
     assert isinstance(first["images"][0], Image.Image)
     assert first["images"][0].size == (64, 48)
     assert others[-1]["videos"][0]["bytes"] == (cli.folder / "media" / "clip.mp4").read_bytes()
+    kinds = {"images": datasets.Image(decode=False), "videos": datasets.Video(decode=False)}
+    stored, streamed = loaded, load("parquet", files, tmp_path, streaming=True)
+    for name, kind in kinds.items():
+        stored, streamed = (each.cast_column(name, datasets.List(kind)) for each in (stored, streamed))
+    assert list(streamed) == list(stored)
 
 
 def test_tars_load_with_all_their_media(cli: Cli, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from sqlalchemy import Engine
 
 from capflow_tasks.store.statistics import Statistics
 from tests.conftest import Eventually
-from tests.datasets import entries_with_pictures, read_lines, write_plan
+from tests.datasets import entries_with_pictures, film_video, read_lines, write_plan
 from tests.e2e import engines
 from tests.e2e.conftest import Cli
 
@@ -141,3 +142,63 @@ def test_a_node_without_the_domain_files_leaves_the_work_to_others(
 
 def _assert_equal(found: object, expected: object) -> None:
     assert found == expected
+
+
+#: Ends each process that multiprocessing starts, as decoders are, for as long as a file is there.
+ENDS_CHILDREN = """
+import os, sys
+if "--multiprocessing-fork" in sys.orig_argv and os.path.exists({path!r}):
+    os._exit(1)
+"""
+
+
+def test_a_full_disk_and_decoders_that_do_not_start_cost_no_sample(
+    quick_cli: Cli, engine: Engine, eventually: Eventually
+) -> None:
+    def has_paused_for(reason: str) -> None:
+        assert reason in " ".join(faults(engine).values())
+
+    cli, folder = quick_cli, quick_cli.folder
+    entries = [*entries_with_pictures(folder, 4), {"id": 4, "video": "clip.mp4"}]
+    film_video(folder / "media" / "clip.mp4")
+    plan = write_plan(folder, entries)
+    broken, disk = folder / "broken", folder / "disk"
+    broken.touch()
+    disk.symlink_to("/dev/full")
+    (folder / "site").mkdir()
+    (folder / "site" / "sitecustomize.py").write_text(ENDS_CHILDREN.format(path=str(broken)))
+    cli.environment |= {
+        "CAPFLOW_ENGINE": "tests.e2e.engines:build",
+        engines.REQUESTS: str(disk),
+        "PYTHONPATH": os.pathsep.join([str(folder / "site"), cli.environment.get("PYTHONPATH", "")]),
+    }
+
+    with cli.start("capflow", "caption", plan, "-o", "out", "--batch-size", 1) as process:
+        eventually(lambda: has_paused_for("No space left on device: free space on its disk"), 60)
+        disk.unlink()
+        eventually(lambda: has_paused_for("no process that decodes videos starts on this node"), 60)
+        broken.unlink()
+        _, errors = process.communicate(timeout=120)
+
+    assert process.returncode == 0, errors
+    assert captioned(folder / "out") == 5
+    assert "takes work again" in errors
+
+
+def test_media_that_only_workers_see_are_captioned(
+    quick_cli: Cli, engine: Engine, broker_url: str, eventually: Eventually
+) -> None:
+    cli, folder = quick_cli, quick_cli.folder
+    cli.environment |= {"CAPFLOW_BROKER_URL": broker_url}
+    plan = write_plan(folder, entries_with_pictures(folder, 3), root="/proc/self/cwd/mounted")
+    (folder / "with").mkdir()
+    (folder / "media").rename(folder / "with" / "mounted")
+
+    with working(cli, "with", folder / "with"):
+        eventually(lambda: _assert_equal(len(Statistics(engine).workers(lease_seconds=45)), 1), 60)
+        done = cli.run("capflow", "caption", plan, "-o", "out")
+
+    assert done.returncode == 0, done.stderr
+    assert captioned(folder / "out") == 3
+    assert "there is no such folder here; workers may see it" in done.stderr
+    assert "there; mount it" not in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,15 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from capflow_tasks.records import Stage
+from capflow_tasks.store.figures import FailureKind
 from deploy.browser import emulate_screen, open_file
+from producer.reading.marks import Mark, Marks
 from producer.report.gallery import Size
+from producer.report.pictures import Originals
 from tests.conftest import Eventually
 from tests.datasets import draw_picture, film_video
-from tests.reports import SIZE, a_sample, write_report
+from tests.reports import SIZE, a_sample, an_overview, write_report
 
 pytestmark = pytest.mark.e2e
 
@@ -30,7 +35,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     media = folder / "media"
     for number in range(3):
         draw_picture(media / f"{number}.png", number, (300, 900) if number == 2 else (640, 480))
-    film_video(media / "clip.mp4")
+    film_video(media / "clip.mp4", codec="libvpx-vp9")
     samples = [
         a_sample(
             number,
@@ -38,6 +43,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
             overall=number % 3 + 1,
             domain="Natural" if number % 4 else "UI & Interaction",
             root=str(media),
+            errors=["no red van"] if number == 0 else [],
         )
         for number in range(COUNT)
     ]
@@ -55,7 +61,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         guard={"repairs": {"meta_opening": ATTACK}, "attempts": [refused]},
         errors=["the lamp is red", ATTACK],
     )
-    return write_report(folder / "report", samples, SIZE, name=ATTACK)
+    size = replace(SIZE, originals=Originals.LINK)
+    return write_report(folder / "report", samples, size, an_overview(COUNT, ATTACK))
 
 
 class Reader:
@@ -121,7 +128,7 @@ def reader(browser: webdriver.Chrome, eventually: Eventually) -> Iterator[Reader
 
 
 def test_filters_narrow_the_gallery_and_stand_in_the_address(reader: Reader, page: Path) -> None:
-    reader.open(page)
+    reader.open(page, "#order=plan")
     assert reader.text("#count") == "120 samples"
     assert reader.numbers() == list(range(48))
 
@@ -134,6 +141,101 @@ def test_filters_narrow_the_gallery_and_stand_in_the_address(reader: Reader, pag
     assert reader.numbers() == list(range(0, 120, 12))
     reader.open(page, "#state=failed")
     assert reader.numbers() == [8]
+
+
+def test_what_is_bad_comes_first_unless_asked_otherwise(reader: Reader, page: Path) -> None:
+    reader.open(page)
+    assert reader.numbers()[:4] == [8, 0, 3, 6]
+    assert reader.ask("return document.forms.filters.elements.order.value") == "worst"
+
+    reader.choose("order", "plan")
+    reader.wait_for(list(range(48)), reader.numbers)
+    assert "order=plan" in reader.ask("return location.hash")
+
+
+@pytest.mark.parametrize(
+    ("fragment", "numbers"),
+    [
+        ("kind=media_missing", [8]),
+        ("kind=none&text=harbour 119", [119]),
+        ("dimension=factual_accuracy&grade=2&text=harbour 119", [119]),
+        ("dimension=lowest&grade=3", []),
+        ("dimension=factual_accuracy&grade=none", [8]),
+        ("agent=judge&text=lamp", [10]),
+        ("model=some-model&dataset=set&text=lamp", [10]),
+        ("confidence=0.5-0.8", []),
+        ("confidence=0.8-1&text=lamp", [10]),
+        ("mark=any", []),
+    ],
+)
+def test_an_address_filters_by_all_that_is_known(
+    reader: Reader, page: Path, fragment: str, numbers: list[int]
+) -> None:
+    reader.open(page, f"#{fragment}")
+
+    assert reader.numbers() == numbers
+
+
+def test_a_chart_leads_to_what_it_counts(reader: Reader, tmp_path: Path) -> None:
+    overview = replace(
+        an_overview(3),
+        grades={"overall": {1: 1, 2: 0, 3: 1}},
+        failures=[FailureKind("media_missing", 1, (Stage.PERCEIVE,), False, "/a/b/c/2.png does not exist.")],
+    )
+    samples = [a_sample(0, overall=1), a_sample(1), a_sample(2, None)]
+    page = write_report(tmp_path / "report", samples, overview=overview)
+    reader.open(page)
+    assert "…/2.png does not exist." in reader.text(".charts")
+
+    reader.browser.find_element(By.LINK_TEXT, "media missing").click()
+    reader.wait_for([2], reader.numbers)
+    reader.browser.find_element(By.CSS_SELECTOR, ".charts a .grade-3").click()
+    reader.wait_for([1], reader.numbers)
+    assert reader.ask("return location.hash") == "#grade=3"
+    reader.browser.find_element(By.LINK_TEXT, "show all").click()
+    reader.wait_for([2, 0, 1], reader.numbers)
+
+
+def test_captions_are_marked_by_key_and_the_marks_leave_and_come_back_as_a_file(
+    reader: Reader, page: Path, tmp_path: Path
+) -> None:
+    reader.open(page, "#order=plan")
+    reader.press("j")
+    reader.press("g")
+    reader.wait_for("good", lambda: reader.text("[data-number='0'] .mark"))
+    reader.open(page, "#order=plan&sample=1")
+    reader.wait_for("set[1]", reader.open_sample)
+    reader.press("b")
+    reader.press("n")
+    reader.press("no harbour")
+    reader.press(Keys.ENTER)
+    reader.press("j")
+    reader.wait_for("set[2]", reader.open_sample)
+    reader.press("u")
+
+    reader.open(page, "#mark=bad")
+    assert reader.numbers() == [1]
+    said = "3 marks: 1 good, 1 bad, 1 unsure. The judge agrees on 0 of 2 that are good or bad (0 %)."
+    assert reader.text("#marking-said") == said
+
+    behaviour = {"behavior": "allow", "downloadPath": str(tmp_path)}
+    reader.browser.execute_cdp_cmd("Browser.setDownloadBehavior", behaviour)
+    reader.ask("document.getElementById('marking').open = true")
+    reader.browser.find_element(By.ID, "export-marks").click()
+    reader.wait_for(1, lambda: len(list(tmp_path.glob("marks-*.json"))))
+    (path,) = tmp_path.glob("marks-*.json")
+    marks = Marks(path)
+    assert marks.of(["0.png"], "Number 0 shows a table.") is Mark.GOOD
+    assert marks.of(["0.png"], "Number 0 shows a chair.") is None
+    (bad,) = marks.marked(Mark.BAD).values()
+    assert (bad.place, bad.note) == (("set", 1), "no harbour")
+
+    reader.ask("localStorage.clear()")
+    reader.open(page)
+    assert reader.text("#marking-said").startswith("none yet")
+    reader.browser.find_element(By.ID, "import-marks").send_keys(str(path))
+    reader.wait_for(said, lambda: reader.text("#marking-said"))
+    reader.ask("localStorage.clear()")
 
 
 def test_what_the_guard_did_is_on_the_card_filters_it_and_stands_with_the_sample(
@@ -170,7 +272,7 @@ def test_a_search_looks_at_captions_and_files_of_all_samples(reader: Reader, pag
 
 
 def test_pages_follow_one_another_and_the_way_back_leads_back(reader: Reader, page: Path) -> None:
-    reader.open(page)
+    reader.open(page, "#order=plan")
     for first, last in ((48, 96), (96, 120)):
         reader.ask("document.querySelector('[aria-label=\"Next page\"]').click()")
         reader.wait_for(list(range(first, last)), reader.numbers)
@@ -203,7 +305,7 @@ def test_markup_in_a_script_is_refused_by_the_browser_itself(browser: webdriver.
 
 
 def test_everything_can_be_done_by_keyboard(reader: Reader, page: Path) -> None:
-    reader.open(page)
+    reader.open(page, "#order=plan")
     focused = "return document.activeElement.dataset.number"
 
     reader.press("j")
@@ -230,7 +332,7 @@ def test_everything_can_be_done_by_keyboard(reader: Reader, page: Path) -> None:
 
 
 def test_stepping_goes_over_the_edge_of_a_page(reader: Reader, page: Path) -> None:
-    reader.open(page, "#sample=47")
+    reader.open(page, "#order=plan&sample=47")
     reader.wait_for("set[47]", reader.open_sample)
     reader.press("j")
     reader.wait_for("set[48]", reader.open_sample)
@@ -265,6 +367,8 @@ def test_a_sample_is_large_beside_its_caption_with_all_that_is_known(reader: Rea
         for selector in (".pictures img", ".caption")
     )
     assert caption["x"] >= picture["x"] + picture["width"]
+    reader.ask("for (const each of document.querySelectorAll('#detail-body details')) each.open = true")
+    reader.wait_for(True, lambda: "has changed since" in reader.text(".prompt pre"))
     shown = reader.text("#detail-body")
     for known in (
         "Number 0 shows a table.",
@@ -274,18 +378,24 @@ def test_a_sample_is_large_beside_its_caption_with_all_that_is_known(reader: Rea
         "gpu@host",
         "90 %",
         "1 bad",
+        "no red van",
+        "factual accuracy 2",
+        "Its answer is the caption above.",
+        "This prompt has changed since",
     ):
         assert known in shown
 
 
 def test_a_video_is_a_film_strip_and_a_missing_file_is_a_reason(reader: Reader, page: Path) -> None:
-    reader.open(page)
+    reader.open(page, "#order=plan")
     reader.wait_for(
         1, lambda: len(reader.browser.find_elements(By.CSS_SELECTOR, ".card[data-number='9'] .film"))
     )
     reader.open(page, "#sample=9")
     reader.wait_for("set[9]", reader.open_sample)
     assert "frames at 0:00.2, 0:00.6" in reader.text(".pictures")
+    reader.ask("const film = document.querySelector('.pictures video'); film.muted = true; film.play()")
+    reader.wait_for(True, lambda: reader.ask("return document.querySelector('video').currentTime > 0"))
     reader.open(page, "#sample=8")
     reader.wait_for("set[8]", reader.open_sample)
     assert "does not exist" in reader.text(".pictures")
@@ -293,7 +403,7 @@ def test_a_video_is_a_film_strip_and_a_missing_file_is_a_reason(reader: Reader, 
 
 
 def test_pictures_of_any_shape_stay_in_frames_of_one_size(reader: Reader, page: Path) -> None:
-    reader.open(page)
+    reader.open(page, "#order=plan")
     reader.wait_for(
         True, lambda: reader.ask("return document.querySelector('[data-number=\"2\"] img').complete")
     )
@@ -329,7 +439,7 @@ def test_the_page_is_dark_for_those_who_like_it_dark(reader: Reader, page: Path)
 
 def test_ten_thousand_samples_stay_quick(reader: Reader, tmp_path: Path) -> None:
     words = "the quay lies in grey light while a crane lifts boxes onto the ship and people wait " * 8
-    samples = [a_sample(number, f"{words} {number}.") for number in range(10_000)]
+    samples = [a_sample(number, f"{words} {number}.", number % 3 + 1) for number in range(10_000)]
     page = write_report(
         tmp_path / "report", samples, Size(10_000, thumbnails=0, picture_size=320, processes=1)
     )
@@ -341,7 +451,9 @@ def test_ten_thousand_samples_stay_quick(reader: Reader, tmp_path: Path) -> None
         "  { ...capflow.filters.asked(), text })).length;"
         "(async () => {"
         "  await search('warm'); const began = performance.now(); const found = await search('crane 9876');"
-        "  done(found === 1 ? (performance.now() - began) / 1000 : Infinity);"
+        "  const bad = { ...capflow.filters.asked(), dimension: 'lowest', grade: '2', agent: 'judge' };"
+        "  const all = await capflow.filters.matching(bad);"
+        "  done(found === 1 && all.length === 10000 ? (performance.now() - began) / 1000 : Infinity);"
         "})()"
     )
     assert seconds < 1

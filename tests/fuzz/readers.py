@@ -14,15 +14,22 @@ from __future__ import annotations
 
 import json
 import sys
+import tarfile
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 
 import atheris
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 with atheris.instrument_imports(include=["producer", "capflow_tasks"]):
     from capflow_tasks.domains.catalogue import load_catalogue
-    from capflow_tasks.errors import CapflowError
+    from capflow_tasks.entries import media_of
+    from capflow_tasks.errors import CapflowError, SampleError
+    from capflow_tasks.media.paths import head_of, resolve_media
     from producer.cost import read_prices
     from producer.filtering import CaptionFilter
     from producer.planning.listings import SourceOrder
@@ -110,6 +117,43 @@ def read_source(path: Path) -> None:
             assert entry.problem is None or "; " in entry.problem
 
 
+def read_container(path: Path) -> None:
+    """List a tar or Parquet file, and read the first bytes of the media that it is said to hold."""
+    order = SourceOrder(path.parent / "listings")
+    for dataset in read_sources([str(path)], order, CATALOGUE.resolve, lambda _: None).datasets:
+        for entry in read_entries(Path(dataset.annotation), 0, min(dataset.length or 0, 100)):
+            with suppress(SampleError):
+                for _, medium in media_of(entry.value or {}, dataset.modality):
+                    head_of(resolve_media(dataset.root, medium))
+
+
+def _tar() -> bytes:
+    content = BytesIO()
+    with tarfile.open(fileobj=content, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for name, held in (
+            ("d/a.png", b"\x89PNG"),
+            ("d/a.json", b'{"n": 1}'),
+            ("é" * 120 + ".jpg", b"\xff\xd8\xff"),
+        ):
+            member = tarfile.TarInfo(name)
+            member.size = len(held)
+            tar.addfile(member, BytesIO(held))
+    return content.getvalue()
+
+
+def _parquet(**columns: list[object]) -> bytes:
+    content = BytesIO()
+    pq.write_table(pa.table(columns), content, row_group_size=2)
+    return content.getvalue()
+
+
+def _arrow(**columns: list[object]) -> bytes:
+    content, table = BytesIO(), pa.table(columns)
+    with pa.ipc.new_stream(content, table.schema) as stream:
+        stream.write_table(table, max_chunksize=2)
+    return content.getvalue()
+
+
 def read_captions(path: Path) -> None:
     minimums = Minimums(overall=3, each_dimension=3)
     list(CaptionFilter(Criteria(Rubrics(CATALOGUE), minimums), path.parent).run(path.parent))
@@ -120,7 +164,7 @@ JSON_EXTREMES = ["[" * 1000, '[{"a": ' * 500, '{"a": ' * 999, "9" * 5000]
 YAML_EXTREMES = ["[" * 300, "a: " + "{a: " * 300, "- " * 350, "a: " + "9" * 4500]
 
 #: Which file is written, what reads it, and files to begin with.
-TARGETS: dict[str, tuple[str, Callable[[Path], object], list[str]]] = {
+TARGETS: dict[str, tuple[str, Callable[[Path], object], list[str] | list[bytes]]] = {
     "plan": (
         "plan.jsonl",
         lambda path: read_plan(path, CATALOGUE.resolve),
@@ -142,6 +186,17 @@ TARGETS: dict[str, tuple[str, Callable[[Path], object], list[str]]] = {
         read_source,
         ["image,n\na.png,1\n", 'image\tn\n"a\tb.png"\t', '["a.png", 1]', json.dumps(_COCO), "a.png\nb.png\n"],
     ),
+    "tar": ("set.tar", read_container, [_tar()]),
+    "parquet": (
+        "set.parquet",
+        read_container,
+        [
+            _parquet(image=[b"\x89PNG", None, b""], n=[1, 2, 3]),
+            _parquet(images=[[{"bytes": b"\xff\xd8\xff", "path": "a.jpg"}], [], None], text=["a", "b", "c"]),
+            _parquet(image=["a.png", "b.png", None]),
+        ],
+    ),
+    "arrow": ("data.arrow", read_container, [_arrow(image=[b"\x89PNG", None, b""], n=[1, 2, 3])]),
     "domain": ("pottery.yaml", lambda path: load_catalogue(path.parent), [_POTTERY]),
     "prices": ("prices.yaml", read_prices, [_PRICES]),
 }
@@ -184,7 +239,8 @@ def fuzz(name: str, flags: list[str]) -> None:
         Path(folder, "file").touch()
         extremes = YAML_EXTREMES if file_name.endswith(".yaml") else JSON_EXTREMES
         for number, seed in enumerate([*seeds, *extremes]):
-            Path(corpus, f"seed-{number}").write_text(seed)
+            content = seed if isinstance(seed, bytes) else seed.encode()
+            Path(corpus, f"seed-{number}").write_bytes(content)
         words = Path(folder, "words")
         words.write_text("".join(f'"{_escaped(word)}"\n' for word in WORDS))
 

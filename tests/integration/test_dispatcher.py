@@ -20,7 +20,8 @@ from capflow_tasks.settings import Settings
 from capflow_tasks.store.claims import BatchStore
 from capflow_tasks.store.states import Claim, NewSample, Outcome, Tally
 from producer import services
-from producer.run import Arrivals, Dispatcher, OpenRun, Order
+from producer.dispatch import Arrivals, Dispatcher
+from producer.run import OpenRun, Order
 from tests.conftest import Eventually
 from tests.stores import RETRY, Fleet, a_shard, some_entries
 

@@ -25,6 +25,7 @@ from capflow_tasks.errors import (
 )
 from capflow_tasks.media.addresses import ParquetCell, TarMember, open_media
 from capflow_tasks.media.paths import check_file, resolve_media
+from capflow_tasks.media.remote import forget_connections
 from capflow_tasks.settings import read_settings
 from producer.planning.listings import SourceOrder
 from producer.planning.sources import read_sources
@@ -49,6 +50,7 @@ def may_read(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     monkeypatch.setenv("CAPFLOW_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("CAPFLOW_REMOTE_MEDIA", "s3://photos")
     read_settings.cache_clear()
+    forget_connections()
     s3.asked.clear()
     yield
     s3.faults.clear()
@@ -115,18 +117,15 @@ def test_no_credentials_are_said_to_be_missing(monkeypatch: pytest.MonkeyPatch, 
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    _forget_clients()
 
     with pytest.raises(MediaForbidden, match="needs credentials"):
         read("set/a.png")
-    _forget_clients()
 
 
 def test_an_endpoint_that_is_away_pauses_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("CAPFLOW_MEDIA_TIMEOUT_SECONDS", "1")
     read_settings.cache_clear()
-    _forget_clients()
 
     with pytest.raises(MediaUnreadable) as caught:
         read("set/a.png")
@@ -134,7 +133,6 @@ def test_an_endpoint_that_is_away_pauses_the_node(monkeypatch: pytest.MonkeyPatc
 
     assert isinstance(fault, MediaAway)
     assert not fault.is_over()
-    _forget_clients()
 
 
 def test_a_folder_is_planned_without_opening_its_media(s3: S3Server, tmp_path: Path) -> None:
@@ -184,10 +182,3 @@ def _planned(url: str, order: SourceOrder) -> dict[str, list[dict[str, Any]]]:
     found = read_sources([url], order, load_catalogue().resolve, lambda _: None)
     lines = {each.name: Path(each.annotation).read_text().splitlines() for each in found.datasets}
     return {name: [json.loads(line) for line in each] for name, each in lines.items()}
-
-
-def _forget_clients() -> None:
-    """Let the environment be read again, as a new process would."""
-    import s3fs
-
-    s3fs.S3FileSystem.clear_instance_cache()

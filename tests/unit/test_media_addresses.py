@@ -140,6 +140,29 @@ def test_a_cell_without_a_medium_fails_by_name(
         open_media(f"{file}#{ParquetCell(*cell)}")
 
 
+@pytest.mark.parametrize("kind", ["bytes", "object", "list"])
+def test_a_value_that_is_repeated_without_end_is_held_once(tmp_path: Path, kind: str) -> None:
+    """Its file has 1 MiB; all its values, decoded one by one, 2 GiB."""
+    repeated = pa.DictionaryArray.from_arrays(
+        pa.array([0] * 2000, pa.int32()), pa.array([bytes(range(256)) * 4096])
+    )
+    columns = {
+        "bytes": lambda: repeated,
+        "object": lambda: pa.StructArray.from_arrays([repeated], ["bytes"]),
+        "list": lambda: pa.ListArray.from_arrays(pa.array(range(2001), pa.int32()), repeated),
+    }
+    # without Arrow's own schema, as other programs write it
+    pq.write_table(pa.table({"image": columns[kind]()}), tmp_path / "bomb.parquet", store_schema=False)
+    before = pa.total_allocated_bytes()
+    cell = ParquetCell(0, 1999, "image", 0 if kind == "list" else None)
+
+    with open_media(f"{tmp_path}/bomb.parquet#{cell}") as file:
+        assert len(file.read()) == 1 << 20
+
+    assert (tmp_path / "bomb.parquet").stat().st_size < 3 << 20
+    assert pa.total_allocated_bytes() - before < 64 << 20
+
+
 def test_limits_and_roots_hold_for_parts_as_for_files(tar: Path) -> None:
     address = addresses(tar)[1]
     with pytest.raises(MediaTooLarge, match="CAPFLOW_MAX_MEDIA_MIB"):

@@ -111,6 +111,12 @@ def test_an_alias_becomes_the_canonical_task_and_an_empty_task_is_to_be_routed(
     assert read(line(task="")).shards[0].task is None
 
 
+def test_a_root_may_be_remote(read: Callable[..., Plan]) -> None:
+    (shard,) = read(line(root="s3://bucket/set/")).shards
+
+    assert shard.root == "s3://bucket/set"
+
+
 def test_paths_are_taken_from_the_plans_folder_and_else_from_the_working_directory(
     read: Callable[..., Plan], plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,6 +228,19 @@ def test_numbers_that_disagree_are_only_warnings(read: Callable[..., Plan]) -> N
         '"remain" is 4, but the line takes 5: some are captioned again',
         '"shard_index" 2 is not below "num_shards" 1',
     ]
+
+
+def test_a_root_that_only_workers_may_see_is_warned_of(plan_file: Path) -> None:
+    plan_file.write_text(json.dumps(line(root="/mnt/elsewhere")))
+
+    (warning,) = read_plan(plan_file, RESOLVE, is_local=False).warnings
+
+    assert '"root" is "/mnt/elsewhere": there is no such folder here; workers may see it' in warning
+    with pytest.raises(PlanError, match="there is no such folder here; name the folder of the media"):
+        read_plan(plan_file, RESOLVE)
+    plan_file.write_text(json.dumps(line(root="nowhere")))
+    with pytest.raises(PlanError, match="there is no such folder here"):
+        read_plan(plan_file, RESOLVE, is_local=False)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", b" \r\n\n"])

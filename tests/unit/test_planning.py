@@ -369,3 +369,15 @@ def test_a_plan_of_many_small_ranges_is_warned_of(
     planned = plan_of([collection("a", 2002)], lambda files: {files[0]: Coverage(every_other)})
 
     assert "what remains lies in 1001 ranges" in planned.warnings[0]
+
+
+def test_a_plan_replaces_a_plan_and_nothing_else(
+    plan_of: Callable[..., Planned], collection: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    plan_of([collection("set", 2)])
+    plan_of([collection("set", 2)])
+    (tmp_path / "plan.jsonl").write_text("my notes\n")
+
+    with pytest.raises(PlanError, match="is no split plan and stays as it is; name another file with --outp"):
+        plan_of([collection("set", 2)])
+    assert (tmp_path / "plan.jsonl").read_text() == "my notes\n"

@@ -9,10 +9,14 @@ import socket
 import tarfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+import yarl
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from capflow_tasks.captioning.blame import node_fault
 from capflow_tasks.errors import (
@@ -60,10 +64,10 @@ def server() -> Iterator[MediaServer]:
 def allow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Allow]:
     """Sets what may be fetched, and other settings."""
 
-    def allow(*places: str, **settings: object) -> None:
+    def allow(*places: str, **others: object) -> None:
         monkeypatch.setenv("CAPFLOW_HOME", str(tmp_path / "home"))
         monkeypatch.setenv("CAPFLOW_REMOTE_MEDIA", " ".join(places))
-        for name, value in settings.items():
+        for name, value in others.items():
             monkeypatch.setenv(f"CAPFLOW_{name.upper()}", str(value))
         read_settings.cache_clear()
 
@@ -131,6 +135,22 @@ def test_what_is_named_is_an_address_as_it_stands(allow: Allow, url: str) -> Non
 
     assert resolve_media("/", url) == url
     assert resolve_media("/", f"{url}#frame=3") == f"{url}#frame=3"
+
+
+@given(
+    host=st.text() | st.sampled_from(["cdn.example.org", "a.example.net"]),
+    path=st.text() | st.sampled_from(["/a.png", "/../a", "/%2e%2E/a", "\\\\evil.example/a"]),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_other_host_is_refused(allow: Allow, host: str, path: str) -> None:
+    allow("https://cdn.example.org", "https://*.example.net")
+
+    try:
+        assert resolve_media("/", f"https://{host}{path}")
+    except SampleError:
+        return
+    reached = yarl.URL(f"https://{host}{path}").host or ""
+    assert reached == "cdn.example.org" or reached.endswith(".example.net")
 
 
 def test_paths_below_a_remote_root_stay_below_it(allow: Allow) -> None:
@@ -278,6 +298,23 @@ def test_many_readers_fetch_once(server: MediaServer, allow: Allow) -> None:
 
     assert contents == [CONTENT] * 32
     assert server.asked == ["/a.png"]
+
+
+def test_many_processes_make_a_copy_once(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(3, get_context("spawn")) as processes:
+        found = set(processes.map(_copy_and_note, [str(tmp_path)] * 6))
+
+    assert len(found) == 1
+    assert (tmp_path / "noted").read_text() == "made\n"
+
+
+def _copy_and_note(folder: str) -> Path:
+    def write(path: Path) -> None:
+        with Path(folder, "noted").open("a") as noted:
+            noted.write("made\n")
+        path.write_bytes(CONTENT)
+
+    return Copies(Path(folder, "copies"), 1 << 20).get("a", write)
 
 
 def test_copies_stay_within_their_limit_and_are_made_anew_after_a_day(tmp_path: Path) -> None:

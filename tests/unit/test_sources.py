@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import shutil
 import tarfile
 from collections.abc import Callable
 from functools import partial
@@ -20,13 +21,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from capflow_tasks.domains.catalogue import load_catalogue
-from capflow_tasks.errors import CapflowError, PlanError
+from capflow_tasks.errors import CapflowError, MediaCorrupt, PlanError
 from capflow_tasks.media.paths import head_of, kind_of, resolve_media
 from capflow_tasks.records import Modality
 from producer.planning.listings import SourceOrder
 from producer.planning.preflight import check_datasets
 from producer.planning.sources import Found, read_sources
-from producer.reading.folders import differs_by_guess, named_by_content, walk
+from producer.reading.folders import MediaFolder, differs_by_guess, named_by_content, walk
+from producer.reading.plan import kept_plan
 from producer.reading.samples import read_samples
 from producer.reading.tables import Keys
 from tests.datasets import draw_picture, film_video
@@ -85,6 +87,25 @@ def test_files_that_are_added_come_last_and_the_others_keep_their_places(tmp_pat
     assert [each["id"] for each in second] == ["b.png", "d/1.png", "d/2.png", "a.png", "c/0.png"]
     assert [each["id"] for each in third] == [*(each["id"] for each in second), "b2.png"]
     assert third[1] == {"id": "d/1.png", "txt": "said", "image": "d/1.png"}
+
+
+def test_a_folder_may_change_while_it_is_read(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "c/d.png", "e.png"):
+        write(tmp_path / name)
+        (tmp_path / name).with_suffix(".txt").write_text("said")
+    listed = MediaFolder(tmp_path).entries([], lambda _: False)
+
+    first = next(listed)
+    (tmp_path / "b.txt").unlink()
+    shutil.rmtree(tmp_path / "c")
+    (tmp_path / "e.png").unlink()
+    rest = list(listed)
+
+    assert first == {"id": "a.png", "txt": "said", "image": "a.png"}
+    assert rest == [
+        {"id": "b.png", "txt": "", "image": "b.png"},
+        {"id": "e.png", "txt": "said", "image": "e.png"},  # and fails as media_missing
+    ]
 
 
 def test_ids_from_metadata_do_not_list_files_again(tmp_path: Path, read: Read) -> None:
@@ -285,6 +306,79 @@ def test_columns_of_parquet_are_those_that_datasets_noted(tmp_path: Path, read: 
         read("p.parquet")
 
 
+def test_text_that_is_not_utf_8_breaks_off_with_a_sentence(tmp_path: Path, read: Read) -> None:
+    text = pa.array([b"good", b"\x95"]).view(pa.string())
+    pq.write_table(pa.table({"image": ["a.png", "b.png"], "text": text}), tmp_path / "rows.parquet")
+
+    with pytest.raises(PlanError, match=r"rows\.parquet: cannot be read on: 'utf-8' codec"):
+        read("rows.parquet")
+
+
+def test_a_dataset_saved_to_disk_is_read_where_it_lies(tmp_path: Path, read: Read) -> None:
+    pictures = [PNG + bytes([number]) for number in range(5)]
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "pages": datasets.List(datasets.Image()),
+            "label": datasets.Value("int64"),
+        }
+    )
+    rows = {
+        "image": [{"bytes": each, "path": None} for each in pictures[:4]] + [None],
+        "pages": [
+            [],
+            [{"bytes": pictures[4], "path": "a.png"}] * 2,
+            None,
+            [],
+            [{"bytes": PNG, "path": None}],
+        ],
+        "label": [0, 1, 2, 3, 4],
+    }
+    datasets.Dataset.from_dict(rows, features).save_to_disk(tmp_path / "set", num_shards=2)
+
+    found = read("set")
+    listed = [entry for number in range(2) for entry in entries(found, number)]
+
+    assert [each["label"] for each in listed] == [0, 1, 2, 3, 4]
+    media = [each["images"] if "images" in each else [each["image"]] for each in listed]
+    read_back = [[first_bytes(tmp_path / "set", address) for address in each] for each in media]
+    assert read_back == [
+        [pictures[0]],
+        [pictures[1], pictures[4], pictures[4]],
+        [pictures[2]],
+        [pictures[3]],
+        [PNG],
+    ]
+    for file in (tmp_path / "set").glob("*.arrow"):
+        file.write_bytes(file.read_bytes()[:-600])
+    with pytest.raises(MediaCorrupt, match="cut short"):
+        first_bytes(tmp_path / "set", media[0][0])
+
+
+def test_a_count_of_rows_that_no_file_has_is_refused(tmp_path: Path, read: Read) -> None:
+    rows = 12_345
+    pq.write_table(pa.table({"image": [PNG] * rows}), tmp_path / "lies.parquet")
+    honest = (tmp_path / "lies.parquet").read_bytes()
+    start = len(honest) - 8 - int.from_bytes(honest[-8:-4], "little")
+    assert len(entries(read("lies.parquet"))) == rows
+    for count in (-1, -(1 << 40), 1 << 40):
+        footer = honest[start:-8].replace(_varint(rows), _varint(count))
+        (tmp_path / "lies.parquet").write_bytes(
+            honest[:start] + footer + len(footer).to_bytes(4, "little") + b"PAR1"
+        )
+
+        with pytest.raises(PlanError, match=r"lies\.parquet: .*; fetch the file again"):
+            read("lies.parquet")
+
+
+def _varint(number: int) -> bytes:
+    """Return a number as Thrift's compact protocol writes it, which a Parquet footer is in."""
+    left, written = (number << 1) ^ (number >> 63), b""
+    while left > 0x7F:
+        written, left = written + bytes([left & 0x7F | 0x80]), left >> 7
+    return written + bytes([left])
+
+
 def test_listings_of_tars_are_kept_until_they_change(tmp_path: Path, read: Read) -> None:
     with tarfile.open(tmp_path / "s.tar", "w") as tar:
         add(tar, "a.png")
@@ -377,6 +471,27 @@ def test_videos_among_pictures_are_found_by_content(tmp_path: Path) -> None:
     assert named(image="gone.mp4#t=1,2.5") == {"video": "gone.mp4#t=1,2.5"}
     assert named(image="gone") == {"image": "gone"}
     assert named(image=None, images=7) == {"image": None, "images": 7}
+
+
+def test_remote_media_are_what_their_names_promise_and_not_opened() -> None:
+    named = {
+        "images": ["https://cdn.example.org/clip.MP4?x=1", "https://cdn.example.org/a.jpg", "s3://b/image"]
+    }
+    kept = {"images": named["images"][1:], "video": named["images"][0]}
+
+    assert named_by_content(named, "/") == kept
+    assert named_by_content({"image": "clip.mp4"}, "s3://b") == {"video": "clip.mp4"}
+    assert not differs_by_guess(kept, named, "/")
+
+
+def test_a_plan_of_remote_sources_is_kept_wherever_the_command_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = kept_plan(["s3://bucket/photos"])
+    monkeypatch.chdir(tmp_path)
+
+    assert kept_plan(["s3://bucket/photos"]) == here
+    assert here.name == "photos.jsonl"
 
 
 def test_an_entry_differs_by_guess_only_where_its_media_cannot_be_read(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from capflow_tasks.store.figures import (
     Tokens,
     Totals,
     Usage,
+    WorkerFigures,
 )
 from capflow_tasks.store.states import BatchState, SampleState, Tally
 from producer.cli.runs import command_of
@@ -88,6 +89,9 @@ def a_usage(
     )
 
 
+WORKER = WorkerFigures("celery@a/1", "celery@a", datetime.now(UTC), 0.5, is_alive=True, running_batches=1)
+
+
 def a_snapshot(prices: Prices, **changes: Any) -> Snapshot:
     run = a_run(**changes)
     usages = [a_usage()]
@@ -96,7 +100,7 @@ def a_snapshot(prices: Prices, **changes: Any) -> Snapshot:
         activity=Activity(
             stages=[StageFigures(stage, dict.fromkeys(BatchState, 8)) for stage in Stage],
             throughput=Throughput(10, 40, Tokens(20_000, 15_000, 1000)),
-            workers=[],
+            workers=[WORKER],
         ),
         failures=[MISSING],
         totals=Totals(
@@ -112,8 +116,8 @@ def a_snapshot(prices: Prices, **changes: Any) -> Snapshot:
     )
 
 
-def shown(snapshot: Snapshot) -> str:
-    console = Console(width=120)
+def shown(snapshot: Snapshot, width: int = 120) -> str:
+    console = Console(width=width)
     with console.capture() as captured:
         console.print(run_tables(snapshot))
     return captured.get()
@@ -267,7 +271,7 @@ def test_the_page_shows_progress_throughput_cost_and_failures() -> None:
 
     assert "202 of 1,000 samples are finished: 200 done, 2 failed" in page
     assert "4.00 samples/s, 2.1k tokens/s over the last 10 s; ETA 3 min 20 s" in page
-    assert "computed per sample: 1,234; at the least, each prefix once: 1,000" in page
+    assert "computed per sample: 1,234; with each prefix once: 1,000" in page
     assert "160 of 200 judged, 80.0%" in page
     assert "Cost: -; per 100 samples -; per accepted caption -" in page
     assert "No price is known for model: copy " in page
@@ -311,12 +315,37 @@ def test_cost_is_shown_per_100_samples_and_per_accepted_caption(tmp_path: Path) 
     assert "No price" not in page
 
 
+def test_a_page_of_80_columns_cuts_no_name_and_no_number() -> None:
+    page = shown(a_snapshot(read_prices()), width=80)
+
+    tables = [line for line in page.splitlines() if "│" in line]
+    assert max(map(len, tables)) <= 80
+    assert not [line for line in tables if "…" in line]
+    assert [stage for stage in Stage if f"│ {stage} " not in page] == []
+
+
+def test_without_a_worker_there_is_no_eta() -> None:
+    snapshot = a_snapshot(read_prices())
+
+    assert snapshot.eta_seconds
+    assert replace(snapshot, activity=replace(snapshot.activity, workers=[])).eta_seconds is None
+
+
+def test_fewer_tokens_than_the_least_are_explained() -> None:
+    snapshot = a_snapshot(read_prices())
+    economy = PromptEconomy(10, 50_000, 8_000, 10_000)
+
+    page = shown(replace(snapshot, totals=replace(snapshot.totals, economy=economy)))
+
+    assert "computed per sample: 800; fewer than with each prefix once, 1,000" in page
+
+
 def test_a_line_for_logs_shows_progress_throughput_and_eta() -> None:
     line = run_line(a_snapshot(read_prices()))
 
     assert line == (
         f"{name_of_run(Path(PLAN))} running: 202/1000 samples, 2 failed, 4.0 samples/s, ETA 3 min 20 s, "
-        "2.1k tokens/s, 75.0% cached, 0 workers alive"
+        "2.1k tokens/s, 75.0% cached, 1 worker alive"
     )
 
 

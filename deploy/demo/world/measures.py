@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from producer.evaluation.measures import Overlap
+from producer.evaluation.measures import Overlap as Overlap
 from world.facts import Scene, read
 
 

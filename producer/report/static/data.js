@@ -19,7 +19,7 @@ capflow.data = (() => {
   const takers = new Map();
 
   const address = (name) => {
-    if (!/^(index|text-\d+|samples-\d+)$/.test(name)) throw new TypeError(`no data are named ${name}`);
+    if (!/^(index|prompts|text-\d+|samples-\d+)$/.test(name)) throw new TypeError(`no data are named ${name}`);
     return `data/${name}.js`;
   };
   const policy = window.trustedTypes?.createPolicy("capflow", { createScriptURL: address });
@@ -73,5 +73,7 @@ capflow.data = (() => {
     return details[number - chunk * (await index()).chunk];
   };
 
-  return { take, index, textOf, allTexts, detailOf };
+  const prompts = () => load("prompts");
+
+  return { take, index, prompts, textOf, allTexts, detailOf };
 })();

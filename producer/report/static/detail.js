@@ -7,6 +7,8 @@ capflow.detail = (() => {
   const body = document.getElementById("detail-body");
   const title = document.getElementById("detail-title");
   const place = document.getElementById("detail-place");
+  const note = document.getElementById("note");
+  const markButtons = [...document.querySelectorAll("#mark button")];
   const { make } = capflow;
   let open = null;
 
@@ -15,13 +17,20 @@ capflow.detail = (() => {
   const clock = (seconds) => `${Math.floor(seconds / 60)}:${(seconds % 60).toFixed(1).padStart(4, "0")}`;
   const count = (number) => number.toLocaleString("en");
 
-  const picture = ({ file, path, kind, reason, times }) => {
+  const film = (original, file) => {
+    const video = make("video", { src: original, poster: file, controls: true, preload: "none", ariaLabel: "The sample's video" });
+    video.addEventListener("error", () => video.replaceWith(make("p", { className: "quiet", textContent: "This browser cannot play it; open the original in a player." })));
+    return video;
+  };
+
+  const picture = ({ file, path, kind, reason, times, original }) => {
     const name = make("figcaption", { dir: "auto", textContent: path });
     if (times.length) name.append(make("small", { textContent: `frames at ${times.map(clock).join(", ")}` }));
     if (!file) return make("figure", {}, make("p", { className: "missing", dir: "auto", textContent: reason ?? "no picture" }), name);
     const image = make("img", { src: file, alt: `The sample's ${kind}`, decoding: "async" });
-    const link = make("a", { href: file, target: "_blank", rel: "noopener", title: "Open alone" }, image);
-    return make("figure", {}, link, name);
+    const link = make("a", { href: original ?? file, target: "_blank", rel: "noopener", title: original ? "Open the original" : "Open alone" }, image);
+    if (original) name.append(" ", make("a", { href: original, target: "_blank", rel: "noopener", textContent: `original ${kind}` }));
+    return make("figure", {}, link, ...(original && kind === "video" ? [film(original, file)] : []), name);
   };
 
   const pictures = (sample) => {
@@ -72,27 +81,57 @@ capflow.detail = (() => {
     );
   };
 
-  const text = (sample) => {
-    const share = (name) => `${words(name)} ${Math.round(100 * sample.text[name])} %`;
-    const shares = ["quote_support", "text_coverage"].filter((name) => typeof sample.text[name] === "number").map(share);
+  const checks = (sample) => {
+    const found = sample.checks;
+    const share = (name) => `${words(name)} ${Math.round(100 * found[name])} %`;
+    const shares = ["quote_support", "text_coverage", "claim_support"].filter((name) => typeof found[name] === "number").map(share);
+    if (found.claims) shares.push(`claims: ${Object.entries(found.claims).map(([verdict, number]) => `${number} ${verdict}`).join(", ")}`);
     if (!shares.length) return null;
-    const quotes = sample.text.unsupported_quotes.map((quote) => make("li", { dir: "auto", textContent: quote }));
+    const quotes = (found.unsupported_quotes ?? []).map((quote) => make("li", { dir: "auto", textContent: quote }));
     return section(
-      "Text",
+      "Checked",
       make("p", { textContent: shares.join(" · ") }),
       ...(quotes.length ? [make("p", { className: "quiet", textContent: "Quoted, but not read in the picture:" }), make("ul", {}, ...quotes)] : []),
     );
   };
 
-  const said = (answer) => {
+  /** What a judge said, as people read it. */
+  const judgement = ({ errors, grades }) =>
+    make(
+      "div",
+      { className: "said" },
+      make("p", { textContent: errors.length ? "Errors found:" : "No error named." }),
+      make("ul", {}, ...errors.map((error) => make("li", { dir: "auto", textContent: error }))),
+      make("p", { textContent: Object.entries(grades).map(([name, grade]) => `${words(name)} ${grade}`).join(" · ") }),
+    );
+
+  const answerText = (answer, caption) => {
+    if (answer.grades) return judgement(answer);
+    if (!answer.text) return make("p", { className: "said quiet", textContent: "No answer: the guard refused it, and the sample went on without." });
+    if (answer.text === caption) return make("p", { className: "said quiet", textContent: "Its answer is the caption above." });
+    return make("p", { className: "said", dir: "auto", textContent: answer.text });
+  };
+
+  /** The prompt behind an answer, read when it is opened. */
+  const prompt = ({ workflow }) => {
+    const text = make("pre", { dir: "auto", tabIndex: 0 });
+    const closed = make("details", { className: "prompt" }, make("summary", {}, make("span", { className: "quiet", textContent: `Prompt ${workflow}` })), text);
+    closed.addEventListener("toggle", async () => {
+      const prompts = await capflow.data.prompts();
+      const found = Object.hasOwn(prompts, workflow) ? prompts[workflow] : null;
+      text.textContent = found ? `${found.system}\n\n${found.prompt}` : "This prompt has changed since, so that the report does not have it.";
+    });
+    return closed;
+  };
+
+  const said = (answer, caption = null) => {
     const summary = make(
       "summary",
       {},
       make("b", { textContent: words(answer.agent) }),
       make("span", { className: "quiet", textContent: `${answer.stage} · ${count(answer.completion_tokens)} tokens${answer.finish_reason === "length" ? ", cut off" : ""}` }),
     );
-    const text = make("p", { className: "said", dir: "auto", textContent: answer.text });
-    return make("details", { open: ["perceive", "reason"].includes(answer.stage) }, summary, text);
+    return make("details", { open: ["perceive", "reason"].includes(answer.stage) }, summary, answerText(answer, caption), prompt(answer));
   };
 
   const finding = ({ agent, rule, outcome, evidence }) =>
@@ -104,12 +143,12 @@ capflow.detail = (() => {
   };
 
   const reports = (sample) => {
-    const answers = sample.said.filter((answer) => answer.text !== sample.caption);
-    return answers.length ? section("What each agent said", ...answers.map(said)) : null;
+    const answers = sample.said.map((answer) => said(answer, sample.caption));
+    return answers.length ? section("What each agent said", ...answers) : null;
   };
 
   const others = (sample) =>
-    sample.others.length ? section("Captions that were not chosen", ...sample.others.map(said)) : null;
+    sample.others.length ? section("Captions that were not chosen", ...sample.others.map((answer) => said(answer))) : null;
 
   const COLUMNS = {
     stage: (answer) => answer.stage,
@@ -147,7 +186,7 @@ capflow.detail = (() => {
 
   const texts = (sample) => {
     const caption = sample.caption === null ? null : make("p", { className: "caption", dir: "auto", textContent: sample.caption });
-    const parts = [facts(sample), caption, failure(sample), grades(sample), text(sample), guard(sample), reports(sample), others(sample), provenance(sample), entry(sample)];
+    const parts = [facts(sample), caption, failure(sample), grades(sample), checks(sample), guard(sample), reports(sample), others(sample), provenance(sample), entry(sample)];
     return make("div", { className: "texts" }, ...parts.filter(Boolean));
   };
 
@@ -168,8 +207,17 @@ capflow.detail = (() => {
     return at < 0 ? undefined : numbers[at + by];
   };
 
+  /** Show the mark and the note of the open sample as they are now. */
+  const drawMark = async () => {
+    if (open === null) return;
+    const mark = capflow.marks.of(await capflow.data.index(), open);
+    for (const element of markButtons) element.ariaPressed = String(mark?.mark === element.dataset.mark);
+    if (note !== document.activeElement) note.value = mark?.note ?? "";
+  };
+
   const show = async (number) => {
     open = number;
+    note.blur();
     const sample = await capflow.data.detailOf(number);
     if (open !== number) return;
     if (!sample) return close();
@@ -180,6 +228,7 @@ capflow.detail = (() => {
     body.scrollTop = 0;
     button("previous", neighbour(-1));
     button("next", neighbour(1));
+    await drawMark();
     if (!dialog.open) dialog.showModal();
     title.focus();
     dialog.dataset.ready = String(number);
@@ -209,5 +258,8 @@ capflow.detail = (() => {
   });
   document.getElementById("close").addEventListener("click", () => dialog.close());
 
-  return { draw, step, isOpen: () => dialog.open };
+  for (const element of markButtons) element.addEventListener("click", () => capflow.marks.toggle(open, element.dataset.mark));
+  note.addEventListener("input", () => capflow.marks.note(open, note.value));
+
+  return { draw, drawMark, step, number: () => open, isOpen: () => dialog.open, writeNote: () => dialog.open && note.focus() };
 })();

@@ -2,8 +2,10 @@
 "use strict";
 
 capflow.filters = (() => {
-  const CHOICES = ["domain", "state", "grade", "guard", "order", "text"];
+  const CHOICES = ["domain", "state", "dimension", "grade", "mark", "dataset", "kind", "guard", "agent", "model", "confidence", "order", "text"];
   let haystacks = null;
+  let lowest = null;
+  let usualOrder = "plan";
 
   /** The view in the address. */
   const asked = () => {
@@ -13,11 +15,43 @@ capflow.filters = (() => {
     return { ...view, page: number("page") ?? 1, sample: number("sample") };
   };
 
+  const written = (view) => `#${new URLSearchParams(Object.entries(view).filter(([, value]) => value !== "" && value !== null))}`;
+
   /** The address of the current view with some changes; never empty, because "#" scrolls to the top. */
-  const address = (changes) => {
-    const entries = Object.entries({ ...asked(), ...changes });
-    return `#${new URLSearchParams(entries.filter(([, value]) => value !== "" && value !== null))}`;
+  const address = (changes) => written({ ...asked(), ...changes });
+
+  /** The address of these filters and no others. */
+  const only = (view) => written({ ...view, page: 1 });
+
+  const isFiltered = (view) => CHOICES.some((name) => name !== "order" && view[name].trim() !== "");
+
+  /** The worst come first unless nothing is bad; called once. */
+  const prepare = (index) => {
+    const failed = index.state_names.indexOf("failed");
+    const isBad = index.states.some((state, number) => state === failed || index.grades[number] === 1);
+    usualOrder = isBad ? "worst" : "plan";
+    lowest = new Uint8Array(index.states.length);
+    for (const digits of Object.values(index.dimensions)) {
+      for (let number = 0; number < digits.length; number++) {
+        const grade = digits.charCodeAt(number) - 48;
+        if (grade && (!lowest[number] || grade < lowest[number])) lowest[number] = grade;
+      }
+    }
   };
+
+  /** A function from a sample's number to its grade in a dimension, 0 without one; overall without a dimension. */
+  const gradesIn = (index, dimension) => {
+    if (dimension === "") return (number) => index.grades[number] ?? 0;
+    if (dimension === "lowest") return (number) => lowest[number];
+    const digits = Object.hasOwn(index.dimensions, dimension) ? index.dimensions[dimension] : "";
+    return (number) => (digits.charCodeAt(number) || 48) - 48;
+  };
+
+  /** The lowest of a sample's dimensions, [name, grade]; null without grades. */
+  const lowestOf = (index, number) =>
+    Object.entries(index.dimensions)
+      .map(([name, digits]) => [name, Number(digits[number])])
+      .find(([, grade]) => grade && grade === lowest[number]) ?? null;
 
   const search = async (text) => {
     haystacks ??= (await capflow.data.allTexts()).map((row) => row.join("\n").toLowerCase());
@@ -25,30 +59,66 @@ capflow.filters = (() => {
     return (number) => words.every((word) => haystacks[number].includes(word));
   };
 
+  const hasName = (name) => (index, value) => {
+    const wanted = index[`${name}_names`].indexOf(value === "none" ? null : value);
+    return (number) => index[`${name}s`][number] === wanted;
+  };
+  const lists = (name) => (index, value) => {
+    const wanted = index[`${name}_names`].indexOf(value);
+    return (number) => (value === "none" ? !index[`${name}s`][number].length : index[`${name}s`][number].includes(wanted));
+  };
+
+  /** By filter: which samples have the value asked for. */
+  const TESTS = {
+    domain: hasName("domain"),
+    state: hasName("state"),
+    dataset: hasName("dataset"),
+    kind: hasName("kind"),
+    guard: lists("guard"),
+    agent: lists("agent"),
+    model: lists("model"),
+    grade: (index, value, view) => {
+      const grade = gradesIn(index, view.dimension);
+      const wanted = value === "none" ? 0 : Number(value);
+      return (number) => grade(number) === wanted;
+    },
+    confidence: (index, value) => {
+      const [from, to] = value.split("-").map(Number);
+      return (number) => {
+        const confidence = index.confidences[number];
+        return confidence !== null && confidence >= from && (confidence < to || to >= 1);
+      };
+    },
+    mark: (index, value) => {
+      if (value === "any") return (number) => capflow.marks.of(index, number) !== null;
+      return (number) => (capflow.marks.of(index, number)?.mark ?? "none") === value;
+    },
+    text: (index, value) => search(value),
+  };
+
   const NEVER = 9;
   const ORDERS = {
     confidence: (index) => (number) => index.confidences[number] ?? NEVER,
-    grade: (index) => (number) => index.grades[number] ?? NEVER,
+    // Failures, then by grade, then by the lowest dimension; what has no grade comes last.
+    worst: (index, view) => {
+      const failed = index.state_names.indexOf("failed");
+      const grade = gradesIn(index, view.dimension);
+      return (number) => (index.states[number] === failed ? 0 : 10 * (grade(number) || NEVER) + (lowest[number] || NEVER));
+    },
   };
+
+  const orderOf = (view) => view.order || usualOrder;
 
   /** Numbers of the samples that pass the filters, in the chosen order. */
   const matching = async (view) => {
     const index = await capflow.data.index();
-    const domain = view.domain === "none" ? null : view.domain;
-    const grade = view.grade === "none" ? null : Number(view.grade);
-    const guard = index.guard_names.indexOf(view.guard);
-    const hasText = view.text.trim() ? await search(view.text) : () => true;
-    const numbers = index.states.map((_, number) => number).filter(
-      (number) =>
-        (view.domain === "" || index.domain_names[index.domains[number]] === domain) &&
-        (view.state === "" || index.state_names[index.states[number]] === view.state) &&
-        (view.grade === "" || index.grades[number] === grade) &&
-        (view.guard === "" || (view.guard === "none" ? !index.guards[number].length : index.guards[number].includes(guard))) &&
-        hasText(number),
-    );
-    const rank = Object.hasOwn(ORDERS, view.order) ? ORDERS[view.order](index) : null;
+    const active = Object.entries(TESTS).filter(([name]) => view[name].trim() !== "");
+    const tests = await Promise.all(active.map(([name, test]) => test(index, view[name], view)));
+    const numbers = index.states.map((_, number) => number).filter((number) => tests.every((test) => test(number)));
+    const order = orderOf(view);
+    const rank = Object.hasOwn(ORDERS, order) ? ORDERS[order](index, view) : null;
     return rank ? numbers.sort((one, other) => rank(one) - rank(other) || one - other) : numbers;
   };
 
-  return { asked, address, matching };
+  return { CHOICES, asked, address, only, isFiltered, prepare, lowestOf, orderOf, matching };
 })();

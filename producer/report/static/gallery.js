@@ -17,7 +17,18 @@ capflow.gallery = (() => {
   /** What the guard did for the sample, without rules. */
   const outcomes = (index, number) => index.guards[number].map((label) => index.guard_names[label]).filter((label) => !label.includes(":"));
 
+  const words = (name) => name.replaceAll("_", " ");
+
+  /** The lowest dimension, where it is lower than the overall grade. */
+  const lowest = (index, number) => {
+    const found = capflow.filters.lowestOf(index, number);
+    if (!found || found[1] >= (index.grades[number] ?? 9)) return null;
+    const [name, grade] = found;
+    return make("span", { className: "lowest", textContent: `${words(name)} ${grade}`, title: "The lowest grade of a dimension", dataset: { grade } });
+  };
+
   const badges = (index, number) => {
+    const mark = capflow.marks.of(index, number);
     const confidence = index.confidences[number];
     const grade = index.grades[number];
     const state = index.state_names[index.states[number]];
@@ -26,12 +37,14 @@ capflow.gallery = (() => {
     return make(
       "span",
       { className: "badges" },
+      mark ? make("span", { className: "mark", textContent: mark.mark, title: mark.note || "Your mark", dataset: { mark: mark.mark } }) : null,
       make("span", { className: "domain", textContent: domain }),
       confidence === null ? null : make("span", { className: "confidence", textContent: percent(confidence), title: "The router's confidence" }),
       state === "done" ? null : make("span", { className: "state", textContent: state, dataset: { state } }),
       ...outcomes(index, number).map((outcome) => make("span", { className: "note", textContent: outcome, title: "What the guard did with an answer" })),
       index.is_cut_off[number] ? make("span", { className: "note", textContent: "cut off", title: "The caption ended at its limit" }) : null,
       errors ? make("span", { className: "note", textContent: `${errors} ${errors === 1 ? "error" : "errors"}`, title: "Errors that the judge found" }) : null,
+      lowest(index, number),
       grade === null ? null : make("span", { className: "grade", textContent: String(grade), title: `Overall grade ${grade} of 3`, dataset: { grade } }),
     );
   };
@@ -47,10 +60,11 @@ capflow.gallery = (() => {
 
   const card = async (index, number) => {
     const [name, , text] = await capflow.data.textOf(number);
-    const words = make("span", { className: "words", dir: "auto", textContent: text.slice(0, 400) });
+    const isFailed = index.kind_names[index.kinds[number]] !== null;
+    const said = make("span", { className: "words", dir: "auto", textContent: (isFailed ? text.replace(/^\w+:/, words) : text).slice(0, 400) });
     const foot = make("span", { className: "name", dir: "auto", textContent: name });
     const link = make("a", { className: "card", href: capflow.filters.address({ sample: number }), dataset: { number } });
-    link.append(picture(index, number), words, badges(index, number), foot);
+    link.append(picture(index, number), said, badges(index, number), foot);
     return make("li", {}, link);
   };
 
@@ -70,11 +84,17 @@ capflow.gallery = (() => {
 
   const drawFilters = (view) => {
     for (const field of form.elements) {
-      if (field.name && field !== document.activeElement) field.value = view[field.name];
+      if (!field.name || field === document.activeElement) continue;
+      const value = field.name === "order" ? capflow.filters.orderOf(view) : view[field.name];
+      if (field.options && ![...field.options].some((option) => option.value === value)) field.append(new Option(value, value));
+      field.value = value;
     }
+    const more = document.getElementById("more-filters");
+    if ([...more.querySelectorAll("select")].some((field) => field.value)) more.open = true;
+    document.getElementById("all-samples").hidden = !capflow.filters.isFiltered(view);
   };
 
-  const key = (view) => JSON.stringify([view.domain, view.state, view.grade, view.guard, view.order, view.text, view.page]);
+  const key = (view) => JSON.stringify([...capflow.filters.CHOICES.map((name) => view[name]), view.page]);
 
   /** Show the page of the view; nothing is redrawn if it is shown already. */
   const draw = async (view) => {
@@ -99,6 +119,14 @@ capflow.gallery = (() => {
     cards.dataset.ready = shown;
   };
 
+  /** Show the marks of the cards as they are now. */
+  const drawMarks = async () => {
+    const index = await capflow.data.index();
+    for (const link of cards.querySelectorAll(".card")) {
+      link.querySelector(".badges").replaceWith(badges(index, Number(link.dataset.number)));
+    }
+  };
+
   const cardOf = (number) => cards.querySelector(`[data-number="${Number(number)}"]`);
 
   /** Move the focus by so many cards, from page to page. */
@@ -118,5 +146,11 @@ capflow.gallery = (() => {
     links[by > 0 ? 0 : links.length - 1]?.focus();
   };
 
-  return { draw, step, cardOf, numbers: () => numbers, pageOf: (place) => Math.floor(place / PER_PAGE) + 1 };
+  /** The number of the focused card; null without one. */
+  const focused = () => {
+    const link = document.activeElement?.closest(".card");
+    return link ? Number(link.dataset.number) : null;
+  };
+
+  return { draw, drawMarks, step, cardOf, focused, numbers: () => numbers, pageOf: (place) => Math.floor(place / PER_PAGE) + 1 };
 })();

@@ -1,0 +1,77 @@
+"""Marks that a report's page has exported, and what becomes of marked captions."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from capflow_tasks.domains.catalogue import load_catalogue
+from capflow_tasks.errors import UserError
+from producer.filtering import CaptionFilter
+from producer.reading.caption_files import Criteria, Minimums, Rubrics
+from producer.reading.marks import Mark, Marks, mark_key
+
+
+def write_marks(path: Path, **marks: str) -> Path:
+    """A file with a mark for the caption `name` of the picture `name.png`."""
+    listed: list[dict[str, Any]] = [
+        {"key": mark_key([f"{name}.png"], name), "sample": f"set[{number}]", "mark": mark, "note": ""}
+        for number, (name, mark) in enumerate(marks.items())
+    ]
+    path.write_text(json.dumps({"capflow_marks": 1, "run": "run", "marks": listed}))
+    return path
+
+
+def test_a_mark_is_about_one_caption_of_some_media(tmp_path: Path) -> None:
+    marks = Marks(write_marks(tmp_path / "marks.json", lamp="good", table="bad"))
+
+    assert marks.of(["lamp.png"], "lamp") is Mark.GOOD
+    assert marks.of(["lamp.png", "lamp.png"], "lamp") is Mark.GOOD
+    assert marks.of(["lamp.png"], "a lamp, written again") is None
+    assert marks.of(["table.png"], "lamp") is None
+    assert [each.place for each in marks.marked(Mark.BAD).values()] == [("set", 1)]
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("", "is not JSON"),
+        ("[]", "capflow_marks"),
+        ('{"capflow_marks": 1, "marks": {}}', "not a list"),
+        ('{"capflow_marks": 1, "marks": [{"key": "a", "sample": "set[1]", "mark": "great"}]}', "great"),
+        ('{"capflow_marks": 1, "marks": [{"key": "a", "sample": "set", "mark": "bad"}]}', "mark 0"),
+    ],
+)
+def test_a_file_that_no_report_has_exported_is_refused_with_a_remedy(
+    tmp_path: Path, text: str, fault: str
+) -> None:
+    path = tmp_path / "marks.json"
+    path.write_text(text)
+
+    with pytest.raises(UserError, match=f"{fault}.*Export marks"):
+        Marks(path)
+
+
+def test_what_is_marked_good_is_kept_and_what_is_bad_is_not_whatever_the_grades(tmp_path: Path) -> None:
+    rubrics = Rubrics(load_catalogue())
+    grades = dict.fromkeys(rubrics.missing("Natural", ()), 3)
+
+    def record(name: str, grade: int) -> str:
+        scores = grades | {"factual_accuracy": grade}
+        entry = {"image": f"{name}.png", "caption": name, "task": "Natural"}
+        return json.dumps(entry | {"scores": scores, "overall": grade})
+
+    captions = tmp_path / "captions"
+    captions.mkdir()
+    lines = [record("fine", 3), record("poor", 1), record("praised", 1), record("wrong", 3), record("odd", 3)]
+    (captions / "Rank0_node0_set.jsonl").write_text("\n".join(lines))
+    marks = Marks(write_marks(tmp_path / "marks.json", praised="good", wrong="bad", odd="unsure"))
+
+    result = CaptionFilter(Criteria(rubrics, Minimums(2, 1), marks=marks), tmp_path)
+    for _ in result.run(captions):
+        pass
+
+    kept = (tmp_path / "kept" / "Rank0_node0_set.jsonl").read_text().splitlines()
+    assert [json.loads(line)["caption"] for line in kept] == ["fine", "praised", "odd"]
+    assert result.rejected_by["mark"] == 1
