@@ -42,7 +42,7 @@ def evaluate() -> None:
     """Say what workflows, models and prompts are worth on your own samples."""
 
 
-@evaluate.command(cls=cli.Command, exit_codes=(0, 1, 2, 3, 5, 130), shows_settings=True)
+@evaluate.command(cls=cli.Command, exit_codes=(0, 2, 3, 5, 130), shows_settings=True)
 @sources_argument
 @source_options
 @cli.repeatable(
@@ -244,7 +244,7 @@ def _show(compared: Comparison) -> None:
         console.print(text)
 
 
-@evaluate.command(cls=cli.Command, exit_codes=(0, 1, 2, 3, 5, 130), shows_settings=True)
+@evaluate.command(cls=cli.Command, exit_codes=(0, 2, 3, 5, 130), shows_settings=True)
 @sources_argument
 @source_options
 @samples_option

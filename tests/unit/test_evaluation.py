@@ -22,6 +22,7 @@ from producer.evaluation import questions
 from producer.evaluation.arms import Arm, ArmSamples, parse_arm, parse_arms, with_model
 from producer.evaluation.comparison import Comparison
 from producer.evaluation.measures import Bootstrap
+from producer.evaluation.page import write_page
 from producer.evaluation.questions import CANNOT_TELL, Answered, Media, Question
 from producer.evaluation.samples import Drawn, draw, known_keys, write_plan
 from producer.reading.caption_files import Criteria, Minimums, Rubrics
@@ -338,3 +339,18 @@ def test_questions_that_break_off_are_asked_for_again(tmp_path: Path) -> None:
 
     assert conversation.outcome().results == ()
     assert [call.agent.name for call in conversation.calls()] == ["question_writer"]
+
+
+def test_the_page_shows_all_samples_escaped_those_that_differ_most_first(tmp_path: Path) -> None:
+    keys = [(f"/data/{number}.png",) for number in range(2)]
+    right, wrong = answered("red"), answered("blue")
+    answers = {"one": {keys[0]: [right], keys[1]: [right]}, "two": {keys[0]: [right], keys[1]: [wrong]}}
+    sample = finished(3)
+    shouting = replace(sample, results=(a_result(Stage.SUMMARIZE, text="<b>bold</b>"), sample.results[1]))
+
+    page = write_page(compare([shouting] * 2, [sample] * 2, **answers), tmp_path / "page", 1).read_text()
+
+    assert "&lt;b&gt;bold&lt;/b&gt;" in page
+    assert page.index("<h3>1.png") < page.index("<h3>0.png")
+    assert (page.count('<td class="right"'), page.count('<td class="wrong"')) == (3, 1)
+    assert "<script" not in page
