@@ -195,7 +195,8 @@ class RunProgress:
         self._wait_for("" if remaining <= 0 or (self.has_begun and alive) else self._awaited(alive))
         if self._waits_for or activity is None:
             seconds = round(monotonic() - self._waits_since)
-            return is_last, f"{self._waits_for}, {duration(seconds)}" if seconds else self._waits_for, ""
+            since = f"waiting for {duration(seconds)}: " if seconds else ""
+            return is_last, f"{since}{self._waits_for}", ""
         throughput = activity.throughput
         stages = [f"{figures.running} in {figures.stage}" for figures in activity.stages if figures.running]
         return (

@@ -58,7 +58,8 @@ def test_flower_tells_stage_samples_domains_tokens_and_worker(
                 task for task in tasks() if task["name"] == "capflow.route" and "[0-1]" in task["args"]
             )
             assert route["args"] == "set[0-1]"
-            assert route["kwargs"].startswith("batch ")
+            assert route["kwargs"].startswith("run set.plan-")
+            assert ", batch " in route["kwargs"]
             assert route["worker"] == f"gpu0@{socket.gethostname()}"
             assert re.fullmatch(r"'2 done; Code & Programming 2; \d+ \+ 2 tokens, 0 cached'", route["result"])
 

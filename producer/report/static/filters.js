@@ -117,7 +117,9 @@ capflow.filters = (() => {
     const numbers = index.states.map((_, number) => number).filter((number) => tests.every((test) => test(number)));
     const order = orderOf(view);
     const rank = Object.hasOwn(ORDERS, order) ? ORDERS[order](index, view) : null;
-    return rank ? numbers.sort((one, other) => rank(one) - rank(other) || one - other) : numbers;
+    if (!rank) return numbers;
+    const ranks = Float64Array.from(index.states, (_, number) => rank(number));
+    return numbers.sort((one, other) => ranks[one] - ranks[other] || one - other);
   };
 
   return { CHOICES, asked, address, only, isFiltered, prepare, lowestOf, orderOf, matching };
