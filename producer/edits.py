@@ -11,6 +11,7 @@ from pathlib import Path
 
 from capflow_tasks.entries import shown
 from capflow_tasks.errors import PlanError
+from capflow_tasks.media.remote import is_remote
 from capflow_tasks.records import PlanShard, Stage
 from capflow_tasks.store.edits import EditStore, StoredEntry
 from capflow_tasks.store.runs import RunStore
@@ -148,8 +149,13 @@ def _asks_the_same(earlier: ShardRow, row: ShardRow) -> bool:
 
 @lru_cache(maxsize=1024)
 def _has_moved(old: str, new: str) -> bool:
-    """Whether the folder is the same one, or the old one is gone: two that exist may hold other media."""
-    return old == new or not Path(old).exists() or Path(old).samefile(new)
+    """Whether the folder is the same one, or the old one is gone: two that exist may hold other media.
+
+    Of remote ones nobody knows whether they exist.
+    """
+    if old == new or is_remote(old) or is_remote(new):
+        return old == new
+    return not Path(old).exists() or Path(old).samefile(new)
 
 
 def _changes(old: PlanShard, new: PlanShard) -> str:

@@ -19,6 +19,7 @@ from sqlalchemy import Engine
 
 from capflow_tasks.domains.catalogue import load_workflow
 from capflow_tasks.errors import MediaMissing, PlanError, TextOnly, UserError
+from capflow_tasks.media.remote import is_remote
 from capflow_tasks.records import PlanShard, Stage, Workflow
 from capflow_tasks.settings import Settings
 from capflow_tasks.store import edits, runs, states, statistics, views
@@ -42,6 +43,7 @@ from producer.reading.samples import batches_of, in_groups, read_samples, warn_o
 from producer.refresh import Refresh, still_missing, write_marked_again
 from producer.summary import SHOWN_FAILURES, Summary
 from producer.watch import Watch
+from producer.workers import EmbeddedWorkers
 from producer.writing.captions import export, file_names
 from producer.writing.ownership import OwnFiles
 
@@ -205,7 +207,7 @@ class OpenRun:
         fleet = self._fleet
         ranks = {row.shard.assign_rank for row in self.shards} if self.order.pin_ranks else set()
         ask = partial(statistics.Statistics(fleet.engine).activity, self.id, fleet.settings.lease_seconds)
-        worker = services.EmbeddedWorkers(fleet, ranks)
+        worker = EmbeddedWorkers(fleet, ranks)
         with closing(worker), progress(self._sample_count, ask, worker.awaited) as display:
             work = partial(self._work, read_samples, worker, display.show, stopping)
             return services.through_outages(work, stopping)
@@ -213,7 +215,7 @@ class OpenRun:
     def _work(
         self,
         read_samples: ReadSamples,
-        worker: services.EmbeddedWorkers,
+        worker: EmbeddedWorkers,
         show: Callable[[states.Tally, bool], None],
         stopping: Event,
     ) -> bool:
@@ -318,7 +320,7 @@ class CaptionRun:
         self._order = replace(order, stages=stages)
         self._name = order.run_name
         self.plan = checked_plan(order.source, self._catalogue.resolve, is_local=settings.broker_url is None)
-        self._roots = [shard.root for shard in self.plan.shards]
+        self._roots = {shard.root for shard in self.plan.shards if not is_remote(shard.root)}
 
     def run(
         self,

@@ -18,6 +18,7 @@ from capflow_tasks.media.addresses import open_media, part_of, readable_name, sp
 from capflow_tasks.media.budget import MediaBudget
 from capflow_tasks.media.decoders import shared_video_files
 from capflow_tasks.media.paths import resolve_media
+from capflow_tasks.media.remote import is_remote
 from capflow_tasks.records import Modality, Span
 from producer.parallel import call_all
 
@@ -86,7 +87,7 @@ def draw(task: PictureTask) -> Drawn:
 
 def _original(path: str, task: PictureTask) -> Path | None:
     file, member = split_address(path)
-    if task.originals is Originals.LINK and member is None:
+    if task.originals is Originals.LINK and member is None and not is_remote(file):
         return Path(file)
     if task.originals is not Originals.COPY:
         return None

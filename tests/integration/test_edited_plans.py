@@ -93,6 +93,20 @@ def test_a_plan_that_is_split_over_other_ranks_takes_over_every_sample(reached: 
     assert not fleet.finish(running)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "taken"),
+    [("/gone", "/data", 8), ("s3://one/set", "s3://other/set", 0), ("s3://one/set", "s3://one/set", 8)],
+)
+def test_a_root_that_moved_keeps_its_samples_and_one_that_may_hold_other_media_does_not(
+    reached: services.Fleet, old: str, new: str, taken: int
+) -> None:
+    Fleet(reached.engine, some_entries(8), stages=ROUTE, root=old)
+
+    run = open_run(reached, a_shard(9, root=new))
+
+    assert [row.expanded_to for row in run.shards] == [taken]
+
+
 def test_lines_that_become_one_are_taken_over_together(reached: services.Fleet) -> None:
     Fleet(reached.engine, some_entries(8), stages=ROUTE)
     halves = [a_shard(4), a_shard(8, start_idx=4, shard_index=1)]

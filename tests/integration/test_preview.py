@@ -53,6 +53,12 @@ def test_a_root_without_media_is_told(plan: Path, tmp_path: Path) -> None:
     assert said[0] == f"the media root {tmp_path}/media is empty here; mount it: until then its samples wait"
 
 
+def test_a_remote_root_is_no_folder_to_mount(tmp_path: Path) -> None:
+    plan = write_plan(tmp_path, [{"image": "a.png"}], root="s3://bucket/set")
+
+    assert preview(plan, Settings(home=tmp_path / "home")) == [UNKNOWN]
+
+
 def test_a_file_of_others_is_refused_before_the_first_run_too(plan: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "Rank0_node0_set.jsonl").write_text("by a script")

@@ -10,6 +10,7 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -37,6 +38,7 @@ from capflow_tasks.media.copies import Copies
 from capflow_tasks.media.paths import check_file, resolve_media
 from capflow_tasks.media.pictures import load_image
 from capflow_tasks.settings import read_settings
+from producer.report.pictures import Originals
 from tests.datasets import draw_picture
 from tests.media_server import (
     Fault,
@@ -48,6 +50,7 @@ from tests.media_server import (
     whole_file,
     without_length,
 )
+from tests.reports import SIZE, a_sample, write_report
 
 Allow = Callable[..., None]
 CONTENT = b"\x89PNG\r\n\x1a\n and more"
@@ -91,6 +94,20 @@ def test_a_picture_is_fetched_once_and_decoded(server: MediaServer, allow: Allow
     assert image.tobytes() == load_image(str(tmp_path / "drawn.png"), MediaBudget()).tobytes()
     assert check_file(path, 1 << 20).size == (tmp_path / "drawn.png").stat().st_size
     assert len(server.asked) == 1
+
+
+def test_a_report_draws_a_remote_picture_and_links_to_no_file(
+    server: MediaServer, allow: Allow, tmp_path: Path
+) -> None:
+    allow(server.url, "127.0.0.1")
+    draw_picture(tmp_path / "drawn.png", 1)
+    server.files["/drawn.png"] = (tmp_path / "drawn.png").read_bytes()
+    sample = a_sample(0, image=f"{server.url}/drawn.png")
+
+    write_report(tmp_path / "report", [sample], replace(SIZE, originals=Originals.LINK))
+
+    assert (tmp_path / "report" / "large" / "0" / "0-0.jpg").exists()
+    assert server.url in (tmp_path / "report" / "data" / "samples-0.js").read_text()
 
 
 @pytest.mark.parametrize(
