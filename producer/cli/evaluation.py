@@ -240,7 +240,7 @@ def _show(compared: Comparison) -> None:
     console.print(shown)
     if sure:
         console.print(f"* differs from {names[0]} by more than chance")
-    for text in (*map(str, compared.headlines), compared.caution):
+    for text in filter(None, (*map(str, compared.headlines), compared.caution)):
         console.print(text)
 
 
