@@ -298,7 +298,7 @@ def test_a_readme_of_others_stays(cli: Cli) -> None:
     answer = cli.run("capflow-export", "mixed", "--format", "parquet", "-o", folder)
 
     assert answer.returncode == 0, answer.stderr
-    assert "README.md is not Capflow's; no data set card was written" in answer.stderr
+    assert "README.md is not this run's, or was edited; no data set card was written" in answer.stderr
     assert (folder / "README.md").read_text() == "Mine."
 
 
