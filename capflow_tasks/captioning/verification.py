@@ -14,7 +14,7 @@ from enum import StrEnum
 from capflow_tasks.captioning import quotes
 from capflow_tasks.domains import prompts
 from capflow_tasks.domains.verifier import SENTENCES, Verifier
-from capflow_tasks.records import Completion, JsonObject, Sampling
+from capflow_tasks.records import Completion, JsonObject, Sampling, rounded
 from capflow_tasks.store.tables import storable
 
 #: The agent whose answer is the list of claims with what became of them.
@@ -118,7 +118,7 @@ class Verification:
     def found(self) -> JsonObject:
         """The claims with what became of each, and the caption as it was."""
         claims = [
-            {"claim": claim, "yes": _rounded(self._shares.get(number)), "verdict": self._verdict(number)}
+            {"claim": claim, "yes": rounded(self._shares.get(number)), "verdict": self._verdict(number)}
             for number, claim in enumerate(self._claims or ())
         ]
         return {"claims": claims, "draft": self.caption if self.rewritten else None}
@@ -193,7 +193,3 @@ def _claims_in(text: str) -> list[str]:
         else []
     )
     return list(dict.fromkeys(filter(None, texts)))[:MOST_CLAIMS]
-
-
-def _rounded(share: float | None) -> float | None:
-    return None if share is None else round(share, 4)

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from capflow_tasks.captioning.answers import errors_named
 from capflow_tasks.captioning.quotes import claim_support, quote_support, text_coverage
 from capflow_tasks.errors import SampleError
-from capflow_tasks.records import FinishedSample, GuardOutcome, JsonObject, PlanShard, Result, Stage
+from capflow_tasks.records import FinishedSample, GuardOutcome, JsonObject, PlanShard, Result, Stage, rounded
 from capflow_tasks.store.candidates import by_candidate
 from capflow_tasks.store.states import SampleState, ShardRow
 from producer.reading.plan import output_name
@@ -160,18 +160,14 @@ def checks_of(caption: Result) -> JsonObject:
     checks, found = caption.checks or {}, dict[str, Any]()
     if "quotes" in checks:
         found = {
-            "quote_support": _rounded(quote_support(checks)),
-            "text_coverage": _rounded(text_coverage(checks)),
+            "quote_support": rounded(quote_support(checks)),
+            "text_coverage": rounded(text_coverage(checks)),
             "unsupported_quotes": checks["unsupported_quotes"],
         }
     if "kept" in checks:
-        found["claim_support"] = _rounded(claim_support(checks))
+        found["claim_support"] = rounded(claim_support(checks))
         found["claims"] = {name: checks[name] for name in ("kept", "unsure", "dropped")}
     return found
-
-
-def _rounded(share: float | None) -> float | None:
-    return None if share is None else round(share, 4)
 
 
 def _judged(results: Sequence[Result]) -> JsonObject:
