@@ -200,7 +200,7 @@ def load_catalogue(
     faults += (f"{defaults['file']}: {fault}" for fault in again_faults + verifier_faults)
     if faults:
         raise WorkflowError("\n".join(faults))
-    domains = tuple(_domain(keys, defaults["system"]) for keys in sources)
+    domains = tuple(_domain(keys, defaults["system"], verifier) for keys in sources)
     images = [domain for domain in domains if domain.modality is Modality.IMAGE]
     routed = [[domain.name, domain.description, *domain.subdomains] for domain in images]
     router = _agent("router", defaults["router"], (), [defaults["system"], routed])
@@ -453,10 +453,13 @@ def _prompt_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
     yield from (f"prompt: {fault}" for fault in placeholder_faults(keys["prompt"], known, needed))
 
 
-def _domain(keys: JsonObject, system: str) -> Domain:
+def _domain(keys: JsonObject, system: str, verifier: Verifier | None) -> Domain:
     agents: tuple[Agent, ...] = ()
+    captioner = [name for name, merged in keys["merged"].items() if merged["stage"] == Stage.SUMMARIZE][-1]
     for name, merged in keys["merged"].items():
-        agents += (_agent(name, merged, agents, [system, keys["name"]]),)
+        is_verified = name == captioner and merged.get("media", True)
+        verified = [verifier.digest] if verifier and is_verified else []
+        agents += (_agent(name, merged, agents, [system, keys["name"], *verified]),)
     digest = _digest(keys["name"], [agent.digest for agent in agents])
     return Domain(**keys | {"agents": agents, "digest": digest})
 

@@ -239,3 +239,11 @@ def test_another_question_makes_captions_and_their_claims_stale(fleet: Fleet) ->
     with fleet.engine.connect() as connection:
         left = connection.execute(text("SELECT DISTINCT stage FROM results")).scalars()
         assert set(left) == {"perceive", "reason"}
+
+
+def test_captions_are_stale_once_they_are_to_be_verified(fleet: Fleet) -> None:
+    run(fleet, Witness(), load_workflow(Workflow.STANDARD))
+
+    stale = Refresh(fleet.engine, fleet.run_id, VERIFIED, Settings(engine="scripted:build")).stale()
+
+    assert {each.answers.stage for each in stale} == {Stage.SUMMARIZE, Stage.SCORE}

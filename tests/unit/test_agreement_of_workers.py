@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from capflow_tasks.fleet.agreement import broker_identity, refusal, traits_of
+from capflow_tasks.records import Stage
 from capflow_tasks.settings import Settings
 from capflow_tasks.store.claims import Rival
 
@@ -24,6 +27,24 @@ def test_what_shapes_answers_must_be_alike_and_what_shapes_a_machine_need_not(tm
     assert differences(Settings(language="de")) == {"domains", "CAPFLOW_LANGUAGE"}
     assert differences(Settings(model="other", max_pixels=501_760)) == {"model", "CAPFLOW_MAX_PIXELS"}
     assert differences(Settings(concurrency=3, tensor_parallel_size=4, max_num_seqs=8)) == set()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    ["verify: {drop_below: 0.11}", "agents: {question_writer: {sampling: {max_tokens: 999}}}"],
+    ids=["verified", "exam"],
+)
+def test_the_prompts_of_every_workflow_must_be_alike(tmp_path: Path, changed: str) -> None:
+    (tmp_path / "_defaults.yaml").write_text(f"{changed}\n")
+
+    assert differences(Settings(domains=tmp_path)) == {"domains"}
+
+
+def test_only_the_queue_whose_workers_read_text_must_read_it_alike() -> None:
+    settings = Settings(stage_queues={Stage.SCORE: "judge"})
+
+    with_text = {queue for queue, traits in traits_of(settings, ["gpu", "judge"]).items() if "ocr" in traits}
+    assert with_text == {"gpu"}
 
 
 def test_each_queue_has_a_model_of_its_own() -> None:

@@ -9,7 +9,7 @@ import pytest
 from capflow_tasks.domains.catalogue import Catalogue, Domain, load_catalogue, load_workflow
 from capflow_tasks.domains.yaml_file import Keys, read_yaml
 from capflow_tasks.errors import UserError, WorkflowError
-from capflow_tasks.records import Modality, Stage
+from capflow_tasks.records import Modality, Stage, Workflow
 
 #: Domain: aliases, and its agents that perceive, reason, summarize and score.
 TABLE = {
@@ -205,6 +205,12 @@ def test_a_changed_prompt_changes_the_digests_of_all_that_follow_from_it_and_of_
     assert changed(packaged, load_catalogue(tmp_path)) == {
         ("Natural", agent) for agent in ("natural", "general_reasoning", "general_summary", "judge")
     }
+
+
+def test_a_verified_caption_has_another_digest_and_so_have_its_grades(packaged: Catalogue) -> None:
+    found = changed(packaged, load_workflow(Workflow.VERIFIED))
+
+    assert {agent for domain, agent in found if domain == "Natural"} == {"general_summary", "judge"}
 
 
 def test_a_users_defaults_are_merged_over_ours_key_by_key(packaged: Catalogue, tmp_path: Path) -> None:
