@@ -191,6 +191,7 @@ def test_a_parquet_file_has_a_typed_row_per_sample(tmp_path: Path, media: Path) 
         "text_coverage": None,
         "claim_support": None,
         "unsupported_quotes": [],
+        "claims": None,
         "guard": [],
         "entry": json.dumps(entry, ensure_ascii=False),
     }
@@ -360,6 +361,25 @@ def test_all_samples_of_a_tar_have_the_same_suffixes_and_fields_of_the_same_type
         tuple((key, type(value)) for key, value in values[0].items())
     }
     assert json.loads(values[0]["scores"]) == {"wit": 2, "factual_accuracy": 3}
+
+
+def test_what_was_checked_of_a_caption_is_in_parquet_and_in_tars(tmp_path: Path, media: Path) -> None:
+    checks = {"kept": 1, "unsure": 1, "dropped": 0}
+    perceived, caption, judgement = results()
+    checked = (perceived, replace(caption, checks=checks), judgement)
+    (sample,) = captioned(reader({"image": "a.JPG"}, said=checked), [row(media)])
+
+    columns = Columns([], ("claim_support", "claims"))
+    (found,) = tabulate(tmp_path / "a.parquet", reader({"image": "a.JPG"}, said=checked), row(media), columns)
+
+    assert found == {"claim_support": 0.5, "claims": checks}
+    values = values_of(sample, ("claim_support", "claims", "quote_support", "unsupported_quotes"))
+    assert values == {
+        "claim_support": 0.5,
+        "claims": json.dumps(checks),
+        "quote_support": -1.0,
+        "unsupported_quotes": "[]",
+    }
 
 
 def test_media_can_be_embedded_and_columns_chosen(tmp_path: Path, media: Path) -> None:

@@ -1,6 +1,7 @@
 """Marks that a report's page has exported, and what becomes of marked captions."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,11 @@ import pytest
 
 from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.errors import UserError
+from capflow_tasks.records import FinishedSample, Stage
 from producer.filtering import CaptionFilter
 from producer.reading.caption_files import Criteria, Minimums, Rubrics
-from producer.reading.marks import Mark, Marks, mark_key
+from producer.reading.marks import Mark, Marks, key_of_sample, mark_key
+from tests.stores import a_result
 
 
 def write_marks(path: Path, **marks: str) -> Path:
@@ -31,6 +34,14 @@ def test_a_mark_is_about_one_caption_of_some_media(tmp_path: Path) -> None:
     assert marks.of(["lamp.png"], "a lamp, written again") is None
     assert marks.of(["table.png"], "lamp") is None
     assert [each.place for each in marks.marked(Mark.BAD).values()] == [("set", 1)]
+
+
+def test_a_mark_is_about_what_an_object_holds_not_how_it_is_written() -> None:
+    said = replace(a_result(Stage.SUMMARIZE, text='{"b":1,"a":"x"}'), data={"b": 1, "a": "x"})
+    sample = FinishedSample(0, {"image": "lamp.png"}, "Natural", None, (said,), None, 1)
+
+    assert key_of_sample(sample) == mark_key(["lamp.png"], {"a": "x", "b": 1})
+    assert key_of_sample(sample) != mark_key(["lamp.png"], {"a": "y", "b": 1})
 
 
 @pytest.mark.parametrize(
