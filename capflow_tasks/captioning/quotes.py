@@ -83,8 +83,13 @@ def text_coverage(checks: JsonObject | None) -> float | None:
 
 
 def claim_support(checks: JsonObject | None) -> float | None:
-    """Return the share of a caption's claims that were kept; None where none was asked about."""
-    counts = [(checks or {}).get(name, 0) for name in ("kept", "unsure", "dropped")]
+    """Return the share of a caption's claims that were kept; None where it has none that was asked about.
+
+    A rewritten caption no longer has those that were dropped.
+    """
+    found = checks or {}
+    left = ("kept", "unsure") if found.get("is_rewritten") else ("kept", "unsure", "dropped")
+    counts = [found.get(name, 0) for name in left]
     return counts[0] / sum(counts) if sum(counts) else None
 
 

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from capflow_tasks.captioning.quotes import quote_support, quoted_in, text_checks, text_coverage
+from capflow_tasks.captioning.quotes import (
+    claim_support,
+    quote_support,
+    quoted_in,
+    text_checks,
+    text_coverage,
+)
 from capflow_tasks.records import JsonObject
 
 SURE = 0.9
@@ -82,6 +88,13 @@ def test_words_read_with_doubt_support_quotes_but_need_not_be_covered() -> None:
 def test_without_quotes_and_without_checks_there_is_no_share() -> None:
     assert quote_support(text_checks("A page.", [], read(PAGE), SURE)) is None
     assert (quote_support(None), text_coverage(None)) == (None, None)
+
+
+def test_claims_that_a_rewrite_has_removed_are_none_of_the_caption() -> None:
+    counts = {"kept": 3, "unsure": 1, "dropped": 4}
+    assert claim_support({**counts, "is_rewritten": True}) == 3 / 4
+    assert claim_support({**counts, "is_rewritten": False}) == 3 / 8
+    assert claim_support({"kept": 0, "unsure": 0, "dropped": 2, "is_rewritten": True}) is None
 
 
 def test_scripts_without_blanks_are_covered_character_by_character() -> None:
