@@ -27,7 +27,7 @@ _MOST_LISTED, _MOST_CHARACTERS = 10, 200
 
 _FENCE = re.compile(r"```[^\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _QUOTE = re.compile(
-    r'"([^"\n]+)"|“([^”\n]+)”|«([^»\n]+)»|„([^“”\n]+)[“”]|「([^」\n]+)」|『([^』\n]+)』|`([^`\n]+)`'
+    r'"([^"\n]*)"|“([^”\n]*)”|«([^»\n]*)»|„([^“”\n]*)[“”]|「([^」\n]*)」|『([^』\n]*)』|`([^`\n]*)`'
 )
 #: What a caption writes in place of text that it cannot read or leaves out.
 _GAP = re.compile(r"\[[a-z ]+\]|\.{3}|…")
@@ -44,8 +44,13 @@ _MARKS = str.maketrans(
 def quoted_in(caption: str) -> list[str]:
     """Return the passages that a caption quotes: in quotation marks or backticks, and lines of code."""
     lines = [line for block in _FENCE.findall(caption) for line in block.splitlines()]
-    passages = [next(filter(None, groups)) for groups in _QUOTE.findall(_FENCE.sub("\n", caption))]
+    passages = [next(filter(None, groups), "") for groups in _QUOTE.findall(_FENCE.sub("\n", caption))]
     return [each for each in dict.fromkeys(lines + passages) if any(_pieces(each))]
+
+
+def without_quotes(text: str) -> str:
+    """Return the text with a blank in place of each passage that it quotes, and of each block of code."""
+    return _QUOTE.sub(" ", _FENCE.sub(" ", text))
 
 
 def text_checks(

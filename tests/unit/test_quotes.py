@@ -69,6 +69,10 @@ def test_what_is_quoted_twice_counts_once_and_signs_alone_do_not_count() -> None
     assert quoted_in('"A b" and "A b" and "->" and `c`\n```\nd = 1\n\n```') == ["d = 1", "A b", "c"]
 
 
+def test_a_passage_between_two_quotes_is_none_though_one_is_empty() -> None:
+    assert quoted_in('An empty "" and a full "A b".') == ["A b"]
+
+
 def test_words_count_as_covered_as_often_as_a_text_has_them() -> None:
     rows = [["red fish blue fish"], ["one Hamburg 1234"]]
     # red, fish once, blue and Hamburg, which is misread; neither the other fish, one nor 1234
