@@ -14,8 +14,8 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
-from capflow_tasks.captioning.verification import VERIFIER
 from capflow_tasks.domains.catalogue import Agent, Catalogue, Domain
+from capflow_tasks.domains.verifier import VERIFIER
 from capflow_tasks.engine.revision import revision_of
 from capflow_tasks.entries import media_of
 from capflow_tasks.errors import BadEntry, MediaMissing, SampleError

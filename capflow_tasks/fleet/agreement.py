@@ -50,8 +50,9 @@ def traits_of(settings: Settings, queues: Collection[str]) -> JsonObject:
         "domains": _domains_digest(settings),
         **{f"CAPFLOW_{name.upper()}": _plain(getattr(settings, name)) for name in _SHAPING},
     }
-    reads = {settings.queue_of(Stage.PERCEIVE): {"ocr": ocr.version() if settings.ocr_processes else None}}
-    return {queue: {"model": settings.model_of(queue), **shared, **reads.get(queue, {})} for queue in queues}
+    # Pictures are read where the stage perceive is served.
+    read = {settings.queue_of(Stage.PERCEIVE): ocr.version() if settings.ocr_processes else None}
+    return {queue: {"model": settings.model_of(queue), "ocr": read.get(queue), **shared} for queue in queues}
 
 
 def broker_identity(url: str) -> str:

@@ -65,13 +65,12 @@ class Marks:
 
 def key_of_sample(sample: FinishedSample) -> str:
     """Name the caption that the sample has."""
-    captions = [each for each in sample.results if each.stage is Stage.SUMMARIZE]
-    caption = (captions[-1].data or captions[-1].text) if captions else None
-    return mark_key(media_in(sample.entry), caption)
+    captions = [each.data or each.text for each in sample.results if each.stage is Stage.SUMMARIZE]
+    return mark_key(media_in(sample.entry), captions[-1] if captions else None)
 
 
 def mark_key(media: Iterable[str], caption: str | JsonObject | None) -> str:
-    """Name a caption of these media, whatever run, shard or file holds it, in whatever order of its keys."""
+    """Name a caption of these media, whatever run, shard or file holds it; one of JSON by what it says."""
     parts = json.dumps([sorted(set(media)), caption], sort_keys=True)
     return blake2b(parts.encode(), digest_size=8).hexdigest()
 

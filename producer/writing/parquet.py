@@ -15,7 +15,7 @@ from capflow_tasks.errors import SampleError, UserError
 from capflow_tasks.media.addresses import open_media
 from capflow_tasks.media.paths import check_file, file_errors, resolve_media
 from capflow_tasks.records import JsonObject, Modality, Stage
-from producer.writing.captions import Captioned, LeftOut, checks_of, guard_findings
+from producer.writing.captions import VERDICTS, Captioned, LeftOut, checks_of, guard_findings
 from producer.writing.conversations import media_listed
 from producer.writing.whole import whole_file
 
@@ -95,8 +95,8 @@ def schema_of(columns: Columns) -> Any:
         "workflow": text,
         "finish_reason": text,
         **dict.fromkeys(SHARES, arrow.float64()),
+        "claims": arrow.struct([(verdict, arrow.int32()) for verdict in VERDICTS]),
         "unsupported_quotes": arrow.list_(text),
-        "claims": arrow.struct([(name, arrow.int32()) for name in ("kept", "unsure", "dropped")]),
         "guard": list_of(agent=text, rule=text, outcome=text, evidence=text),
         "entry": text,
     }
@@ -187,9 +187,8 @@ def row_of(each: Captioned) -> JsonObject:
         ],
         "errors": [_text(error) for error in (errors if isinstance(errors, list) else [])],
         **{key: _text(record.get(key)) for key in _TEXTS},
-        **dict.fromkeys(SHARES),
+        **dict.fromkeys((*SHARES, "claims")),
         "unsupported_quotes": [],
-        "claims": None,
         **{key: value for each in sample.results for key, value in checks_of(each).items()},
         "guard": guard_findings(sample.results),
         "entry": _text(sample.entry),

@@ -43,10 +43,10 @@ _Members = dict[str, bytes | str]
 VALUES = (
     *("dataset", "index", "id", "root", "media", "domain", "confidence", "caption", "conversations"),
     *("reports", "scores", "overall", "expected_scores", "errors", "model", "revision", "engine", "sampling"),
-    *("workflow", "finish_reason", *SHARES, "unsupported_quotes", "claims", "guard", "entry"),
+    *("workflow", "finish_reason", *SHARES, "claims", "unsupported_quotes", "guard", "entry"),
 )
 #: What stands for a value that is not there, where it is not "".
-_ABSENT: JsonObject = {"confidence": 1.0, "overall": 0, **dict.fromkeys(SHARES, -1.0)}
+_ABSENT: JsonObject = {"confidence": 1.0, "overall": 0} | dict.fromkeys(SHARES, -1.0)
 
 
 class Packing:
@@ -110,8 +110,8 @@ def tars_of(folder: Path, name: str) -> list[Path]:
 def features_of(suffixes: Mapping[str, Modality], fields: Sequence[str]) -> list[JsonObject]:
     """Return the columns of tars with these suffixes of media, as a data set card writes them."""
     turn = [{"name": "from", "dtype": "string"}, {"name": "value", "dtype": "string"}]
-    numbers = dict.fromkeys(("confidence", *SHARES), "float64")
-    types = {"index": "int64", "overall": "int64", **numbers}
+    types = {"index": "int64", "confidence": "float64", "overall": "int64"}
+    types |= dict.fromkeys(SHARES, "float64")
     values = [
         {"name": name, "list": turn}
         if name == "conversations"

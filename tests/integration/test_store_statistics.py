@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import Engine, text
 
-from capflow_tasks.captioning.verification import VERIFIER
+from capflow_tasks.domains.verifier import VERIFIER
 from capflow_tasks.errors import AnswerLoop, BadAnswer, MediaMissing
 from capflow_tasks.records import GuardOutcome, JsonObject, RefusedAnswer, Result, Rule, Stage
 from capflow_tasks.store.claims import WorkerStore

@@ -239,6 +239,13 @@ def test_a_language_that_has_no_name_here_is_refused(tmp_path: Path) -> None:
     assert "language" in refusal(tmp_path, "language: klingon\n", "_defaults.yaml")
 
 
+def test_no_agent_has_the_name_of_the_list_of_claims(tmp_path: Path) -> None:
+    faults = refusal(
+        tmp_path, MINIMAL.replace("  general", "  verifier: {stage: reason, prompt: Look.}\n  general")
+    )
+    assert "agents.verifier: the name is that of the list" in faults
+
+
 @pytest.mark.parametrize("agent", ["general_summary", "judge"])
 def test_only_an_agent_that_others_can_do_without_may_be_optional(agent: str, tmp_path: Path) -> None:
     faults = refusal(tmp_path, f"agents: {{{agent}: {{optional: true}}}}\n", "_defaults.yaml")

@@ -13,6 +13,7 @@ from capflow_tasks.records import FinishedSample, Stage
 from producer.filtering import CaptionFilter
 from producer.reading.caption_files import Criteria, Minimums, Rubrics
 from producer.reading.marks import Mark, Marks, key_of_sample, mark_key
+from producer.writing.captions import caption_record
 from tests.stores import a_result
 
 
@@ -36,12 +37,18 @@ def test_a_mark_is_about_one_caption_of_some_media(tmp_path: Path) -> None:
     assert [each.place for each in marks.marked(Mark.BAD).values()] == [("set", 1)]
 
 
-def test_a_mark_is_about_what_an_object_holds_not_how_it_is_written() -> None:
-    said = replace(a_result(Stage.SUMMARIZE, text='{"b":1,"a":"x"}'), data={"b": 1, "a": "x"})
-    sample = FinishedSample(0, {"image": "lamp.png"}, "Natural", None, (said,), None, 1)
+def test_a_mark_of_a_caption_of_json_is_found_in_its_caption_file(tmp_path: Path) -> None:
+    said = {"kind": "lamp", "colours": ["red"]}
+    caption = replace(
+        a_result(Stage.SUMMARIZE, "tagger", '{ "colours": ["red"], "kind": "lamp" }'), data=said
+    )
+    sample = FinishedSample(0, {"image": "lamp.png"}, "Natural", 1.0, (caption,), None, 0)
 
-    assert key_of_sample(sample) == mark_key(["lamp.png"], {"a": "x", "b": 1})
-    assert key_of_sample(sample) != mark_key(["lamp.png"], {"a": "y", "b": 1})
+    marked = {"key": key_of_sample(sample), "sample": "set[0]", "mark": "good"}
+    (tmp_path / "marks.json").write_text(json.dumps({"capflow_marks": 1, "marks": [marked]}))
+
+    criteria = Criteria(Rubrics(load_catalogue()), None, marks=Marks(tmp_path / "marks.json"))
+    assert criteria.is_marked_good(json.loads(json.dumps(caption_record(sample))))
 
 
 @pytest.mark.parametrize(
