@@ -124,6 +124,11 @@ class Span:
         return f"{clock(self.start)}-{clock(self.end)}"
 
 
+def rounded(number: float | None) -> float | None:
+    """Round what is written as JSON to four places."""
+    return None if number is None else round(number, 4)
+
+
 def clock(seconds: float) -> str:
     """Format as HH:MM:SS, with milliseconds unless they are 0."""
     total, milliseconds = divmod(round(seconds * 1000), 1000)
@@ -240,6 +245,10 @@ class Completion:
     #: The sampling parameters that were sent, the model's own recommendation included; empty where the
     #: engine does not tell.
     sampling: Mapping[str, float] = field(default_factory=dict)
+
+
+#: The tool that reads text in pictures, by its package's name; its answers take no tokens, and no GPU.
+TEXT_READER = "rapidocr"
 
 
 @dataclass(frozen=True, slots=True)

@@ -189,6 +189,11 @@ class Settings(BaseSettings):
     metrics_port: int | None = Field(None, ge=0, le=65535, description="port of a worker's pages; 0 for any")
     metrics_host: str = Field("0.0.0.0", description="address of /metrics, /healthz and /readyz")
 
+    @property
+    def knows_models(self) -> bool:
+        """Whether the models that answer are those named here, not those of a fleet or of another engine."""
+        return self.broker_url is None and self.engine in ("vllm", "openai")
+
     def queue_of(self, stage: Stage) -> str:
         return self.stage_queues.get(stage, "gpu")
 

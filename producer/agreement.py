@@ -50,7 +50,7 @@ class Agreement:
 
 
 @dataclass(slots=True)
-class Comparison:
+class JudgeComparison:
     """Two folders of scored captions."""
 
     #: By dimension, `overall` among them.
@@ -61,13 +61,13 @@ class Comparison:
     only_second: int = 0
 
 
-def compare(first: Path, second: Path, rubrics: Rubrics) -> Comparison:
+def compare(first: Path, second: Path, rubrics: Rubrics) -> JudgeComparison:
     """Compare the scores of the captions that both folders hold.
 
     A caption is the same where all but its scores is. Memory holds the scores of one file. Raises UserError
     when a folder holds no caption files, or the two have no scored caption in common.
     """
-    found = Comparison()
+    found = JudgeComparison()
     files, others = _files(first), _files(second)
     for name in sorted(files.keys() | others.keys()):
         grades = dict(_scored(files[name], rubrics)) if name in files else {}

@@ -198,7 +198,7 @@ def check_capacity(settings: Settings, gpus: capacity.Gpus) -> Iterator[Finding]
         yield _memory(found, capacity.remedy(settings, size, config, gpus))
 
 
-def _memory(found: capacity.Estimate, remedy: str) -> Finding:
+def _memory(found: capacity.MemoryEstimate, remedy: str) -> Finding:
     usual, largest = found.samples_in_flight
     parts = {"weights": found.weight_bytes, "work": found.work_bytes, "KV cache": found.cache_bytes}
     shares = ", ".join(f"{name} {size / capacity.GIB:.1f}" for name, size in parts.items())

@@ -14,12 +14,10 @@ from producer.cost import Prices, cost_of
 
 #: Runs that are looked at, the newest first.
 _RUNS = 20
-#: The engines whose model is the one that the settings name.
-_NAMED_ENGINES = ("vllm", "openai")
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class PlanEstimate:
     """What the samples of a plan may take."""
 
     #: The run that tells it, its models, and how many workers it had.
@@ -43,7 +41,7 @@ class Estimate:
 
 def models_of(settings: Settings, stages: Sequence[Stage]) -> set[str] | None:
     """Return the models that will answer; None where only the fleet's workers know."""
-    if settings.broker_url is not None or settings.engine not in _NAMED_ENGINES:
+    if not settings.knows_models:
         return None
     return {settings.model_of(settings.queue_of(stage)) for stage in stages}
 
@@ -55,7 +53,7 @@ def estimate(
     asked: tuple[str, Sequence[Stage], CandidatePolicy],
     models: Collection[str] | None,
     prices: Prices,
-) -> Estimate | None:
+) -> PlanEstimate | None:
     """Estimate what so many samples of the shards take; None where no earlier run tells it.
 
     A run tells it if its workflow, stages and candidates are those `asked` for, and its models the same,
@@ -72,7 +70,7 @@ def estimate(
             continue
         scaled = list(_scaled(rates, left, _shares(rates, shards)))
         tokens = total_tokens(scaled)
-        return Estimate(
+        return PlanEstimate(
             run=run.name,
             models=used,
             workers=len({usage.worker for usage in usages}),

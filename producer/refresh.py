@@ -14,8 +14,8 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
-from capflow_tasks.captioning.verification import VERIFIER
 from capflow_tasks.domains.catalogue import Agent, Catalogue, Domain
+from capflow_tasks.domains.verifier import VERIFIER
 from capflow_tasks.engine.revision import revision_of
 from capflow_tasks.entries import media_of
 from capflow_tasks.errors import BadEntry, MediaMissing, SampleError
@@ -34,8 +34,6 @@ log = logging.getLogger(__name__)
 
 #: Samples of each shard that tell whether prompts or models have changed; to read all takes minutes.
 _NEWEST = 3
-#: The engines whose model is the one that the settings name.
-_NAMED_ENGINES = ("vllm", "openai")
 #: Files that are looked at at once: a network's answer takes longer than the disk's.
 _LOOKS = 32
 
@@ -64,7 +62,7 @@ class Refresh:
         self._verifier = catalogue.verifier
         #: By stage; empty where the producer does not know what workers have loaded.
         self._models: Mapping[Stage, str] = {}
-        if settings.broker_url is None and settings.engine in _NAMED_ENGINES:
+        if settings.knows_models:
             self._models = {stage: settings.model_of(settings.queue_of(stage)) for stage in Stage}
         #: By model; for those whose files are on this machine.
         self._revisions: Mapping[str, str | None] = {}

@@ -36,7 +36,7 @@ from producer.edits import (
     say_replaced,
     take_over_behind_gaps,
 )
-from producer.estimate import Estimate, estimate, models_of
+from producer.estimate import PlanEstimate, estimate, models_of
 from producer.reading.marks import Marks
 from producer.reading.plan import checked_plan
 from producer.reading.samples import batches_of, in_groups, read_samples, warn_of_foreign
@@ -391,7 +391,7 @@ class CaptionRun:
             unknown = "what it may take is not known: no sample was captioned with this workflow and model"
             yield str(found or unknown) if done < self.plan.sample_count else "every sample has been finished"
 
-    def _estimate(self, engine: Engine, done: int) -> Estimate | None:
+    def _estimate(self, engine: Engine, done: int) -> PlanEstimate | None:
         order, shards = self._order, self.plan.shards
         asked = (order.workflow, order.stages, order.candidates)
         models = models_of(self._settings, order.stages)

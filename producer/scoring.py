@@ -346,7 +346,8 @@ def _given_results(record: JsonObject, domains: Sequence[Domain]) -> tuple[Resul
     seen = {name for domain in domains for judge in domain.agents_of(Stage.SCORE) for name in judge.sees}
     stages = {agent.name: agent.stage for domain in domains for agent in domain.agents if agent.name in seen}
     reports = record.get("reports")
-    for name, text in reports.items() if isinstance(reports, dict) else ():
+    for name, said in reports.items() if isinstance(reports, dict) else ():
+        text = json.dumps(said, ensure_ascii=False) if isinstance(said, dict) else said
         # A long video has an answer for each of its windows.
         stage = stages.get(name.partition(WINDOW_MARK)[0])
         if stage in (Stage.PERCEIVE, Stage.REASON) and isinstance(text, str):

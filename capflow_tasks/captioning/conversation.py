@@ -12,9 +12,11 @@ from capflow_tasks.captioning.answers import (
     parse_scores,
     softened,
 )
-from capflow_tasks.captioning.verification import VERIFIER, Question, Verification
+from capflow_tasks.captioning.verification import Question, Verification
 from capflow_tasks.domains import prompts
 from capflow_tasks.domains.catalogue import Agent, Catalogue, Domain
+from capflow_tasks.domains.schemas import texts_in
+from capflow_tasks.domains.verifier import VERIFIER
 from capflow_tasks.entries import media_of
 from capflow_tasks.errors import BadAnswer, BadEntry, SampleError, WorkflowError, WorkflowMissing
 from capflow_tasks.media import ocr, paths, video
@@ -259,16 +261,19 @@ class Conversation:
         except BadAnswer:
             self._verification.take(question, None)
             return
+        data = None
         if question.sampling is None:
             checked = self.rules.check(self._domain.captioner, answer)
-            answer = replace(answer, text="" if checked.faults else checked.text)
-        self._verification.take(question, answer)
+            answer, data = replace(answer, text="" if checked.faults else checked.text), checked.data
+        self._verification.take(question, answer, data)
 
     def _end_verification(self, verification: Verification, captioner: Agent) -> None:
         """Put the verified caption in place of its draft, behind the list of its claims."""
         (draft,) = (each for each in self._results if each.agent == captioner.name)
-        text = verification.rewritten or draft.text
-        checks = (self._text_checks(text) or {}) | verification.counts
+        caption = draft
+        if verification.rewritten:
+            caption = replace(draft, text=verification.rewritten, data=verification.data)
+        checks = (self._text_checks(caption.text, caption.data) or {}) | verification.counts
         listed = replace(
             draft,
             agent=VERIFIER,
@@ -282,7 +287,7 @@ class Conversation:
             **{name: getattr(verification, name) for name in _COUNTED},
         )
         others = [each for each in self._results if each is not draft]
-        self._results = [*others, listed, replace(draft, text=text, checks=checks)]
+        self._results = [*others, listed, replace(caption, checks=checks)]
         self._verification = None
 
     def _refuse(self, agent: Agent, answer: records.Completion, faults: tuple[guard.Finding, ...]) -> None:
@@ -345,7 +350,7 @@ class Conversation:
         """Add the agent's result; its tokens are those of all attempts."""
         refused = self._refused.get(agent.name, [])
         is_caption = self._domain is not None and agent == self._domain.captioner
-        checks = self._text_checks(checked.text) if is_caption else None
+        checks = self._text_checks(checked.text, data) if is_caption else None
         tokens = {
             name: getattr(answer, name) + sum(getattr(each, name) for each in refused)
             for name in ("prompt_tokens", "cached_tokens", "completion_tokens")
@@ -376,18 +381,20 @@ class Conversation:
         )
         if is_caption and self.catalogue.verifier and agent.media and self._media:
             unread = (checks or {}).get("unsupported_quotes", ())
-            self._verification = Verification(self.catalogue.verifier, checked.text, unread)
+            schema = prompts.schema_of(agent)
+            self._verification = Verification(self.catalogue.verifier, checked.text, unread, schema)
             self._draft = answer
 
-    def _text_checks(self, text: str) -> records.JsonObject | None:
-        """Compare a caption with the text that was read in its pictures; None where none was."""
+    def _text_checks(self, text: str, data: records.JsonObject | None) -> records.JsonObject | None:
+        """Compare a caption, or the texts of one of JSON, with what was read; None where nothing was."""
+        prose = text if data is None else "\n".join(texts_in(data))
         answers = {result.agent: result for result in (*self.sample.results, *self._results)}
         agents = self._domain.agents if self._domain else ()
         known = [(each, answers[each.name]) for each in agents if each.name in answers]
         found = [result.data for each, result in known if each.tool and result.data]
         pictures = [picture for data in found for picture in data.get("pictures", ())]
         verbatim = [result.text for each, result in known if each.verbatim]
-        return quotes.text_checks(text, verbatim, pictures, ocr.SURE) if pictures else None
+        return quotes.text_checks(prose, verbatim, pictures, ocr.SURE) if pictures else None
 
     def _position(self, agent: Agent) -> int:
         """Return the agent's place in its workflow, from 0."""

@@ -16,6 +16,7 @@ from ftfy.badness import is_bad
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
 from capflow_tasks import errors
+from capflow_tasks.captioning.quotes import without_quotes
 from capflow_tasks.domains.catalogue import Agent
 from capflow_tasks.domains.schemas import broken_by, texts_in
 from capflow_tasks.engine.chat import THINKING_OPENINGS
@@ -145,7 +146,7 @@ def _faults(text: str, finish_reason: str, agent: Agent) -> Iterator[tuple[Rule,
     is_free = not agent.verbatim
     if found := _THINKING_TAG.search(text) or (is_free and _THINKING_OPENING.match(text)):
         yield Rule.THINKING, found[0]
-    if is_free and (found := _REFUSAL.search(_QUOTED.sub(" ", text)[:_OPENING])):
+    if is_free and (found := _REFUSAL.search(without_quotes(text)[:_OPENING])):
         yield Rule.REFUSAL, found[0]
     if evidence := _loop(text, _VERBATIM_FACTOR if agent.verbatim else 1):
         yield Rule.LOOP, evidence
@@ -209,9 +210,6 @@ _THINKING_OPENING = _any_of(
     start=r"\A\W*(?:(?:okay|ok|alright)\W+)?(?:so )?",
 )
 
-_QUOTED = re.compile(
-    r'"[^"\n]*"|“[^”\n]*”|«[^»\n]*»|„[^“”\n]*[“”]|「[^」\n]*」|`[^`\n]*`|```.*?```', re.DOTALL
-)
 #: Refusals stand at the beginning of an answer.
 _OPENING = 240
 _CANNOT = (
@@ -337,7 +335,7 @@ _SURE = 0.95
 
 def _other_language(text: str, language: str) -> str:
     """Return the language that the prose, without what it quotes, is surely written in instead."""
-    prose = _QUOTED.sub(" ", text)
+    prose = without_quotes(text)
     if len(_words(prose)) < _FEWEST_WORDS:
         return ""
     ranked = _identifier().rank(prose)

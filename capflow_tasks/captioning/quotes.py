@@ -27,7 +27,7 @@ _MOST_LISTED, _MOST_CHARACTERS = 10, 200
 
 _FENCE = re.compile(r"```[^\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _QUOTE = re.compile(
-    r'"([^"\n]+)"|“([^”\n]+)”|«([^»\n]+)»|„([^“”\n]+)[“”]|「([^」\n]+)」|『([^』\n]+)』|`([^`\n]+)`'
+    r'"([^"\n]*)"|“([^”\n]*)”|«([^»\n]*)»|„([^“”\n]*)[“”]|「([^」\n]*)」|『([^』\n]*)』|`([^`\n]*)`'
 )
 #: What a caption writes in place of text that it cannot read or leaves out.
 _GAP = re.compile(r"\[[a-z ]+\]|\.{3}|…")
@@ -44,8 +44,13 @@ _MARKS = str.maketrans(
 def quoted_in(caption: str) -> list[str]:
     """Return the passages that a caption quotes: in quotation marks or backticks, and lines of code."""
     lines = [line for block in _FENCE.findall(caption) for line in block.splitlines()]
-    passages = [next(filter(None, groups)) for groups in _QUOTE.findall(_FENCE.sub("\n", caption))]
+    passages = [next(filter(None, groups), "") for groups in _QUOTE.findall(_FENCE.sub("\n", caption))]
     return [each for each in dict.fromkeys(lines + passages) if any(_pieces(each))]
+
+
+def without_quotes(text: str) -> str:
+    """Return the text with a blank in place of each passage that it quotes, and of each block of code."""
+    return _QUOTE.sub(" ", _FENCE.sub(" ", text))
 
 
 def text_checks(
@@ -83,8 +88,13 @@ def text_coverage(checks: JsonObject | None) -> float | None:
 
 
 def claim_support(checks: JsonObject | None) -> float | None:
-    """Return the share of a caption's claims that were kept; None where none was asked about."""
-    counts = [(checks or {}).get(name, 0) for name in ("kept", "unsure", "dropped")]
+    """Return the share of a caption's claims that were kept; None where it has none that was asked about.
+
+    A rewritten caption no longer has those that were dropped.
+    """
+    found = checks or {}
+    left = ("kept", "unsure") if found.get("is_rewritten") else ("kept", "unsure", "dropped")
+    counts = [found.get(name, 0) for name in left]
     return counts[0] / sum(counts) if sum(counts) else None
 
 

@@ -23,8 +23,8 @@ from capflow_tasks.captioning.guard import Guard
 from capflow_tasks.captioning.heartbeat import Heartbeat
 from capflow_tasks.captioning.pause import Pause
 from capflow_tasks.captioning.surge import Surge
-from capflow_tasks.captioning.verification import VERIFIER
 from capflow_tasks.domains.catalogue import Catalogue
+from capflow_tasks.domains.verifier import VERIFIER
 from capflow_tasks.engine.interface import Engine
 from capflow_tasks.errors import (
     BadAnswer,

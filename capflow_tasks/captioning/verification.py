@@ -7,18 +7,17 @@ calls share the prefix of the captioner's own call, system line and media, which
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from capflow_tasks.captioning import quotes
 from capflow_tasks.domains import prompts
 from capflow_tasks.domains.verifier import SENTENCES, Verifier
-from capflow_tasks.records import Completion, JsonObject, Sampling
+from capflow_tasks.records import Completion, JsonObject, Sampling, rounded
 from capflow_tasks.store.tables import storable
 
-#: The agent whose answer is the list of claims with what became of them.
-VERIFIER = "verifier"
 #: The claims that are asked about, at most, and the longest of them, characters.
 MOST_CLAIMS, _MOST_CHARACTERS = 60, 300
 _YES, _NO = "yes", "no"
@@ -26,8 +25,10 @@ _YES, _NO = "yes", "no"
 _LISTING = Sampling(max_tokens=2048, temperature=0.0)
 _ANSWERING = Sampling(max_tokens=1, temperature=0.0)
 #: A sentence, or a part of one before a semicolon, with the blanks behind it. A sign inside of a number or a
-#: name, where no blank follows, ends none.
-_SENTENCE = re.compile(r"\S.*?(?:[.!?;。！？；]\s+|\Z)", re.DOTALL)
+#: name, where no blank follows, ends none; the signs of scripts without blanks always end one.
+_SENTENCE = re.compile(r"\S.*?(?:[.!?;]\s+|[。！？；][」』”’）]*\s*|\Z)", re.DOTALL)
+#: The sign that ends a caption whose last sentence went on behind a semicolon.
+_STOPS = str.maketrans(";；", ".。")
 
 
 class Verdict(StrEnum):
@@ -44,7 +45,7 @@ class Question:
     #: None for what the captioner's own sampling is right for.
     sampling: Sampling | None
     choices: tuple[str, ...] = ()
-    schema: JsonObject | None = None
+    schema: Mapping[str, Any] | None = None
     has_media: bool = True
     #: The claim that it asks about, by number.
     claim: int | None = None
@@ -58,8 +59,12 @@ class Verification:
     caption: str
     #: What it quotes and nobody read in its pictures.
     unsupported_quotes: Sequence[str] = ()
+    #: JSON schema of the caption; None for text.
+    schema: Mapping[str, Any] | None = None
     #: The caption without what was denied; None while it is as it was.
     rewritten: str | None = None
+    #: What the rewrite says, where it is JSON.
+    data: JsonObject | None = None
     #: Of all calls.
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -95,18 +100,21 @@ class Verification:
             claims=self._dropped,
             quotes=self.unsupported_quotes,
         )
-        return [Question(rewriting, None)]
+        return [Question(rewriting, None, schema=self.schema)]
 
-    def take(self, question: Question, answer: Completion | None) -> None:
-        """Take the answer to a question; None, or a rewrite without text, where there is no usable one."""
+    def take(self, question: Question, answer: Completion | None, data: JsonObject | None = None) -> None:
+        """Take the answer to a question; None, or a rewrite without text, where there is no usable one.
+
+        `data` is what a rewrite of JSON says.
+        """
         if answer:
             self._count(answer)
         if question.claim is not None:
             self._shares[question.claim] = answer.probabilities.get(_YES) if answer else None
-        elif question.schema is not None:
+        elif self._claims is None:
             self._claims = _claims_in(answer.text) if answer else []
         elif answer:
-            self.rewritten = answer.text or None
+            self.rewritten, self.data = answer.text or None, data
 
     def _count(self, answer: Completion) -> None:
         self.prompt_tokens += answer.prompt_tokens
@@ -118,7 +126,7 @@ class Verification:
     def found(self) -> JsonObject:
         """The claims with what became of each, and the caption as it was."""
         claims = [
-            {"claim": claim, "yes": _rounded(self._shares.get(number)), "verdict": self._verdict(number)}
+            {"claim": claim, "yes": rounded(self._shares.get(number)), "verdict": self._verdict(number)}
             for number, claim in enumerate(self._claims or ())
         ]
         return {"claims": claims, "draft": self.caption if self.rewritten else None}
@@ -159,7 +167,8 @@ class Verification:
             for sentence in _SENTENCE.findall(self.caption)
             if _bare(sentence) not in denied and unread.isdisjoint(quotes.quoted_in(sentence))
         ]
-        self.rewritten = re.sub(r"[;；]\Z", ".", "".join(left).strip()) or None
+        text = "".join(left).strip()
+        self.rewritten = text[:-1] + text[-1:].translate(_STOPS) or None
 
 
 _CLAIMS: JsonObject = {
@@ -193,7 +202,3 @@ def _claims_in(text: str) -> list[str]:
         else []
     )
     return list(dict.fromkeys(filter(None, texts)))[:MOST_CLAIMS]
-
-
-def _rounded(share: float | None) -> float | None:
-    return None if share is None else round(share, 4)

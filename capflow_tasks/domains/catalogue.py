@@ -19,7 +19,7 @@ from pydantic import BeforeValidator, Field, StringConstraints
 from pydantic.dataclasses import dataclass
 
 from capflow_tasks.domains.schemas import answer_faults, closed
-from capflow_tasks.domains.verifier import Verifier, VerifierKeys, read_verifier
+from capflow_tasks.domains.verifier import VERIFIER, Verifier, VerifierKeys, cutting_faults, read_verifier
 from capflow_tasks.domains.workflows import EXAM, RESHAPED
 from capflow_tasks.domains.yaml_file import Keys, Text, placeholder_faults, read_yaml
 from capflow_tasks.errors import WorkflowError
@@ -196,11 +196,13 @@ def load_catalogue(
         f"{defaults['file']}: router: {fault}" for fault in _agent_faults("router", defaults["router"], {})
     )
     again_faults = [f"again: {fault}" for fault in placeholder_faults(defaults["again"], _AGAIN, _AGAIN)]
-    verifier, verifier_faults = read_verifier(defaults.get("verify", {}), workflow == Workflow.VERIFIED)
+    verifier_keys = defaults.get("verify", {})
+    verifier, verifier_faults = read_verifier(verifier_keys, workflow == Workflow.VERIFIED)
     faults += (f"{defaults['file']}: {fault}" for fault in again_faults + verifier_faults)
+    faults += cutting_faults(verifier_keys, sources)
     if faults:
         raise WorkflowError("\n".join(faults))
-    domains = tuple(_domain(keys, defaults["system"]) for keys in sources)
+    domains = tuple(_domain(keys, defaults["system"], verifier) for keys in sources)
     images = [domain for domain in domains if domain.modality is Modality.IMAGE]
     routed = [[domain.name, domain.description, *domain.subdomains] for domain in images]
     router = _agent("router", defaults["router"], (), [defaults["system"], routed])
@@ -393,6 +395,8 @@ def _agent_faults(name: str, keys: JsonObject, earlier: Mapping[str, Stage]) -> 
     if missing:
         yield f"{missing[0]}: missing here and in _defaults.yaml; add it, or correct the agent's name"
         return
+    if name == VERIFIER:
+        yield "the name is that of the list of a caption's claims; choose another"
     stage, order = Stage(keys["stage"]), list(Stage)
     if (stage is Stage.ROUTE) != (name == "router"):
         yield "stage: route belongs to the router alone; use perceive, reason, summarize or score"
@@ -453,10 +457,13 @@ def _prompt_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
     yield from (f"prompt: {fault}" for fault in placeholder_faults(keys["prompt"], known, needed))
 
 
-def _domain(keys: JsonObject, system: str) -> Domain:
+def _domain(keys: JsonObject, system: str, verifier: Verifier | None) -> Domain:
     agents: tuple[Agent, ...] = ()
+    captioner = [name for name, merged in keys["merged"].items() if merged["stage"] == Stage.SUMMARIZE][-1]
     for name, merged in keys["merged"].items():
-        agents += (_agent(name, merged, agents, [system, keys["name"]]),)
+        is_verified = name == captioner and merged.get("media", True)
+        verified = [verifier.digest] if verifier and is_verified else []
+        agents += (_agent(name, merged, agents, [system, keys["name"], *verified]),)
     digest = _digest(keys["name"], [agent.digest for agent in agents])
     return Domain(**keys | {"agents": agents, "digest": digest})
 

@@ -90,7 +90,7 @@ class ModelSize:
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class MemoryEstimate:
     """How one model's memory is divided; bytes are those of each GPU."""
 
     gpus: Gpus
@@ -126,7 +126,7 @@ class Estimate:
         return usual, largest
 
 
-def estimate(settings: Settings, model: ModelSize, config: dict[str, Any], gpus: Gpus) -> Estimate:
+def estimate(settings: Settings, model: ModelSize, config: dict[str, Any], gpus: Gpus) -> MemoryEstimate:
     """Divide the memory of each of these GPUs for one model with these settings."""
     largest_request, arguments, count = demand.demand_of(settings), settings.engine_args, gpus.count
     requests, tokens = gpus.step_limits
@@ -141,7 +141,7 @@ def estimate(settings: Settings, model: ModelSize, config: dict[str, Any], gpus:
     )
     encoded = max(tokens, largest, video * largest_request.videos)
     work = tokens * model.hidden * 2 * _VECTORS // count + encoded * _VISION_BYTES
-    return Estimate(
+    return MemoryEstimate(
         gpus,
         int(gpus.memory_mib * 2**20 * share),
         model.weight_bytes // count,

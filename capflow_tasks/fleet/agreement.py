@@ -11,9 +11,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from capflow_tasks.domains.catalogue import load_workflow
+from capflow_tasks.domains.workflows import EXAM
 from capflow_tasks.errors import SettingsError
 from capflow_tasks.media import ocr
-from capflow_tasks.records import JsonObject, Workflow
+from capflow_tasks.records import JsonObject, Stage, Workflow
 from capflow_tasks.settings import Settings
 from capflow_tasks.store.claims import Rival
 
@@ -47,10 +48,11 @@ def traits_of(settings: Settings, queues: Collection[str]) -> JsonObject:
     shared: JsonObject = {
         "code": _code_digest(),
         "domains": _domains_digest(settings),
-        "ocr": ocr.version() if settings.ocr_processes else None,
         **{f"CAPFLOW_{name.upper()}": _plain(getattr(settings, name)) for name in _SHAPING},
     }
-    return {queue: {"model": settings.model_of(queue), **shared} for queue in queues}
+    # Pictures are read where the stage perceive is served.
+    read = {settings.queue_of(Stage.PERCEIVE): ocr.version() if settings.ocr_processes else None}
+    return {queue: {"model": settings.model_of(queue), "ocr": read.get(queue), **shared} for queue in queues}
 
 
 def broker_identity(url: str) -> str:
@@ -83,7 +85,7 @@ def _plain(value: object) -> object:
 
 def _domains_digest(settings: Settings) -> str:
     load = partial(load_workflow, folder=settings.domains, language=settings.language)
-    catalogues = [load(workflow) for workflow in Workflow]
+    catalogues = [load(workflow) for workflow in (*Workflow, EXAM)]
     parts = [[each.router.digest, *sorted(domain.digest for domain in each.domains)] for each in catalogues]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 

@@ -305,7 +305,7 @@ class EngineStep(bootsteps.StartStopStep):
         files = decoders.shared_video_files(settings.video_decoders)
         windows = video.Windows(budget.budget_of(settings), files)
         _controller = worker
-        tools = {name: tool for name, tool in _tools(settings).items() if Stage.PERCEIVE in engines}
+        tools = _tools(settings) if Stage.PERCEIVE in engines else {}
         self._started += tools.values()
         _runner = StageRunner(
             claims.BatchStore(store), workflow_of, engines, heartbeat, settings, windows, tools

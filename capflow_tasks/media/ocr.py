@@ -19,10 +19,10 @@ from capflow_tasks.errors import SampleError
 from capflow_tasks.media.budget import MediaBudget
 from capflow_tasks.media.children import ChildProcesses
 from capflow_tasks.media.pictures import load_image
-from capflow_tasks.records import MediaRef, Modality, ToolAnswer
+from capflow_tasks.records import TEXT_READER, MediaRef, Modality, ToolAnswer
 
 #: The package that reads, and the one that runs its models.
-_PACKAGES = ("rapidocr", "onnxruntime")
+_PACKAGES = (TEXT_READER, "onnxruntime")
 #: What to do where one is missing.
 REMEDY = "install RapidOCR (pip install '.[ocr]'), or set CAPFLOW_OCR_PROCESSES=0"
 #: Lines read with at least this confidence count as surely written there.
@@ -114,7 +114,7 @@ class TextReader(ChildProcesses):
             error = str(raised)
         seconds = monotonic() - began
         found: dict[str, Any] = {"pictures": data} if error is None else {"error": error}
-        return ToolAnswer("" if error else _joined(texts), found, _PACKAGES[0], version() or "", seconds)
+        return ToolAnswer("" if error else _joined(texts), found, TEXT_READER, version() or "", seconds)
 
 
 def _joined(texts: Sequence[str]) -> str:

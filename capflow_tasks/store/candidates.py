@@ -14,7 +14,7 @@ from capflow_tasks.records import Result, Stage
 from capflow_tasks.store import tables
 from capflow_tasks.store.states import CandidatePolicy, Claim, RetryPolicy, SampleState
 from capflow_tasks.store.statistics import query
-from capflow_tasks.store.tables import AgentResult, Refused, Sample
+from capflow_tasks.store.tables import FORGOTTEN, AgentResult, Refused, Run, Sample
 
 #: The stages in which each candidate has answers of its own.
 STAGES = (Stage.SUMMARIZE, Stage.SCORE)
@@ -70,11 +70,12 @@ def settle(connection: sa.Connection, claim: Claim, retry: RetryPolicy) -> dict[
     `summarize` for another candidate. A sample whose further candidate failed for good is done with an
     earlier one. Reads no result of samples that can have one candidate only.
     """
+    policy = _policy_now(connection, claim.run_id)
     has_failed = sa.and_(Sample.state == SampleState.FAILED, Sample.candidate > 1, ~will_retry(retry))
     unsettled = sa.select(Sample.id, Sample.state, Sample.candidate).where(
         Sample.batch_id == claim.batch_id, sa.or_(Sample.state == SampleState.PENDING, has_failed)
     )
-    if claim.candidates.most == 1:
+    if policy.most == 1:
         further = sa.exists().where(AgentResult.sample_id == Sample.id, AgentResult.candidate > 1)
         unsettled = unsettled.where(sa.or_(Sample.candidate > 1, further))
     if not (samples := connection.execute(unsettled).all()):
@@ -89,7 +90,7 @@ def settle(connection: sa.Connection, claim: Claim, retry: RetryPolicy) -> dict[
         tokens = refused.get(sample.id, 0) + sum(map(_tokens, results[sample.id]))
         if Stage.SCORE in claim.stages and (ungraded := _ungraded_after(sample.candidate, written)):
             number, going_on[sample.id] = ungraded, Stage.SCORE
-        elif sample.state is SampleState.PENDING and _is_wanting(written, sample.candidate, tokens, claim):
+        elif sample.state is SampleState.PENDING and _is_wanting(written, sample.candidate, tokens, policy):
             number, going_on[sample.id] = max(sample.candidate, *written) + 1, Stage.SUMMARIZE
         if (sample.state, sample.candidate) != (SampleState.PENDING, number):
             following[sample.id] = number
@@ -111,9 +112,19 @@ def will_retry(retry: RetryPolicy) -> sa.ColumnElement[bool]:
     return sa.and_(Sample.is_retryable, Sample.attempts < retry.max_attempts)
 
 
-def _is_wanting(written: Mapping[int, Sequence[Result]], candidate: int, tokens: int, claim: Claim) -> bool:
+def _policy_now(connection: sa.Connection, run_id: int) -> CandidatePolicy:
+    """Return the run's policy, which may have changed since the claim.
+
+    The lock lets a change that is on its way come first; a later one finds the samples of this transaction.
+    """
+    run = sa.select(Run.candidates, Run.min_overall, Run.token_budget).where(Run.id == run_id)
+    return CandidatePolicy(*connection.execute(run.with_for_update(read=True, key_share=True)).one())
+
+
+def _is_wanting(
+    written: Mapping[int, Sequence[Result]], candidate: int, tokens: int, policy: CandidatePolicy
+) -> bool:
     """Return whether the best caption is below the bar, and the sample may have another one."""
-    policy = claim.candidates
     may_have_more = max(candidate, *written) < policy.most
     has_budget = policy.token_budget is None or tokens < policy.token_budget
     return may_have_more and has_budget and 0 < overall_of(written[best_of(written)]) < policy.min_overall
@@ -134,10 +145,11 @@ def _tokens(result: Result) -> int:
 
 
 def _refused_tokens(connection: sa.Connection, sample_ids: Sequence[int]) -> dict[int, int]:
-    """Return by sample what answers took that were thrown away, and not counted with a later result."""
+    """Return by sample what answers took that were refused, and not counted with a later result."""
     spent = sa.func.sum(Refused.prompt_tokens + Refused.completion_tokens)
-    spent_by = sa.select(Refused.sample_id, spent).where(Refused.sample_id.in_(sample_ids))
-    rows = connection.execute(spent_by.group_by(Refused.sample_id)).all()
+    are_refused = (Refused.sample_id.in_(sample_ids), Refused.outcome != FORGOTTEN)
+    spent_by = sa.select(Refused.sample_id, spent).where(*are_refused).group_by(Refused.sample_id)
+    rows = connection.execute(spent_by).all()
     return {sample_id: int(tokens) for sample_id, tokens in rows}
 
 

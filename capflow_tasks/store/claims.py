@@ -18,7 +18,6 @@ from capflow_tasks.store import candidates, states, tables
 from capflow_tasks.store.states import (
     STAGE_ORDER,
     BatchState,
-    CandidatePolicy,
     Claim,
     Outcome,
     PendingSample,
@@ -78,7 +77,6 @@ class BatchStore(tables.Store):
             .returning(Shard.root, Shard.modality, Shard.run_id, Run.stages, Run.min_confidence)
             .returning(Run.name.label("run"), Shard.id.label("shard_id"), Run.workflow)
             .returning(Run.accepted_failures)
-            .returning(Run.candidates, Run.min_overall, Run.token_budget)
         )
         with self.engine.begin() as connection:
             row = connection.execute(takes).one_or_none()
@@ -86,8 +84,6 @@ class BatchStore(tables.Store):
                 return _not_claimed(connection, batch_id, stage)
         values = row._asdict() | {"stages": tuple(map(Stage, row.stages))}
         values["accepted_failures"] = frozenset(row.accepted_failures)
-        policy = (values.pop(name) for name in ("candidates", "min_overall", "token_budget"))
-        values["candidates"] = CandidatePolicy(*policy)
         return Claim(batch_id=batch_id, stage=stage, owner=owner, **values)
 
     def pending_samples(self, batch_id: int) -> list[PendingSample]:

@@ -136,7 +136,7 @@ class EditStore(tables.Store):
                 return False
             for sample_id, new in samples.items():
                 connection.execute(sa.update(Sample).where(Sample.id == sample_id).values(**_values(new)))
-            connection.execute(sa.delete(AgentResult).where(is_among(AgentResult.sample_id, samples)))
+            tables.forget_results(connection, is_among(AgentResult.sample_id, samples))
             if stage is not None:
                 if batch.state is not BatchState.DONE:
                     stage = min(stage, batch.next_stage, key=STAGE_ORDER.__getitem__)

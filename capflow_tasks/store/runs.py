@@ -359,7 +359,7 @@ class RunStore(tables.Store):
         with self.engine.begin() as connection:
             opened_samples = connection.execute(opens).all()
             answers = tables.is_among(AgentResult.sample_id, [row.id for row in opened_samples])
-            connection.execute(sa.delete(AgentResult).where(answers, AgentResult.stage != Stage.ROUTE))
+            tables.forget_results(connection, answers, AgentResult.stage != Stage.ROUTE)
             stages = connection.execute(sa.select(Run.stages).where(Run.id == run_id)).scalar_one()
             batches = tables.is_among(Batch.id, {row.batch_id for row in opened_samples})
             connection.execute(sa.update(Batch).where(batches).values(next_stage=stages[0], **opened()))

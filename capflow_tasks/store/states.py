@@ -220,8 +220,6 @@ class Claim:
     workflow: str = Workflow.STANDARD
     #: Kinds of failures that are right in this run, however many there are.
     accepted_failures: frozenset[str] = frozenset()
-    #: When a sample gets another caption.
-    candidates: CandidatePolicy = ONE_CANDIDATE
 
     def holds(self, route: Route | None) -> bool:
         """Return whether a sample with this route is held."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from sqlalchemy import Engine, TextClause, func, select, text
 
-from capflow_tasks.records import GuardOutcome, Rule, Stage
+from capflow_tasks.records import TEXT_READER, GuardOutcome, Rule, Stage
 from capflow_tasks.store import figures
 from capflow_tasks.store.states import STAGE_ORDER, BatchState, SampleState, Tally
 from capflow_tasks.store.tables import Shard, Store
@@ -77,13 +77,13 @@ class Statistics(Store):
         """
         found = [
             figures.Usage(tokens=_tokens(row), **row | {"stage": Stage(row["stage"])})
-            for row in self._ask("usage", run_id=run_id)
+            for row in self._ask("usage", run_id=run_id, text_reader=TEXT_READER)
         ]
         return sorted(found, key=lambda usage: (STAGE_ORDER[usage.stage], usage.model, usage.worker))
 
     def rates(self, run_id: int, batches: int = 1000) -> figures.Rates:
         """What the captioned samples of the batches that finished last took, by domain."""
-        rows, seconds = self._ask("rates", run_id=run_id, batches=batches), 0.0
+        rows, seconds = self._ask("rates", run_id=run_id, batches=batches, text_reader=TEXT_READER), 0.0
         by_domain: defaultdict[tuple[str | None, int], list[figures.Usage]] = defaultdict(list)
         for row in rows:
             seconds = row.pop("fleet_seconds")
@@ -99,7 +99,8 @@ class Statistics(Store):
 
         Fewer than the least are computed where samples share media, or their prefix was cached before.
         """
-        (row,) = self._ask("prompt_economy", run_id=run_id, batches=batches)
+        values = {"run_id": run_id, "batches": batches, "text_reader": TEXT_READER}
+        (row,) = self._ask("prompt_economy", **values)
         return figures.PromptEconomy(**row)
 
     def failures(self, run_id: int) -> list[figures.FailureKind]:
@@ -137,7 +138,7 @@ class Statistics(Store):
 
     def text(self, run_id: int) -> figures.TextFigures | None:
         """What was read in pictures, and how far captions agree with it. Reads all results."""
-        (row,) = self._ask("text", run_id=run_id)
+        (row,) = self._ask("text", run_id=run_id, text_reader=TEXT_READER)
         return figures.TextFigures(**row) if row["read"] or row["unread"] else None
 
     def claims(self, run_id: int) -> figures.ClaimFigures | None:

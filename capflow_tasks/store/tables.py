@@ -259,8 +259,12 @@ class AgentResult(Table):
     created_at: Mapped[datetime] = mapped_column(server_default=sa.func.now())
 
 
+#: The outcome of an answer that was right, and thrown away to be asked for again.
+FORGOTTEN = "forgotten"
+
+
 class Refused(Table):
-    """An answer of a failed sample that was thrown away; its tokens count for costs."""
+    """An answer of a failed sample that was thrown away, or a forgotten one; its tokens count for costs."""
 
     __tablename__ = "refused_answers"
 
@@ -280,6 +284,17 @@ class Refused(Table):
     completion_tokens: Mapped[int]
     seconds: Mapped[float] = mapped_column(REAL)
     created_at: Mapped[datetime] = mapped_column(server_default=sa.func.now())
+
+
+def forget_results(connection: sa.Connection, *which: sa.ColumnElement[bool]) -> None:
+    """Delete these results; what they cost stays, as refused answers that are FORGOTTEN."""
+    kept = {column.name for column in Refused.__table__.columns}
+    names = [column.name for column in AgentResult.__table__.columns if column.name in kept]
+    costs = sa.select(*(getattr(AgentResult, name) for name in names), sa.literal(FORGOTTEN))
+    # A tool takes no tokens.
+    costs = costs.where(*which, AgentResult.prompt_tokens + AgentResult.completion_tokens > 0)
+    connection.execute(sa.insert(Refused).from_select([*names, "outcome"], costs))
+    connection.execute(sa.delete(AgentResult).where(*which))
 
 
 def is_among(column: Any, ids: Iterable[int]) -> sa.ColumnElement[bool]:

@@ -11,7 +11,7 @@ import click
 from producer.cli import options as cli
 
 if TYPE_CHECKING:
-    from producer.agreement import Comparison
+    from producer.agreement import JudgeComparison
 
 
 @click.command(cls=cli.Command, exit_codes=(2,), exit_meanings={0: "compared"})
@@ -41,7 +41,7 @@ def agreement(first: Path, second: Path, as_json: bool) -> None:
         _show(found)
 
 
-def _as_json(found: Comparison) -> dict[str, object]:
+def _as_json(found: JudgeComparison) -> dict[str, object]:
     dimensions = {
         name: {
             "captions": each.captions,
@@ -55,7 +55,7 @@ def _as_json(found: Comparison) -> dict[str, object]:
     return counts | {"dimensions": dimensions}
 
 
-def _show(found: Comparison) -> None:
+def _show(found: JudgeComparison) -> None:
     from rich.console import Console
 
     from producer.console import count, percent, table

@@ -120,7 +120,7 @@ def compare(
         for arm in parsed:
             _caption(arm, own_plan, output, settings, stopping, batch_size, as_json)
         with database(settings) as url, reading(url) as engine:
-            found = [arm_module.collect(engine, arm, output, drawn, prices) for arm in parsed]
+            found = [arm_module.collect(engine, arm, output, settings, drawn, prices) for arm in parsed]
         answers = _answers(reading_settings, output, found, drawn, asked, stopping, batch_size)
     compared = Comparison(found, drawn, answers, criteria, seed)
     page = write_page(compared, output / "page", options["processes"])

@@ -9,8 +9,9 @@ from threading import Event
 
 from sqlalchemy import Engine
 
+from capflow_tasks.domains.catalogue import load_workflow
 from capflow_tasks.errors import BadEntry, UserError
-from capflow_tasks.records import MOST_CANDIDATES, FinishedSample, Workflow
+from capflow_tasks.records import MOST_CANDIDATES, FinishedSample, Stage, Workflow
 from capflow_tasks.settings import Settings
 from capflow_tasks.store.states import CandidatePolicy, SampleState
 from capflow_tasks.store.statistics import Statistics
@@ -36,11 +37,15 @@ class Arm:
     #: The run that there is already, or its plan.
     run: str | None = None
 
-    def run_name(self, output: Path) -> str:
-        """Return the run's name: another one for another model or workflow under the same name."""
-        if self.run is not None:
-            return self.run
-        said = f"{output.resolve()}\n{self.workflow}\n{self.model}"
+    def run_name(self, output: Path, settings: Settings) -> str:
+        """Return the run's name: another one for another model, workflow or prompt under the same name."""
+        if self.workflow is None:
+            return self.run or self.name
+        catalogue = load_workflow(self.workflow, settings.domains, settings.language)
+        prompts = [catalogue.router.digest, *(domain.digest for domain in catalogue.domains)]
+        own = settings_of(self, settings)
+        models = [own.model_of(own.queue_of(stage)) for stage in Stage]
+        said = f"{output.resolve()}\n{self.workflow}\n{models}\n{prompts}"
         return f"eval-{self.name}-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
 
 
@@ -99,7 +104,7 @@ def caption(
     """Caption what the arm has not captioned yet; None for a run that there is already."""
     if arm.workflow is None:
         return None
-    name = arm.run_name(output)
+    name = arm.run_name(output, settings)
     most = CandidatePolicy(MOST_CANDIDATES.get(arm.workflow, 1))
     order = Order(plan, output / "captions" / name, name, batch_size, workflow=arm.workflow, candidates=most)
     return CaptionRun(order, settings_of(arm, settings)).run(stopping)
@@ -117,9 +122,11 @@ class ArmSamples:
     usd_per_1000: float | None
 
 
-def collect(engine: Engine, arm: Arm, output: Path, samples: Sequence[Drawn], prices: Prices) -> ArmSamples:
+def collect(
+    engine: Engine, arm: Arm, output: Path, settings: Settings, samples: Sequence[Drawn], prices: Prices
+) -> ArmSamples:
     """Find the samples in the arm's run, which is read until all are found. Raises UserError."""
-    run = find_run(engine, arm.run_name(output))
+    run = find_run(engine, arm.run_name(output, settings))
     found = finished_of(engine, run.id, samples)
     usd = cost_of(Statistics(engine).usage(run.id), prices).per(run.tally.done)
     return ArmSamples(arm, run.name, found, None if usd is None else usd * 1000)

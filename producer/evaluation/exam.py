@@ -81,24 +81,33 @@ class Exam:
 
     def _write(self, name: str, root: str, asked: Sequence[Asked]) -> PlanShard:
         """Write the questions as an annotation file, whose content tells its shard from earlier ones."""
-        path, entries = self._folder / f"{name}.jsonl", [_entry(each) for each in asked]
+        path, entries = self._folder / f"{name}.jsonl", [_entry(self._catalogue, each) for each in asked]
         write_lines(path, entries)
         digest = blake2b(b"".join(map(json_line, entries)), digest_size=16).hexdigest()
         return PlanShard(name, str(path), root, None, Modality.IMAGE, 0, len(asked), 0, 1, 0, version=digest)
 
 
-def _entry(asked: Asked) -> JsonObject:
+def _entry(catalogue: Catalogue, asked: Asked) -> JsonObject:
     media: JsonObject = {}
     for kind, path in asked.sample.media:
         media.setdefault(f"{kind}s", []).append(path)
     question = asked.question
     choices = [*question.choices, CANNOT_TELL]
     return media | {
-        "task": asked.domain,
+        "task": domain_for(catalogue, asked),
         "caption": asked.caption,
         "question": question.text,
         "choices": choices,
     }
+
+
+def domain_for(catalogue: Catalogue, asked: Asked) -> str:
+    """Return the domain whose agents answer: for one that only an arm has, the first of its modality."""
+    modalities = {domain.name: domain.modality for domain in catalogue.domains}
+    if asked.domain in modalities:
+        return asked.domain
+    kind, _ = asked.sample.media[0]
+    return next(name for name, modality in modalities.items() if modality is kind)
 
 
 def _read(catalogue: Catalogue, shard: PlanShard, start_idx: int) -> Iterator[NewSample]:

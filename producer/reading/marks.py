@@ -53,7 +53,7 @@ class Marks:
     def __init__(self, path: Path) -> None:
         self._by_key = {each.key: each for each in _read(path)}
 
-    def of(self, media: Iterable[str], caption: str | None) -> Mark | None:
+    def of(self, media: Iterable[str], caption: str | JsonObject | None) -> Mark | None:
         """Return the mark of this caption of these media; None without one."""
         marked = self._by_key.get(mark_key(media, caption))
         return None if marked is None else marked.mark
@@ -65,13 +65,13 @@ class Marks:
 
 def key_of_sample(sample: FinishedSample) -> str:
     """Name the caption that the sample has."""
-    captions = [each.text for each in sample.results if each.stage is Stage.SUMMARIZE]
+    captions = [each.data or each.text for each in sample.results if each.stage is Stage.SUMMARIZE]
     return mark_key(media_in(sample.entry), captions[-1] if captions else None)
 
 
-def mark_key(media: Iterable[str], caption: str | None) -> str:
-    """Name a caption of these media, whatever run, shard or file holds it."""
-    parts = json.dumps([sorted(set(media)), caption])
+def mark_key(media: Iterable[str], caption: str | JsonObject | None) -> str:
+    """Name a caption of these media, whatever run, shard or file holds it; one of JSON by what it says."""
+    parts = json.dumps([sorted(set(media)), caption], sort_keys=True)
     return blake2b(parts.encode(), digest_size=8).hexdigest()
 
 

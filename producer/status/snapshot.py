@@ -7,7 +7,7 @@ from time import monotonic
 from typing import Any
 
 from capflow_tasks.errors import REFUSED_KINDS
-from capflow_tasks.records import JsonObject, Stage
+from capflow_tasks.records import JsonObject, Stage, rounded
 from capflow_tasks.store import figures
 from capflow_tasks.store.statistics import Statistics
 from producer.cost import Cost, Prices, cost_of
@@ -133,12 +133,12 @@ def run_document(snapshot: Snapshot) -> JsonObject:
     activity, throughput = snapshot.activity, snapshot.activity.throughput
     return {
         **_run(run),
-        "eta_seconds": _rounded(snapshot.eta_seconds),
+        "eta_seconds": rounded(snapshot.eta_seconds),
         "pace": {
-            "seconds": _rounded(throughput.seconds),
-            "samples_per_second": _rounded(throughput.samples_per_second),
-            "tokens_per_second": _rounded(throughput.tokens_per_second),
-            "prefix_hit_rate": _rounded(throughput.tokens.prefix_hit_rate),
+            "seconds": rounded(throughput.seconds),
+            "samples_per_second": rounded(throughput.samples_per_second),
+            "tokens_per_second": rounded(throughput.tokens_per_second),
+            "prefix_hit_rate": rounded(throughput.tokens.prefix_hit_rate),
         },
         "workers": _workers(activity.workers),
         "by_shard": [_flat(shard) for shard in totals.shards],
@@ -149,8 +149,8 @@ def run_document(snapshot: Snapshot) -> JsonObject:
         ],
         "tokens": _tokens(figures.total_tokens(totals.usages))
         | {
-            "computed_prompt_per_sample": _rounded(totals.economy.computed_per_sample),
-            "minimum_prompt_per_sample": _rounded(totals.economy.minimum_per_sample),
+            "computed_prompt_per_sample": rounded(totals.economy.computed_per_sample),
+            "minimum_prompt_per_sample": rounded(totals.economy.minimum_per_sample),
         },
         "grades": {
             "judged": totals.judged,
@@ -177,8 +177,8 @@ def run_document(snapshot: Snapshot) -> JsonObject:
                 {
                     "model": each.model,
                     "usd": each.usd,
-                    "worker_seconds": _rounded(each.worker_seconds),
-                    "gpu_seconds": _rounded(each.gpu_seconds),
+                    "worker_seconds": rounded(each.worker_seconds),
+                    "gpu_seconds": rounded(each.gpu_seconds),
                 }
                 for each in cost.models
             ],
@@ -213,7 +213,7 @@ def _stage(stage: figures.StageFigures, usages: Sequence[figures.Usage]) -> Json
         "stage": stage.stage,
         **{str(state): count for state, count in stage.by_state.items()},
         "answers": sum(usage.answers for usage in own),
-        "seconds": _rounded(sum(usage.seconds for usage in own)),
+        "seconds": rounded(sum(usage.seconds for usage in own)),
         **_tokens(figures.total_tokens(own)),
     }
 
@@ -244,7 +244,7 @@ def _text(text: figures.TextFigures | None) -> JsonObject | None:
     if text is None:
         return None
     shares = {"quote_support": text.quote_support, "text_coverage": text.text_coverage}
-    return asdict(text) | {name: _rounded(share) for name, share in shares.items()}
+    return asdict(text) | {name: rounded(share) for name, share in shares.items()}
 
 
 def _claims(claims: figures.ClaimFigures | None) -> JsonObject | None:
@@ -254,8 +254,8 @@ def _claims(claims: figures.ClaimFigures | None) -> JsonObject | None:
 def _kept(kept: Kept) -> JsonObject:
     return {
         **asdict(kept),
-        "keep_rate": _rounded(kept.rate),
-        "tokens_per_accepted": _rounded(kept.tokens_per_accepted),
+        "keep_rate": rounded(kept.rate),
+        "tokens_per_accepted": rounded(kept.tokens_per_accepted),
     }
 
 
@@ -264,7 +264,7 @@ def _tokens(tokens: figures.Tokens) -> JsonObject:
         "prompt_tokens": tokens.prompt,
         "cached_tokens": tokens.cached,
         "completion_tokens": tokens.completion,
-        "prefix_hit_rate": _rounded(tokens.prefix_hit_rate),
+        "prefix_hit_rate": rounded(tokens.prefix_hit_rate),
     }
 
 
@@ -273,11 +273,7 @@ def _workers(workers: Sequence[figures.WorkerFigures]) -> list[JsonObject]:
         asdict(worker)
         | {
             "started_at": worker.started_at.isoformat(timespec="seconds"),
-            "silent_seconds": _rounded(worker.silent_seconds),
+            "silent_seconds": rounded(worker.silent_seconds),
         }
         for worker in workers
     ]
-
-
-def _rounded(number: float | None) -> float | None:
-    return None if number is None else round(number, 4)

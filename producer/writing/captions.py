@@ -7,8 +7,9 @@ and reason, `scores` and `overall` from score. `task` and `confidence` need a do
 where the domain was given.
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,7 +17,7 @@ from typing import Any, BinaryIO
 from capflow_tasks.captioning.answers import errors_named
 from capflow_tasks.captioning.quotes import claim_support, quote_support, text_coverage
 from capflow_tasks.errors import SampleError
-from capflow_tasks.records import FinishedSample, GuardOutcome, JsonObject, PlanShard, Result, Stage
+from capflow_tasks.records import FinishedSample, GuardOutcome, JsonObject, PlanShard, Result, Stage, rounded
 from capflow_tasks.store.candidates import by_candidate
 from capflow_tasks.store.states import SampleState, ShardRow
 from producer.reading.plan import output_name
@@ -30,6 +31,8 @@ ReadSamples = Callable[[int, SampleState], Iterator[FinishedSample]]
 ReadRecords = Callable[[ShardRow], Iterable[JsonObject]]
 
 
+#: What becomes of a caption's claims.
+VERDICTS = ("kept", "unsure", "dropped")
 #: The files of a shard: its captions, and what has none.
 _PARTS = ("", "failed", "held")
 
@@ -134,8 +137,12 @@ def caption_record(sample: FinishedSample, style: ConversationStyle = PLAIN) -> 
 
 
 def _said(result: Result) -> str | JsonObject:
-    """Return what an agent wrote: an object where its domain asks for one."""
-    return result.text if result.data is None else result.data
+    """Return what an agent wrote: an object where its answer is one; a tool's data are not what it says."""
+    if result.data is not None:
+        with suppress(ValueError, RecursionError):
+            if json.loads(result.text, strict=False) == result.data:
+                return result.data
+    return result.text
 
 
 def candidate_records(sample: FinishedSample) -> list[JsonObject]:
@@ -160,18 +167,14 @@ def checks_of(caption: Result) -> JsonObject:
     checks, found = caption.checks or {}, dict[str, Any]()
     if "quotes" in checks:
         found = {
-            "quote_support": _rounded(quote_support(checks)),
-            "text_coverage": _rounded(text_coverage(checks)),
+            "quote_support": rounded(quote_support(checks)),
+            "text_coverage": rounded(text_coverage(checks)),
             "unsupported_quotes": checks["unsupported_quotes"],
         }
     if "kept" in checks:
-        found["claim_support"] = _rounded(claim_support(checks))
-        found["claims"] = {name: checks[name] for name in ("kept", "unsure", "dropped")}
+        found["claim_support"] = rounded(claim_support(checks))
+        found["claims"] = {verdict: checks[verdict] for verdict in VERDICTS}
     return found
-
-
-def _rounded(share: float | None) -> float | None:
-    return None if share is None else round(share, 4)
 
 
 def _judged(results: Sequence[Result]) -> JsonObject:

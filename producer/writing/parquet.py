@@ -15,7 +15,7 @@ from capflow_tasks.errors import SampleError, UserError
 from capflow_tasks.media.addresses import open_media
 from capflow_tasks.media.paths import check_file, file_errors, resolve_media
 from capflow_tasks.records import JsonObject, Modality, Stage
-from producer.writing.captions import Captioned, LeftOut, checks_of, guard_findings
+from producer.writing.captions import VERDICTS, Captioned, LeftOut, checks_of, guard_findings
 from producer.writing.conversations import media_listed
 from producer.writing.whole import whole_file
 
@@ -33,7 +33,7 @@ _MEDIA_COLUMNS = {Modality.IMAGE: ("images", "Image"), Modality.VIDEO: ("videos"
 #: The keys of a caption file's line that are columns as they are.
 _TEXTS = ("caption", "model", "revision", "engine", "sampling", "workflow", "finish_reason")
 #: How far a caption agrees with the text read in its pictures, and with what its media show.
-_SHARES = ("quote_support", "text_coverage", "claim_support")
+SHARES = ("quote_support", "text_coverage", "claim_support")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,8 @@ def schema_of(columns: Columns) -> Any:
         "sampling": text,
         "workflow": text,
         "finish_reason": text,
-        **dict.fromkeys(_SHARES, arrow.float64()),
+        **dict.fromkeys(SHARES, arrow.float64()),
+        "claims": arrow.struct([(verdict, arrow.int32()) for verdict in VERDICTS]),
         "unsupported_quotes": arrow.list_(text),
         "guard": list_of(agent=text, rule=text, outcome=text, evidence=text),
         "entry": text,
@@ -186,11 +187,9 @@ def row_of(each: Captioned) -> JsonObject:
         ],
         "errors": [_text(error) for error in (errors if isinstance(errors, list) else [])],
         **{key: _text(record.get(key)) for key in _TEXTS},
-        **dict.fromkeys(_SHARES),
+        **dict.fromkeys((*SHARES, "claims")),
         "unsupported_quotes": [],
-        **{
-            key: value for each in sample.results for key, value in checks_of(each).items() if key != "claims"
-        },
+        **{key: value for each in sample.results for key, value in checks_of(each).items()},
         "guard": guard_findings(sample.results),
         "entry": _text(sample.entry),
     }

@@ -29,7 +29,7 @@ from capflow_tasks.records import JsonObject, Modality
 from producer.writing.captions import Captioned, ExportedFile, LeftOut
 from producer.writing.conversations import media_listed
 from producer.writing.ownership import OwnFiles
-from producer.writing.parquet import only_fields, row_of
+from producer.writing.parquet import SHARES, only_fields, row_of
 from producer.writing.whole import whole_file
 
 #: Tars that are written at a time, each for samples with other suffixes; then the oldest is ended.
@@ -43,10 +43,10 @@ _Members = dict[str, bytes | str]
 VALUES = (
     *("dataset", "index", "id", "root", "media", "domain", "confidence", "caption", "conversations"),
     *("reports", "scores", "overall", "expected_scores", "errors", "model", "revision", "engine", "sampling"),
-    *("workflow", "finish_reason", "guard", "entry"),
+    *("workflow", "finish_reason", *SHARES, "claims", "unsupported_quotes", "guard", "entry"),
 )
 #: What stands for a value that is not there, where it is not "".
-_ABSENT: JsonObject = {"confidence": 1.0, "overall": 0}
+_ABSENT: JsonObject = {"confidence": 1.0, "overall": 0} | dict.fromkeys(SHARES, -1.0)
 
 
 class Packing:
@@ -111,6 +111,7 @@ def features_of(suffixes: Mapping[str, Modality], fields: Sequence[str]) -> list
     """Return the columns of tars with these suffixes of media, as a data set card writes them."""
     turn = [{"name": "from", "dtype": "string"}, {"name": "value", "dtype": "string"}]
     types = {"index": "int64", "confidence": "float64", "overall": "int64"}
+    types |= dict.fromkeys(SHARES, "float64")
     values = [
         {"name": name, "list": turn}
         if name == "conversations"

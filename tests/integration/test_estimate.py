@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from sqlalchemy import Engine
 
 from capflow_tasks.records import PlanShard, Stage
-from capflow_tasks.store.states import ONE_CANDIDATE, CandidatePolicy
+from capflow_tasks.store.states import ONE_CANDIDATE, CandidatePolicy, Outcome
 from capflow_tasks.store.statistics import Statistics
 from producer.cost import read_prices
-from producer.estimate import Estimate, estimate
-from tests.stores import Fleet, a_shard, some_entries
+from producer.estimate import PlanEstimate, estimate
+from tests.stores import Fleet, a_result, a_shard, some_entries
 
 pytestmark = pytest.mark.integration
 
@@ -26,7 +27,7 @@ def estimated(
     shards: Sequence[PlanShard],
     asked: tuple[str, Sequence[Stage], CandidatePolicy] = STANDARD,
     models: set[str] | None = None,
-) -> Estimate | None:
+) -> PlanEstimate | None:
     left = sum(shard.sample_count for shard in shards)
     return estimate(Statistics(engine), shards, left, asked, models, read_prices())
 
@@ -74,3 +75,18 @@ def test_a_run_that_has_captioned_nothing_tells_nothing(engine: Engine) -> None:
     Fleet(engine, some_entries(4), domain="Natural")
 
     assert estimated(engine, [a_shard(10)]) is None
+
+
+def test_text_that_a_tool_reads_takes_no_model_and_no_tokens(engine: Engine) -> None:
+    fleet = Fleet(engine, some_entries(4), domain="Natural")
+    read = replace(
+        a_result(Stage.PERCEIVE, "recognized_text"), model="rapidocr", prompt_tokens=0, completion_tokens=0
+    )
+    outcomes = [Outcome(each, (a_result(Stage.PERCEIVE), read)) for each in fleet.sample_ids()]
+    fleet.finish(fleet.claim(Stage.PERCEIVE), outcomes)
+    fleet.finish_all(first=Stage.REASON)
+
+    found = estimated(engine, [a_shard(1000)], models={"model"})
+
+    assert found is not None
+    assert found.tokens == 1000 * TOKENS

@@ -244,3 +244,27 @@ def test_answers_that_were_refused_before_a_retry_count_for_the_token_budget(fle
 
     assert fleet.batch().state == BatchState.DONE
     assert [len(sample.others) for sample in fleet.done()] == [0, 2]
+
+
+def test_answers_that_were_forgotten_do_not_count_for_the_token_budget(fleet: Strict) -> None:
+    fleet.allow(most=1)
+    fleet.write(2, 2)
+    store = AnswerStore(fleet.engine)
+    stale = [each for each in store.answers(fleet.run_id) if each.stage is Stage.SUMMARIZE]
+    store.forget(fleet.run_id, stale, {"Natural": {"summarize": ["score"]}}, {"Natural": Stage.SUMMARIZE})
+    fleet.write(3, 1)
+
+    assert fleet.allow(token_budget=27) == 1
+
+
+def test_a_batch_that_a_worker_has_is_settled_by_the_policy_of_its_end(fleet: Strict) -> None:
+    fleet.allow(most=1)
+    fleet.finish(fleet.claim(Stage.SUMMARIZE))
+    claim = fleet.claim(Stage.SCORE)
+    assert fleet.allow(most=3) == 0
+
+    grades = zip(fleet.sample_ids(), (3, 1), strict=True)
+    fleet.finish(claim, [Outcome(each, (graded(Stage.SCORE, 1, overall),)) for each, overall in grades])
+
+    (pending,) = fleet.batches.pending_samples(fleet.batch_ids[0])
+    assert (pending.idx, pending.candidate) == (1, 2)

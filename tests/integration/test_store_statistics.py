@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import Engine, text
 
+from capflow_tasks.domains.verifier import VERIFIER
 from capflow_tasks.errors import AnswerLoop, BadAnswer, MediaMissing
 from capflow_tasks.records import GuardOutcome, JsonObject, RefusedAnswer, Result, Rule, Stage
 from capflow_tasks.store.claims import WorkerStore
+from capflow_tasks.store.edits import EditStore
 from capflow_tasks.store.figures import (
     GradeCount,
     RunState,
@@ -20,7 +22,8 @@ from capflow_tasks.store.figures import (
     total_tokens,
     worker_seconds,
 )
-from capflow_tasks.store.states import BatchState, Outcome, SampleState, Tally
+from capflow_tasks.store.refresh import AnswerStore
+from capflow_tasks.store.states import BatchState, NewSample, Outcome, SampleState, Tally
 from capflow_tasks.store.statistics import Statistics
 from tests.stores import LEASE_SECONDS, Fleet, a_failure, a_result, a_shard, some_entries
 
@@ -359,3 +362,44 @@ def test_the_refused_answers_of_a_sample_that_failed_count_for_tokens_guard_and_
         GuardOutcome.FAILED,
         Tokens(100, 60, 7),
     )
+
+
+@pytest.mark.parametrize("how", ["retry", "edit", "prompts", "media"])
+def test_answers_that_are_thrown_away_to_be_asked_again_still_count_for_tokens(
+    engine: Engine, how: str
+) -> None:
+    fleet, store, statistics = (
+        Fleet(engine, some_entries(2), domain="Natural"),
+        AnswerStore(engine),
+        Statistics(engine),
+    )
+    ids = fleet.sample_ids()
+    fleet.finish_all()
+    spent = total_tokens(statistics.usage(fleet.run_id))
+
+    if how == "retry":
+        fleet.runs.write_again(fleet.run_id, ids[:1])
+    elif how == "edit":
+        EditStore(engine).correct(fleet.batch_ids[0], {ids[0]: NewSample(0, {}, "Natural")}, Stage.PERCEIVE)
+    elif how == "prompts":
+        store.forget(fleet.run_id, store.answers(fleet.run_id), {}, {"Natural": Stage.PERCEIVE})
+    else:
+        store.forget_samples(ids)
+
+    assert fleet.count("results") < 8
+    assert total_tokens(statistics.usage(fleet.run_id)) == spent
+    assert statistics.guard(fleet.run_id) == []
+
+
+def test_claims_and_text_that_a_tool_has_read_are_no_prompts_of_the_sample(engine: Engine) -> None:
+    fleet = Fleet(engine, some_entries(1), domain="Natural")
+    (sample_id,) = fleet.sample_ids()
+    for stage in CALLS:
+        more: tuple[Result, ...] = ()
+        if stage is Stage.PERCEIVE:
+            more = (replace(a_result(stage, "recognized_text"), model="rapidocr", prompt_tokens=0),)
+        elif stage is Stage.SUMMARIZE:
+            more = (replace(a_call(stage), agent=VERIFIER, prompt_tokens=70_000, cached_tokens=60_000),)
+        fleet.finish(fleet.claim(stage), [Outcome(sample_id, (a_call(stage), *more))])
+
+    assert Statistics(engine).prompt_economy(fleet.run_id).minimum == 4600 - 3 * 912

@@ -13,8 +13,8 @@ from sqlalchemy import Engine, text
 
 from capflow_tasks.captioning.heartbeat import Heartbeat
 from capflow_tasks.captioning.stages import StageRunner
-from capflow_tasks.captioning.verification import VERIFIER
 from capflow_tasks.domains.catalogue import Catalogue, load_workflow
+from capflow_tasks.domains.verifier import VERIFIER
 from capflow_tasks.engine.interface import Answer
 from capflow_tasks.errors import EngineDead, RequestTimeout, SampleError
 from capflow_tasks.records import FinishedSample, Request, Stage, Workflow
@@ -35,6 +35,17 @@ CAPTION = "A red van stands left of a lamp. It reads Bakery."
 CLAIMS = {"The van is red.": 0.9, "The lamp is lit.": 0.1, "It reads Bakery.": 0.5}
 REWRITTEN = "A red van stands by a lamp, which reads Bakery in white."
 VERIFIED = load_workflow(Workflow.VERIFIED)
+#: A domain whose caption is JSON.
+TAGGER = """
+name: Natural
+description: Anything
+agents:
+  tagger:
+    stage: summarize
+    prompt: Tag it.
+    answer: json
+    schema: {type: object, properties: {scene: {type: string}, lamp: {type: string}}}
+"""
 
 
 class Witness(ScriptedEngine):
@@ -93,7 +104,8 @@ def test_each_claim_is_asked_of_the_media_alone_and_what_is_denied_is_removed(fl
     record = caption_record(finished(fleet))
     assert record["caption"] == REWRITTEN
     assert record["claims"] == {"kept": 1, "unsure": 1, "dropped": 1}
-    assert record["claim_support"] == round(1 / 3, 4)
+    # The one that was denied is in the caption no more.
+    assert record["claim_support"] == 0.5
     (listed,) = [result for result in finished(fleet).results if result.agent == VERIFIER]
     assert listed.data == {
         "draft": CAPTION,
@@ -154,6 +166,25 @@ def test_sentences_that_are_denied_are_cut_without_a_further_call(fleet: Fleet, 
     record = caption_record(finished(fleet))
     assert record["caption"] == "A red van stands left of a lamp."
     assert record["claims"] == {"kept": 1, "unsure": 0, "dropped": 1}
+
+
+def test_a_caption_of_json_is_rewritten_as_json(fleet: Fleet, tmp_path: Path) -> None:
+    (tmp_path / "natural.yaml").write_text(TAGGER)
+    draft, rewritten = {"scene": 'A van, "Bakery"', "lamp": "lit"}, {"scene": "A van", "lamp": "none"}
+
+    class Tagger(Witness):
+        def _say(self, request: Request) -> str:
+            if "lamp" not in (request.schema or {}).get("properties", {}):
+                return super()._say(request)
+            is_rewrite = "did not find these" in request.instruction
+            return json.dumps(rewritten if is_rewrite else draft)
+
+    run(fleet, Tagger(), load_workflow(Workflow.VERIFIED, tmp_path))
+
+    record = caption_record(finished(fleet))
+    assert record["caption"] == rewritten
+    assert record["claims"] == {"kept": 1, "unsure": 1, "dropped": 1}
+    assert json.loads(record["conversations"][-1]["value"]) == rewritten
 
 
 def test_the_caption_of_the_fast_workflow_is_not_taken_for_its_claims(fleet: Fleet, tmp_path: Path) -> None:
@@ -239,3 +270,11 @@ def test_another_question_makes_captions_and_their_claims_stale(fleet: Fleet) ->
     with fleet.engine.connect() as connection:
         left = connection.execute(text("SELECT DISTINCT stage FROM results")).scalars()
         assert set(left) == {"perceive", "reason"}
+
+
+def test_captions_are_stale_once_they_are_to_be_verified(fleet: Fleet) -> None:
+    run(fleet, Witness(), load_workflow(Workflow.STANDARD))
+
+    stale = Refresh(fleet.engine, fleet.run_id, VERIFIED, Settings(engine="scripted:build")).stale()
+
+    assert {each.answers.stage for each in stale} == {Stage.SUMMARIZE, Stage.SCORE}

@@ -15,7 +15,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "size-a-fleet.m
 BILLION = "Qwen/Qwen2.5-VL-{}-Instruct"
 
 
-def estimated(model: str, gpus: str, **changes: object) -> capacity.Estimate:
+def estimated(model: str, gpus: str, **changes: object) -> capacity.MemoryEstimate:
     size = capacity.size_of(model, {})
     assert size is not None
     return capacity.estimate(Settings.model_validate(changes), size, {}, capacity.gpus_of(gpus))

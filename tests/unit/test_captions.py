@@ -103,6 +103,16 @@ def test_an_answer_by_a_schema_is_an_object_and_its_turn_the_json() -> None:
     assert record["conversations"][-1] == {"from": "gpt", "value": '{"kind": "cat"}'}
 
 
+@pytest.mark.parametrize("text", ["Bakery", '{"sign": "open"}', "[" * 5000, ""])
+def test_a_report_of_what_a_tool_has_found_is_its_text(text: str) -> None:
+    read = result(Stage.PERCEIVE, "recognized_text", text, {"pictures": [{"rows": []}]})
+    tagged = result(Stage.PERCEIVE, "tagger", '{"kind": "cat"}', {"kind": "cat"})
+
+    reports = caption_record(sample(results=(read, tagged)))["reports"]
+
+    assert reports == ({"recognized_text": text} if text else {}) | {"tagger": {"kind": "cat"}}
+
+
 def test_the_model_is_the_one_that_wrote_the_caption_else_the_last_one_that_answered() -> None:
     judged = (RESULTS[3], replace(RESULTS[4], model="judge"))
 

@@ -518,3 +518,21 @@ def test_an_answer_by_a_schema_is_asked_for_as_json_and_kept_as_an_object(root: 
     assert (result.text, result.data) == ('{"kind": "jug", "handles": 1}', {"kind": "jug", "handles": 1})
     assert result.guard is not None
     assert list(result.guard["attempts"][0]["faults"]) == ["invalid_json"]
+
+
+def test_what_a_caption_of_json_says_is_compared_with_the_text_and_not_its_signs(root: Path) -> None:
+    (root / "document.yaml").write_text(
+        "{name: Page, description: pages, agents: {recognized_text: , tagger: {stage: summarize, "
+        "prompt: Tag it., answer: json, schema: {type: object, properties: {sign: {type: string}}}}}}"
+    )
+    line = {"text": "Bakery", "confidence": 1.0}
+    read = replace(
+        a_result(Stage.PERCEIVE, "recognized_text", "Bakery"), data={"pictures": [{"rows": [[line]]}]}
+    )
+    conversation = talk(root, Stage.SUMMARIZE, "Page", results=(read,), catalogue=load_catalogue(root))
+    (call,) = conversation.calls()
+
+    conversation.take(call.agent, completion(json.dumps({"sign": "It reads “Bakery”"})))
+
+    checks = conversation.outcome().results[0].checks or {}
+    assert (checks["quotes"], checks["unsupported"], checks["covered_words"]) == (1, 0, 1)

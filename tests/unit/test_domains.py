@@ -9,7 +9,7 @@ import pytest
 from capflow_tasks.domains.catalogue import Catalogue, Domain, load_catalogue, load_workflow
 from capflow_tasks.domains.yaml_file import Keys, read_yaml
 from capflow_tasks.errors import UserError, WorkflowError
-from capflow_tasks.records import Modality, Stage
+from capflow_tasks.records import Modality, Stage, Workflow
 
 #: Domain: aliases, and its agents that perceive, reason, summarize and score.
 TABLE = {
@@ -207,6 +207,12 @@ def test_a_changed_prompt_changes_the_digests_of_all_that_follow_from_it_and_of_
     }
 
 
+def test_a_verified_caption_has_another_digest_and_so_have_its_grades(packaged: Catalogue) -> None:
+    found = changed(packaged, load_workflow(Workflow.VERIFIED))
+
+    assert {agent for domain, agent in found if domain == "Natural"} == {"general_summary", "judge"}
+
+
 def test_a_users_defaults_are_merged_over_ours_key_by_key(packaged: Catalogue, tmp_path: Path) -> None:
     (tmp_path / "_defaults.yaml").write_text("agents: {judge: {sampling: {temperature: 0.5}}}\n")
     catalogue = load_catalogue(tmp_path)
@@ -231,6 +237,13 @@ def test_an_agents_language_goes_before_its_domains_and_that_before_the_setting(
 
 def test_a_language_that_has_no_name_here_is_refused(tmp_path: Path) -> None:
     assert "language" in refusal(tmp_path, "language: klingon\n", "_defaults.yaml")
+
+
+def test_no_agent_has_the_name_of_the_list_of_claims(tmp_path: Path) -> None:
+    faults = refusal(
+        tmp_path, MINIMAL.replace("  general", "  verifier: {stage: reason, prompt: Look.}\n  general")
+    )
+    assert "agents.verifier: the name is that of the list" in faults
 
 
 @pytest.mark.parametrize("agent", ["general_summary", "judge"])

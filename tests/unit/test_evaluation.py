@@ -21,6 +21,7 @@ from capflow_tasks.store.states import Claim, PendingSample
 from producer.evaluation import questions
 from producer.evaluation.arms import Arm, ArmSamples, parse_arm, parse_arms, with_model
 from producer.evaluation.comparison import Comparison
+from producer.evaluation.exam import Asked, domain_for
 from producer.evaluation.measures import Bootstrap
 from producer.evaluation.page import write_page
 from producer.evaluation.questions import CANNOT_TELL, Answered, Media, Question
@@ -207,6 +208,16 @@ def test_an_arm_is_a_workflow_a_model_both_or_a_run(tmp_path: Path) -> None:
         parse_arms(["fast", "fast=standard"])
 
 
+def test_an_arm_with_another_prompt_or_model_is_another_run(tmp_path: Path) -> None:
+    arm = Arm("mine", str(tmp_path))
+    name = arm.run_name(tmp_path, Settings(model="a"))
+
+    assert arm.run_name(tmp_path, Settings(model="a")) == name
+    assert arm.run_name(tmp_path, Settings(model="b")) != name
+    (tmp_path / "_defaults.yaml").write_text("agents: {judge: {sampling: {temperature: 0.5}}}\n")
+    assert arm.run_name(tmp_path, Settings(model="a")) != name
+
+
 def test_a_fleet_cannot_be_given_another_model(tmp_path: Path) -> None:
     settings = Settings(model="a", broker_url="redis://x")
 
@@ -278,6 +289,28 @@ def test_what_questions_come_to_is_said_first_and_by_domain() -> None:
     assert compared.estimates["one"]["question_accuracy"].value == 2 / 3
     assert compared.by_domain()["Natural"]["two"]["question_accuracy"] == 1 / 3
     assert "no more than chance may give" in str(compared.headlines[0])
+
+
+def test_a_caption_that_is_an_object_is_measured_and_shown_as_json(tmp_path: Path) -> None:
+    sample = finished(3)
+    checks = {"kept": 1, "unsure": 1, "dropped": 0}
+    caption = replace(sample.results[0], text='{"colour":"red"}', data={"colour": "red"}, checks=checks)
+    compared = compare([replace(sample, results=(caption, sample.results[1]))] * 2, [sample] * 2)
+
+    page = write_page(compared, tmp_path / "page", 1).read_text()
+
+    assert "{&#34;colour&#34;: &#34;red&#34;}" in page
+    assert compared.estimates["one"]["claim_support"].value == 0.5
+
+
+def test_questions_about_a_domain_that_only_an_arm_has_are_answered_in_one_of_its_modality() -> None:
+    def answering(domain: str, entry: JsonObject) -> str:
+        sample = Drawn(KEY, a_shard(1), entry)
+        return domain_for(EXAM_CATALOGUE, Asked(answered("red").question, sample, "A red ball.", domain))
+
+    assert answering("Natural", {"image": "0.png"}) == "Natural"
+    for entry, modality in (({"image": "0.png"}, Modality.IMAGE), ({"video": "0.mp4"}, Modality.VIDEO)):
+        assert EXAM_CATALOGUE.resolve(answering("Paintings", entry)).modality is modality
 
 
 def test_arms_without_a_common_sample_are_refused() -> None:

@@ -190,6 +190,7 @@ def test_a_parquet_file_has_a_typed_row_per_sample(tmp_path: Path, media: Path) 
         "quote_support": None,
         "text_coverage": None,
         "claim_support": None,
+        "claims": None,
         "unsupported_quotes": [],
         "guard": [],
         "entry": json.dumps(entry, ensure_ascii=False),
@@ -360,6 +361,24 @@ def test_all_samples_of_a_tar_have_the_same_suffixes_and_fields_of_the_same_type
         tuple((key, type(value)) for key, value in values[0].items())
     }
     assert json.loads(values[0]["scores"]) == {"wit": 2, "factual_accuracy": 3}
+
+
+def test_parquet_and_tars_have_what_was_checked_of_a_caption(tmp_path: Path, media: Path) -> None:
+    claims = {"kept": 3, "unsure": 1, "dropped": 0}
+    text = {"quotes": 2, "unsupported": 1, "unsupported_quotes": ["Bar"], "words": 0, "covered_words": 0}
+    caption = replace(a_result(Stage.SUMMARIZE, text='"Foo", "Bar"'), checks=text | claims)
+    read = reader({"image": "a.JPG"}, said=(caption,))
+
+    (found,) = tabulate(tmp_path / "a.parquet", read, row(media))
+    ((sample,),) = [unpacked(path).values() for path in pack(media, read)]
+    packed = json.loads(sample["json"])
+
+    shares = {"quote_support": 0.5, "text_coverage": None, "claim_support": 0.75}
+    assert {name: found[name] for name in shares} == shares
+    assert (found["claims"], found["unsupported_quotes"]) == (claims, ["Bar"])
+    assert {name: packed[name] for name in shares} == shares | {"text_coverage": -1.0}
+    assert json.loads(packed["claims"]) == claims
+    assert json.loads(packed["unsupported_quotes"]) == ["Bar"]
 
 
 def test_media_can_be_embedded_and_columns_chosen(tmp_path: Path, media: Path) -> None:

@@ -70,6 +70,13 @@ def test_what_is_copied_from_the_picture_is_left_as_it_is(text: str) -> None:
     assert checked(text, agent=AGENTS["ocr"]) == Checked(text)
 
 
+@pytest.mark.parametrize(
+    "text", ["A sign: “{}”", "看板：『{}』", "A terminal shows:\n```\n{}\n```\nand a prompt."]
+)
+def test_a_refusal_that_a_caption_quotes_is_none(text: str) -> None:
+    assert not checked(text.format("I'm sorry, I can't help with that.")).faults
+
+
 def test_letters_and_scores_are_not_checked_as_text() -> None:
     assert checked("A", agent=CATALOGUE.router) == Checked("A")
 

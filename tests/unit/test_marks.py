@@ -1,6 +1,7 @@
 """Marks that a report's page has exported, and what becomes of marked captions."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,12 @@ import pytest
 
 from capflow_tasks.domains.catalogue import load_catalogue
 from capflow_tasks.errors import UserError
+from capflow_tasks.records import FinishedSample, Stage
 from producer.filtering import CaptionFilter
 from producer.reading.caption_files import Criteria, Minimums, Rubrics
-from producer.reading.marks import Mark, Marks, mark_key
+from producer.reading.marks import Mark, Marks, key_of_sample, mark_key
+from producer.writing.captions import caption_record
+from tests.stores import a_result
 
 
 def write_marks(path: Path, **marks: str) -> Path:
@@ -31,6 +35,20 @@ def test_a_mark_is_about_one_caption_of_some_media(tmp_path: Path) -> None:
     assert marks.of(["lamp.png"], "a lamp, written again") is None
     assert marks.of(["table.png"], "lamp") is None
     assert [each.place for each in marks.marked(Mark.BAD).values()] == [("set", 1)]
+
+
+def test_a_mark_of_a_caption_of_json_is_found_in_its_caption_file(tmp_path: Path) -> None:
+    said = {"kind": "lamp", "colours": ["red"]}
+    caption = replace(
+        a_result(Stage.SUMMARIZE, "tagger", '{ "colours": ["red"], "kind": "lamp" }'), data=said
+    )
+    sample = FinishedSample(0, {"image": "lamp.png"}, "Natural", 1.0, (caption,), None, 0)
+
+    marked = {"key": key_of_sample(sample), "sample": "set[0]", "mark": "good"}
+    (tmp_path / "marks.json").write_text(json.dumps({"capflow_marks": 1, "marks": [marked]}))
+
+    criteria = Criteria(Rubrics(load_catalogue()), None, marks=Marks(tmp_path / "marks.json"))
+    assert criteria.is_marked_good(json.loads(json.dumps(caption_record(sample))))
 
 
 @pytest.mark.parametrize(

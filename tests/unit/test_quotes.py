@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from capflow_tasks.captioning.quotes import quote_support, quoted_in, text_checks, text_coverage
+from capflow_tasks.captioning.quotes import (
+    claim_support,
+    quote_support,
+    quoted_in,
+    text_checks,
+    text_coverage,
+)
 from capflow_tasks.records import JsonObject
 
 SURE = 0.9
@@ -63,6 +69,10 @@ def test_what_is_quoted_twice_counts_once_and_signs_alone_do_not_count() -> None
     assert quoted_in('"A b" and "A b" and "->" and `c`\n```\nd = 1\n\n```') == ["d = 1", "A b", "c"]
 
 
+def test_a_passage_between_two_quotes_is_none_though_one_is_empty() -> None:
+    assert quoted_in('An empty "" and a full "A b".') == ["A b"]
+
+
 def test_words_count_as_covered_as_often_as_a_text_has_them() -> None:
     rows = [["red fish blue fish"], ["one Hamburg 1234"]]
     # red, fish once, blue and Hamburg, which is misread; neither the other fish, one nor 1234
@@ -82,6 +92,13 @@ def test_words_read_with_doubt_support_quotes_but_need_not_be_covered() -> None:
 def test_without_quotes_and_without_checks_there_is_no_share() -> None:
     assert quote_support(text_checks("A page.", [], read(PAGE), SURE)) is None
     assert (quote_support(None), text_coverage(None)) == (None, None)
+
+
+def test_claims_that_a_rewrite_has_removed_are_none_of_the_caption() -> None:
+    counts = {"kept": 3, "unsure": 1, "dropped": 4}
+    assert claim_support({**counts, "is_rewritten": True}) == 3 / 4
+    assert claim_support({**counts, "is_rewritten": False}) == 3 / 8
+    assert claim_support({"kept": 0, "unsure": 0, "dropped": 2, "is_rewritten": True}) is None
 
 
 def test_scripts_without_blanks_are_covered_character_by_character() -> None:

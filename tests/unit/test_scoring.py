@@ -161,13 +161,16 @@ def test_a_judge_that_asks_for_reports_gets_them(tmp_path: Path) -> None:
     (tmp_path / "pottery.yaml").write_text(domain)
     catalogue = load_catalogue(tmp_path)
     record = a_record(
-        task="Pottery", reports={"natural": "a pot", "visual_guideline": "style", "natural@x": 3}
+        task="Pottery", reports={"natural": {"kind": "a pot"}, "visual_guideline": "style", "natural@x": 3}
     )
 
     sample = sampled(record, catalogue=catalogue)
 
     said = [(result.stage, result.agent, result.text) for result in sample.results]
-    assert said == [("summarize", "general_summary", "Käfer 0."), ("perceive", "natural", "a pot")]
+    assert said == [
+        ("summarize", "general_summary", "Käfer 0."),
+        ("perceive", "natural", '{"kind": "a pot"}'),
+    ]
     judge = catalogue.resolve("Pottery").agents_of(Stage.SCORE)[-1]
     heard = {result.agent: result.text for result in sample.results}
     assert "a pot" in instruction_for(judge, catalogue.resolve("Pottery"), heard)

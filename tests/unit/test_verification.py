@@ -20,6 +20,8 @@ def the_verifier() -> Verifier:
     return verifier
 
 
+SCHEMA = "{type: object, properties: {scene: {type: string}}}"
+OBJECT = f"agents: {{general_summary: {{answer: json, schema: {SCHEMA}}}}}"
 BY_SENTENCE = replace(the_verifier(), claims=SENTENCES)
 
 
@@ -46,6 +48,13 @@ def test_sentences_and_their_parts_are_claims_and_those_denied_are_cut() -> None
         32,
         4,
     )
+
+
+def test_sentences_without_blanks_between_them_are_claims_by_themselves() -> None:
+    caption = "招牌写着「面包店。」一辆红色货车；灯亮着。那里有一只狗！"
+    verification = answered(Verification(BY_SENTENCE, caption), [0.9, 0.9, 0.1, 0.1])
+    assert verification.questions() == []
+    assert verification.rewritten == "招牌写着「面包店。」一辆红色货车。"
 
 
 def test_a_sentence_that_quotes_what_nobody_read_is_cut() -> None:
@@ -101,6 +110,7 @@ def test_text_cannot_close_the_tags_it_stands_in() -> None:
         ("{drop_below: 0.9}", "verify.drop_below: 0.9 is above keep_from"),
         ("{keep_from: 2}", "verify.keep_from"),
         ("{keep: 1}", "unknown key 'keep'"),
+        (f"{{claims: sentences}}\n{OBJECT}", "general_summary: answer: json has no sentences to cut"),
     ],
 )
 def test_keys_that_make_no_sense_are_refused(tmp_path: Path, keys: str, fault: str) -> None:

@@ -1,6 +1,7 @@
 """What is asked to verify a caption claim by claim, and which answers keep a claim."""
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from hashlib import sha256
@@ -11,8 +12,10 @@ from pydantic import Field
 
 from capflow_tasks.domains.yaml_file import Keys, Text, placeholder_faults, read_yaml
 from capflow_tasks.errors import WorkflowError
-from capflow_tasks.records import JsonObject
+from capflow_tasks.records import JsonObject, Stage
 
+#: The agent whose answer is the list of claims with what became of them.
+VERIFIER = "verifier"
 #: In place of a prompt: each sentence of a caption is a claim.
 SENTENCES = "sentences"
 
@@ -66,6 +69,20 @@ def read_verifier(own: JsonObject, is_wanted: bool) -> tuple[Verifier | None, li
     if keys["drop_below"] > keys["keep_from"]:
         faults.append(f"verify.drop_below: {keys['drop_below']:g} is above keep_from; change one of them")
     return Verifier(**keys) if own.get("enabled", is_wanted) else None, faults
+
+
+def cutting_faults(own: JsonObject, domains: Sequence[JsonObject]) -> Iterator[str]:
+    """Find domains whose captions have no sentences, where the user's keys have denied sentences cut."""
+    if own.get("claims", "").strip() != SENTENCES:
+        return
+    for keys in domains:
+        writers = [pair for pair in keys["merged"].items() if pair[1].get("stage") == Stage.SUMMARIZE]
+        for name, merged in writers[-1:]:
+            if merged.get("answer") == "json":
+                yield (
+                    f"{keys['file']}: agents.{name}: answer: json has no sentences to cut; "
+                    "write a prompt for verify.claims in _defaults.yaml, or remove that key"
+                )
 
 
 @cache

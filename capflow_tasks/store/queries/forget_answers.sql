@@ -27,7 +27,15 @@ WITH stale AS (
     DELETE FROM results
     USING gone
     WHERE results.sample_id = gone.sample_id AND results.stage = gone.stage AND results.agent = gone.agent
-    RETURNING results.sample_id, results.stage
+    RETURNING results.*
+), spent AS (
+    -- What they cost stays; text that a tool has read took no tokens.
+    INSERT INTO refused_answers (sample_id, candidate, stage, agent, outcome, model, worker, prompt_tokens,
+                                 cached_tokens, completion_tokens, seconds, created_at)
+    SELECT sample_id, candidate, stage, agent, 'forgotten', model, worker, prompt_tokens, cached_tokens,
+           completion_tokens, seconds, created_at
+    FROM forgotten
+    WHERE prompt_tokens + completion_tokens > 0
 ), opened AS (
     SELECT sample_id, bool_or(stage = 'route') AS is_routed_again
     FROM forgotten

@@ -7,7 +7,15 @@ WITH chosen AS (
     WHERE samples.id = ANY (CAST(:sample_ids AS bigint[])) AND samples.state IN ('done', 'pending')
     FOR UPDATE OF batches, samples
 ), gone AS (
-    DELETE FROM results USING chosen WHERE results.sample_id = chosen.id RETURNING results.sample_id, results.stage
+    DELETE FROM results USING chosen WHERE results.sample_id = chosen.id RETURNING results.*
+), spent AS (
+    -- What they cost stays; text that a tool has read took no tokens.
+    INSERT INTO refused_answers (sample_id, candidate, stage, agent, outcome, model, worker, prompt_tokens,
+                                 cached_tokens, completion_tokens, seconds, created_at)
+    SELECT sample_id, candidate, stage, agent, 'forgotten', model, worker, prompt_tokens, cached_tokens,
+           completion_tokens, seconds, created_at
+    FROM gone
+    WHERE prompt_tokens + completion_tokens > 0
 ), forgotten AS (
     SELECT sample_id, array_agg(DISTINCT stage) AS stages FROM gone GROUP BY sample_id
 )

@@ -4,6 +4,7 @@ WITH answered AS (
     SELECT sample_id, candidate, prompt_tokens, cached_tokens, completion_tokens FROM results
     UNION ALL
     SELECT sample_id, candidate, prompt_tokens, cached_tokens, completion_tokens FROM refused_answers
+    WHERE outcome <> 'forgotten'
 )
 SELECT answered.candidate,
        count(DISTINCT answered.sample_id) AS samples,

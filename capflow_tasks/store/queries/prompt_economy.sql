@@ -3,7 +3,8 @@
 -- No table holds the length of the prefix (system line and media) that the calls of a sample share. The
 -- estimate is the most tokens that any call of the sample with that model found cached: at most one block of
 -- the cache (16 tokens) too few, and 0 where the cache is off. The least possible is this prefix once, and
--- the rest of each call. An agent without media is counted as if it had them.
+-- the rest of each call. An agent without media is counted as if it had them. Answers that stand for many calls
+-- (claims that are verified) or for none (text that a tool has read) are left out.
 WITH calls AS (
     SELECT results.sample_id, results.prompt_tokens, results.cached_tokens,
            max(results.cached_tokens) OVER same_prefix AS shared,
@@ -16,7 +17,7 @@ WITH calls AS (
         WHERE shard_id IN (SELECT id FROM shards WHERE run_id = :run_id) AND state = 'done'
         ORDER BY finished_at DESC
         LIMIT :batches
-    )
+    ) AND results.agent <> 'verifier' AND results.model <> :text_reader
     WINDOW same_prefix AS (PARTITION BY results.sample_id, results.model)
 )
 SELECT count(DISTINCT sample_id) AS samples,

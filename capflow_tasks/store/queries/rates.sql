@@ -10,6 +10,7 @@ WITH latest AS (
     FROM results
     JOIN samples ON samples.id = results.sample_id
     WHERE samples.batch_id IN (SELECT id FROM latest) AND samples.state = 'done'
+      AND results.model <> :text_reader  -- it takes no tokens, and no GPU
 ), worked AS (
     SELECT model, worker, sum(extract(epoch FROM upper(span) - lower(span)))::float8 AS worked_seconds
     FROM (SELECT model, worker, unnest(range_agg(span)) AS span FROM answered GROUP BY model, worker) AS spans

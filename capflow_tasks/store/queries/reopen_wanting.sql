@@ -21,7 +21,7 @@ WITH wanting AS (
     CROSS JOIN LATERAL (
         SELECT coalesce(sum(prompt_tokens + completion_tokens), 0) AS tokens
         FROM refused_answers
-        WHERE sample_id = samples.id
+        WHERE sample_id = samples.id AND outcome <> 'forgotten'
     ) AS refused
     WHERE shards.run_id = :run_id
       AND judgement.overall < :min_overall

@@ -1,7 +1,7 @@
 -- What was read in pictures, and how far the chosen captions agree with it. Reads all results of the run.
-SELECT count(*) FILTER (WHERE results.model = 'rapidocr' AND results.data -> 'error' IS NULL) AS read,
-       count(*) FILTER (WHERE results.data -> 'error' IS NOT NULL AND results.model = 'rapidocr') AS unread,
-       coalesce(sum(results.seconds) FILTER (WHERE results.model = 'rapidocr'), 0)::float8 AS seconds,
+SELECT count(*) FILTER (WHERE results.model = :text_reader AND results.data -> 'error' IS NULL) AS read,
+       count(*) FILTER (WHERE results.data -> 'error' IS NOT NULL AND results.model = :text_reader) AS unread,
+       coalesce(sum(results.seconds) FILTER (WHERE results.model = :text_reader), 0)::float8 AS seconds,
        coalesce(sum((results.checks ->> 'quotes')::bigint), 0)::bigint AS quotes,
        coalesce(sum((results.checks ->> 'unsupported')::bigint), 0)::bigint AS unsupported,
        coalesce(sum((results.checks ->> 'words')::bigint), 0)::bigint AS words,

@@ -1,10 +1,10 @@
 -- Answers, tokens and time by stage, model and worker. Reads all results of the run.
--- The tokens and the time of refused answers count, too; those of samples that did not fail stand in their results.
+-- The tokens and the time of refused and forgotten answers count, too; those of samples that did not fail stand in their results.
 WITH answered AS (
     SELECT sample_id, stage, model, worker, prompt_tokens, cached_tokens, completion_tokens, seconds, created_at,
            true AS is_kept
     FROM results
-    WHERE model <> 'rapidocr'  -- it takes no tokens, and no GPU
+    WHERE model <> :text_reader  -- it takes no tokens, and no GPU
     UNION ALL
     SELECT sample_id, stage, model, worker, prompt_tokens, cached_tokens, completion_tokens, seconds, created_at,
            false
