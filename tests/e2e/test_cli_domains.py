@@ -60,7 +60,7 @@ def test_a_domain_is_shown_with_what_each_agent_sees(cli: Cli) -> None:
 
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.startswith("Structure & Math (also Chart & Math, Structure): ")
-    seen = "sees the media, visual_guideline, structure, infographic\n"
+    seen = "sees the media, visual_guideline, structure, infographic, recognized_text\n"
     assert f"reason     general_reasoning    {seen}" in answer.stdout
     assert "$reports" in answer.stdout
 
@@ -131,6 +131,7 @@ def test_every_fault_of_every_file_is_told(cli: Cli, own_domains: Path) -> None:
     faults = [line.partition(f"{own_domains}/")[2] for line in answer.stderr.splitlines()]
     assert [fault.split(": ")[:2] for fault in faults] == [
         ["glass.yaml", "top level"],
+        ["glass.yaml", "description"],
         ["stone.yaml", "line 1"],
         ["wood.yaml", "name or aliases"],
         ["wood.yaml", "agents.carver"],
@@ -142,7 +143,7 @@ def test_every_fault_of_every_file_is_told(cli: Cli, own_domains: Path) -> None:
     as_json = cli.run("capflow-domains", "check", own_domains, "--json")
 
     assert as_json.returncode == 2
-    assert len(json.loads(as_json.stdout)["problems"]) == 7
+    assert len(json.loads(as_json.stdout)["problems"]) == 8
 
 
 TAGS = """
