@@ -46,6 +46,7 @@ from producer.watch import Watch
 from producer.workers import EmbeddedWorkers
 from producer.writing.captions import export, file_names
 from producer.writing.ownership import OwnFiles
+from producer.writing.whole import check_writable
 
 log = logging.getLogger(__name__)
 
@@ -260,7 +261,7 @@ class OpenRun:
                 if not in_flight:
                     return True
             stopping.wait(_POLL_SECONDS)
-        if stopping.is_set() and self.has_own_workers:
+        if stopping.is_set() and self.has_own_workers and self.views.running(self.id):
             running, seconds = self.views.running(self.id), fleet.settings.drain_seconds
             batches = "1 batch" if running == 1 else f"{running} batches"
             log.info("finishing the running stage of %s, for up to %g s", batches, seconds)
@@ -343,8 +344,9 @@ class CaptionRun:
         domains = [self._catalogue.resolve(domain).name for domain in domains]
         with services.reach_fleet(self._settings) as fleet:
             files = file_names(self.plan.shards)
-            # Before anything of the run changes: no file in the folder is another's.
+            # Before anything of the run changes: no file in the folder is another's, and it can be written.
             self._own_files(fleet.engine).check(files)
+            check_writable(self._order.output)
             run = OpenRun(fleet, self._order, self.plan.shards)
             own = self._own_files(fleet.engine)
             own.claim(files)
@@ -362,7 +364,7 @@ class CaptionRun:
             elif stale.is_needed():
                 log.warning(
                     "some answers of this run were given to other prompts or by another model, and are kept; "
-                    "`capflow caption --refresh` shows them"
+                    "the same command with --refresh shows them"
                 )
             # After what opens finished batches only.
             run.allow_candidates()

@@ -154,7 +154,7 @@ class Broker:
     def drop_queues_of(self, nodes: Collection[str]) -> None:
         """Remove the personal queues of dead workers; their batches are sent again to others."""
         for node in nodes:
-            log.warning("worker %s is gone; removing its queue", node)
+            log.info("worker %s is gone; removing its queue", node)
             with self._app.connection_for_write() as connection:
                 worker_direct(node)(connection.default_channel).purge()
 
@@ -208,10 +208,13 @@ def reach_fleet(settings: Settings) -> Iterator[Fleet]:
     """Reach database and broker, and upgrade the schema. Raises ServiceError when one cannot be reached."""
     with services(settings) as found:
         engine = connect(found.database_url)
-        upgrade(engine)
-        broker = Broker(application.make_app(settings, found.broker_url))
-        broker.check()
-        yield Fleet(settings, found, engine, broker)
+        try:
+            upgrade(engine)
+            broker = Broker(application.make_app(settings, found.broker_url))
+            broker.check()
+            yield Fleet(settings, found, engine, broker)
+        finally:
+            engine.dispose()
 
 
 @contextmanager

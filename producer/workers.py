@@ -134,7 +134,7 @@ class EmbeddedWorkers:
         """Say what a run waits for that has so many live workers and runs nothing."""
         settings = self._settings
         if self._workers:
-            loads = [queue for queue in settings.queues if settings.engine_of(queue) != "openai"]
+            loads = [queue for queue in settings.queues if settings.engine_of(queue) == "vllm"]
             models = ", ".join(dict.fromkeys(map(settings.model_of, loads)))
             return (
                 f"{f'loading {models}' if models else 'starting a worker'} (log {self._workers[0].log_path})"

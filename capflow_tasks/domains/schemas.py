@@ -1,6 +1,7 @@
 """JSON schemas of answers: what may stand in a domain file, and whether an answer follows one."""
 
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from jsonschema import Draft202012Validator
@@ -8,6 +9,11 @@ from jsonschema.exceptions import best_match
 
 from capflow_tasks.records import JsonObject, Stage
 
+#: What may stand in a schema: what validates, and what describes.
+_KEYWORDS = sorted(
+    {*Draft202012Validator.VALIDATORS, "$schema", "$id", "$defs", "$comment", "title", "description"}
+    | {"default", "examples", "minContains", "maxContains", "then", "else"}
+)
 #: Keywords whose value is a schema, a list of schemas, or schemas by name.
 _ONE, _SEVERAL, _NAMED = ("items",), ("anyOf", "oneOf", "prefixItems"), ("properties", "$defs")
 
@@ -46,15 +52,35 @@ def answer_faults(stage: Stage, keys: JsonObject) -> Iterator[str]:
 def _schema_faults(schema: Mapping[str, Any]) -> Iterator[str]:
     """Find what is wrong with a schema for a whole answer; each fault begins with its place."""
     meta = Draft202012Validator(Draft202012Validator.META_SCHEMA)
-    if (fault := best_match(meta.iter_errors(schema))) is not None:
-        place = ".".join(map(str, ("schema", *fault.absolute_path)))
-        yield f"{place}: {fault.message}; see https://json-schema.org/understanding-json-schema"
+    if faults := sorted(meta.iter_errors(schema), key=lambda fault: list(map(str, fault.absolute_path))):
+        for fault in faults:
+            place = ".".join(map(str, ("schema", *fault.absolute_path)))
+            yield f"{place}: {fault.message}; see https://json-schema.org/understanding-json-schema"
         return
+    yield from _unknown_keywords(schema, "schema")
     if schema.get("type") != "object" or not schema.get("properties"):
         yield "schema: an answer is an object with named parts; add type: object, and properties"
     for place, name in _references(schema, "schema"):
         if name.removeprefix("#/$defs/") not in schema.get("$defs", {}):
             yield f"{place}: {name!r} is not in this schema; name a part of its $defs, as in '#/$defs/part'"
+
+
+def _unknown_keywords(schema: Mapping[str, Any], place: str) -> Iterator[str]:
+    """Find misspelt limits, which a validator passes over."""
+    for key, value in schema.items():
+        if key not in _KEYWORDS:
+            close = get_close_matches(key, _KEYWORDS, n=1)
+            meant = f"did you mean {close[0]}?" if close else "remove it"
+            yield f"{place}.{key}: is no keyword of JSON Schema; {meant}"
+        inner = {key: value}
+        if key in _NAMED:
+            inner = {f"{key}.{name}": each for name, each in value.items()}
+        elif key in _SEVERAL:
+            inner = {f"{key}.{number}": each for number, each in enumerate(value)}
+        elif key not in _ONE:
+            continue
+        for name, each in inner.items():
+            yield from _unknown_keywords(each, f"{place}.{name}") if isinstance(each, Mapping) else ()
 
 
 def _references(part: Any, place: str) -> Iterator[tuple[str, str]]:

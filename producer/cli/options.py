@@ -227,6 +227,13 @@ class Group(Explained, click.Group):
             context.fail(f"there is no command {name!r}; {nearest(name, known)}")
         return super().resolve_command(context, arguments)
 
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except KeyboardInterrupt:
+            # While the subcommand's modules are imported.
+            context.exit(EXIT_INTERRUPTED)
+
 
 def print_json(value: Any) -> None:
     click.echo(json.dumps(value, ensure_ascii=False))

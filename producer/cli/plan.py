@@ -115,12 +115,15 @@ def plan(
 
 
 def _summary(planned: Planned, order: PlanOrder) -> str:
-    datasets = f"{planned.datasets} {'dataset' if planned.datasets == 1 else 'datasets'}"
+    from producer.console import counted
+
+    datasets = counted(planned.datasets, "dataset")
     if not planned.lines:
         return f"no plan is needed: all {planned.total} samples of {datasets} are captioned"
     done = f" ({planned.processed} of {planned.total} are captioned)" if planned.processed else ""
     costs = [rank["cost"] for rank in planned.ranks]
+    lines, samples = counted(len(planned.lines), "line"), counted(planned.remain, "sample")
     return (
-        f"{order.output}: {len(planned.lines)} lines, {planned.remain} samples of {datasets}{done}\n"
-        f"{order.ranks} ranks, each at a cost of {min(costs):g} to {max(costs):g} pictures"
+        f"{order.output}: {lines}, {samples} of {datasets}{done}\n"
+        f"{counted(order.ranks, 'rank')}, each at a cost of {min(costs):g} to {max(costs):g} pictures"
     )

@@ -1,5 +1,6 @@
 """The samples that arms are compared on: drawn from the user's by a seed, and known by their media."""
 
+import json
 import os
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
@@ -62,6 +63,20 @@ def draw(plan: Plan, count: int, seed: int, wanted: Set[Key] | None = None) -> l
     if not found:
         raise UserError("no sample to compare arms on: the source has no entry with media; name another one")
     return list(found.values())
+
+
+def draw_asked(plan: Plan, count: int, seed: int, asked: Set[Key], folder: Path) -> list[Drawn]:
+    """Draw samples that questions are about; keep those of `folder`, if they hold all of these.
+
+    So questions that come later ask for no caption again.
+    """
+    written = folder / "plan.jsonl"
+    if written.exists():
+        drawn = draw(plan, count, seed)
+        sizes = (json.loads(line)["end_idx"] for line in written.read_text().splitlines())
+        if sum(sizes) == len(drawn) and asked <= {each.key for each in drawn}:
+            return drawn
+    return draw(plan, count, seed, asked)
 
 
 def known_keys(plan: Plan) -> set[Key]:

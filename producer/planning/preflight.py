@@ -39,10 +39,11 @@ def check_datasets(datasets: Sequence[Dataset], lengths: Sequence[int]) -> list[
             count = len(media[:_OPENED])
             text = f"{where}: {len(reasons)} of {count} media that were tried cannot be opened: {reasons[0]}"
             is_hopeless = len(reasons) == count and dataset.is_counted
+            if is_hopeless and not (is_remote(media[0]) or is_remote(dataset.root)):
+                text += "; name their folder with --root"
             (problems if is_hopeless else warnings).append(text)
     if problems:
-        remedy = "; name their folder with --root"
-        raise PlanError("\n".join(problem + (remedy if "opened" in problem else "") for problem in problems))
+        raise PlanError("\n".join(problems))
     return warnings
 
 

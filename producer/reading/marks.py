@@ -95,6 +95,8 @@ def _read(path: Path) -> Iterator[MarkedCaption]:
 
 
 def _marked(each: Any) -> MarkedCaption:
+    if each["mark"] not in list(Mark):
+        raise ValueError(f'"mark" is {each["mark"]!r}, not one of {", ".join(Mark)}')
     marked = MarkedCaption(
         str(each["key"]), str(each["sample"]), Mark(each["mark"]), str(each.get("note", ""))
     )

@@ -1,5 +1,6 @@
 """Write files and folders that appear whole or not at all."""
 
+import errno
 import json
 import os
 import secrets
@@ -24,13 +25,19 @@ def _replacing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
     except OSError as error:
-        raise ServiceError(
-            f"{path}: cannot be written: {error.strerror or error}; free or repair the disk, then run again"
-        ) from error
+        is_path = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT)
+        remedy = "name another folder with --output" if is_path else "free or repair the disk, then run again"
+        raise ServiceError(f"{path}: cannot be written: {error.strerror or error}; {remedy}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise ServiceError when no file can be written to the folder, which is made where there is none."""
+    with _replacing(folder / "probe") as temporary:
+        temporary.touch()
 
 
 @contextmanager

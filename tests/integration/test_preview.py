@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Event
 
 import pytest
 from sqlalchemy import Engine
 
-from capflow_tasks.errors import UserError
+from capflow_tasks.errors import ServiceError, UserError
 from capflow_tasks.settings import Settings
+from capflow_tasks.store.statistics import Statistics
 from producer.run import CaptionRun, Order
 from tests.datasets import entries_with_pictures, write_plan
 from tests.stores import Fleet, some_entries
@@ -65,3 +67,16 @@ def test_a_file_of_others_is_refused_before_the_first_run_too(plan: Path, tmp_pa
 
     with pytest.raises(UserError, match="was not written by this run"):
         preview(plan, Settings(home=tmp_path / "home"))
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_run_is_stored(
+    plan: Path, engine: Engine, database_url: str, broker_url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "notes.txt").touch()
+    settings = Settings(database_url=database_url, broker_url=broker_url)
+    order = Order(plan, tmp_path / "notes.txt" / "out", "new", batch_size=4)
+
+    with pytest.raises(ServiceError, match="name another folder with --output"):
+        CaptionRun(order, settings).run(Event())
+
+    assert Statistics(engine).runs("new") == []

@@ -655,6 +655,8 @@ def test_a_changed_schema_changes_the_digest(tmp_path: Path) -> None:
             COLOURS.replace("{type: string}", "{$ref: 'https://example.com/colour'}"),
             "schema.properties.colours.items.$ref: 'https://example.com/colour' is not in this schema",
         ),
+        (COLOURS.replace("string", "string, maxLenght: 9"), "items.maxLenght: is no keyword of JSON Schema"),
+        (COLOURS.replace("string", "string, maxLength: -4, minLength: a"), "'a' is not of type 'integer'"),
         ("[a]", "agents.tagger.schema: Input should be a valid dictionary"),
     ],
 )

@@ -25,7 +25,7 @@ from producer.evaluation.exam import Asked, domain_for
 from producer.evaluation.measures import Bootstrap
 from producer.evaluation.page import write_page
 from producer.evaluation.questions import CANNOT_TELL, Answered, Media, Question
-from producer.evaluation.samples import Drawn, draw, known_keys, write_plan
+from producer.evaluation.samples import Drawn, draw, draw_asked, known_keys, write_plan
 from producer.reading.caption_files import Criteria, Minimums, Rubrics
 from producer.reading.plan import Plan, read_plan
 from producer.scoring import given_result
@@ -184,6 +184,18 @@ def test_a_seed_draws_the_same_samples_in_the_order_of_the_plan(tmp_path: Path) 
     again = read_plan(write_plan(first, tmp_path / "drawn"), CATALOGUE.resolve)
     assert read_lines(Path(again.shards[0].annotation)) == [each.entry for each in first]
     assert again.shards[0].task == "Natural"
+
+
+def test_samples_that_were_drawn_before_there_were_questions_about_some_stay(tmp_path: Path) -> None:
+    plan = a_plan(tmp_path, entries_with_pictures(tmp_path, 20))
+    before = draw(plan, 5, 1)
+    asked = {each.key for each in before[:2]}
+    elsewhere = {each.key for each in draw(plan, 20, 1)} - {each.key for each in before}
+
+    assert draw_asked(plan, 5, 1, asked, tmp_path / "drawn") == before[:2]
+    write_plan(before, tmp_path / "drawn")
+    assert draw_asked(plan, 5, 1, asked, tmp_path / "drawn") == before
+    assert {each.key for each in draw_asked(plan, 20, 1, elsewhere, tmp_path / "drawn")} == elsewhere
 
 
 def test_repeated_media_are_drawn_once_and_entries_without_media_never(tmp_path: Path) -> None:
