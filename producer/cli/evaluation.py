@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from capflow_tasks.errors import EXIT_OK, EXIT_SAMPLES_FAILED
 from producer.cli import options as cli
 from producer.cli.caption import batch_size_option, finish, stop_on_signals
 from producer.cli.sources import planned, source_options, sources_argument
@@ -250,7 +251,7 @@ def _show(compared: Comparison) -> None:
         console.print(text)
 
 
-@evaluate.command(cls=cli.Command, exit_codes=(0, 2, 3, 5, 130), shows_settings=True)
+@evaluate.command(cls=cli.Command, exit_codes=(0, 1, 2, 3, 5, 130), shows_settings=True)
 @sources_argument
 @source_options
 @samples_option
@@ -288,6 +289,7 @@ def questions(
       capflow eval questions plan.jsonl --samples 500 --writer /models/Qwen2.5-VL-72B-Instruct -o exam.jsonl
     """
     from capflow_tasks.settings import read_settings
+    from producer.console import counted
     from producer.evaluation.arms import with_model
     from producer.evaluation.samples import draw
     from producer.evaluation.writing import QuestionRun
@@ -315,6 +317,9 @@ def questions(
         "guessable": written.guessable,
         "questions": len(written.kept),
     }
+    if summary.kinds:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in summary.kinds.items())
+        click.echo(f"no questions about {counted(summary.tally.failed, 'sample')}: {kinds}", err=True)
     if as_json:
         cli.print_json({"path": str(output), **figures})
     else:
@@ -322,3 +327,4 @@ def questions(
             f"{output}: {figures['questions']} questions about {figures['samples']} samples; "
             f"of {figures['drafts']} written, {figures['guessable']} can be answered without a caption"
         )
+    sys.exit(EXIT_SAMPLES_FAILED if summary.kinds else EXIT_OK)

@@ -85,6 +85,7 @@ def filter(  # noqa: A001
         click.echo(f"invalid: {hidden} more; see the rejected files", err=True)
     if not as_json:
         _show(result)
+        click.echo(f"{output or folder}: kept/ and rejected/")
         return
     by_domain = {domain: _as_json(counts) for domain, counts in sorted(result.by_domain.items())}
     rejected_by = dict(result.rejected_by.most_common())
