@@ -93,7 +93,7 @@ def warn_of_foreign(tasks: Counter[str]) -> None:
     if tasks:
         named = ", ".join(f"{shown(task)} {count:,}" for task, count in tasks.most_common(5))
         log.warning(
-            "%s with a task that is no domain: routed, or with the shard's task (see --strict): %s",
+            "%s named a task that is no domain: routed, or with the shard's task (see --strict): %s",
             counted(tasks.total(), "sample"),
             named,
         )

@@ -25,7 +25,7 @@ def _replacing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
     except OSError as error:
-        is_path = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT)
+        is_path = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
         remedy = "name another folder with --output" if is_path else "free or repair the disk, then run again"
         raise ServiceError(f"{path}: cannot be written: {error.strerror or error}; {remedy}") from error
     finally:
@@ -35,8 +35,9 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise ServiceError when no file can be written to the folder, which is made where there is none."""
-    with _replacing(folder / "probe") as temporary:
+    """Raise ServiceError when no file can be written to the folder, or to where it would be made."""
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    with _replacing(there / "probe") as temporary:
         temporary.touch()
 
 

@@ -36,7 +36,18 @@ def test_what_embeds_its_services_needs_none(cli: Cli) -> None:
     assert answer.returncode == 0, answer.stdout
     lines = [line.split(maxsplit=2) for line in answer.stdout.splitlines()]
     checks = [check for _, check, _ in lines]
-    assert checks == ["versions", "vllm", "gpu", "model", "judge", "disk", "disk", "database", "broker"]
+    assert checks == [
+        "versions",
+        "vllm",
+        "ocr",
+        "gpu",
+        "model",
+        "judge",
+        "disk",
+        "disk",
+        "database",
+        "broker",
+    ]
     assert lines[-1][2] == "embedded: capflow caption starts it"
 
 

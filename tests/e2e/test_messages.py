@@ -44,7 +44,8 @@ def test_a_batch_takes_one_message_per_stage_however_many_samples_it_has(
         worker.communicate(timeout=60)
 
     assert answer.returncode == 0, answer.stderr
-    assert pushed == samples // batch_size * len(STAGES)
+    # One more asks the workers, once a run, whether they see the media.
+    assert pushed == samples // batch_size * len(STAGES) + 1
 
 
 def _assert_listens(client: redis.Redis) -> None:
