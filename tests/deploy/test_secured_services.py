@@ -41,8 +41,10 @@ def test_a_fleet_works_with_no_more_rights_than_it_is_given(
         running(cli, secured.watcher_url, "flower", "--read_only=True", f"--port={flower.port}"),
         running(cli, secured.broker_url, "worker", "-Q", "gpu", "-n", "gpu0@%h", "-l", "WARNING"),
     ):
+        # What happens before it listens, Flower never learns.
+        eventually(lambda: flower.assert_knows("gpu0@"), 60)
         answer = cli.run("capflow-produce", plan, "--output", "out", "--batch-size", 2, "--json")
-        eventually(lambda: flower.assert_shows("gpu0@", "capflow.score"))
+        eventually(lambda: flower.assert_shows("capflow.score"))
         figures = cli.run("capflow-metrics", "--once")
         health = cli.run("capflow-doctor", "--json")
 
@@ -101,8 +103,10 @@ class Flower:
 
     port: int
 
-    def assert_shows(self, worker: str, task: str) -> None:
+    def assert_knows(self, worker: str) -> None:
         assert worker in str(self._ask("/workers?json=1"))
+
+    def assert_shows(self, task: str) -> None:
         assert task in str(self._ask("/api/tasks"))
         assert self._ask("/api/queues/length")["active_queues"][0] == {"name": "gpu", "messages": 0}
 
