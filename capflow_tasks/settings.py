@@ -56,8 +56,8 @@ def _remote_places(words: str | None) -> str | None:
             ipaddress.ip_network(word)
         except ValueError:
             raise ValueError(
-                f"{word} is no place; expected such as https://cdn.example.org, s3://bucket or 10.1.0.0/16, "
-                "separated by blanks"
+                f"{word} is no address; expected one such as https://cdn.example.org, s3://bucket or "
+                "10.1.0.0/16, separated by blanks"
             ) from None
     return words
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from sqlalchemy import Engine, text
 
-from capflow_tasks.errors import RequestTimeout, SampleError
+from capflow_tasks.captioning.stages import StageRunner
+from capflow_tasks.errors import EngineDead, RequestTimeout, SampleError
 from capflow_tasks.records import Failure, JsonObject, Modality, PlanShard, Result, Stage
 from capflow_tasks.store.claims import BatchStore
 from capflow_tasks.store.runs import RunStore
@@ -138,3 +141,16 @@ class Fleet:
 
 def some_entries(count: int) -> list[JsonObject]:
     return [{"image": f"{number}.png"} for number in range(count)]
+
+
+def run_to_the_end(fleet: Fleet, runner: StageRunner) -> None:
+    """Run what is ready until nothing is, as chains and the reconciler do."""
+    for _ in range(100):
+        fleet.let_leases_run_out()
+        fleet.runs.requeue_stale(fleet.run_id)
+        if not (ready := fleet.publish()):
+            return
+        for batch in ready:
+            with suppress(EngineDead):
+                runner.run(batch.id, batch.next_stage)
+    pytest.fail("the run does not end")

@@ -1,6 +1,6 @@
 """Verifies one caption: its claims are asked of the media one by one, and those denied are removed.
 
-Whoever answers sees neither the caption nor the other claims: a checker that sees them believes them. The
+Each question is asked without the caption and the other claims: a model that sees them believes them. The
 calls share the prefix of the captioner's own call, system line and media, which is in the engine's cache.
 """
 

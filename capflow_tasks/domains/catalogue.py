@@ -76,7 +76,7 @@ class Agent:
     order_seed: int | None = None
     #: The program that answers in place of the model; empty for none.
     tool: Literal["", "ocr"] = ""
-    #: What the readers of a tool's answer are told about it.
+    #: What agents that read a tool's answer are told about it.
     note: str = ""
 
 

@@ -101,7 +101,7 @@ def compare(
     from producer.evaluation.page import write_page
     from producer.evaluation.samples import draw, draw_asked, write_plan
     from producer.reading.caption_files import Criteria, Rubrics
-    from producer.services import database, find_run, reading
+    from producer.services import database, reading
 
     if not sources or not arms:
         raise click.UsageError("name a SOURCE, and an --arm for each thing to compare")
@@ -118,11 +118,7 @@ def compare(
     keys, folder = {each.key for each in asked}, output / "samples"
     drawn = draw_asked(plan, samples, seed, keys, folder) if keys else draw(plan, samples, seed)
     own_plan = write_plan(drawn, folder)
-    if runs := [arm.run for arm in parsed if arm.run]:
-        # Before anything is paid for.
-        with database(settings) as url, reading(url) as engine:
-            for run in runs:
-                find_run(engine, run)
+    arm_module.check_runs(parsed, settings)
     with stop_on_signals() as stopping:
         for arm in parsed:
             _caption(arm, own_plan, output, settings, stopping, batch_size, as_json)

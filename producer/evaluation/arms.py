@@ -19,7 +19,7 @@ from capflow_tasks.store.views import Views
 from producer.cost import Prices, cost_of
 from producer.evaluation.samples import Drawn, Key, key_of
 from producer.run import CaptionRun, Order
-from producer.services import find_run
+from producer.services import database, find_run, reading
 from producer.summary import Summary
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
@@ -108,6 +108,14 @@ def caption(
     most = CandidatePolicy(MOST_CANDIDATES.get(arm.workflow, 1))
     order = Order(plan, output / "captions" / name, name, batch_size, workflow=arm.workflow, candidates=most)
     return CaptionRun(order, settings_of(arm, settings)).run(stopping)
+
+
+def check_runs(arms: Sequence[Arm], settings: Settings) -> None:
+    """Raise UserError for an arm whose run is not there, before anything is paid for."""
+    if names := [arm.run for arm in arms if arm.run]:
+        with database(settings) as url, reading(url) as engine:
+            for name in names:
+                find_run(engine, name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Lock
 
@@ -26,7 +26,7 @@ from capflow_tasks.store.statistics import Statistics
 from capflow_tasks.testing import ScriptedEngine, scripted_text
 from tests.conftest import Eventually
 from tests.datasets import entries_with_pictures
-from tests.stores import Fleet
+from tests.stores import Fleet, run_to_the_end
 
 pytestmark = pytest.mark.integration
 
@@ -48,19 +48,6 @@ def a_runner(
     heartbeat = Heartbeat(WorkerStore(fleet.engine), owner, lease_seconds=60)
     engines = dict.fromkeys(Stage, engine or ScriptedEngine(answer))
     return StageRunner(fleet.batches, workflow_of, engines, heartbeat, settings)
-
-
-def run_to_the_end(fleet: Fleet, runner: StageRunner) -> None:
-    """Run what is ready until nothing is, as chains and the reconciler do."""
-    for _ in range(100):
-        fleet.let_leases_run_out()
-        fleet.runs.requeue_stale(fleet.run_id)
-        if not (ready := fleet.publish()):
-            return
-        for batch in ready:
-            with suppress(EngineDead):
-                runner.run(batch.id, batch.next_stage)
-    pytest.fail("the run does not end")
 
 
 @pytest.fixture

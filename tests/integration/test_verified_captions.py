@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from capflow_tasks.testing import ScriptedEngine, scripted_text
 from producer.refresh import Refresh
 from producer.writing.captions import caption_record
 from tests.datasets import entries_with_pictures
-from tests.stores import Fleet
+from tests.stores import Fleet, run_to_the_end
 
 pytestmark = pytest.mark.integration
 
@@ -76,19 +75,10 @@ def fleet(engine: Engine, tmp_path: Path) -> Fleet:
 
 
 def run(fleet: Fleet, engine: ScriptedEngine, workflow: Catalogue = VERIFIED) -> None:
-    """Run what is ready until nothing is, as chains and the reconciler do."""
     heartbeat = Heartbeat(WorkerStore(fleet.engine), "worker", lease_seconds=60)
     settings = Settings(retry_seconds=0, lease_seconds=60, queue_seconds=60)
     runner = StageRunner(fleet.batches, lambda _: workflow, dict.fromkeys(Stage, engine), heartbeat, settings)
-    for _ in range(20):
-        fleet.let_leases_run_out()
-        fleet.runs.requeue_stale(fleet.run_id)
-        if not (ready := fleet.publish()):
-            return
-        for batch in ready:
-            with suppress(EngineDead):
-                runner.run(batch.id, batch.next_stage)
-    pytest.fail("the run does not end")
+    run_to_the_end(fleet, runner)
 
 
 def finished(fleet: Fleet) -> FinishedSample:
